@@ -1,0 +1,129 @@
+"""Squeeze-and-Excitation (Hu et al., arXiv 1709.01507)."""
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ['GATES', 'SQUEEZES', 'DoubleSigmoid', 'SqueezeExcite', 'reduced_channels', 'spatial_mean']
+
+
+class DoubleSigmoid(nn.Module):
+    """``2 * sigmoid(x)``: a gate in (0, 2) that is exactly 1 at 0, with slope 1/2."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * x.sigmoid()
+
+
+SQUEEZES = ('avg', 'max', 'none')
+GATES: dict[str, type[nn.Module]] = {
+    'sigmoid': nn.Sigmoid,
+    'tanh': nn.Tanh,
+    'relu': nn.ReLU,
+    'hard_sigmoid': nn.Hardsigmoid,
+    'double_sigmoid': DoubleSigmoid,
+}
+
+
+def spatial_mean(x: Tensor) -> Tensor:
+    """Mean over H and W, accumulated in float32 at least. Shape: (N, C, H, W) -> (N, C, 1, 1).
+
+    In float16 the sum over a large map overflows on CPU, and ``AdaptiveAvgPool2d`` gives NaN on CUDA in
+    channels_last (pytorch issue 43992); bfloat16 would keep eight bits of the sum.
+    """
+    if x.dtype == torch.float16 or x.dtype == torch.bfloat16:
+        return x.mean((2, 3), keepdim=True, dtype=torch.float32).to(x.dtype)
+    return x.mean((2, 3), keepdim=True)
+
+
+torch.fx.wrap('spatial_mean')  # a leaf under fx, where x has no dtype to look at
+
+
+def reduced_channels(channels: int, rd_ratio: float, rd_divisor: int = 1) -> int:
+    """Width of the excitation's inner layer.
+
+    ``rd_divisor=1`` is the paper's C // r. Any other divisor is timm's rule: the multiple of it that is nearest
+    to C / r, and at least one divisor.
+    """
+    width = channels * rd_ratio
+    if rd_divisor == 1:
+        return max(1, int(width + 1e-6))  # 1e-6: 3 * (1 / 3) may fall short of 1
+    return max(rd_divisor, int(width + rd_divisor / 2) // rd_divisor * rd_divisor)
+
+
+class SqueezeExcite(nn.Module):
+    """Squeeze-and-Excitation block: ``x * gate(fc2(act(fc1(squeeze(x)))))``.
+
+    Paper: "Squeeze-and-Excitation Networks", https://arxiv.org/abs/1709.01507, equations 2 to 4, Figure 1. Parameters
+    have timm's names and shapes (``fc1``, ``fc2``, 1x1 convolutions). Two defaults differ from timm's ``SEModule``:
+    the inner width is the paper's C // r (timm rounds to a multiple of 8), and pooling accumulates in float32.
+
+    Shape: (N, C, H, W) -> (N, C, H, W).
+
+    Args:
+        channels: C.
+        rd_ratio: 1 / r of the paper; the inner width is C * rd_ratio, see :func:`reduced_channels`.
+        rd_channels: inner width; takes the place of ``rd_ratio``.
+        rd_divisor: 1 for the paper's width, 8 for timm's.
+        squeeze: ``'avg'`` or ``'max'`` over H and W (Table 11), or ``'none'``: no pooling, the excitation is computed
+            for every position and the gate has shape (N, C, H, W) (NoSqueeze, Table 16).
+        bias: bias in both layers. The released weights have it, the paper's ablations have none.
+        act_layer: activation between the layers.
+        gate: a name in ``GATES`` (Table 12).
+        device: where to create the parameters.
+        dtype: their type.
+
+    Raises:
+        ValueError: an unknown ``squeeze`` or ``gate``.
+    """
+
+    def __init__(
+            self,
+            channels: int,
+            rd_ratio: float = 1 / 16,
+            rd_channels: int | None = None,
+            rd_divisor: int = 1,
+            squeeze: str = 'avg',
+            bias: bool = True,
+            act_layer: type[nn.Module] = nn.ReLU,
+            gate: str = 'sigmoid',
+            device: torch.device | str | None = None,
+            dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if squeeze not in SQUEEZES:
+            raise ValueError(f'squeeze={squeeze!r} is unknown; allowed: {", ".join(SQUEEZES)}')
+        if gate not in GATES:
+            raise ValueError(f'gate={gate!r} is unknown; allowed: {", ".join(GATES)}')
+        rd_channels = rd_channels or reduced_channels(channels, rd_ratio, rd_divisor)
+        self.squeeze_type = squeeze
+        self.fc1 = nn.Conv2d(channels, rd_channels, 1, bias=bias, device=device, dtype=dtype)
+        self.act = act_layer(inplace=True)
+        self.fc2 = nn.Conv2d(rd_channels, channels, 1, bias=bias, device=device, dtype=dtype)
+        self.gate = GATES[gate]()
+
+    def init_identity(self) -> None:
+        """Zero the last layer, so that every gate is exactly 1.
+
+        Raises:
+            ValueError: the gate is not 1 at 0.
+        """
+        if not isinstance(self.gate, DoubleSigmoid):
+            raise ValueError(f'a gate that starts at 1 needs double_sigmoid, not {type(self.gate).__name__}')
+        nn.init.zeros_(self.fc2.weight)
+        if self.fc2.bias is not None:
+            nn.init.zeros_(self.fc2.bias)
+
+    def squeeze(self, x: Tensor) -> Tensor:
+        """Global information, equation 2. Shape: (N, C, H, W) -> (N, C, 1, 1), or unchanged for ``'none'``."""
+        if self.squeeze_type == 'avg':
+            return spatial_mean(x)
+        if self.squeeze_type == 'max':
+            return x.amax((2, 3), keepdim=True)
+        return x
+
+    def excite(self, z: Tensor) -> Tensor:
+        """Gate from the squeezed input, equation 3. Shape: (N, C, 1, 1) -> (N, C, 1, 1)."""
+        return self.gate(self.fc2(self.act(self.fc1(z))))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Recalibrate x, equation 4."""
+        return x * self.excite(self.squeeze(x))
