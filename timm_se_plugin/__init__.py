@@ -1,3 +1,11 @@
-"""Channel attention for timm and MMDetection: Squeeze-and-Excitation and Selective Kernel by one flag."""
+"""Channel attention for timm and MMDetection: Squeeze-and-Excitation and Selective Kernel by one flag.
+
+Importing the package registers its models with timm.
+"""
+
+from .models import plugin_resnet as _plugin_resnet
+from .placement import AttentionSpec
+
+__all__ = ['AttentionSpec', '__version__']
 
 __version__ = '0.1.0'

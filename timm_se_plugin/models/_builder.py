@@ -1,0 +1,155 @@
+"""From a flag to a model: the attention asked for, checked against the weights asked for, in timm's own builder."""
+
+import logging
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import timm
+from timm.models import PretrainedCfg, build_model_with_cfg, resolve_pretrained_cfg
+from timm.models._input import update_model_args  # private: timm exports it nowhere
+from torch import nn
+
+from ..placement import AttentionSpec
+from ..placement.spec import ATTENTIONS, split_attention_kwargs
+from ..weights import Source, checkpoint_filter
+from ._blueprint import blueprint
+from ._networks import AttentionResNet
+
+__all__ = ['Architecture', 'build']
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What stands behind a registered name.
+
+    Args:
+        name: the plugin's model name.
+        base: the timm model that it is built from.
+        attn: the attention it has when no flag is given; None for a plain network.
+        flag_is_open: whether the flag may choose another attention (``resnet50_plugin``, not ``se_resnet50_plugin``).
+        source: the published weights that fit it, if there are any.
+        model_cls: builds the network.
+        model_args: arguments of the network that differ from the base's.
+    """
+
+    name: str
+    base: str
+    attn: AttentionSpec | None
+    flag_is_open: bool = True
+    source: Source | None = None
+    model_cls: type[nn.Module] = AttentionResNet
+    model_args: dict[str, Any] = field(default_factory=dict)
+
+
+def build(arch: Architecture, pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """Build a registered model.
+
+    Args:
+        arch: what stands behind the name.
+        pretrained: load the weights of the tag, or of the repository or folder that the model comes from.
+        **kwargs: as for timm's entrypoints, and the ``attn`` flag with its options.
+
+    Raises:
+        ValueError: an impossible flag, option or tag, or an option that contradicts the weights asked for.
+    """
+    options = split_attention_kwargs(kwargs)
+    attn = _requested(arch, options)
+    cfg, weights_are_known = _pretrained_cfg(arch, kwargs)
+    starts_plain = False
+    if pretrained and weights_are_known:
+        weights = _attention_of_weights(arch, cfg, kwargs)
+        starts_plain = attn is not None and weights is None
+        attn = _warm_started(attn, options) if starts_plain else _matched(arch, attn, weights, options)
+
+    plan = blueprint(arch.base)
+    model_args = {**plan.kwargs, **arch.model_args}
+    block_args = dict(model_args.get('block_args') or {})
+    if 'attn' in options:
+        if plan.kwargs.get('pruned'):
+            raise ValueError(f'{arch.name} was pruned together with its attention: attn is not allowed')
+        block_args.pop('attn_layer', None)
+    placed = attn if 'attn_layer' not in block_args else None  # without a flag timm's own layer stays as it is
+    block_args.update(kwargs.pop('block_args', {}))
+    if placed and 'attn_layer' in block_args:
+        raise ValueError(f"block_args={block_args} is not allowed with attn={placed.attn!r}: 'attn_layer' names another")
+
+    key_map = arch.source.key_map if arch.source else None
+    model_args.update(kwargs, block_args=block_args)
+    model_args.setdefault('pretrained_filter_fn', checkpoint_filter(key_map, new_attention=starts_plain))
+    model = build_model_with_cfg(
+        arch.model_cls, plan.variant, pretrained, pretrained_cfg=cfg, attn=placed, **model_args)
+    if placed:
+        update_model_args(model, **placed.to_kwargs())
+    elif 'attn' in options:
+        update_model_args(model, attn='none')
+    return model
+
+
+def _requested(arch: Architecture, options: dict[str, Any]) -> AttentionSpec | None:
+    """Attention that the name and the flag ask for."""
+    flag = options.get('attn')
+    if flag is None and arch.flag_is_open:
+        if options:
+            raise ValueError(f'{", ".join(options)} needs a flag; allowed: attn={" | ".join(ATTENTIONS)}')
+        return arch.attn
+    if arch.attn is not None and flag not in (None, arch.attn.attn):
+        if not arch.flag_is_open:
+            raise ValueError(
+                f'attn={flag!r} is not allowed for {arch.name}; allowed: {arch.attn.attn} '
+                f'(in {arch.base}_plugin the flag is open)')
+        _logger.warning('%s carries attn=%r of its own; attn=%r replaces it', arch.name, arch.attn.attn, flag)
+    if flag == 'none':
+        if len(options) > 1:
+            raise ValueError(f"attn='none' has no options; {', '.join(k for k in options if k != 'attn')} was given")
+        return None
+    return AttentionSpec.from_kwargs({'attn': arch.attn and arch.attn.attn, **options})
+
+
+def _pretrained_cfg(arch: Architecture, kwargs: dict[str, Any]) -> tuple[PretrainedCfg, bool]:
+    """Take timm's pretrained configuration out of `kwargs`; and whether it says which attention its weights have."""
+    cfg, overlay = kwargs.pop('pretrained_cfg', None), kwargs.pop('pretrained_cfg_overlay', None)
+    tags = {name.partition('.')[2] for name in timm.models.get_arch_pretrained_cfgs(arch.name)}
+    if isinstance(cfg, str) and cfg and cfg not in tags:
+        raise ValueError(f'{arch.name} has no tag {cfg!r}; allowed: {", ".join(sorted(tags - {""})) or "none"}')
+    of_a_tag = not cfg or isinstance(cfg, str)
+    resolved = resolve_pretrained_cfg(arch.name, cfg, overlay)
+    return resolved, arch.source is not None if of_a_tag else resolved.source in _SAVED
+
+
+_SAVED = ('hf-hub', 'local-dir')  # sources that come with the arguments their model was built with
+
+
+def _attention_of_weights(arch: Architecture, cfg: PretrainedCfg, kwargs: dict[str, Any]) -> AttentionSpec | None:
+    if cfg.source not in _SAVED:
+        assert arch.source is not None
+        return arch.source.attn
+    saved = split_attention_kwargs(dict(kwargs.get('pretrained_model_args') or {}))
+    if 'attn' not in saved:
+        return arch.attn
+    return AttentionSpec.from_kwargs(saved) if saved['attn'] != 'none' else None
+
+
+def _warm_started(attn: AttentionSpec | None, options: dict[str, Any]) -> AttentionSpec | None:
+    """Attention that a plain network's weights gain: unless told otherwise its gates start at 1."""
+    if attn is None or 'attn_init' in options or 'init' not in ATTENTIONS[attn.attn]:
+        return attn
+    return replace(attn, init='identity', gate=options.get('attn_gate'))
+
+
+def _matched(
+        arch: Architecture, attn: AttentionSpec | None, weights: AttentionSpec | None, options: dict[str, Any],
+) -> AttentionSpec | None:
+    """Attention of the weights, if `options` ask for nothing else."""
+    if weights is None:
+        return None
+    if attn is None or attn.attn != weights.attn:
+        different = {'attn': (attn.attn if attn else 'none', weights.attn)}
+    else:
+        asked = {*options, 'attn_gate'} if attn.init == 'identity' else options
+        different = {name: values for name, values in attn.differences(weights).items() if name in asked}
+    if different:
+        asked_for = ', '.join(f'{name}={mine!r} (theirs: {theirs!r})' for name, (mine, theirs) in different.items())
+        raise ValueError(f'the weights asked for {arch.name} belong to another attention; not allowed: {asked_for}')
+    return replace(weights, fused=attn.fused) if attn else weights

@@ -1,0 +1,141 @@
+"""timm's residual blocks with attention at the places the papers name."""
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+from timm.models.resnet import BasicBlock, Bottleneck
+from torch import Tensor, nn
+
+from .spec import AttentionSpec
+
+__all__ = ['AttentionBasicBlock', 'AttentionBottleneck', 'attention_blocks']
+
+
+class AttentionBasicBlock(BasicBlock):
+    """timm's ``BasicBlock`` with attention; keys are timm's, the attention is ``se``.
+
+    Shape: (N, inplanes, H, W) -> (N, planes, ceil(H / stride), ceil(W / stride)).
+
+    Args:
+        *args: as ``timm.models.resnet.BasicBlock``.
+        attn: the attention and its place.
+        **kwargs: as ``timm.models.resnet.BasicBlock``.
+    """
+
+    def __init__(self, *args: Any, attn: AttentionSpec, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.integration = attn.integration
+        channels = {'pre': self.conv1.in_channels, '3x3': self.conv1.out_channels}
+        self.se = attn.create(
+            channels.get(attn.integration, self.conv2.out_channels), kwargs.get('device'), kwargs.get('dtype'))
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = x
+        if self.integration == 'pre':
+            x = self.se(x)
+
+        x = self.conv1(x)
+        x = self.bn1(x)
+        if self.integration == '3x3':
+            x = self.se(x)
+        x = self.drop_block(x)
+        x = self.act1(x)
+        x = self.aa(x)
+
+        x = self.conv2(x)
+        x = self.bn2(x)
+        if self.integration == 'standard':
+            x = self.se(x)
+        if self.drop_path is not None:
+            x = self.drop_path(x)
+
+        if self.downsample is not None:
+            shortcut = self.downsample(shortcut)
+        if self.integration == 'identity':
+            shortcut = self.se(shortcut)
+        x += shortcut
+        x = self.act2(x)
+        if self.integration == 'post':
+            x = self.se(x)
+        return x
+
+
+class AttentionBottleneck(Bottleneck):
+    """timm's ``Bottleneck`` with attention; keys are timm's, the attention is ``se``.
+
+    Shape: (N, inplanes, H, W) -> (N, 4 * planes, ceil(H / stride), ceil(W / stride)).
+
+    Args:
+        *args: as ``timm.models.resnet.Bottleneck``.
+        attn: the attention and its place.
+        **kwargs: as ``timm.models.resnet.Bottleneck``.
+    """
+
+    def __init__(self, *args: Any, attn: AttentionSpec, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.integration = attn.integration
+        channels = {'pre': self.conv1.in_channels, '3x3': self.conv2.out_channels}
+        self.se = attn.create(
+            channels.get(attn.integration, self.conv3.out_channels), kwargs.get('device'), kwargs.get('dtype'))
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = x
+        if self.integration == 'pre':
+            x = self.se(x)
+
+        x = self.conv1(x)
+        x = self.bn1(x)
+        x = self.act1(x)
+
+        x = self.conv2(x)
+        x = self.bn2(x)
+        if self.integration == '3x3':
+            x = self.se(x)
+        x = self.drop_block(x)
+        x = self.act2(x)
+        x = self.aa(x)
+
+        x = self.conv3(x)
+        x = self.bn3(x)
+        if self.integration == 'standard':
+            x = self.se(x)
+        if self.drop_path is not None:
+            x = self.drop_path(x)
+
+        if self.downsample is not None:
+            shortcut = self.downsample(shortcut)
+        if self.integration == 'identity':
+            shortcut = self.se(shortcut)
+        x += shortcut
+        x = self.act3(x)
+        if self.integration == 'post':
+            x = self.se(x)
+        return x
+
+
+def attention_blocks(
+        blocks: Iterable[type[nn.Module]],
+        attn: AttentionSpec,
+) -> tuple[Callable[..., nn.Module], ...]:
+    """Block constructor of each stage, for the ``block`` argument of timm's ``ResNet``.
+
+    Args:
+        blocks: timm's block class of each stage, ``BasicBlock`` or ``Bottleneck``.
+        attn: the attention; a stage that it does not name keeps timm's block.
+    """
+    return tuple(
+        _constructor(_WITH_ATTENTION[block], attn) if stage in attn.stages else block
+        for stage, block in enumerate(blocks, start=1))
+
+
+_WITH_ATTENTION: dict[type[nn.Module], type[nn.Module]] = {
+    BasicBlock: AttentionBasicBlock,
+    Bottleneck: AttentionBottleneck,
+}
+
+
+def _constructor(block: Any, attn: AttentionSpec) -> Callable[..., nn.Module]:
+    constructor: Any = partial(block, attn=attn)
+    constructor.expansion = block.expansion  # timm reads it before it builds
+    return constructor

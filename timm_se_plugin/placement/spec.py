@@ -1,0 +1,196 @@
+"""What attention a network carries and where: the one object that travels from the flag to the block."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+from difflib import get_close_matches
+from typing import Any
+
+import torch
+from timm.layers import EcaModule, get_act_layer
+from torch import nn
+
+from ..layers import SqueezeExcite
+from ..layers.squeeze_excite import GATES, SQUEEZES
+
+__all__ = ['ATTENTIONS', 'INTEGRATIONS', 'AttentionSpec', 'split_attention_kwargs']
+
+INTEGRATIONS = ('standard', 'pre', 'post', 'identity', '3x3')
+# Options every attention takes, then what each attention adds to them.
+_PLACEMENT = ('stages', 'fused', 'integration')
+ATTENTIONS: dict[str, tuple[str, ...]] = {
+    'se': (
+        *_PLACEMENT, 'rd_ratio', 'rd_channels', 'rd_divisor', 'squeeze', 'act_layer', 'gate', 'bias', 'init',
+    ),
+    'eca': _PLACEMENT,
+}
+# Options that do not change what a network computes with given weights.
+_RUNTIME = ('fused', 'init')
+
+
+@dataclass(frozen=True)
+class AttentionSpec:
+    """Attention and its place in a network; every field is the model keyword ``attn_<field>``.
+
+    Args:
+        attn: the attention, a key of ``ATTENTIONS``.
+        integration: where it sits in a residual unit (SE paper, Figure 5, Tables 14 and 15): ``'standard'`` on the
+            residual branch before the addition, ``'pre'`` before the unit, ``'post'`` after addition and activation,
+            ``'identity'`` on the shortcut, ``'3x3'`` after the (first) 3x3 convolution and its normalisation.
+        stages: which of timm's layer1..layer4 (the paper's stages 2 to 5) carry it; an integer for one of them.
+        rd_ratio: 1 / r, a fraction in (0, 1].
+        rd_channels: inner width; takes the place of ``rd_ratio``.
+        rd_divisor: 1 for the paper's width C // r; 8 is timm's rule.
+        squeeze: ``'avg'``, ``'max'`` or ``'none'``.
+        act_layer: the inner activation, by timm's name.
+        gate: a name in ``GATES``; ``'sigmoid'`` unless ``init='identity'`` asks for ``'double_sigmoid'``.
+        bias: bias in the excitation's layers.
+        init: ``'identity'`` starts with every gate at exactly 1.
+        fused: ``'auto'`` uses the fused computation where it applies, ``False`` never, ``True`` raises where it
+            doesn't apply.
+
+    Raises:
+        ValueError: a value that is not allowed, or an option the attention does not have.
+    """
+
+    attn: str = 'se'
+    integration: str = 'standard'
+    stages: tuple[int, ...] = (1, 2, 3, 4)
+    rd_ratio: float = 1 / 16
+    rd_channels: int | None = None
+    rd_divisor: int = 1
+    squeeze: str = 'avg'
+    act_layer: str = 'relu'
+    gate: str | None = None
+    bias: bool = True
+    init: str = 'default'
+    fused: bool | str = 'auto'
+
+    def __post_init__(self) -> None:
+        if self.attn not in ATTENTIONS:
+            raise ValueError(f'attn={self.attn!r} is unknown; allowed: {_listed(ATTENTIONS)}, none')
+        stages = (self.stages,) if isinstance(self.stages, int) else self.stages
+        if isinstance(stages, (list, tuple)) and all(type(stage) is int for stage in stages):
+            self._set('stages', tuple(sorted(stages)))
+        if self.gate is None and 'gate' in ATTENTIONS[self.attn]:
+            self._set('gate', 'double_sigmoid' if self.init == 'identity' else 'sigmoid')
+        for field in fields(self)[1:]:
+            value = getattr(self, field.name)
+            if field.name in ATTENTIONS[self.attn]:
+                is_allowed, allowed = _RULES[field.name]
+                if not is_allowed(value):
+                    raise _not_allowed(field.name, value, allowed)
+            elif value != field.default:
+                raise _unknown_option(field.name, self.attn)
+        if self.init == 'identity' and self.gate != 'double_sigmoid':
+            raise _not_allowed('gate', self.gate, "double_sigmoid with attn_init='identity' (it is 1 at 0)")
+
+    def _set(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)  # the dataclass is frozen to everybody else
+
+    @classmethod
+    def from_kwargs(cls, kwargs: Mapping[str, Any]) -> 'AttentionSpec':
+        """Read ``{'attn': 'se', 'attn_gate': 'tanh', ...}``, the form a model, an mmdet config or config.json has.
+
+        Raises:
+            ValueError: an option that does not exist, or a value that is not allowed.
+        """
+        options = {key.removeprefix('attn_'): value for key, value in kwargs.items()}
+        attn = options.get('attn', cls.attn)
+        for name in options:
+            if attn in ATTENTIONS and name not in ('attn', *ATTENTIONS[attn]):
+                raise _unknown_option(name, attn)
+        return cls(**options)
+
+    @classmethod
+    def of(cls, model: nn.Module) -> 'AttentionSpec | None':
+        """Spec that a model was built with; None for one that the plugin gave no attention."""
+        args = split_attention_kwargs(dict(getattr(model, '_model_args', {})))
+        return cls.from_kwargs(args) if args.get('attn', 'none') != 'none' else None
+
+    def to_kwargs(self) -> dict[str, Any]:
+        """Every option the attention has, as JSON-safe model keywords; the inverse of :meth:`from_kwargs`."""
+        values = asdict(self)
+        return {'attn': self.attn, **{f'attn_{name}': values[name] for name in ATTENTIONS[self.attn]}}
+
+    def differences(self, other: 'AttentionSpec') -> dict[str, tuple[Any, Any]]:
+        """Options in which two specs compute something else, as ``{'attn_gate': (mine, the other's)}``."""
+        mine, theirs = self.to_kwargs(), other.to_kwargs()
+        return {
+            key: (mine.get(key), theirs.get(key)) for key in {**mine, **theirs}
+            if key.removeprefix('attn_') not in _RUNTIME and mine.get(key) != theirs.get(key)
+        }
+
+    def create(
+            self,
+            channels: int,
+            device: torch.device | str | None = None,
+            dtype: torch.dtype | None = None,
+    ) -> nn.Module:
+        """Attention layer for `channels` channels. Shape: (N, C, H, W) -> (N, C, H, W)."""
+        if self.attn == 'eca':
+            return EcaModule(channels, device=device, dtype=dtype)
+        return SqueezeExcite(
+            channels, rd_ratio=self.rd_ratio, rd_channels=self.rd_channels, rd_divisor=self.rd_divisor,
+            squeeze=self.squeeze, bias=self.bias, act_layer=get_act_layer(self.act_layer), gate=str(self.gate),
+            device=device, dtype=dtype)
+
+
+def split_attention_kwargs(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Take ``attn`` and every ``attn_*`` out of `kwargs` and return them: timm's constructors refuse unknown ones."""
+    return {key: kwargs.pop(key) for key in list(kwargs) if key == 'attn' or key.startswith('attn_')}
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value >= 1
+
+
+def _is_fraction(value: Any) -> bool:
+    return type(value) in (int, float) and 0 < value <= 1
+
+
+def _is_stages(value: Any) -> bool:
+    return isinstance(value, tuple) and bool(value) and len(set(value)) == len(value) and all(
+        type(stage) is int and 1 <= stage <= 4 for stage in value)
+
+
+def _is_act(value: Any) -> bool:
+    try:
+        return isinstance(value, str) and get_act_layer(value) is not None
+    except KeyError:
+        return False
+
+
+def _one_of(*choices: Any) -> tuple[Callable[[Any], bool], str]:
+    return lambda value: value in choices, _listed(choices)
+
+
+def _listed(values: Iterable[Any]) -> str:
+    return ', '.join(str(value) for value in values)
+
+
+# What each option may be: a test, and the same in words.
+_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    'integration': _one_of(*INTEGRATIONS),
+    'stages': (_is_stages, "one or more of 1, 2, 3, 4 (timm's layer1 to layer4)"),
+    'rd_ratio': (_is_fraction, 'a fraction in (0, 1]'),
+    'rd_channels': (lambda value: value is None or _is_count(value), 'a positive integer'),
+    'rd_divisor': (_is_count, 'a positive integer'),
+    'squeeze': _one_of(*SQUEEZES),
+    'act_layer': (_is_act, 'the name of an activation in timm, such as relu, silu or gelu'),
+    'gate': _one_of(*GATES),
+    'bias': _one_of(True, False),
+    'init': _one_of('default', 'identity'),
+    'fused': _one_of('auto', True, False),
+}
+
+
+def _not_allowed(name: str, value: Any, allowed: str) -> ValueError:
+    hint = f' (did you mean 1/{value}?)' if name == 'rd_ratio' and _is_count(value) else ''
+    return ValueError(f'attn_{name}={value!r} is not allowed{hint}; allowed: {allowed}')
+
+
+def _unknown_option(name: str, attn: str) -> ValueError:
+    allowed = [f'attn_{option}' for option in ATTENTIONS[attn]]
+    close = get_close_matches(f'attn_{name}', allowed, n=1)
+    hint = f' (did you mean {close[0]}?)' if close else ''
+    return ValueError(f'attn={attn!r} has no option attn_{name}{hint}; allowed: {_listed(allowed)}')
