@@ -3,9 +3,9 @@
 Importing the package registers its models with timm.
 """
 
-from .models import plugin_resnet as _plugin_resnet
+from . import models
 from .placement import AttentionSpec
 
-__all__ = ['AttentionSpec', '__version__']
+__all__ = ['AttentionSpec', '__version__', 'models']
 
 __version__ = '0.1.0'

@@ -10,6 +10,7 @@ class DoubleSigmoid(nn.Module):
     """``2 * sigmoid(x)``: a gate in (0, 2) that is exactly 1 at 0, with slope 1/2."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """Gate of x, elementwise."""
         return 2 * x.sigmoid()
 
 

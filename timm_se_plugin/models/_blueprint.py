@@ -1,6 +1,6 @@
 """How timm builds a network, without building it."""
 
-from functools import lru_cache
+from functools import cache
 from types import FunctionType
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ class Blueprint(NamedTuple):
     kwargs: dict[str, Any]
 
 
-@lru_cache(maxsize=None)
+@cache
 def blueprint(name: str) -> Blueprint:
     """Blueprint of a timm model name (treat as read-only).
 

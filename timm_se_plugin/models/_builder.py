@@ -73,7 +73,7 @@ def build(arch: Architecture, pretrained: bool = False, **kwargs: Any) -> nn.Mod
     placed = attn if 'attn_layer' not in block_args else None  # without a flag timm's own layer stays as it is
     block_args.update(kwargs.pop('block_args', {}))
     if placed and 'attn_layer' in block_args:
-        raise ValueError(f"block_args={block_args} is not allowed with attn={placed.attn!r}: 'attn_layer' names another")
+        raise ValueError(f"block_args with 'attn_layer' is not allowed beside attn={placed.attn!r}")
 
     key_map = arch.source.key_map if arch.source else None
     model_args.update(kwargs, block_args=block_args)

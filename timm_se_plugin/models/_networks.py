@@ -49,6 +49,7 @@ class AttentionResNet(ResNet):
                     module.init_identity()
 
     def forward(self, x: Tensor) -> Tensor:
+        """Logits, or features if there is no classifier. Shape: (N, in_chans, H, W) -> (N, num_classes)."""
         x = checked_channels(x, self.in_chans)
         x = self.forward_features(x)
         return self.forward_head(x)

@@ -84,10 +84,10 @@ def _register_all() -> None:
             name for name, attn in carried.items()
             if attn == TIMM_SE and timm.models.is_model_pretrained(name)
             and _same_but_for_attention(blueprint(name), blueprint(base))]
-        source = Source(trained[0], TIMM_SE) if trained else None
+        se_source = Source(trained[0], TIMM_SE) if trained else None
         _register(
-            Architecture(f'se_{base}_plugin', base, AttentionSpec('se'), flag_is_open=False, source=source),
-            published_cfgs(source) if source else without_weights(base_cfg.default))
+            Architecture(f'se_{base}_plugin', base, AttentionSpec('se'), flag_is_open=False, source=se_source),
+            published_cfgs(se_source) if se_source else without_weights(base_cfg.default))
 
     for name, (base, model_args) in _LEGACY.items():
         source = Source(name, AttentionSpec('se'), legacy_keys)

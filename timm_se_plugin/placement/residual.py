@@ -31,6 +31,7 @@ class AttentionBasicBlock(BasicBlock):
             channels.get(attn.integration, self.conv2.out_channels), kwargs.get('device'), kwargs.get('dtype'))
 
     def forward(self, x: Tensor) -> Tensor:
+        """As timm's, with the attention at its place."""
         shortcut = x
         if self.integration == 'pre':
             x = self.se(x)
@@ -80,6 +81,7 @@ class AttentionBottleneck(Bottleneck):
             channels.get(attn.integration, self.conv3.out_channels), kwargs.get('device'), kwargs.get('dtype'))
 
     def forward(self, x: Tensor) -> Tensor:
+        """As timm's, with the attention at its place."""
         shortcut = x
         if self.integration == 'pre':
             x = self.se(x)

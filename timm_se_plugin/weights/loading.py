@@ -1,6 +1,7 @@
 """What a checkpoint may lack, and what it may not."""
 
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -34,9 +35,10 @@ def checkpoint_filter(
             state_dict = key_map(state_dict)
         expected = model.state_dict()
         # A classifier for other classes is replaced by timm; files older than PyTorch 0.4.1 count no batches.
-        cfg = model.pretrained_cfg
+        cfg: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]  # set by timm's builder
         replaced = cfg['classifier'] if model.num_classes != cfg['num_classes'] else None
-        ignored = {f'{replaced}.weight', f'{replaced}.bias'} | {k for k in expected if k.endswith('num_batches_tracked')}
+        ignored = {key for key in expected if key.endswith('num_batches_tracked')}
+        ignored |= {f'{replaced}.weight', f'{replaced}.bias'}
 
         added: set[str] = set()
         if new_attention:

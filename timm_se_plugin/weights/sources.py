@@ -45,7 +45,9 @@ def published_cfgs(source: Source, first_conv: str | None = None) -> DefaultCfg:
 def without_weights(cfg: PretrainedCfg) -> DefaultCfg:
     """Configuration of a network that shares a published one's input and structure, but has no weights of its own."""
     kept = (
-        'input_size', 'pool_size', 'interpolation', 'crop_pct', 'mean', 'std', 'num_classes', 'first_conv', 'classifier')
+        'input_size', 'pool_size', 'interpolation', 'crop_pct', 'mean', 'std', 'num_classes',
+        'first_conv', 'classifier',
+    )
     return DefaultCfg(tags=deque(['']), cfgs={'': PretrainedCfg(**{name: getattr(cfg, name) for name in kept})})
 
 

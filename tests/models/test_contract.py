@@ -1,0 +1,237 @@
+"""What timm asks of its own models, asked of the plugin's: see timm's tests/test_models.py."""
+
+import copy
+import json
+import pickle
+import re
+
+import pytest
+import timm
+import torch
+from networks import parametrised_names, shallow
+from parity import images, saved
+from timm.models import FeatureGraphNet
+from timm.models._hub import save_for_hf
+from timm.optim import create_optimizer_v2
+from torch import fx
+
+import timm_se_plugin
+from timm_se_plugin.models.plugin_resnet import architectures
+
+names = pytest.mark.parametrize('name', parametrised_names())
+SIZE = 64
+
+
+def batch(model, n=2, size=SIZE):
+    return images(n, model.in_chans if hasattr(model, 'in_chans') else 3, size, size, dtype=torch.float32)
+
+
+@names
+def test_forward_and_backward_reach_every_parameter(name):
+    assert_trains(shallow(name, num_classes=42))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', sorted(architectures))
+def test_whole_network_trains(name):
+    assert_trains(timm.create_model(name, num_classes=42))
+
+
+def assert_trains(model):
+    model.train()
+    x = batch(model)
+    out = model(x)
+    assert out.shape == (2, 42)
+    assert out.isfinite().all()
+    out.mean().backward()
+    assert [n for n, p in model.named_parameters() if p.grad is None] == []
+
+
+@names
+def test_gradient_checkpointing_changes_nothing(name):
+    model = shallow(name).train()
+    x = batch(model)
+    outs, grads = [], []
+    for enable in (False, True):
+        twin = copy.deepcopy(model)
+        twin.set_grad_checkpointing(enable)
+        torch.manual_seed(0)
+        out = twin(x)
+        out.square().mean().backward()
+        outs.append(out)
+        grads.append([p.grad for p in twin.parameters()])
+    torch.testing.assert_close(outs[1], outs[0])
+    torch.testing.assert_close(grads[1], grads[0], rtol=1e-3, atol=1e-5)
+
+
+@names
+def test_pretrained_cfg_describes_the_network(name):
+    cfg = timm.get_pretrained_cfg(name)
+    model = shallow(name).eval()
+    keys = model.state_dict()
+    assert f'{cfg.classifier}.weight' in keys
+    assert f'{cfg.first_conv}.weight' in keys
+    size = min(cfg.input_size[-1], 224)
+    if size == cfg.input_size[-1]:
+        with torch.no_grad():
+            assert tuple(model.forward_features(batch(model, 1, size)).shape[-2:]) == tuple(cfg.pool_size)
+
+
+@names
+def test_classifier_can_be_reset_and_left_out(name):
+    model = shallow(name).eval()
+    x = batch(model)
+    with torch.no_grad():
+        features = model.forward_features(x)
+        assert features.shape[1] == model.num_features
+        model.reset_classifier(10)
+        assert model(x).shape == (2, 10)
+        model.reset_classifier(0)
+        assert model(x).shape == (2, model.head_hidden_size)
+        model.reset_classifier(0, '')
+        assert model(x).shape == features.shape
+        bare = shallow(name, num_classes=0, global_pool='').eval()
+        assert bare(x).shape == features.shape
+        assert shallow(name, in_chans=1).eval()(x[:, :1]).shape == (2, 1000)
+
+
+@names
+def test_scripted_network_is_equal(name):
+    model = shallow(name, scriptable=True).eval()
+    x = batch(model)
+    with torch.no_grad():
+        torch.testing.assert_close(torch.jit.script(model)(x), model(x))
+
+
+@names
+@pytest.mark.parametrize('feature_cls', ['list', 'dict', 'hook', 'getter', 'fx'])
+def test_features_only(name, feature_cls):
+    for out_indices in ((0, 1, 2, 3, 4), (2, 4)):
+        model = shallow(name, features_only=True, feature_cls=feature_cls, out_indices=out_indices).eval()
+        with torch.no_grad():
+            features = model(batch(model))
+        features = list(features.values()) if isinstance(features, dict) else features
+        assert [f.shape[1] for f in features] == model.feature_info.channels()
+        assert [SIZE // f.shape[-1] for f in features] == model.feature_info.reduction()
+
+
+@names
+@pytest.mark.parametrize('output_stride', [8, 16])
+def test_output_stride(name, output_stride):
+    model = shallow(name, features_only=True, output_stride=output_stride).eval()
+    with torch.no_grad():
+        assert model(batch(model))[-1].shape[-1] == SIZE // output_stride
+
+
+@names
+def test_forward_intermediates_are_the_features(name):
+    model = shallow(name).eval()
+    x = batch(model)
+    with torch.no_grad():
+        final, intermediates = model.forward_intermediates(x)
+        torch.testing.assert_close(final, model.forward_features(x))
+        features = FeatureGraphNet(copy.deepcopy(model), out_indices=(0, 1, 2, 3, 4))(x)
+    torch.testing.assert_close(intermediates, features)
+
+
+@names
+def test_fx_graph_is_bitwise_equal_and_scripts(name):
+    model = shallow(name).eval()
+    x = batch(model)
+    graph = fx.symbolic_trace(model)
+    with torch.no_grad():
+        expected = model(x)
+        assert torch.equal(graph(x), expected)
+        torch.testing.assert_close(torch.jit.script(graph)(x), expected)
+    train = shallow(name, num_classes=7).train()
+    traced = fx.symbolic_trace(train)
+    traced(batch(train)).sum().backward()
+    assert [n for n, p in traced.named_parameters() if p.grad is None] == []
+
+
+@names
+def test_exported_program_is_equal(name):
+    model = shallow(name).eval()
+    x = batch(model)
+    program = torch.export.export(model, (x,))
+    with torch.no_grad():
+        torch.testing.assert_close(program.module()(x), model(x))
+
+
+@names
+def test_layer_decay_puts_attention_with_its_block(name):
+    model = shallow(name)
+    optimizer = create_optimizer_v2(model, opt='sgd', lr=1., layer_decay=0.5, weight_decay=0.1)
+    scale = {id(p): group['lr_scale'] for group in optimizer.param_groups for p in group['params']}
+    blocks: dict[str, set[float]] = {}
+    for key, parameter in model.named_parameters():
+        block = re.match(r'layer\d+\.\d+', key)
+        if block:
+            blocks.setdefault(block.group(), set()).add(scale[id(parameter)])
+    assert all(len(scales) == 1 for scales in blocks.values())
+    assert len(set.union(*blocks.values())) == len(blocks)
+
+
+@names
+def test_saved_folder_reproduces_the_model(name, tmp_path):
+    model = shallow(name, num_classes=5, in_chans=1).eval()
+    model.to(memory_format=torch.channels_last).to(memory_format=torch.contiguous_format)
+    save_for_hf(model, tmp_path, safe_serialization=True)
+    reloaded = timm.create_model(f'local-dir:{tmp_path}', pretrained=True).eval()
+    assert timm_se_plugin.AttentionSpec.of(reloaded) == timm_se_plugin.AttentionSpec.of(model)
+    with torch.no_grad():
+        assert torch.equal(reloaded(batch(model)), model(batch(model)))
+
+
+@names
+def test_copies_are_equal(name):
+    model = shallow(name).eval()
+    x = batch(model)
+    with torch.no_grad():
+        assert torch.equal(copy.deepcopy(model)(x), model(x))
+        assert torch.equal(pickle.loads(pickle.dumps(model))(x), model(x))
+
+
+@names
+def test_wrong_channels_are_refused(name):
+    model = shallow(name)
+    with pytest.raises(ValueError, match=r'\[1, 4, 64, 64\].*\(N, 3, H, W\)'):
+        model(torch.zeros(1, 4, 64, 64))
+
+
+@pytest.mark.parametrize('name', ['se_test_resnet_plugin', 'se_resnet50_plugin'])
+def test_compiles_without_graph_breaks(name):
+    model = shallow(name).train()
+    x = batch(model)
+    compiled = torch.compile(copy.deepcopy(model), fullgraph=True, backend='aot_eager')
+    out, expected = compiled(x), model(x)
+    torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-4)
+    out.sum().backward()
+
+
+@pytest.mark.parametrize('integration', ['standard', 'pre', 'post', 'identity', '3x3'])
+@pytest.mark.parametrize('squeeze', ['avg', 'max', 'none'])
+def test_every_place_scripts_traces_and_comes_back(integration, squeeze, tmp_path):
+    options = {'attn_integration': integration, 'attn_squeeze': squeeze, 'attn_stages': (1, 3)}
+    model = timm.create_model('se_test_resnet_plugin', **options).eval()
+    x = batch(model)
+    with torch.no_grad():
+        expected = model(x)
+        torch.testing.assert_close(torch.jit.script(model)(x), expected)
+        assert torch.equal(fx.symbolic_trace(model)(x), expected)
+        torch.testing.assert_close(torch.export.export(model, (x,)).module()(x), expected)
+        save_for_hf(model, tmp_path, safe_serialization=True)
+        assert json.loads((tmp_path / 'config.json').read_text())['model_args']['attn_stages'] == [1, 3]
+        assert torch.equal(timm.create_model(f'local-dir:{tmp_path}', pretrained=True).eval()(x), expected)
+
+
+def test_saved_warm_start_reproduces_the_model(tmp_path):
+    plain = timm.create_model('resnet18', num_classes=1000)
+    model = timm.create_model(
+        'resnet18_plugin', attn='se', pretrained=True, pretrained_cfg_overlay=saved(plain, tmp_path)).eval()
+    save_for_hf(model, tmp_path / 'out', safe_serialization=True)
+    reloaded = timm.create_model(f'local-dir:{tmp_path / "out"}', pretrained=True).eval()
+    assert timm_se_plugin.AttentionSpec.of(reloaded).gate == 'double_sigmoid'
+    x = batch(model)
+    with torch.no_grad():
+        assert torch.equal(reloaded(x), model(x))

@@ -1,0 +1,145 @@
+"""The plugin's networks compute what timm's do: outputs, every gradient and running statistics, in float64."""
+
+import pytest
+import timm
+import torch
+from parity import assert_same_network, images, randomised, relative_error, saved
+
+from timm_se_plugin.models.plugin_resnet import architectures
+from timm_se_plugin.weights.sources import legacy_keys
+
+# Plugin name and options -> timm's network; timm rounds the inner width to a multiple of 8.
+TIMM_SE = [
+    ('se_resnet18_plugin', {'attn_rd_divisor': 8}, 'seresnet18'),
+    ('se_resnet34_plugin', {'attn_rd_divisor': 8}, 'seresnet34'),
+    ('se_resnet50_plugin', {}, 'seresnet50'),
+    ('se_resnet101_plugin', {}, 'seresnet101'),
+    ('se_resnet152_plugin', {}, 'seresnet152'),
+    ('se_resnet50t_plugin', {}, 'seresnet50t'),
+    ('se_resnet152d_plugin', {}, 'seresnet152d'),
+    ('seresnext26d_32x4d_plugin', {'attn': 'se'}, 'seresnext26d_32x4d'),
+    ('se_resnext50_32x4d_plugin', {}, 'seresnext50_32x4d'),
+    ('se_resnext101_32x8d_plugin', {}, 'seresnext101_32x8d'),
+    ('seresnextaa101d_32x8d_plugin', {'attn': 'se'}, 'seresnextaa101d_32x8d'),
+    ('senet154_plugin', {'attn': 'se'}, 'senet154'),
+    ('ecaresnet26t_plugin', {'attn': 'eca'}, 'ecaresnet26t'),
+    ('resnetrs50_plugin', {'attn': 'se', 'attn_rd_ratio': 0.25, 'attn_rd_divisor': 8}, 'resnetrs50'),
+]
+DEEP = ('seresnet101', 'seresnet152', 'seresnet152d', 'seresnext101_32x8d', 'seresnextaa101d_32x8d', 'senet154')
+SIZES = [(64, 64), (65, 97)]
+
+
+def slow_if_deep(*values):
+    return pytest.param(*values, marks=[pytest.mark.slow] if values[-1] in DEEP else [])
+
+
+@pytest.mark.parametrize('size', SIZES)
+@pytest.mark.parametrize(('name', 'options', 'timm_name'), [slow_if_deep(*case) for case in TIMM_SE])
+def test_matches_timms_se_network_in_float64(name, options, timm_name, size, tmp_path):
+    reference = randomised(timm.create_model(timm_name, num_classes=10))
+    model = timm.create_model(name, num_classes=10, **options)
+    model.load_state_dict(reference.state_dict())
+    assert_same_network(model, reference, images(2, 3, *size))
+
+
+@pytest.mark.parametrize(('name', 'timm_name'), [
+    ('se_resnet50_plugin.a1_in1k', 'seresnet50'),
+    ('se_resnext50_32x4d_plugin.racm_in1k', 'seresnext50_32x4d'),
+    ('seresnext26d_32x4d_plugin.bt_in1k', 'seresnext26d_32x4d'),
+    pytest.param('senet154_plugin.gluon_in1k', 'senet154', marks=pytest.mark.slow),
+])
+def test_published_weights_compute_the_same(name, timm_name, tmp_path):
+    reference = randomised(timm.create_model(timm_name)).eval()
+    model = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=saved(reference, tmp_path)).eval()
+    x = images(1, 3, 64, 64, dtype=torch.float32)
+    with torch.no_grad():
+        assert relative_error(model(x), reference(x)) < 1e-5
+
+
+LEGACY = [name for name in architectures if name.startswith('legacy_')]
+
+
+@pytest.mark.parametrize('name', [
+    pytest.param(name, marks=[pytest.mark.slow] if any(d in name for d in ('101', '152', '154')) else [])
+    for name in LEGACY])
+def test_matches_timms_legacy_network_in_float64(name, tmp_path):
+    """Their keys, their stem's pooling, their strides: loaded as a published file would be."""
+    reference = randomised(timm.create_model(name.removesuffix('_plugin'), drop_rate=0.))
+    overlay = saved(reference, tmp_path)
+    model = timm.create_model(f'{name}.in1k', pretrained=True, pretrained_cfg_overlay=overlay, drop_rate=0.)
+    for size in [*SIZES, (72, 50)]:
+        assert_same_network(model, reference, images(2, 3, *size), key_map=legacy_keys)
+
+
+def test_nine_legacy_networks_are_registered():
+    assert len(LEGACY) == 9
+
+
+@pytest.mark.parametrize('name', [
+    name if sum(c.isdigit() for c in name) < 3 else pytest.param(name, marks=pytest.mark.slow)
+    for name, arch in architectures.items() if arch.flag_is_open and name not in LEGACY])
+def test_without_a_flag_the_network_is_timms(name):
+    reference = timm.create_model(name.removesuffix('_plugin')).eval()
+    model = timm.create_model(name).eval()
+    assert list(model.state_dict()) == list(reference.state_dict())
+    model.load_state_dict(reference.state_dict())
+    x = images(1, 3, 64, 64, dtype=torch.float32)
+    with torch.no_grad():
+        assert torch.equal(model(x), reference(x))
+
+
+@pytest.mark.parametrize('integration', ['standard', 'pre', 'post', 'identity', '3x3'])
+@pytest.mark.parametrize('base', ['test_resnet', 'resnet26d'])
+def test_gates_of_one_leave_the_plain_network(base, integration):
+    """At identity initialisation no place of the attention changes what the network computes."""
+    plain = timm.create_model(base).eval()
+    model = timm.create_model(f'{base}_plugin', attn='se', attn_integration=integration, attn_init='identity').eval()
+    model.load_state_dict(plain.state_dict(), strict=False)
+    x = images(2, 3, 64, 64, dtype=torch.float32)
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), plain(x), rtol=1e-5, atol=1e-5)
+
+
+class LiteralBottleneck(torch.nn.Module):
+    """SE paper, Figure 5, written out: R is the residual branch, A the attention, I the shortcut."""
+
+    def __init__(self, block):
+        super().__init__()
+        self.block = block
+
+    def forward(self, x):
+        b = self.block
+        attend = b.se
+        place = b.integration
+
+        def residual(x):
+            x = b.act1(b.bn1(b.conv1(x)))
+            x = b.bn2(b.conv2(x))
+            x = attend(x) if place == '3x3' else x
+            return b.bn3(b.conv3(b.act2(x)))
+
+        shortcut = b.downsample(x) if b.downsample is not None else x
+        if place == 'standard':
+            return torch.relu(attend(residual(x)) + shortcut)
+        if place == 'pre':
+            return torch.relu(residual(attend(x)) + shortcut)
+        if place == 'post':
+            return attend(torch.relu(residual(x) + shortcut))
+        if place == 'identity':
+            return torch.relu(residual(x) + attend(shortcut))
+        return torch.relu(residual(x) + shortcut)
+
+
+@pytest.mark.parametrize('integration', ['standard', 'pre', 'post', 'identity', '3x3'])
+def test_place_is_the_papers(integration):
+    model = timm.create_model('se_resnet26_plugin', attn_integration=integration)
+    randomised(model)
+    literal = timm.create_model('se_resnet26_plugin', attn_integration=integration).eval()
+    literal.load_state_dict(model.state_dict())
+    for layer in (literal.layer1, literal.layer2, literal.layer3, literal.layer4):
+        for i, block in enumerate(layer):
+            layer[i] = LiteralBottleneck(block)
+    model, literal = model.double().eval(), literal.double()
+    x = images(2, 3, 65, 64)
+    with torch.no_grad():
+        assert relative_error(model(x), literal(x)) < 1e-12

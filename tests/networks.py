@@ -1,0 +1,48 @@
+"""The plugin's names, and one of them for each structure that attention meets. Computed, not typed."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+import timm
+from torch import nn
+
+from timm_se_plugin.models._blueprint import blueprint
+from timm_se_plugin.models._networks import AttentionResNet
+from timm_se_plugin.models.plugin_resnet import architectures
+
+
+def _arguments(name: str) -> dict[str, Any]:
+    arch = architectures[name]
+    return {**blueprint(arch.base).kwargs, **arch.model_args}
+
+
+def _structure(name: str) -> tuple[Any, ...]:
+    """What a block with attention looks like; the stem and the downsampling do not matter to it."""
+    arch, args = architectures[name], _arguments(name)
+    attn = arch.attn and arch.attn.attn
+    if arch.flag_is_open and arch.model_cls is AttentionResNet:  # without a flag: timm's own blocks
+        return attn, args.get('pruned')
+    return (
+        arch.model_cls, attn, str(args['block']), args.get('aa_layer'), args.get('norm_layer'),
+        args.get('cardinality', 1) > 1, args.get('block_reduce_first'), args.get('stride_in_1x1'))
+
+
+def one_per_structure() -> list[str]:
+    """The shallowest name of each structure."""
+    chosen: dict[tuple[Any, ...], str] = {}
+    for name in sorted(architectures, key=lambda name: sum(_arguments(name)['layers'])):
+        chosen.setdefault(_structure(name), name)
+    return sorted(chosen.values())
+
+
+def parametrised_names() -> Iterable[Any]:
+    """Every name; those of a structure that another name already has are slow tests."""
+    quick = one_per_structure()
+    return [pytest.param(name, marks=[] if name in quick else pytest.mark.slow) for name in sorted(architectures)]
+
+
+def shallow(name: str, **kwargs: Any) -> nn.Module:
+    """The network with five blocks, which are enough for each kind; a pruned one has no choice of depth."""
+    depth = {} if _arguments(name).get('pruned') else {'layers': (2, 1, 1, 1)}
+    return timm.create_model(name, **{**depth, **kwargs})

@@ -1,0 +1,66 @@
+"""Comparing two networks, or two ways through one, in float64."""
+
+import copy
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+
+def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Give every parameter and BatchNorm statistic a value that matters (no zeros, no ones)."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            if name.endswith('running_var') or (tensor.dim() == 1 and name.endswith('weight')):
+                tensor.uniform_(0.5, 1.5, generator=generator)
+            elif tensor.dim() == 1:
+                tensor.normal_(0, 0.2, generator=generator)
+            elif tensor.dim() > 1:
+                tensor.normal_(0, (2 / tensor[0].numel()) ** 0.5, generator=generator)
+    return model
+
+
+def saved(model: nn.Module, folder) -> dict[str, str]:
+    """Save the weights of `model`; the result is a ``pretrained_cfg_overlay`` that loads them."""
+    path = folder / 'model.safetensors'
+    save_file(model.state_dict(), path)
+    return {'file': str(path)}
+
+
+def images(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def relative_error(result: Tensor, expected: Tensor) -> float:
+    """Largest difference over the largest expected value."""
+    return float((result - expected).abs().max() / expected.abs().max().clamp_min(1e-300))
+
+
+def gradients(model: nn.Module, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """Output of `model` at x, and the gradient of every parameter and of x under a random loss."""
+    x = x.clone().requires_grad_()
+    out = model(x)
+    model.zero_grad()
+    (out * images(*out.shape, seed=1, dtype=out.dtype)).sum().backward()
+    return out.detach(), {'input': x.grad, **{name: p.grad for name, p in model.named_parameters()}}
+
+
+def assert_same_network(model: nn.Module, reference: nn.Module, x: Tensor, key_map=None, tolerance: float = 1e-10):
+    """Outputs, all gradients and running statistics agree, in training and in evaluation, in float64."""
+    model, reference = copy.deepcopy(model).double(), copy.deepcopy(reference).double()
+    for training in (False, True):
+        out, grads = gradients(model.train(training), x)
+        expected_out, expected = gradients(reference.train(training), x)
+        if key_map is not None:
+            expected = key_map(expected)
+        assert relative_error(out, expected_out) < tolerance
+        assert grads.keys() == expected.keys()
+        # A gradient that is zero in theory (a bias before a BatchNorm) is rounding, compared to the others.
+        noise = 1e-3 * max(float(grad.abs().max()) for grad in expected.values())
+        for name, grad in expected.items():
+            difference = float((grads[name] - grad).abs().max())
+            assert difference < tolerance * max(noise, float(grad.abs().max())), name
+    theirs = reference.state_dict() if key_map is None else key_map(reference.state_dict())
+    for name, buffer in model.named_buffers():
+        assert relative_error(buffer.double(), theirs[name].double()) < tolerance, name

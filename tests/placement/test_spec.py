@@ -1,0 +1,64 @@
+import dataclasses
+import json
+
+import pytest
+
+from timm_se_plugin import AttentionSpec
+
+
+def test_kwargs_round_trip_through_json():
+    spec = AttentionSpec('se', integration='pre', stages=(1, 3), rd_ratio=1 / 8, gate='tanh', bias=False, fused=False)
+    assert AttentionSpec.from_kwargs(json.loads(json.dumps(spec.to_kwargs()))) == spec
+
+
+def test_every_field_is_an_option_of_some_attention():
+    fields = {field.name for field in dataclasses.fields(AttentionSpec)} - {'attn'}
+    assert {f'attn_{name}' for name in fields} == AttentionSpec('se').to_kwargs().keys() - {'attn'}
+
+
+def test_identity_init_brings_its_gate():
+    assert AttentionSpec('se', init='identity').gate == 'double_sigmoid'
+    assert AttentionSpec('se').gate == 'sigmoid'
+
+
+def test_a_stage_may_be_one_integer_and_order_does_not_matter():
+    assert AttentionSpec('se', stages=3) == AttentionSpec('se', stages=[3])
+    assert AttentionSpec('se', stages=(4, 1)) == AttentionSpec('se', stages=(1, 4))
+
+
+def test_differences_leave_out_what_does_not_change_the_computation():
+    assert AttentionSpec('se').differences(AttentionSpec('se', fused=False)) == {}
+    assert AttentionSpec('se').differences(AttentionSpec('se', gate='tanh')) == {'attn_gate': ('sigmoid', 'tanh')}
+
+
+@pytest.mark.parametrize(('options', 'message'), [
+    ({'attn': 'sse'}, "attn='sse' is unknown; allowed: se, "),
+    ({'attn_rd_ratio': 16}, r'did you mean 1/16\?\); allowed: a fraction in \(0, 1\]'),
+    ({'attn_rd_ratio': 0}, 'attn_rd_ratio=0 is not allowed; allowed: a fraction'),
+    ({'attn_rd_ratio': -0.5}, 'attn_rd_ratio=-0.5 is not allowed'),
+    ({'attn_rd_ratio': '1/16'}, "attn_rd_ratio='1/16' is not allowed"),
+    ({'attn_rd_channels': 0}, 'attn_rd_channels=0 is not allowed; allowed: a positive integer'),
+    ({'attn_rd_divisor': 2.5}, 'attn_rd_divisor=2.5 is not allowed'),
+    ({'attn_stages': (0, 1)}, r'attn_stages=\(0, 1\) is not allowed; allowed: one or more of 1, 2, 3, 4'),
+    ({'attn_stages': ()}, r'attn_stages=\(\) is not allowed'),
+    ({'attn_stages': (2, 2)}, r'attn_stages=\(2, 2\) is not allowed'),
+    ({'attn_stages': 'all'}, "attn_stages='all' is not allowed"),
+    ({'attn_gate': 'softmax'}, "attn_gate='softmax' is not allowed; allowed: sigmoid, tanh, relu"),
+    ({'attn_squeeze': 'sum'}, "attn_squeeze='sum' is not allowed; allowed: avg, max, none"),
+    ({'attn_integration': 'after'}, "attn_integration='after' is not allowed; allowed: standard, pre, post"),
+    ({'attn_act_layer': 'rellu'}, "attn_act_layer='rellu' is not allowed; allowed: the name of an activation"),
+    ({'attn_bias': 'yes'}, "attn_bias='yes' is not allowed; allowed: True, False"),
+    ({'attn_init': 'zero'}, "attn_init='zero' is not allowed; allowed: default, identity"),
+    ({'attn_fused': 'always'}, "attn_fused='always' is not allowed; allowed: auto, True, False"),
+    ({'attn_init': 'identity', 'attn_gate': 'sigmoid'}, "attn_gate='sigmoid' is not allowed; allowed: double_sigmoid"),
+    ({'attn_ratio': 0.5}, r'attn_ratio \(did you mean attn_rd_ratio\?\); allowed: '),
+    ({'attn': 'eca', 'attn_gate': 'tanh'}, "attn='eca' has no option attn_gate"),
+])
+def test_bad_option_is_one_clear_error(options, message):
+    with pytest.raises(ValueError, match=message):
+        AttentionSpec.from_kwargs({'attn': 'se', **options})
+
+
+def test_bad_option_given_directly_is_refused_too():
+    with pytest.raises(ValueError, match="attn='eca' has no option attn_gate"):
+        AttentionSpec('eca', gate='tanh')

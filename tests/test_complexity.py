@@ -1,0 +1,57 @@
+"""Golden numbers: parameters and MACs that the papers and independent implementations publish."""
+
+import pytest
+import timm
+import torch
+
+from timm_se_plugin.complexity import CONVENTION, complexity
+
+
+def params(name, **kwargs):
+    return sum(p.numel() for p in timm.create_model(name, device='meta', **kwargs).parameters())
+
+
+def test_se_resnet50_has_the_published_parameters():
+    assert params('resnet50_plugin') == 25_557_032
+    assert params('se_resnet50_plugin') == 28_088_024
+    assert params('se_resnet50_plugin', attn_bias=False) == 28_071_976
+
+
+def test_a_3x3_stem_has_the_published_parameters():
+    model = timm.create_model('se_resnet50_plugin')
+    model.conv1 = torch.nn.Conv2d(3, 64, 3, padding=1, bias=False)
+    assert sum(p.numel() for p in model.parameters()) == 28_080_344
+
+
+@pytest.mark.parametrize(('r', 'millions'), [(2, 45.68), (4, 35.62), (8, 30.59), (16, 28.07), (32, 26.81)])
+def test_reduction_ratios_of_table_10(r, millions):
+    assert round(params('se_resnet50_plugin', attn_bias=False, attn_rd_ratio=1 / r) / 1e6, 2) == millions
+
+
+@pytest.mark.parametrize(('stage', 'millions'), [(1, 25.58), (2, 25.69), (3, 26.34), (4, 27.13)])
+def test_single_stages_of_table_13(stage, millions):
+    assert round(params('se_resnet50_plugin', attn_bias=False, attn_stages=stage) / 1e6, 2) == millions
+
+
+def test_attention_inside_the_3x3_of_table_15():
+    assert round(params('se_resnet50_plugin', attn_bias=False, attn_integration='3x3') / 1e6, 2) == 25.71
+
+
+def test_macs_of_table_2_with_the_stride_in_the_first_1x1():
+    plain = complexity(timm.create_model('legacy_seresnet50_plugin', attn='none'))
+    model = complexity(timm.create_model('legacy_seresnet50_plugin'))
+    assert round(plain.macs / 1e9, 2) == 3.86
+    # The paper's 3.87 counts the pooling and the scaling too: 2 passes over 15.1M activations.
+    assert model.macs - plain.macs == model.attention_macs == 2_514_944
+    assert model.params - plain.params == model.attention_params == 28_088_024 - 25_557_032
+
+
+def test_total_is_the_networks_and_the_convention_comes_first():
+    model = timm.create_model('se_resnet18_plugin')
+    cost = complexity(model, (3, 64, 64))
+    assert cost.params == sum(p.numel() for p in model.parameters())
+    assert str(cost).splitlines()[0] == CONVENTION
+    assert f'{cost.macs:,}' in str(cost).splitlines()[-1]
+    # by hand: the stem's 7x7 convolution, 3 -> 64 channels on a 32x32 map
+    assert next(m.macs for m in cost.modules if m.name == 'conv1') == 7 * 7 * 3 * 64 * 32 * 32
+    assert next(m for m in cost.modules if m.name == 'layer1.0.se.fc1').is_attention

@@ -1,0 +1,112 @@
+"""Parameters, multiply-accumulates and activation memory of a network, with the attention's share apart."""
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from .placement.sites import attention_modules
+
+__all__ = ['CONVENTION', 'Complexity', 'ModuleCost', 'complexity', 'saved_bytes']
+
+CONVENTION = (
+    'MACs: one per multiply-add of convolutions and matrix products for one image; '
+    'normalisation, activation, pooling, scaling and addition count zero'
+)
+
+
+@dataclass(frozen=True)
+class ModuleCost:
+    """Cost of one module: its name, class, parameters, MACs, and whether it is (part of) an attention."""
+
+    name: str
+    type: str
+    params: int
+    macs: int
+    is_attention: bool
+
+
+@dataclass(frozen=True)
+class Complexity:
+    """Cost of a network at one input size.
+
+    Args:
+        modules: the cost of each module that has parameters or MACs of its own, not of its children.
+        input_size: (C, H, W).
+    """
+
+    modules: tuple[ModuleCost, ...]
+    input_size: tuple[int, int, int]
+
+    @property
+    def params(self) -> int:
+        """Parameters of the network."""
+        return sum(module.params for module in self.modules)
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of the network for one image."""
+        return sum(module.macs for module in self.modules)
+
+    @property
+    def attention_params(self) -> int:
+        """Parameters of the attention layers."""
+        return sum(module.params for module in self.modules if module.is_attention)
+
+    @property
+    def attention_macs(self) -> int:
+        """Multiply-accumulates of the attention layers for one image."""
+        return sum(module.macs for module in self.modules if module.is_attention)
+
+    def __str__(self) -> str:
+        size = 'x'.join(map(str, self.input_size))
+        lines = [CONVENTION, f'{"input " + size:<32}{"type":<16}{"params":>14}{"MACs":>18}']
+        for module in self.modules:
+            mark = '  attention' if module.is_attention else ''
+            lines.append(f'{module.name:<32}{module.type:<16}{module.params:>14,}{module.macs:>18,}{mark}')
+        lines.append(f'{"of which attention":<48}{self.attention_params:>14,}{self.attention_macs:>18,}')
+        lines.append(f'{"total":<48}{self.params:>14,}{self.macs:>18,}')
+        return '\n'.join(lines)
+
+
+def complexity(model: nn.Module, input_size: tuple[int, int, int] = (3, 224, 224)) -> Complexity:
+    """Count parameters and MACs of `model`, without computing anything (on the meta device).
+
+    Args:
+        model: any network that takes one image batch.
+        input_size: (C, H, W) of the image.
+    """
+    counted = copy.deepcopy(model).to('meta').eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        counted(torch.empty(1, *input_size, device='meta'))
+    root = type(counted).__name__
+    flops = {name.removeprefix(f'{root}.'): sum(ops.values()) for name, ops in counter.get_flop_counts().items()}
+
+    attention = tuple(f'{name}.' for name in attention_modules(counted))
+    costs = []
+    for name, module in counted.named_modules():
+        params = sum(p.numel() for p in module.parameters(recurse=False))
+        inner = sum(flops.get(f'{name}.{child}' if name else child, 0) for child, _ in module.named_children())
+        macs = (flops.get(name, 0) - inner) // 2 if name else 0
+        if params or macs:
+            costs.append(ModuleCost(name, type(module).__name__, params, macs, f'{name}.'.startswith(attention)))
+    return Complexity(tuple(costs), input_size)
+
+
+def saved_bytes(model: nn.Module, x: Tensor) -> int:
+    """Bytes that one forward pass on x keeps for the backward pass: distinct storages, parameters and x left out."""
+    known = {tensor.untyped_storage().data_ptr() for tensor in (x, *model.parameters(), *model.buffers())}
+    storages: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in known:
+            storages[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        out = model(x)  # the graph keeps every storage alive, so that no address is seen twice
+    del out
+    return sum(storages.values())
