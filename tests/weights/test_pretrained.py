@@ -1,0 +1,182 @@
+"""``pretrained=True``: which weights load where, what may be missing, and what is refused."""
+
+import json
+
+import pytest
+import timm
+import torch
+from parity import images, randomised, saved
+from safetensors.torch import load_file, save_file
+from timm.models._hub import save_for_hf
+
+from timm_se_plugin import AttentionSpec
+from timm_se_plugin.layers import SqueezeExcite
+from timm_se_plugin.models.plugin_resnet import architectures
+
+
+@pytest.fixture(scope='module')
+def plain(tmp_path_factory):
+    model = randomised(timm.create_model('resnet18'))
+    return model, saved(model, tmp_path_factory.mktemp('plain'))
+
+
+@pytest.fixture(scope='module')
+def attended(tmp_path_factory):
+    model = randomised(timm.create_model('seresnet50', layers=(1, 1, 1, 1)))
+    return model, saved(model, tmp_path_factory.mktemp('se'))
+
+
+def create(name, overlay, **kwargs):
+    return timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **kwargs)
+
+
+def logits(model, **kwargs):
+    with torch.no_grad():
+        return model.eval()(images(2, 3, 64, 64, dtype=torch.float32), **kwargs)
+
+
+def test_every_published_tag_of_a_base_is_a_tag_of_its_plugin_name():
+    for name, arch in architectures.items():
+        if arch.flag_is_open:
+            theirs = timm.models.get_arch_pretrained_cfgs(arch.source.timm_name)
+            ours = timm.models.get_arch_pretrained_cfgs(name)
+            assert [key.partition('.')[2] for key in ours] == [key.partition('.')[2] for key in theirs], name
+            for (_, mine), (_, cfg) in zip(ours.items(), theirs.items(), strict=True):
+                assert (mine.hf_hub_id, mine.url) == (cfg.hf_hub_id, cfg.url)
+                assert mine.architecture == name
+
+
+def test_se_names_carry_the_tags_of_timms_trained_se_networks():
+    tags = {name: sorted(key.partition('.')[2] for key in timm.models.get_arch_pretrained_cfgs(name)
+                         if timm.models.is_model_pretrained(key))
+            for name, arch in architectures.items() if not arch.flag_is_open and arch.source}
+    assert tags == {
+        'se_resnet50_plugin': ['a1_in1k', 'a2_in1k', 'a3_in1k', 'ra2_in1k'],
+        'se_resnet152d_plugin': ['ra2_in1k'],
+        'se_resnext50_32x4d_plugin': ['gluon_in1k', 'racm_in1k'],
+        'se_resnext101_32x4d_plugin': ['gluon_in1k'],
+        'se_resnext101_32x8d_plugin': ['ah_in1k'],
+        'se_resnext101_64x4d_plugin': ['gluon_in1k'],
+    }
+
+
+def test_a_tag_brings_the_specification_of_its_weights(attended):
+    model = create('se_resnet50_plugin.a1_in1k', attended[1], layers=(1, 1, 1, 1))
+    assert AttentionSpec.of(model) == AttentionSpec('se', rd_divisor=8)
+    torch.testing.assert_close(logits(model), logits(attended[0]), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(('options', 'message'), [
+    ({'attn_gate': 'tanh'}, r"attn_gate='tanh' \(theirs: 'sigmoid'\)"),
+    ({'attn_rd_ratio': 1 / 8, 'attn_bias': False}, r'attn_rd_ratio=0.125 .*, attn_bias=False'),
+    ({'attn_integration': 'pre'}, "attn_integration='pre'"),
+    ({'attn_init': 'identity'}, "attn_gate='double_sigmoid'"),
+])
+def test_weights_refuse_another_specification(attended, options, message):
+    with pytest.raises(ValueError, match=f'belong to another attention; not allowed: .*{message}'):
+        create('se_resnet50_plugin', attended[1], **options)
+
+
+def test_weights_with_attention_do_not_load_into_a_plain_network(attended):
+    with pytest.raises(ValueError, match=r"attn='none' \(theirs: 'se'\)"):
+        create('seresnet50_plugin', attended[1], attn='none')
+    with pytest.raises(ValueError, match=r"attn='eca' \(theirs: 'se'\)"):
+        create('seresnet50_plugin', attended[1], attn='eca')
+
+
+def test_the_same_specification_said_aloud_is_accepted(attended):
+    model = create(
+        'se_resnet50_plugin', attended[1], layers=(1, 1, 1, 1), attn='se', attn_gate='sigmoid', attn_fused=False)
+    assert AttentionSpec.of(model) == AttentionSpec('se', rd_divisor=8, fused=False)
+
+
+def test_plain_weights_gain_attention_that_changes_nothing_yet(plain):
+    model = create('resnet18_plugin', plain[1], attn='se')
+    assert AttentionSpec.of(model).gate == 'double_sigmoid'
+    torch.testing.assert_close(logits(model), logits(plain[0]), rtol=1e-5, atol=1e-5)
+    model.train()(images(2, 3, 64, 64, dtype=torch.float32)).square().sum().backward()
+    gates = [m for m in model.modules() if isinstance(m, SqueezeExcite)]
+    assert len(gates) == 8
+    assert all(gate.fc2.weight.grad.abs().max() > 0 for gate in gates)
+
+
+def test_plain_weights_may_gain_attention_in_any_place_and_stage(plain):
+    model = create('resnet18_plugin', plain[1], attn='se', attn_integration='3x3', attn_stages=3, num_classes=7)
+    reference = create('resnet18_plugin', plain[1])
+    model.reset_classifier(0)
+    reference.reset_classifier(0)
+    torch.testing.assert_close(logits(model), logits(reference), rtol=1e-5, atol=1e-5)
+
+
+def test_warm_start_with_another_gate_must_be_asked_for(plain):
+    with pytest.raises(ValueError, match="attn_gate='sigmoid' is not allowed; allowed: double_sigmoid"):
+        create('resnet18_plugin', plain[1], attn='se', attn_gate='sigmoid')
+    model = create('resnet18_plugin', plain[1], attn='se', attn_gate='sigmoid', attn_init='default')
+    assert not torch.allclose(logits(model), logits(plain[0]), atol=1e-2)
+
+
+@pytest.mark.parametrize('drop', ['layer1.0.conv1.weight', 'fc.bias'])
+@pytest.mark.parametrize('options', [{}, {'attn': 'se'}, {'num_classes': 1000, 'features_only': True}])
+def test_a_missing_key_is_an_error(plain, tmp_path, drop, options):
+    weights = {key: value for key, value in plain[0].state_dict().items() if key != drop}
+    save_file(weights, tmp_path / 'cut.safetensors')
+    with pytest.raises(ValueError, match=f'does not fit resnet18_plugin: missing {drop}; unexpected nothing'):
+        create('resnet18_plugin', {'file': str(tmp_path / 'cut.safetensors')}, **options)
+
+
+def test_a_missing_key_is_an_error_for_another_number_of_classes_too(plain, tmp_path):
+    weights = {**plain[0].state_dict(), 'head.weight': torch.zeros(1)}
+    del weights['layer4.1.bn2.running_mean']
+    save_file(weights, tmp_path / 'cut.safetensors')
+    with pytest.raises(ValueError, match=r'missing layer4.1.bn2.running_mean; unexpected head.weight'):
+        create('resnet18_plugin', {'file': str(tmp_path / 'cut.safetensors')}, num_classes=3)
+
+
+def test_half_of_an_attention_is_an_error(tmp_path):
+    model = timm.create_model('se_resnet18_plugin')
+    weights = {key: value for key, value in model.state_dict().items() if not key.startswith('layer2.0.se')}
+    save_file(weights, tmp_path / 'half.safetensors')
+    with pytest.raises(ValueError, match=r'unexpected layer1.0.se.fc1.bias'):
+        create('resnet18_plugin', {'file': str(tmp_path / 'half.safetensors')}, attn='se')
+
+
+def test_files_that_count_no_batches_load(plain, tmp_path):
+    weights = {key: value for key, value in plain[0].state_dict().items() if not key.endswith('num_batches_tracked')}
+    save_file(weights, tmp_path / 'old.safetensors')
+    model = create('resnet18_plugin', {'file': str(tmp_path / 'old.safetensors')}, attn='se')
+    torch.testing.assert_close(logits(model), logits(plain[0]), rtol=1e-5, atol=1e-5)
+
+
+def test_in_chans_and_num_classes_adapt(plain):
+    model = create('resnet18_plugin', plain[1], attn='se', in_chans=1, num_classes=5)
+    assert model.eval()(torch.zeros(1, 1, 32, 32)).shape == (1, 5)
+    torch.testing.assert_close(model.conv1.weight.sum(1), plain[0].conv1.weight.sum(1))
+
+
+def test_a_legacy_file_does_not_load_into_the_modern_network(tmp_path):
+    overlay = saved(timm.create_model('legacy_seresnet50'), tmp_path)
+    with pytest.raises(ValueError, match='does not fit se_resnet50_plugin: missing '):
+        create('se_resnet50_plugin', overlay)
+    with pytest.raises(ValueError, match='does not fit legacy_seresnet50_plugin: missing nothing; unexpected .*se'):
+        create('legacy_seresnet50_plugin', overlay, attn='none', pretrained_cfg=dict(overlay, num_classes=1000))
+
+
+def test_a_saved_model_refuses_another_specification_and_a_saved_plain_one_gains_attention(tmp_path):
+    se = timm.create_model('se_resnet10t_plugin', attn_gate='tanh')
+    save_for_hf(se, tmp_path / 'se', safe_serialization=True)
+    with pytest.raises(ValueError, match=r"attn_gate='relu' \(theirs: 'tanh'\)"):
+        timm.create_model(f'local-dir:{tmp_path / "se"}', pretrained=True, attn_gate='relu')
+    plain = timm.create_model('resnet10t_plugin')
+    save_for_hf(plain, tmp_path / 'plain', safe_serialization=True)
+    model = timm.create_model(f'local-dir:{tmp_path / "plain"}', pretrained=True, attn='se')
+    torch.testing.assert_close(logits(model), logits(plain), rtol=1e-5, atol=1e-5)
+
+
+def test_saved_configuration_is_complete_whatever_was_asked(attended, tmp_path):
+    model = create('se_resnet50_plugin.a1_in1k', attended[1], layers=(1, 1, 1, 1))
+    save_for_hf(model, tmp_path, safe_serialization=True)
+    args = json.loads((tmp_path / 'config.json').read_text())['model_args']
+    assert AttentionSpec.from_kwargs({k: v for k, v in args.items() if k.startswith('attn')}) == AttentionSpec.of(model)
+    reloaded = timm.create_model(f'local-dir:{tmp_path}', pretrained=True)
+    assert torch.equal(logits(reloaded), logits(model))
+    assert load_file(tmp_path / 'model.safetensors').keys() == model.state_dict().keys()
