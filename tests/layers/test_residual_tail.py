@@ -33,7 +33,7 @@ def tail(x, shortcut, bn, se, drop_path, act, fused, gate=None):
     if drop_path is not None:
         x = drop_path(x)
     if shortcut is not None:
-        x = x + (shortcut if gate is None else shortcut * gate)
+        x += shortcut if gate is None else shortcut * gate
     return act(x)
 
 
@@ -97,7 +97,7 @@ def run(net, x, fused, seed=0):
     torch.manual_seed(seed)
     out = net(x)
     torch.manual_seed(1)
-    (out * torch.randn_like(out)).sum().backward()
+    (out * torch.randn(out.shape, dtype=out.dtype)).sum().backward()
     grads = {n: p.grad for n, p in net.named_parameters() if p.grad is not None}
     return {'out': out.detach(), 'input': x.grad, **grads, **{n: b.clone() for n, b in net.named_buffers()}}
 
@@ -203,7 +203,7 @@ def test_derivatives_of_first_and_second_order(mode, channels_last):
 def test_half_precision_errs_no_more_than_the_modules(how, channels_last, mode):
     dtype = torch.float16 if 'float16' in how.split()[0] and how[0] == 'f' else torch.bfloat16
     errors = {True: {}, False: {}}
-    for seed in range(4):
+    for seed in range(8):
         torch.manual_seed(seed)
         net = set_mode(Block(act=nn.ReLU), mode)
         x = layout(torch.randn(8, 16, 12, 12), channels_last).to(dtype).float()
@@ -212,9 +212,11 @@ def test_half_precision_errs_no_more_than_the_modules(how, channels_last, mode):
             with torch.autocast('cpu', dtype, enabled='autocast' in how):
                 ours = run(net, x, fused) if 'autocast' in how else run(net.to(dtype), x.to(dtype), fused)
             for name, value in exact.items():
-                error = (ours[name].double() - value).norm() / value.norm()
+                error = (ours[name].double() - value).norm() / value.double().norm()
                 errors[fused].setdefault(name, []).append(error.item())
     for name, plain in errors[False].items():
+        if name.endswith('num_batches_tracked'):
+            continue
         assert sum(errors[True][name]) <= 1.2 * sum(plain) + 1e-6, name
 
 
@@ -228,14 +230,14 @@ def test_float32_statistics_are_safe_far_from_zero_and_for_constant_channels(cha
     exact = run(copy.deepcopy(net).double(), x.double(), False)
     ours, plain = run(net, x, True), run(net, x, False)
     for name, value in exact.items():
-        error, reference = ((r[name] - value).norm() for r in (ours, plain))
-        assert error <= 2 * reference + 1e-6 * value.norm(), name
+        error, reference = ((r[name].double() - value).norm() for r in (ours, plain))
+        assert error <= 2 * reference + 1e-6 * value.double().norm(), name
 
 
 class SEBottleneck(Bottleneck):
     """The block as the plugin writes it."""
 
-    fused: bool = True
+    fused = True
 
     def forward(self, x):
         shortcut = x
@@ -244,14 +246,14 @@ class SEBottleneck(Bottleneck):
         x = self.conv3(x)
         if self.downsample is not None:
             shortcut = self.downsample(shortcut)
-        if torch.jit.is_scripting() or not can_fuse(x, self.bn3, self.se, self.drop_path, self.fused):
-            x = self.se(self.bn3(x))
-            if self.drop_path is not None:
-                x = self.drop_path(x)
-            x += shortcut
-            return self.act3(x)
-        else:
-            return residual_tail(x, shortcut, self.bn3, self.se, self.drop_path, self.act3)
+        if not torch.jit.is_scripting():
+            if can_fuse(x, self.bn3, self.se, self.drop_path, self.fused):
+                return residual_tail(x, shortcut, self.bn3, self.se, self.drop_path, self.act3)
+        x = self.se(self.bn3(x))
+        if self.drop_path is not None:
+            x = self.drop_path(x)
+        x += shortcut
+        return self.act3(x)
 
 
 def network(fused=True, drop_path_rate=0.0, seed=0):
@@ -264,13 +266,13 @@ def network(fused=True, drop_path_rate=0.0, seed=0):
     return net
 
 
-@pytest.mark.parametrize('mode', MODES)
+@pytest.mark.parametrize('mode', ['train', 'eval'])
 def test_traced_by_fx_is_bitwise_equal_and_scripts(mode):
     net = set_mode(network(), mode)
     x = torch.randn(2, 3, 64, 64)
-    traced = create_feature_extractor(copy.deepcopy(net), ['fc'])
+    traced, scripted = (create_feature_extractor(copy.deepcopy(net), ['fc']) for _ in range(2))
     assert any('recalibrate_add_act' in n.name for n in traced.graph.nodes)
-    scripted = torch.jit.script(copy.deepcopy(traced))
+    scripted = torch.jit.script(scripted)
     with torch.no_grad():
         expected = net(x)
         assert torch.equal(traced(x)['fc'], expected)

@@ -26,6 +26,7 @@ def statistics_dtype(y: Tensor) -> torch.dtype:
 def _sample_moments(y: Tensor) -> tuple[Tensor, Tensor]:
     """Mean per sample and channel (N, C), and biased variance per channel (C,), by the cheapest safe operators."""
     dtype = statistics_dtype(y)
+    unused = y.new_empty(y.shape[1], dtype=dtype)  # running statistics, whose type is that of the kernel's results
     if y.device.type == 'cpu' and y.is_contiguous():
         # The difference of squares loses digits where the mean dwarfs the deviation: trusted only where it does not.
         m = y.mean((2, 3), dtype=dtype)
@@ -36,12 +37,12 @@ def _sample_moments(y: Tensor) -> tuple[Tensor, Tensor]:
             return m, var
     elif y.device.type == 'cpu' and y.is_contiguous(memory_format=torch.channels_last):
         # BatchNorm's kernel, a sample at a time, so that one reading gives both.
-        stats = [torch.batch_norm_update_stats(sample, None, None, 0.0) for sample in y.split(1)]
-        m, v = (torch.stack(values).to(dtype) for values in zip(*stats, strict=True))
+        stats = [torch.batch_norm_update_stats(sample, unused, unused, 0.0) for sample in y.split(1)]
+        m, v = (torch.stack(values) for values in zip(*stats, strict=True))
         return m, v.mean(0).add_((m - m.mean(0)).square_().mean(0))
     else:
         m = y.mean((2, 3), dtype=dtype)
-    return m, torch.batch_norm_update_stats(y, None, None, 0.0)[1].to(dtype)
+    return m, torch.batch_norm_update_stats(y, unused, unused, 0.0)[1]
 
 
 class _Moments(Function):

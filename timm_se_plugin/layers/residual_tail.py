@@ -80,7 +80,7 @@ def can_fuse(
 
 def _average(running: Tensor, value: Tensor, momentum: float | None, num_batches_tracked: Tensor | None) -> None:
     if momentum is not None:
-        running.mul_(1 - momentum).add_(value, alpha=momentum)
+        running.lerp_(value.to(running.dtype), momentum)
     elif num_batches_tracked is not None:
         running.add_((value - running) / num_batches_tracked)
 
