@@ -1,0 +1,464 @@
+"""The fused tail against the modules one by one, on timm's blocks."""
+
+import copy
+import itertools
+import pickle
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from timm.layers import DropPath
+from timm.models._features_fx import create_feature_extractor
+from timm.models.resnet import BasicBlock, Bottleneck, ResNet
+from torch import nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.checkpoint import checkpoint
+
+from timm_se_plugin.layers.residual_tail import can_fuse, residual_tail
+from timm_se_plugin.layers.squeeze_excite import SqueezeExcite
+
+INTEGRATIONS = ('standard', 'pre', 'post', 'identity', '3x3')
+pytestmark = pytest.mark.filterwarnings('ignore:`torch.jit.*is deprecated:FutureWarning')  # by torch, by timm's fx
+MODES = ('train', 'frozen', 'eval')
+
+
+def tail(x, shortcut, bn, se, drop_path, act, fused, gate=None):
+    if can_fuse(x, bn, se, drop_path, fused):
+        return residual_tail(x, shortcut, bn, se, drop_path, act, gate)
+    x = bn(x)
+    if se is not None:
+        x = se(x)
+    if drop_path is not None:
+        x = drop_path(x)
+    if shortcut is not None:
+        x += shortcut if gate is None else shortcut * gate
+    return act(x)
+
+
+class Block(nn.Module):
+    """A timm block with SE in one of the paper's five places."""
+
+    def __init__(self, block=Bottleneck, integration='standard', fused=True, act=nn.ReLU, drop=0.0, downsample=False):
+        super().__init__()
+        self.body = block(16, 8, downsample=nn.Sequential(
+            nn.Conv2d(16, 8 * block.expansion, 1, bias=False), nn.BatchNorm2d(8 * block.expansion),
+        ), act_layer=act, drop_path=DropPath(drop) if drop else None) if downsample else block(
+            16, 16 // block.expansion, act_layer=act, drop_path=DropPath(drop) if drop else None)
+        self.integration, self.fused = integration, fused
+        last = self.last = 3 if block is Bottleneck else 2
+        where = {'pre': self.body.conv1.in_channels, 'identity': 8 * block.expansion if downsample else 16,
+                 '3x3': self.get('conv', last - 1).out_channels}
+        self.se = SqueezeExcite(where.get(integration, self.get('conv', last).out_channels), rd_channels=3)
+        for p in self.parameters():
+            nn.init.normal_(p, std=0.5)
+        for b in self.modules():
+            if isinstance(b, nn.BatchNorm2d):
+                nn.init.normal_(b.running_mean)
+                nn.init.uniform_(b.running_var, 0.5, 2)
+
+    def get(self, name, i):
+        return getattr(self.body, f'{name}{i}')
+
+    def forward(self, x):
+        shortcut, where, fused = x, self.integration, self.fused
+        if self.body.downsample is not None:
+            shortcut = self.body.downsample(x)
+        if where == 'pre':
+            x = self.se(x)
+        for i in range(1, self.last):
+            se = self.se if where == '3x3' and i == self.last - 1 else None
+            x = tail(self.get('conv', i)(x), None, self.get('bn', i), se, None, self.get('act', i), fused)
+        gate = self.se.excite(self.se.squeeze(shortcut)) if where == 'identity' else None
+        se = self.se if where == 'standard' else None
+        i = self.last
+        x = tail(self.get('conv', i)(x), shortcut, self.get('bn', i), se, self.body.drop_path, self.get('act', i), fused,
+                 gate)
+        return self.se(x) if where == 'post' else x
+
+
+def set_mode(net, mode):
+    net.train(mode != 'eval')
+    if mode == 'frozen':
+        for m in net.modules():
+            if isinstance(m, nn.BatchNorm2d):
+                m.eval()
+    return net
+
+
+def run(net, x, fused, seed=0):
+    """Everything that a step leaves behind, by name."""
+    net = copy.deepcopy(net)
+    for m in net.modules():
+        if hasattr(m, 'fused'):
+            m.fused = fused
+    x = x.detach().clone(memory_format=torch.preserve_format).requires_grad_()
+    torch.manual_seed(seed)
+    out = net(x)
+    torch.manual_seed(1)
+    (out * torch.randn(out.shape, dtype=out.dtype)).sum().backward()
+    grads = {n: p.grad for n, p in net.named_parameters() if p.grad is not None}
+    return {'out': out.detach(), 'input': x.grad, **grads, **{n: b.clone() for n, b in net.named_buffers()}}
+
+
+def assert_equal(ours, reference, tolerance=1e-10):
+    assert ours.keys() == reference.keys()
+    for name, value in reference.items():
+        error = (ours[name].double() - value.double()).abs().max()
+        assert error <= tolerance * value.double().abs().max(), (name, error)
+
+
+def layout(x, channels_last):
+    return x.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+
+
+@pytest.mark.parametrize('mode', MODES)
+@pytest.mark.parametrize('integration', INTEGRATIONS)
+@pytest.mark.parametrize('block', [BasicBlock, Bottleneck])
+def test_equals_the_modules_one_by_one_in_float64(block, integration, mode):
+    for seed, (channels_last, drop, downsample, act) in enumerate(
+            itertools.product((False, True), (0.0, 0.5), (False, True), (nn.ReLU, nn.SiLU))):
+        torch.manual_seed(seed)
+        net = set_mode(Block(block, integration, True, act, drop, downsample).double(), mode)
+        x = layout(torch.randn(4, 16, 6, 5, dtype=torch.float64), channels_last)
+        assert_equal(run(net, x, True), run(net, x, False))
+        with torch.no_grad():
+            expected = [copy.deepcopy(net) for _ in range(2)]
+            expected[1].fused = False
+            torch.manual_seed(0)
+            ours = expected[0](x)
+            torch.manual_seed(0)
+            assert_equal({'out': ours}, {'out': expected[1](x)})
+
+
+class Tail(nn.Module):
+    """BatchNorm, SE, shortcut, ReLU."""
+
+    def __init__(self, channels=6, fused=True, gate='sigmoid', **bn):
+        super().__init__()
+        self.bn = nn.BatchNorm2d(channels, **bn)
+        self.se = SqueezeExcite(channels, rd_channels=2, gate=gate)
+        self.fused, self.act = fused, nn.ReLU(inplace=True)
+        for p in self.parameters():
+            nn.init.normal_(p)
+
+    def forward(self, x, shortcut=None):
+        return tail(x, x.flip(0) if shortcut is None else shortcut, self.bn, self.se, None, self.act, self.fused)
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(
+    st.integers(1, 4), st.integers(1, 5), st.integers(1, 5), st.integers(1, 5),
+    st.sampled_from(('nchw', 'channels_last', 'transposed', 'sliced')),
+    st.sampled_from(MODES), st.sampled_from((0.1, 0.7, None)), st.sampled_from((0.0, 100.0)), st.booleans(),
+    st.sampled_from(('sigmoid', 'tanh', 'relu', 'hard_sigmoid', 'double_sigmoid')), st.integers(0, 99))
+def test_equals_the_modules_for_any_shape_and_layout(n, c, h, w, order, mode, momentum, mean, trained, gate, seed):
+    torch.manual_seed(seed)
+    net = set_mode(Tail(c, gate=gate, momentum=momentum).double(), mode)
+    net.bn.requires_grad_(trained)
+    x = torch.randn(n, c, h, w, dtype=torch.float64) + mean
+    if order == 'channels_last':
+        x = layout(x, True)
+    elif order == 'transposed':
+        x = x.transpose(2, 3).contiguous().transpose(2, 3)
+    elif order == 'sliced':
+        x = torch.cat([x, x], 3)[..., ::2] + mean
+    if mode == 'train' and n * h * w == 1:
+        with pytest.raises(ValueError, match='more than 1 value per channel'):
+            net(x)
+        return
+    # two values of mean 100 leave a variance of rounding errors: digits that neither path has
+    assert_equal(run(net, x, True), run(net, x, False), 1e-10 if not mean or mode != 'train' or n * h * w > 8 else 1e-6)
+
+
+@pytest.mark.parametrize('mode', MODES)
+@pytest.mark.parametrize('channels_last', [False, True])
+def test_derivatives_of_first_and_second_order(mode, channels_last):
+    torch.manual_seed(0)
+    net = set_mode(Tail(3).double(), mode)
+    net.act = nn.ReLU()
+    x, r = (layout(torch.randn(3, 3, 3, 2, dtype=torch.float64), channels_last).requires_grad_() for _ in range(2))
+    names, params = zip(*net.named_parameters(), strict=True)
+
+    def f(x, r, *params):
+        state = dict(zip(names, params, strict=True), **{n: b.clone() for n, b in net.named_buffers()})
+        originals = {n: (m, k, getattr(m, k)) for n in state for m, k in [(net.get_submodule(n.rpartition('.')[0]),
+                                                                        n.rpartition('.')[2])]}
+        for n, (m, k, _) in originals.items():
+            (m._parameters if k in m._parameters else m._buffers)[k] = state[n]
+        try:
+            return net(x, r)
+        finally:
+            for m, k, v in originals.values():
+                (m._parameters if k in m._parameters else m._buffers)[k] = v
+
+    assert torch.autograd.gradcheck(f, (x, r, *params))
+    assert torch.autograd.gradgradcheck(f, (x, r, *params))
+
+
+@pytest.mark.parametrize('mode', MODES)
+@pytest.mark.parametrize('channels_last', [False, True])
+@pytest.mark.parametrize('how', ['bfloat16', 'float16 autocast', 'bfloat16 autocast'])
+def test_half_precision_errs_no_more_than_the_modules(how, channels_last, mode):
+    dtype = torch.float16 if 'float16' in how.split()[0] and how[0] == 'f' else torch.bfloat16
+    errors = {True: {}, False: {}}
+    for seed in range(8):
+        torch.manual_seed(seed)
+        net = set_mode(Block(act=nn.ReLU), mode)
+        x = layout(torch.randn(8, 16, 12, 12), channels_last).to(dtype).float()
+        exact = run(copy.deepcopy(net).double(), x.double(), False)
+        for fused in (True, False):
+            with torch.autocast('cpu', dtype, enabled='autocast' in how):
+                ours = run(net, x, fused) if 'autocast' in how else run(net.to(dtype), x.to(dtype), fused)
+            for name, value in exact.items():
+                error = (ours[name].double() - value).norm() / value.double().norm()
+                errors[fused].setdefault(name, []).append(error.item())
+    for name, plain in errors[False].items():
+        if name.endswith('num_batches_tracked'):
+            continue
+        assert sum(errors[True][name]) <= 1.2 * sum(plain) + 1e-6, name
+
+
+@pytest.mark.parametrize('channels_last', [False, True])
+def test_float32_statistics_are_safe_far_from_zero_and_for_constant_channels(channels_last):
+    torch.manual_seed(0)
+    net = Tail().train()
+    x = torch.randn(8, 6, 14, 14) + 100
+    x[:, 0] = 7
+    x = layout(x, channels_last)
+    exact = run(copy.deepcopy(net).double(), x.double(), False)
+    ours, plain = run(net, x, True), run(net, x, False)
+    for name, value in exact.items():
+        error, reference = ((r[name].double() - value).norm() for r in (ours, plain))
+        assert error <= 2 * reference + 1e-6 * value.double().norm(), name
+
+
+class SEBottleneck(Bottleneck):
+    """The block as the plugin writes it."""
+
+    fused = True
+
+    def forward(self, x):
+        shortcut = x
+        x = self.act1(self.bn1(self.conv1(x)))
+        x = self.act2(self.bn2(self.conv2(x)))
+        x = self.conv3(x)
+        if self.downsample is not None:
+            shortcut = self.downsample(shortcut)
+        if not torch.jit.is_scripting():
+            if can_fuse(x, self.bn3, self.se, self.drop_path, self.fused):
+                return residual_tail(x, shortcut, self.bn3, self.se, self.drop_path, self.act3)
+        x = self.se(self.bn3(x))
+        if self.drop_path is not None:
+            x = self.drop_path(x)
+        x += shortcut
+        return self.act3(x)
+
+
+def network(fused=True, drop_path_rate=0.0, seed=0):
+    torch.manual_seed(seed)
+    net = ResNet(SEBottleneck, (1, 2, 1, 1), num_classes=5, base_width=16, drop_path_rate=drop_path_rate,
+                 zero_init_last=False, block_args={'attn_layer': SqueezeExcite})
+    for m in net.modules():
+        if isinstance(m, SEBottleneck):
+            m.fused = fused
+    return net
+
+
+@pytest.mark.parametrize('mode', ['train', 'eval'])
+def test_traced_by_fx_is_bitwise_equal_and_scripts(mode):
+    net = set_mode(network(), mode)
+    x = torch.randn(2, 3, 64, 64)
+    traced, scripted = (create_feature_extractor(copy.deepcopy(net), ['fc']) for _ in range(2))
+    assert any('recalibrate_add_act' in n.name for n in traced.graph.nodes)
+    scripted = torch.jit.script(scripted)
+    with torch.no_grad():
+        expected = net(x)
+        assert torch.equal(traced(x)['fc'], expected)
+        torch.testing.assert_close(scripted(x)['fc'], expected, rtol=1e-4, atol=1e-5)
+    for name, value in net.named_buffers():
+        assert torch.equal(value, traced.get_buffer(name)), name
+
+
+def test_scripts_and_exports_the_modules():
+    net = network(fused='auto').eval()
+    x = torch.randn(2, 3, 64, 64)
+    expected = net(x)
+    torch.testing.assert_close(torch.jit.script(net)(x), expected, rtol=1e-4, atol=1e-5)
+    program = torch.export.export(net, (x,))
+    assert sum('batch_norm' in str(n.target) for n in program.graph.nodes) == 20
+    torch.testing.assert_close(program.module()(x), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('mode', MODES)
+def test_compiles_without_a_graph_break(mode):
+    net = set_mode(network().double(), mode)
+    x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    torch._dynamo.reset()
+    compiled = copy.deepcopy(net)
+    compiled.compile(fullgraph=True, backend='aot_eager')
+    results = []
+    for model in (compiled, net):
+        out = model(x)
+        out.square().sum().backward()
+        results.append({'out': out.detach(), **{n: p.grad for n, p in model.named_parameters()},
+                        **dict(model.named_buffers())})
+    assert_equal(*results)
+
+
+def test_inductor_compiles_a_training_step():
+    torch._dynamo.reset()
+    net = Tail().double()
+    x = torch.randn(4, 6, 8, 8, dtype=torch.float64, requires_grad=True)
+    compiled = copy.deepcopy(net)
+    compiled.compile(fullgraph=True)
+    grads = []
+    for model in (compiled, net):
+        model(x, x).square().sum().backward()
+        grads.append({'input': x.grad.clone(), **{n: p.grad for n, p in model.named_parameters()}})
+        x.grad = None
+    assert_equal(*grads)
+
+
+@pytest.mark.parametrize('reentrant', [False, True])
+def test_checkpointed_equals_stored(reentrant):
+    net = Block(drop=0.5).double().train()
+    x = torch.randn(4, 16, 5, 5, dtype=torch.float64)
+
+    class Checkpointed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = net
+
+        def forward(self, x):
+            return checkpoint(self.net, x, use_reentrant=reentrant)
+
+    ours, expected = run(Checkpointed(), x, True), run(net, x, True)
+    for name in ('out', 'input', *(n for n, _ in net.named_parameters())):
+        torch.testing.assert_close(ours[name if name in ours else f'net.{name}'], expected[name], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize('channels_last', [False, True])
+@pytest.mark.parametrize('mode', ['train', 'frozen'])
+def test_saves_no_more_than_a_block_without_attention(mode, channels_last):
+    def saved(net):
+        storages = {}
+        params = {p.untyped_storage().data_ptr() for p in net.parameters()}
+
+        def pack(t):
+            if t.untyped_storage().data_ptr() not in params:
+                storages[t.untyped_storage().data_ptr()] = t.untyped_storage()
+            return t
+
+        x = layout(torch.randn(8, 64, 56, 56), channels_last)
+        with saved_tensors_hooks(pack, lambda t: t):
+            out = net(x.requires_grad_())
+        assert out.requires_grad
+        return sum(s.nbytes() for s in storages.values())
+
+    plain, ours = Bottleneck(64, 16), SEBottleneck(64, 16, attn_layer=SqueezeExcite)
+    ratio = saved(set_mode(ours, mode)) / saved(set_mode(plain, mode))
+    assert ratio <= 1.01
+
+
+def test_backward_repeats_with_a_retained_graph():
+    net = Tail().double()
+    x = torch.randn(4, 6, 3, 3, dtype=torch.float64, requires_grad=True)
+    loss = net(x).square().sum()
+    first = torch.autograd.grad(loss, [x, *net.parameters()], retain_graph=True)
+    second = torch.autograd.grad(loss, [x, *net.parameters()])
+    assert all(map(torch.equal, first, second))
+
+
+def test_works_in_inference_mode_and_after_copying_and_pickling():
+    net = set_mode(Tail(), 'eval')
+    x = torch.randn(2, 6, 3, 3)
+    expected, kept = net(x), x.clone()
+    with torch.inference_mode():
+        for other in (net, copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
+            torch.testing.assert_close(other(x), expected)
+    assert torch.equal(x, kept)
+
+
+def test_hooks_on_the_gate_see_it():
+    net, seen = Tail(), []
+    net.se.gate.register_forward_hook(lambda m, args, out: seen.append(out))
+    net(torch.randn(2, 6, 3, 3))
+    assert seen[0].shape == (2, 6, 1, 1)
+
+
+class CustomNorm(nn.BatchNorm2d):
+    pass
+
+
+@pytest.mark.parametrize(('change', 'reason'), [
+    (lambda net: setattr(net, 'bn', CustomNorm(6)), 'CustomNorm'),
+    (lambda net: setattr(net, 'bn', nn.SyncBatchNorm(6)), 'SyncBatchNorm'),
+    (lambda net: setattr(net, 'bn', nn.GroupNorm(2, 6)), 'GroupNorm'),
+    (lambda net: setattr(net, 'bn', nn.BatchNorm2d(6, affine=False)), 'affine'),
+    (lambda net: setattr(net, 'bn', nn.BatchNorm2d(6, track_running_stats=False)), 'running'),
+    (lambda net: setattr(net.se, 'squeeze_type', 'max'), 'average'),
+    (lambda net: net.bn.register_forward_hook(lambda *_: None), 'hook'),
+    (lambda net: net.se.register_forward_pre_hook(lambda *_: None), 'hook'),
+    (lambda net: net.bn.register_full_backward_hook(lambda *_: None), 'hook'),
+])
+def test_steps_aside_and_says_why(change, reason):
+    net = Tail().eval()
+    change(net)
+    net.eval()
+    x = torch.randn(2, 6, 3, 3)
+    with pytest.raises(ValueError, match=rf'attn_fused=True, but .*{reason}'):
+        net(x)
+    net.fused = 'auto'
+    ours = None if isinstance(net.bn, nn.SyncBatchNorm) else net(x)  # SyncBatchNorm has no CPU kernel in training only
+    if ours is not None:
+        net.fused = False
+        assert torch.equal(ours, net(x))
+
+
+def test_a_hook_on_the_activation_sees_the_output():
+    net, seen = Tail(), []
+    net.act.register_forward_hook(lambda m, args, out: seen.append(out))
+    assert net(torch.randn(2, 6, 3, 3)) is seen[0]
+
+
+def test_frozen_batch_norm_is_fused():
+    from timm.utils.model import freeze_batch_norm_2d
+
+    net = set_mode(Tail().double(), 'train')
+    net.bn.running_mean.normal_()
+    net = freeze_batch_norm_2d(net)
+    assert type(net.bn) is not nn.BatchNorm2d
+    x = torch.randn(4, 6, 3, 3, dtype=torch.float64)
+    assert_equal(run(net, x, True), run(net, x, False))
+
+
+@pytest.mark.parametrize('mode', ['frozen', 'eval'])
+def test_an_empty_batch_is_left_to_the_modules(mode):
+    net = set_mode(Tail(fused='auto'), mode)
+    assert net(torch.randn(0, 6, 3, 3)).shape == (0, 6, 3, 3)
+
+
+def test_functional_transforms_see_the_modules():
+    net = Tail(fused='auto').eval()
+    x = torch.randn(2, 6, 3, 3)
+    expected = torch.autograd.functional.jvp(net, x, torch.ones_like(x))[1]
+    torch.testing.assert_close(torch.func.jvp(net, (x,), (torch.ones_like(x),))[1], expected)
+
+
+def test_trains_as_the_modules_do():
+    losses = {}
+    for fused in (True, False):
+        net = network(fused, drop_path_rate=0.2).double().train()
+        torch.manual_seed(1)
+        x, target = torch.randn(4, 3, 32, 32, dtype=torch.float64), torch.tensor([0, 1, 2, 3])
+        optimizer = torch.optim.SGD(net.parameters(), 0.05, momentum=0.9)
+        losses[fused] = []
+        for _ in range(5):
+            loss = F.cross_entropy(net(x), target)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses[fused].append(loss.item())
+    assert losses[True] == pytest.approx(losses[False], rel=1e-7)

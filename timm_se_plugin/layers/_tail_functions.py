@@ -1,0 +1,213 @@
+"""The two passes of a fused residual tail over its feature map, and their derivatives.
+
+``moments`` reads the map for its statistics, ``scale_add_act`` writes the output; whatever happens between them is
+ordinary PyTorch on (N, C) tensors. Together they keep for the backward pass the map itself, which BatchNorm would
+keep, and the output, which ReLU would keep. A compiler or TorchScript sees the formulas; eager mode runs the operators
+that are cheapest for the layout.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import Function
+
+__all__ = ['moments', 'scale_add_act', 'statistics_dtype']
+
+_native = torch.ops.aten
+
+
+def statistics_dtype(y: Tensor) -> torch.dtype:
+    """float32 at least."""
+    return torch.float64 if y.dtype == torch.float64 else torch.float32
+
+
+def _sample_moments(y: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean per sample and channel (N, C), and biased variance per channel (C,), by the cheapest safe operators."""
+    dtype = statistics_dtype(y)
+    unused = y.new_empty(y.shape[1], dtype=dtype)  # running statistics, whose type is that of the kernel's results
+    if y.device.type == 'cpu' and y.is_contiguous():
+        # The difference of squares loses digits where the mean dwarfs the deviation: trusted only where it does not.
+        m = y.mean((2, 3), dtype=dtype)
+        square = torch.linalg.vector_norm(y, dim=(2, 3), dtype=dtype).square_().mean(0).div_(y[0, 0].numel())
+        mean_square = m.mean(0).square_()
+        var = square.sub_(mean_square)
+        if (16 * var >= mean_square).all():
+            return m, var
+    elif y.device.type == 'cpu' and y.is_contiguous(memory_format=torch.channels_last):
+        # BatchNorm's kernel, a sample at a time, so that one reading gives both.
+        stats = [torch.batch_norm_update_stats(sample, unused, unused, 0.0) for sample in y.split(1)]
+        m, v = (torch.stack(values) for values in zip(*stats, strict=True))
+        return m, v.mean(0).add_((m - m.mean(0)).square_().mean(0))
+    else:
+        m = y.mean((2, 3), dtype=dtype)
+    return m, torch.batch_norm_update_stats(y, unused, unused, 0.0)[1]
+
+
+class _Moments(Function):
+    """y passes through, so that its gradient arrives here with those of the moments, and is finished in place."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, batch: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+        m, var = _sample_moments(y) if batch else (y.mean((2, 3), dtype=statistics_dtype(y)), None)
+        ctx.size = y[0, 0].numel()
+        ctx.save_for_backward(*((y, m) if batch else ()))
+        return y.view_as(y), m, var
+
+    @staticmethod
+    def backward(ctx: Any, gy: Tensor, gm: Tensor, gvar: Tensor | None) -> tuple[Tensor, None]:
+        shift = gm / ctx.size
+        slope = None
+        if gvar is not None:
+            y, m = ctx.saved_tensors
+            slope = gvar * (2 / (m.shape[0] * ctx.size))
+            shift = shift - slope * m.mean(0)
+            slope = slope.to(y.dtype)[:, None, None]
+        shift = shift.to(gy.dtype)[:, :, None, None]
+        if torch.is_grad_enabled():  # a second derivative is wanted
+            return gy + shift if slope is None else gy + y * slope + shift, None
+        if slope is not None:
+            gy.addcmul_(y, slope)
+        return gy.add_(shift), None
+
+
+def moments(y: Tensor, batch: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Mean of each sample and channel, and biased variance of each channel if ``batch``.
+
+    Shape: (N, C, H, W) -> the same tensor, to be used in the place of y; (N, C); (C,) or None.
+    """
+    if torch.jit.is_scripting() or torch.compiler.is_compiling():
+        x = y.to(statistics_dtype(y))
+        if not batch:
+            return y, x.mean((2, 3)), None
+        v, m = torch.var_mean(x, [2, 3], correction=0)
+        return y, m, v.mean(0) + (m - m.mean(0)).square().mean(0)
+    return _Moments.apply(y, batch)
+
+
+def _by_channel(x: Tensor) -> Tensor:
+    """(N, C, H, W) -> (1, N * C, H, W), so that BatchNorm's kernels work per sample and channel."""
+    return x.view(1, -1, *x.shape[2:])
+
+
+def _affine(y: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, eps: float) -> Tensor:
+    N = y.shape[0]
+    if N == 1 or y.is_contiguous():
+        mean, var = mean.repeat(N), var.repeat(N)
+        out = F.batch_norm(_by_channel(y), mean, var, weight.flatten(), bias.flatten(), eps=eps)
+        return out.resize_(y.shape)  # unlike a view, it may be returned from a Function and modified afterwards
+    weight = weight * (var + eps).rsqrt()
+    bias = torch.addcmul(bias, weight, mean, value=-1)
+    return torch.addcmul(bias[:, :, None, None], y, weight[:, :, None, None], out=torch.empty_like(y))
+
+
+def _affine_backward(
+        g: Tensor, y: Tensor, weight: Tensor, mean: Tensor, var: Tensor, eps: float, needs_y: bool,
+) -> tuple[Tensor | None, Tensor, Tensor]:
+    """Gradients of y, weight and bias."""
+    N = y.shape[0]
+    if N == 1 or (y.is_contiguous() and g.is_contiguous()):
+        gy, gweight, gbias = _native.native_batch_norm_backward(
+            _by_channel(g), _by_channel(y), weight.flatten(), mean.repeat(N), var.repeat(N), None, None, False, eps,
+            [needs_y, True, True])
+        return gy.view_as(y) if needs_y else None, gweight.view_as(weight), gbias.view_as(weight)
+    invstd = (var + eps).rsqrt()
+    if y.device.type == 'cpu' and y.is_contiguous(memory_format=torch.channels_last):
+        sums = [_native.native_batch_norm_backward(
+            gn, yn, mean, mean, var, None, None, False, eps, [False, True, True])[1:]
+            for gn, yn in zip(g.split(1), y.split(1), strict=True)]
+        gweight, gbias = (torch.stack(values) for values in zip(*sums, strict=True))
+    else:
+        gbias = g.sum((2, 3), dtype=weight.dtype)
+        gweight = (g * (y - mean[:, None, None])).sum((2, 3), dtype=weight.dtype) * invstd
+    return g * (weight * invstd).to(g.dtype)[:, :, None, None] if needs_y else None, gweight, gbias
+
+
+def _scale_add_act(
+        y: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        mean: Tensor,
+        var: Tensor,
+        eps: float,
+        shortcut: Tensor | None,
+        shortcut_gate: Tensor | None,
+        relu: bool,
+) -> Tensor:
+    out = _affine(y, weight, bias, mean, var, eps)
+    if shortcut is None:
+        return out.relu_() if relu else out
+    if shortcut_gate is not None:
+        out.addcmul_(shortcut, shortcut_gate.to(out.dtype)[:, :, None, None])
+    elif relu and out.device.type == 'cpu' and out.dtype == shortcut.dtype and out.dtype.itemsize >= 4:
+        return _native._add_relu_(out, shortcut)  # one pass; it exists for these types on CPU
+    else:
+        out.add_(shortcut)
+    return out.relu_() if relu else out
+
+
+class _ScaleAddAct(Function):
+    """``_scale_add_act`` with gradients for y, weight, bias, shortcut and shortcut_gate."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, eps: float,
+                shortcut: Tensor | None, shortcut_gate: Tensor | None, relu: bool) -> Tensor:
+        out = _scale_add_act(y, weight, bias, mean, var, eps, shortcut, shortcut_gate, relu)
+        ctx.eps = eps
+        gated = shortcut if shortcut_gate is not None else None
+        ctx.save_for_backward(y, weight, mean, var, gated, shortcut_gate, out if relu else None)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        y, weight, mean, var, shortcut, shortcut_gate, out = ctx.saved_tensors
+        needs_y = ctx.needs_input_grad[0]
+        gshortcut_gate = None
+        if torch.is_grad_enabled():  # a second derivative is wanted: every step has to be differentiable
+            g = g if out is None else g * (out > 0)
+            gshortcut = g
+            invstd = (var + ctx.eps).rsqrt()
+            gy = g * (weight * invstd).to(g.dtype)[:, :, None, None]
+            gbias = g.sum((2, 3), dtype=weight.dtype)
+            gweight = (g * (y - mean[:, None, None])).sum((2, 3), dtype=weight.dtype) * invstd
+            if shortcut_gate is not None:
+                gshortcut = g * shortcut_gate.to(g.dtype)[:, :, None, None]
+                gshortcut_gate = (g * shortcut).sum((2, 3), dtype=shortcut_gate.dtype)
+        else:
+            g = g if out is None else _native.threshold_backward(g, out, 0)
+            gshortcut = g
+            gy, gweight, gbias = _affine_backward(g, y, weight, mean, var, ctx.eps, needs_y)
+            if shortcut_gate is not None:
+                zero, one = torch.zeros_like(mean), torch.ones_like(mean)
+                gshortcut, gshortcut_gate, _ = _affine_backward(g, shortcut, shortcut_gate, zero, one, 0.0, True)
+        if not ctx.needs_input_grad[6]:
+            gshortcut = None
+        return gy, gweight, gbias, None, None, None, gshortcut, gshortcut_gate, None
+
+
+def scale_add_act(
+        y: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        mean: Tensor,
+        var: Tensor,
+        eps: float,
+        shortcut: Tensor | None,
+        shortcut_gate: Tensor | None,
+        relu: bool,
+) -> Tensor:
+    """``relu(weight * (y - mean) / sqrt(var + eps) + bias + shortcut_gate * shortcut)``; mean and var are constants.
+
+    Shape: y and shortcut (N, C, H, W); weight, bias and shortcut_gate (N, C); mean and var (C,) -> (N, C, H, W).
+    """
+    if torch.jit.is_scripting() or torch.compiler.is_compiling():
+        weight = weight * (var + eps).rsqrt()
+        bias = bias - weight * mean
+        out = (y * weight[:, :, None, None] + bias[:, :, None, None]).to(y.dtype)
+        if shortcut is not None:
+            out = out + (shortcut if shortcut_gate is None else shortcut * shortcut_gate[:, :, None, None])
+        return out.relu() if relu else out
+    if torch.is_grad_enabled():
+        return _ScaleAddAct.apply(y, weight, bias, mean, var, eps, shortcut, shortcut_gate, relu)
+    return _scale_add_act(y, weight, bias, mean, var, eps, shortcut, shortcut_gate, relu)

@@ -1,0 +1,201 @@
+"""The tail of a residual block, BatchNorm to activation, in as few passes as its algebra allows."""
+
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ._tail_functions import moments, scale_add_act, statistics_dtype
+
+__all__ = ['can_fuse', 'residual_tail']
+
+# torch 2.6 has no is_exporting; there a compiled network runs module by module too.
+_is_exporting = getattr(torch.compiler, 'is_exporting', torch.compiler.is_compiling)
+
+
+def _hooked(module: Any) -> bool:
+    return module is not None and bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks)
+
+
+def _is_frozen(bn: nn.Module) -> bool:
+    """Whether bn is what torchvision and timm's ``freeze_batch_norm_2d`` put in BatchNorm's place."""
+    return type(bn).__name__ == 'FrozenBatchNorm2d'
+
+
+def _obstacle(x: Tensor, bn: Any, se: Any, drop_path: Any) -> str:
+    """Why the tail has to run module by module; empty if it has not."""
+    if torch.jit.is_tracing() or _is_exporting():
+        return 'the network is being traced or exported'
+    if type(bn) is not nn.BatchNorm2d and not _is_frozen(bn):  # a subclass may compute something else
+        return f'the norm is a {type(bn).__name__}, not a BatchNorm2d'
+    if bn.weight is None or bn.running_mean is None:
+        return 'BatchNorm has no affine parameters or no running statistics'
+    if se is not None and not (hasattr(se, 'excite') and getattr(se, 'squeeze_type', None) == 'avg'):
+        return f'the attention is a {type(se).__name__} whose squeeze is not known to be the average'
+    if not (drop_path is None or type(drop_path) is nn.Identity or hasattr(drop_path, 'scale_by_keep')):
+        return f'a {type(drop_path).__name__} is not known to be stochastic depth'
+    if _hooked(bn) or _hooked(se) or _hooked(drop_path):
+        return 'a hook is registered on a module that the fused tail bypasses'
+    if isinstance(x, torch.fx.Proxy) or torch.compiler.is_compiling():
+        return ''  # the rest concerns the eager kernels
+    if torch._C._are_functorch_transforms_active():
+        return 'torch.func transforms the network'
+    if type(x) is not Tensor or x.device.type not in ('cpu', 'cuda'):
+        return f'the input is a {type(x).__name__} on {x.device.type}'
+    if x.ndim != 4 or x.numel() == 0:
+        return f'the input has shape {tuple(x.shape)}'
+    return ''
+
+
+def can_fuse(
+        x: Tensor,
+        bn: nn.Module,
+        se: nn.Module | None = None,
+        drop_path: nn.Module | None = None,
+        fused: bool | Literal['auto'] = 'auto',
+) -> bool:
+    """Whether :func:`residual_tail` gives what these modules give one after the other.
+
+    Ask at every call: modules are replaced (``convert_sync_batchnorm``) and hooked at any time.
+
+    Args:
+        x: BatchNorm's input.
+        bn: the last BatchNorm of the block.
+        se: its attention: any module with ``squeeze_type == 'avg'`` and ``excite``, or None.
+        drop_path: stochastic depth with timm's attributes, or None.
+        fused: ``'auto'``; False to refuse; True to insist.
+
+    Raises:
+        ValueError: ``fused=True`` where the tail cannot be fused, with the reason.
+    """
+    if fused is False:
+        return False
+    obstacle = _obstacle(x, bn, se, drop_path)
+    if obstacle and fused is True:
+        raise ValueError(f"attn_fused=True, but {obstacle}; 'auto' and False are allowed here")
+    return not obstacle
+
+
+def _average(running: Tensor, value: Tensor, momentum: float | None, num_batches_tracked: Tensor | None) -> None:
+    if momentum is not None:
+        running.lerp_(value.to(running.dtype), momentum)
+    elif num_batches_tracked is not None:
+        running.add_((value - running) / num_batches_tracked)
+
+
+def normalize_squeeze(
+        y: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        running_mean: Tensor,
+        running_var: Tensor,
+        num_batches_tracked: Tensor | None,
+        momentum: float | None,
+        eps: float,
+        training: bool,
+        squeeze: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """BatchNorm as a scale and an offset per channel, and the average over H and W of what it would give.
+
+    Returns y, z, scale, offset, mean, var. BatchNorm is ``scale * (y - mean) / sqrt(var + eps) + offset``, with
+    ``var + eps`` = 1 in training, where the statistics and their derivatives are in scale and offset. z has shape
+    (N, C, 1, 1); it is computed if ``squeeze``. y is to be used in the place of the argument.
+    """
+    dtype = statistics_dtype(y)
+    scale, offset, mean, var = weight.to(dtype), bias.to(dtype), running_mean.to(dtype), running_var.to(dtype)
+    m = mean[None]
+    if training:
+        count = y.numel() // y.shape[1]
+        if count == 1:
+            raise ValueError(f'Expected more than 1 value per channel when training, got input size {y.shape}')
+        y, m, batch_var = moments(y, True)
+        assert batch_var is not None  # for the type checkers, TorchScript's too
+        batch_mean = m.mean(0)
+        mean, var = batch_mean.detach(), batch_var.detach()
+        if num_batches_tracked is not None:
+            num_batches_tracked.add_(1)
+        _average(running_mean, mean, momentum, num_batches_tracked)
+        _average(running_var, var * (count / (count - 1)), momentum, num_batches_tracked)
+        scale = scale * (batch_var + eps).rsqrt()
+        offset = offset + scale * (mean - batch_mean)  # adds 0, and the derivative of the mean
+        var = torch.ones_like(mean) - eps
+    elif squeeze:
+        y, m, _ = moments(y, False)
+    z = F.batch_norm(m, mean, var, scale, offset, False, 0.0, eps)
+    return y, z.to(y.dtype)[:, :, None, None], scale, offset, mean, var
+
+
+def recalibrate_add_act(
+        y: Tensor,
+        gate: Tensor | None,
+        scale: Tensor,
+        offset: Tensor,
+        mean: Tensor,
+        var: Tensor,
+        eps: float,
+        drop_prob: float,
+        scale_by_keep: bool,
+        shortcut: Tensor | None,
+        shortcut_gate: Tensor | None,
+        relu: bool,
+) -> Tensor:
+    """What remains, with the values of :func:`normalize_squeeze`, a gate (N, C, 1, 1) and stochastic depth."""
+    factor = scale.new_ones((y.shape[0], 1)) if gate is None else gate.flatten(1)
+    if drop_prob > 0:
+        keep = y.new_empty((y.shape[0], 1)).bernoulli_(1 - drop_prob)  # the random numbers that timm's drop_path draws
+        if drop_prob < 1 and scale_by_keep:
+            keep.div_(1 - drop_prob)
+        factor = factor * keep
+    if shortcut_gate is not None:
+        shortcut_gate = shortcut_gate.flatten(1)
+    return scale_add_act(y, scale * factor, offset * factor, mean, var, eps, shortcut, shortcut_gate, relu)
+
+
+torch.fx.wrap('normalize_squeeze')  # leaves under fx: they look at strides, modes and devices
+torch.fx.wrap('recalibrate_add_act')
+
+
+def residual_tail(
+        x: Tensor,
+        shortcut: Tensor | None,
+        bn: Any,
+        se: Any = None,
+        drop_path: Any = None,
+        act: nn.Module | None = None,
+        shortcut_gate: Tensor | None = None,
+) -> Tensor:
+    """``act(drop_path(se(bn(x))) + shortcut_gate * shortcut)`` without ever forming ``bn(x)``.
+
+    Squeeze-and-Excitation (https://arxiv.org/abs/1709.01507), equations 2 to 4, after a BatchNorm: the squeeze of an
+    affine map is the affine map of the squeeze, so the gate is known before BatchNorm is applied, and multiplies its
+    scale and offset. Compared with a block without attention no pass over the map is added but the squeeze, which
+    training shares with BatchNorm's statistics, and nothing of its size is kept for the backward pass. The
+    excitation's modules are called as modules, and their hooks fire. Only a ReLU joins the pass; another activation
+    is called on its result. Ask :func:`can_fuse` first.
+
+    Shape: x and shortcut (N, C, H, W), shortcut_gate (N, C, 1, 1) -> (N, C, H, W).
+
+    Args:
+        x: output of the block's last convolution.
+        shortcut: what is added; None where nothing is (``3x3`` integration, Figure 5).
+        bn: BatchNorm2d: batch statistics in training (its running statistics are updated), else the running ones.
+        se: attention, or None (``pre``, ``post``, ``identity``).
+        drop_path: stochastic depth, or None.
+        act: activation, or None.
+        shortcut_gate: multiplies the shortcut (``identity`` integration).
+
+    Raises:
+        ValueError: one value per channel in training, as BatchNorm2d does.
+    """
+    training = bn.training and not _is_frozen(bn)
+    x, z, scale, offset, mean, var = normalize_squeeze(
+        x, bn.weight, bn.bias, bn.running_mean, bn.running_var, getattr(bn, 'num_batches_tracked', None),
+        getattr(bn, 'momentum', None), bn.eps, training, se is not None)
+    drop_prob = drop_path.drop_prob if hasattr(drop_path, 'drop_prob') and drop_path.training else 0.0
+    relu = type(act) is nn.ReLU and not _hooked(act)
+    x = recalibrate_add_act(
+        x, None if se is None else se.excite(z), scale, offset, mean, var, bn.eps,
+        drop_prob, getattr(drop_path, 'scale_by_keep', True), shortcut, shortcut_gate, relu)
+    return x if relu or act is None else act(x)
