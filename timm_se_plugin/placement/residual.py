@@ -4,9 +4,11 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
+import torch
 from timm.models.resnet import BasicBlock, Bottleneck
 from torch import Tensor, nn
 
+from ..layers.residual_tail import can_fuse, residual_tail
 from .spec import AttentionSpec
 
 __all__ = ['AttentionBasicBlock', 'AttentionBottleneck', 'attention_blocks']
@@ -26,6 +28,7 @@ class AttentionBasicBlock(BasicBlock):
     def __init__(self, *args: Any, attn: AttentionSpec, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.integration = attn.integration
+        self.fused = attn.fused
         channels = {'pre': self.conv1.in_channels, '3x3': self.conv1.out_channels}
         self.se = attn.create(
             channels.get(attn.integration, self.conv2.out_channels), kwargs.get('device'), kwargs.get('dtype'))
@@ -45,14 +48,18 @@ class AttentionBasicBlock(BasicBlock):
         x = self.aa(x)
 
         x = self.conv2(x)
+        if self.downsample is not None:
+            shortcut = self.downsample(shortcut)
+        if not torch.jit.is_scripting():
+            out = _fused_tail(x, shortcut, self, self.bn2, self.act2)
+            if out is not None:
+                return out
+
         x = self.bn2(x)
         if self.integration == 'standard':
             x = self.se(x)
         if self.drop_path is not None:
             x = self.drop_path(x)
-
-        if self.downsample is not None:
-            shortcut = self.downsample(shortcut)
         if self.integration == 'identity':
             shortcut = self.se(shortcut)
         x += shortcut
@@ -76,6 +83,7 @@ class AttentionBottleneck(Bottleneck):
     def __init__(self, *args: Any, attn: AttentionSpec, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.integration = attn.integration
+        self.fused = attn.fused
         channels = {'pre': self.conv1.in_channels, '3x3': self.conv2.out_channels}
         self.se = attn.create(
             channels.get(attn.integration, self.conv3.out_channels), kwargs.get('device'), kwargs.get('dtype'))
@@ -99,14 +107,18 @@ class AttentionBottleneck(Bottleneck):
         x = self.aa(x)
 
         x = self.conv3(x)
+        if self.downsample is not None:
+            shortcut = self.downsample(shortcut)
+        if not torch.jit.is_scripting():
+            out = _fused_tail(x, shortcut, self, self.bn3, self.act3)
+            if out is not None:
+                return out
+
         x = self.bn3(x)
         if self.integration == 'standard':
             x = self.se(x)
         if self.drop_path is not None:
             x = self.drop_path(x)
-
-        if self.downsample is not None:
-            shortcut = self.downsample(shortcut)
         if self.integration == 'identity':
             shortcut = self.se(shortcut)
         x += shortcut
@@ -114,6 +126,17 @@ class AttentionBottleneck(Bottleneck):
         if self.integration == 'post':
             x = self.se(x)
         return x
+
+
+def _fused_tail(x: Tensor, shortcut: Tensor, block: Any, bn: nn.Module, act: nn.Module) -> Tensor | None:
+    """What remains of a block after its last convolution, in few passes; None where it has to go module by module."""
+    se = block.se if block.integration == 'standard' else None
+    if not can_fuse(x, bn, se, block.drop_path, block.fused):
+        return None
+    if block.integration == 'identity':
+        shortcut = block.se(shortcut)
+    out = residual_tail(x, shortcut, bn, se, block.drop_path, act)
+    return block.se(out) if block.integration == 'post' else out
 
 
 def attention_blocks(

@@ -1,0 +1,142 @@
+"""The fused tail against the module-by-module path, in whole networks of both block types, in float64."""
+
+import copy
+import itertools
+
+import pytest
+import timm
+import torch
+from parity import gradients, images, randomised, relative_error
+from torch import nn
+
+from timm_se_plugin.complexity import saved_bytes
+from timm_se_plugin.placement import residual
+
+INTEGRATIONS = ['standard', 'pre', 'post', 'identity', '3x3']
+
+
+def set_mode(model, mode):
+    model.train(mode != 'eval')
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d) and mode.startswith('frozen'):
+            module.eval()
+            if mode == 'frozen without gradients':
+                module.requires_grad_(False)
+
+
+def twins(seed=0, **kwargs):
+    """The same network on the fused and on the plain path; (BasicBlock, BasicBlock, Bottleneck, BasicBlock)."""
+    options = {'layers': (2, 1, 2, 1), 'num_classes': 8, **kwargs}
+    fused = randomised(timm.create_model('se_test_resnet_plugin', **options), seed).double()
+    plain = timm.create_model('se_test_resnet_plugin', attn_fused=False, **options).double()
+    plain.load_state_dict(fused.state_dict())
+    return fused, plain
+
+
+def run(model, x):
+    torch.manual_seed(0)  # the same stochastic depth
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    out, grads = gradients(model, x)
+    return out, {name: grad for name, grad in grads.items() if name == 'input' or name in trained}
+
+
+@pytest.fixture
+def fused_calls(monkeypatch):
+    calls = []
+    original = residual.residual_tail
+    monkeypatch.setattr(residual, 'residual_tail', lambda *args, **kw: (calls.append(1), original(*args, **kw))[1])
+    return calls
+
+
+CASES = list(itertools.product(
+    INTEGRATIONS, ['train', 'frozen', 'frozen without gradients', 'eval'],
+    [torch.contiguous_format, torch.channels_last], [0., 0.4], ['relu', 'silu']))
+
+
+@pytest.mark.parametrize(('integration', 'mode', 'memory_format', 'drop_path_rate', 'act_layer'), [
+    pytest.param(*case, marks=[] if i % 5 == 0 or case[3] == 0 and case[4] == 'relu' else pytest.mark.slow)
+    for i, case in enumerate(CASES)])
+def test_fused_and_plain_paths_agree(integration, mode, memory_format, drop_path_rate, act_layer, fused_calls):
+    fused, plain = twins(attn_integration=integration, drop_path_rate=drop_path_rate, act_layer=act_layer)
+    x = images(3, 3, 35, 32).to(memory_format=memory_format)
+    results = []
+    for model in (fused, plain):
+        model.to(memory_format=memory_format)
+        set_mode(model, mode)
+        results.append(run(model, x))
+        assert len(fused_calls) > 0  # and the plain one, which comes second, adds none
+        count = len(fused_calls)
+    assert count == len(fused_calls)
+    (out, grads), (expected_out, expected) = results
+    assert relative_error(out, expected_out) < 1e-10
+    assert grads.keys() == expected.keys()
+    noise = 1e-3 * max(float(grad.abs().max()) for grad in expected.values())
+    for name, grad in expected.items():
+        assert float((grads[name] - grad).abs().max()) < 1e-10 * max(noise, float(grad.abs().max())), name
+    for (name, buffer), theirs in zip(fused.named_buffers(), plain.buffers(), strict=True):
+        assert relative_error(buffer.double(), theirs.double()) < 1e-10, name
+
+
+@pytest.mark.parametrize('stages', [(1,), (3,), (2, 4)])
+def test_only_the_stages_named_are_fused(stages, fused_calls):
+    fused, plain = twins(attn_stages=stages)
+    x = images(2, 3, 32, 32)
+    assert relative_error(fused(x), plain(x)) < 1e-10
+    assert len(fused_calls) == sum((2, 1, 2, 1)[stage - 1] for stage in stages)
+
+
+def test_fused_true_says_why_it_cannot():
+    model = timm.create_model('se_test_resnet_plugin', attn_fused=True, attn_squeeze='max')
+    with pytest.raises(ValueError, match=r"attn_fused=True, but .* squeeze .*; 'auto' and False are allowed here"):
+        model(torch.zeros(2, 3, 32, 32))
+    model = timm.create_model('se_resnet50_gn_plugin', layers=(1, 1, 1, 1), attn_fused=True)
+    with pytest.raises(ValueError, match='attn_fused=True, but the norm is a GroupNorm'):
+        model(torch.zeros(2, 3, 32, 32))
+
+
+@pytest.mark.parametrize('convert', [
+    nn.SyncBatchNorm.convert_sync_batchnorm, timm.layers.freeze_batch_norm_2d,
+], ids=['SyncBatchNorm', 'FrozenBatchNorm2d'])
+def test_replaced_norms_are_noticed(convert):
+    fused, plain = (convert(model.eval()) for model in twins())
+    x = images(2, 3, 32, 32)
+    assert relative_error(fused(x), plain(x)) < 1e-10
+
+
+def test_hooks_see_the_gate_on_both_paths_and_the_attention_on_the_plain_one(fused_calls):
+    gates = {}
+    for model in twins():
+        seen = []
+        for module in model.modules():
+            if type(module).__name__ == 'Sigmoid':
+                module.register_forward_hook(lambda module, args, out, seen=seen: seen.append(out.detach()))
+        model.eval()(images(2, 3, 32, 32))
+        gates[model] = seen
+    assert len(fused_calls) == 6
+    for gate, expected in zip(*gates.values(), strict=True):
+        torch.testing.assert_close(gate, expected, rtol=1e-10, atol=1e-12)
+    fused, _ = twins()
+    outputs = []
+    fused.layer1[0].se.register_forward_hook(lambda module, args, out: outputs.append(out))
+    fused_calls.clear()
+    fused(images(2, 3, 32, 32))
+    assert len(outputs) == 1
+    assert len(fused_calls) == 5  # the hooked block went module by module
+
+
+@pytest.mark.parametrize('base', ['resnet18', 'resnet26', 'resnext50_32x4d'])
+def test_se_keeps_hardly_more_for_the_backward_pass_than_the_plain_network(base):
+    x = images(2, 3, 192, 192, dtype=torch.float32)
+    plain = saved_bytes(timm.create_model(base, layers=(2, 2, 2, 2)), x)
+    fused = saved_bytes(timm.create_model(f'se_{base}_plugin', layers=(2, 2, 2, 2)), x)
+    unfused = saved_bytes(timm.create_model(f'se_{base}_plugin', layers=(2, 2, 2, 2), attn_fused=False), x)
+    assert fused < 1.01 * plain
+    assert unfused > 1.1 * plain
+
+
+def test_copies_and_averages_keep_the_fused_path(fused_calls):
+    model, _ = twins()
+    for copied in (copy.deepcopy(model), timm.utils.ModelEmaV3(model).module):
+        fused_calls.clear()
+        copied(images(2, 3, 32, 32))
+        assert len(fused_calls) == 6
