@@ -4,8 +4,8 @@ Importing the package registers its models with timm.
 """
 
 from . import models
-from .placement import AttentionSpec
+from .placement import AttentionSpec, fuse_for_inference
 
-__all__ = ['AttentionSpec', '__version__', 'models']
+__all__ = ['AttentionSpec', '__version__', 'fuse_for_inference', 'models']
 
 __version__ = '0.1.0'

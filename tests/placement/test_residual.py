@@ -54,7 +54,7 @@ CASES = list(itertools.product(
 
 
 @pytest.mark.parametrize(('integration', 'mode', 'memory_format', 'drop_path_rate', 'act_layer'), [
-    pytest.param(*case, marks=[] if i % 5 == 0 or case[3] == 0 and case[4] == 'relu' else pytest.mark.slow)
+    pytest.param(*case, marks=[] if i % 5 == 0 or (case[3] == 0 and case[4] == 'relu') else pytest.mark.slow)
     for i, case in enumerate(CASES)])
 def test_fused_and_plain_paths_agree(integration, mode, memory_format, drop_path_rate, act_layer, fused_calls):
     fused, plain = twins(attn_integration=integration, drop_path_rate=drop_path_rate, act_layer=act_layer)

@@ -157,7 +157,7 @@ def test_a_legacy_file_does_not_load_into_the_modern_network(tmp_path):
     overlay = saved(timm.create_model('legacy_seresnet50'), tmp_path)
     with pytest.raises(ValueError, match='does not fit se_resnet50_plugin: missing '):
         create('se_resnet50_plugin', overlay)
-    with pytest.raises(ValueError, match='does not fit legacy_seresnet50_plugin: missing nothing; unexpected .*se'):
+    with pytest.raises(ValueError, match=r'does not fit legacy_seresnet50_plugin: missing nothing; unexpected .*se'):
         create('legacy_seresnet50_plugin', overlay, attn='none', pretrained_cfg=dict(overlay, num_classes=1000))
 
 

@@ -1,0 +1,97 @@
+import copy
+import pickle
+
+import pytest
+import timm
+import torch
+from networks import one_per_structure, shallow
+from parity import images, randomised, relative_error
+from torch import fx, nn
+
+import timm_se_plugin
+from timm_se_plugin.placement.deployment import fuse_for_inference
+
+
+def deployed(name, **kwargs):
+    model = randomised(shallow(name, **kwargs)).eval()
+    return model, fuse_for_inference(model)
+
+
+@pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize('name', one_per_structure())
+def test_computes_the_same(name, memory_format):
+    model = randomised(shallow(name)).double().eval()
+    fused = fuse_for_inference(model).to(memory_format=memory_format)
+    for n, size in [(1, 64), (1, 32), (3, 65)]:
+        x = images(n, 3, size, size).to(memory_format=memory_format)
+        with torch.no_grad():
+            assert relative_error(fused(x), model(x)) < 1e-10
+
+
+@pytest.mark.parametrize('name', ['se_resnet18_plugin', 'se_resnet50_plugin'])
+def test_computes_the_same_in_float32(name):
+    model = timm.create_model(name).eval()
+    x = images(2, 3, 96, 96, dtype=torch.float32)
+    with torch.no_grad():
+        assert relative_error(fuse_for_inference(model)(x), model(x)) < 1e-5
+
+
+@pytest.mark.parametrize('integration', ['standard', 'pre', 'post', 'identity', '3x3'])
+@pytest.mark.parametrize('options', [{}, {'attn_squeeze': 'max'}, {'attn_bias': False}, {'attn_stages': 2}])
+def test_computes_the_same_at_every_place(integration, options):
+    model, fused = deployed('se_test_resnet_plugin', attn_integration=integration, **options)
+    x = images(2, 3, 64, 64, dtype=torch.float32)
+    with torch.no_grad():
+        assert relative_error(fused(x), model(x)) < 1e-5
+
+
+def test_leaves_no_norm_and_leaves_the_model_alone():
+    model, fused = deployed('se_resnet50_plugin')
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in fused.modules())
+    assert any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_first_excitation_layer_is_a_quarter_as_wide():
+    _, fused = deployed('se_resnet50_plugin')
+    assert fused.layer1[0].se.fc1.weight.shape == (16, 64, 1, 1)
+    # By hand: a gate's weights act on the mean of the convolution's input as on the mean of its output.
+    block = fused.layer4[0]
+    h = images(2, 512, 7, 7, dtype=torch.float32)
+    model, _ = deployed('se_resnet50_plugin')
+    plain = model.layer4[0]
+    direct = plain.se.fc1(plain.bn3(plain.conv3(h)).mean((2, 3), keepdim=True))
+    assert relative_error(block.se.fc1(h.mean((2, 3), keepdim=True)), direct) < 1e-4
+
+
+@pytest.mark.parametrize('name', ['se_resnet10t_plugin', 'se_resnet50_plugin'])
+def test_can_be_saved_copied_scripted_traced_exported_and_compiled(name, tmp_path):
+    _, fused = deployed(name)
+    x = images(2, 3, 64, 64, dtype=torch.float32)
+    with torch.no_grad():
+        expected = fused(x)
+        fresh = fuse_for_inference(shallow(name).eval())
+        torch.save(fused.state_dict(), tmp_path / 'weights.pt')
+        fresh.load_state_dict(torch.load(tmp_path / 'weights.pt'))
+        assert torch.equal(fresh(x), expected)
+        assert torch.equal(pickle.loads(pickle.dumps(fused))(x), expected)
+        assert torch.equal(copy.deepcopy(fused)(x), expected)
+        torch.testing.assert_close(torch.jit.script(fused)(x), expected)
+        assert torch.equal(fx.symbolic_trace(fused)(x), expected)
+        batch = torch.export.Dim('batch', min=2)
+        program = torch.export.export(fused, (x,), dynamic_shapes={'x': {0: batch}})
+        torch.testing.assert_close(program.module()(x), expected)
+        assert program.module()(torch.cat([x, x, x])).shape == (6, 1000)
+        torch.testing.assert_close(torch.compile(fused, fullgraph=True, backend='aot_eager')(x), expected)
+
+
+def test_a_network_in_training_is_refused():
+    with pytest.raises(ValueError, match=r'training mode is not allowed; allowed: model.eval\(\)'):
+        fuse_for_inference(timm.create_model('se_resnet10t_plugin').train())
+
+
+def test_plain_timm_networks_are_folded_too():
+    model = randomised(timm.create_model('resnet26d')).eval()
+    x = images(1, 3, 64, 64, dtype=torch.float32)
+    with torch.no_grad():
+        assert relative_error(timm_se_plugin.fuse_for_inference(model)(x), model(x)) < 1e-5

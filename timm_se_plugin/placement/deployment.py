@@ -1,0 +1,135 @@
+"""A network for inference only: normalisation folded into convolutions, attention folded into what remains."""
+
+import copy
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.layers import BatchNormAct2d
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from ..layers import SqueezeExcite
+from .residual import AttentionBasicBlock, AttentionBottleneck
+
+__all__ = ['fuse_for_inference']
+
+
+@torch.no_grad()
+def fuse_for_inference(model: nn.Module) -> nn.Module:
+    """Copy of `model` that computes the same in evaluation, with less work; it can't be trained.
+
+    Every BatchNorm that follows a convolution is folded into it. Where a Bottleneck carries SE before its addition,
+    the 1x1 convolution W3 between squeeze and excitation commutes with the mean: the first excitation layer becomes
+    W1 W3 on the mean of that convolution's input, which is four times narrower.
+
+    Args:
+        model: any network, in evaluation mode: SE blocks of the plugin, and convolutions with BatchNorm everywhere.
+
+    Returns:
+        A module whose ``state_dict`` loads into the same function's result on a fresh model.
+
+    Raises:
+        ValueError: `model` is in training mode, whose BatchNorm can't be folded.
+    """
+    if model.training:
+        raise ValueError('a network in training mode is not allowed; allowed: model.eval()')
+    model = copy.deepcopy(model).requires_grad_(False)
+    for module in list(model.modules()):
+        _fold_norms(module)
+    for name, module in list(model.named_modules()):
+        fused = _deployed(module)
+        if fused is not None:
+            model.set_submodule(name, fused)
+    return model
+
+
+def _fold_norms(parent: nn.Module) -> None:
+    """Fold each BatchNorm among the children of `parent` that comes right after a convolution."""
+    previous: tuple[nn.Module, str, nn.Module] | None = None
+    for name, child in list(parent.named_children()):
+        if previous and isinstance(previous[2], nn.Conv2d) and type(child) in (nn.BatchNorm2d, BatchNormAct2d):
+            holder, conv_name, conv = previous
+            setattr(holder, conv_name, fuse_conv_bn_eval(conv, child))
+            setattr(parent, name, child.act if isinstance(child, BatchNormAct2d) else nn.Identity())
+        previous = (parent, name, child)
+        if isinstance(child, nn.Sequential) and len(child):  # a deep stem: its last convolution comes before bn1
+            last_name, last = list(child.named_children())[-1]
+            previous = (child, last_name, last)
+
+
+def _deployed(block: Any) -> nn.Module | None:
+    if not isinstance(block, (AttentionBasicBlock, AttentionBottleneck)) or block.integration != 'standard':
+        return None
+    if not isinstance(block.se, SqueezeExcite) or block.se.squeeze_type != 'avg':
+        return None
+    if isinstance(block, AttentionBottleneck):
+        return _DeployedBottleneck(block) if isinstance(block.bn3, nn.Identity) else None
+    return _DeployedBasicBlock(block) if isinstance(block.bn2, nn.Identity) else None
+
+
+def scaled_add(x: Tensor, gate: Tensor, shortcut: Tensor) -> Tensor:
+    """``x * gate + shortcut``, in x's memory, by the operators that are cheapest for its layout."""
+    if x.is_contiguous(memory_format=torch.channels_last):
+        return torch.addcmul(shortcut, x, gate, out=x)
+    return x.mul_(gate).add_(shortcut)
+
+
+def scaled_conv_add(x: Tensor, weight: Tensor, bias: Tensor | None, gate: Tensor, shortcut: Tensor) -> Tensor:
+    """``gate * conv2d(x, weight, bias) + shortcut`` for a 1x1 convolution; gate has shape (N, C, 1, 1)."""
+    assert bias is not None  # of the folded norm; for TorchScript
+    if x.shape[0] == 1 and x.shape[2] * x.shape[3] > weight.shape[1]:  # the weights are smaller than the output
+        return F.conv2d(x, weight * gate.view(-1, 1, 1, 1), bias * gate.flatten()).add_(shortcut)
+    return scaled_add(F.conv2d(x, weight, bias), gate, shortcut)
+
+
+torch.fx.wrap('scaled_conv_add')  # leaves under fx: they look at shapes and strides
+torch.fx.wrap('scaled_add')
+
+
+class _DeployedBottleneck(nn.Module):
+    """Bottleneck with SE, its norms folded; the first excitation layer reads the last convolution's input."""
+
+    def __init__(self, block: Any) -> None:
+        super().__init__()
+        self.conv1, self.act1 = block.conv1, block.act1
+        self.conv2, self.act2, self.aa = block.conv2, block.act2, block.aa
+        self.conv3, self.act3 = block.conv3, block.act3
+        self.downsample = block.downsample
+        self.se = block.se
+        fc1, conv3 = block.se.fc1, block.conv3
+        merged = nn.Conv2d(conv3.in_channels, fc1.out_channels, 1).to(fc1.weight)
+        merged.weight.copy_((fc1.weight.flatten(1).double() @ conv3.weight.flatten(1).double())[:, :, None, None])
+        merged.bias.copy_(fc1.weight.flatten(1).double() @ conv3.bias.double() + (0 if fc1.bias is None else fc1.bias))
+        self.se.fc1 = merged.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As the block's, in evaluation."""
+        shortcut = x
+        x = self.act1(self.conv1(x))
+        x = self.aa(self.act2(self.conv2(x)))
+        gate = self.se.excite(self.se.squeeze(x))
+        if self.downsample is not None:
+            shortcut = self.downsample(shortcut)
+        return self.act3(scaled_conv_add(x, self.conv3.weight, self.conv3.bias, gate, shortcut))
+
+
+class _DeployedBasicBlock(nn.Module):
+    """BasicBlock with SE, its norms folded."""
+
+    def __init__(self, block: Any) -> None:
+        super().__init__()
+        self.conv1, self.act1, self.aa = block.conv1, block.act1, block.aa
+        self.conv2, self.act2 = block.conv2, block.act2
+        self.downsample = block.downsample
+        self.se = block.se
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As the block's, in evaluation."""
+        shortcut = x
+        x = self.aa(self.act1(self.conv1(x)))
+        x = self.conv2(x)
+        gate = self.se.excite(self.se.squeeze(x))
+        if self.downsample is not None:
+            shortcut = self.downsample(shortcut)
+        return self.act2(scaled_add(x, gate, shortcut))
