@@ -47,10 +47,11 @@ def fuse_for_inference(model: nn.Module) -> nn.Module:
 def _fold_norms(parent: nn.Module) -> None:
     """Fold each BatchNorm among the children of `parent` that comes right after a convolution."""
     previous: tuple[nn.Module, str, nn.Module] | None = None
+    child: Any
     for name, child in list(parent.named_children()):
         if previous and isinstance(previous[2], nn.Conv2d) and type(child) in (nn.BatchNorm2d, BatchNormAct2d):
-            holder, conv_name, conv = previous
-            setattr(holder, conv_name, fuse_conv_bn_eval(conv, child))
+            holder, conv_name, _ = previous
+            setattr(holder, conv_name, fuse_conv_bn_eval(getattr(holder, conv_name), child))
             setattr(parent, name, child.act if isinstance(child, BatchNormAct2d) else nn.Identity())
         previous = (parent, name, child)
         if isinstance(child, nn.Sequential) and len(child):  # a deep stem: its last convolution comes before bn1
@@ -98,7 +99,7 @@ class _DeployedBottleneck(nn.Module):
         self.downsample = block.downsample
         self.se = block.se
         fc1, conv3 = block.se.fc1, block.conv3
-        merged = nn.Conv2d(conv3.in_channels, fc1.out_channels, 1).to(fc1.weight)
+        merged: Any = nn.Conv2d(conv3.in_channels, fc1.out_channels, 1).to(fc1.weight)
         merged.weight.copy_((fc1.weight.flatten(1).double() @ conv3.weight.flatten(1).double())[:, :, None, None])
         merged.bias.copy_(fc1.weight.flatten(1).double() @ conv3.bias.double() + (0 if fc1.bias is None else fc1.bias))
         self.se.fc1 = merged.requires_grad_(False)

@@ -1,0 +1,176 @@
+"""What attention costs: time and memory as ratios to the plain network, measured in turns in one process."""
+
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .complexity import saved_bytes
+from .placement import fuse_for_inference
+
+__all__ = ['Case', 'measure', 'suite']
+
+MODES = ('inference', 'train', 'frozen')
+LAYOUTS = {'nchw': torch.contiguous_format, 'channels_last': torch.channels_last}
+DTYPES = {'float32': None, 'bfloat16': torch.bfloat16, 'float16': torch.float16}  # of autocast; None: no autocast
+_TIMM_SK = {'resnext50_32x4d': 'skresnext50_32x4d', 'resnet50': 'skresnet50', 'resnet50d': 'skresnet50d'}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One measurement.
+
+    Args:
+        base: timm's name of the plain network.
+        attn: ``'se'`` or ``'sk'``.
+        mode: ``'inference'``, ``'train'``, or ``'frozen'`` (training with BatchNorm on running statistics).
+        batch: images.
+        height: of an image.
+        width: of an image.
+        layout: ``'nchw'`` or ``'channels_last'``.
+        dtype: ``'float32'``, or the type of autocast.
+        compiled: under ``torch.compile``.
+        split_input: SK's ``attn_split_input``.
+    """
+
+    base: str = 'resnet50'
+    attn: str = 'se'
+    mode: str = 'inference'
+    batch: int = 8
+    height: int = 224
+    width: int = 224
+    layout: str = 'nchw'
+    dtype: str = 'float32'
+    compiled: bool = False
+    split_input: bool = False
+
+
+def suite(bases: Iterable[str] = ('resnet50', 'resnet18', 'resnext50_32x4d', 'resnet101')) -> list[Case]:
+    """The cases of the speed table."""
+    cases = []
+    for base in bases:
+        for layout in LAYOUTS:
+            cases += [Case(base, layout=layout, batch=batch) for batch in (1, 8)]
+            if base == 'resnet50':
+                cases.append(Case(base, layout=layout, batch=32))
+            cases.append(Case(base, mode='train', layout=layout))
+        cases.append(Case(base, mode='frozen', batch=2, height=480, width=640))
+    return cases
+
+
+def _networks(case: Case) -> dict[str, tuple[Callable[[], nn.Module], str]]:
+    """Constructor of each variant, and the variant that it is compared with."""
+    options = {'attn_split_input': True} if case.split_input else {}
+
+    def ours(**kwargs: Any) -> nn.Module:
+        return timm.create_model(f'{case.base}_plugin', attn=case.attn, **options, **kwargs)
+
+    def theirs() -> nn.Module:
+        if case.attn == 'sk':
+            return timm.create_model(_TIMM_SK[case.base])
+        return timm.create_model(case.base, block_args={'attn_layer': 'se'})
+
+    networks: dict[str, tuple[Callable[[], nn.Module], str]] = {
+        'plain': (lambda: timm.create_model(case.base), 'plain'),
+        'timm': (theirs, 'plain'),
+        'unfused': (lambda: ours(attn_fused=False), 'plain'),
+        'fused': (ours, 'plain'),
+    }
+    if case.mode == 'inference':
+        networks['plain folded'] = lambda: fuse_for_inference(timm.create_model(case.base).eval()), 'plain folded'
+        networks['timm folded'] = lambda: fuse_for_inference(theirs().eval()), 'plain folded'
+        networks['deployed'] = lambda: fuse_for_inference(ours().eval()), 'plain folded'
+    return networks
+
+
+def _prepared(model: nn.Module, case: Case, device: str) -> nn.Module:
+    model = model.to(device).to(memory_format=LAYOUTS[case.layout]).train(case.mode != 'inference')
+    if case.mode == 'frozen':
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+    return model
+
+
+def _step(model: nn.Module, x: Tensor, y: Tensor, case: Case) -> Callable[[], None]:
+    called = torch.compile(model) if case.compiled else model
+    autocast_dtype = DTYPES[case.dtype]
+
+    def forward() -> Tensor:
+        with torch.autocast(x.device.type, dtype=autocast_dtype) if autocast_dtype else nullcontext():
+            return called(x)
+
+    def infer() -> None:
+        with torch.inference_mode():
+            forward()
+
+    def train() -> None:
+        model.zero_grad()
+        F.cross_entropy(forward().float(), y).backward()
+
+    return infer if case.mode == 'inference' else train
+
+
+def measure(
+        case: Case, rounds: int = 15, warmup: int = 3, device: str = 'cpu', variants: Iterable[str] = (),
+) -> list[dict[str, Any]]:
+    """Time the variants of a case in turns; a row for each, its ratios taken round by round.
+
+    Args:
+        case: what to measure.
+        rounds: turns that count.
+        warmup: turns before them.
+        device: ``'cpu'`` or a CUDA device.
+        variants: some of plain, timm, unfused, fused, plain folded, timm folded, deployed; all if empty.
+
+    Returns:
+        Dicts with the case, the versions, the median milliseconds, the median ratio to the reference with its
+        quartiles, the ratio of bytes saved for the backward pass (training) and of peak memory (CUDA).
+    """
+    torch.manual_seed(0)
+    networks = {name: network for name, network in _networks(case).items() if not variants or name in variants}
+    x = torch.randn(case.batch, 3, case.height, case.width, device=device).to(memory_format=LAYOUTS[case.layout])
+    y = torch.arange(case.batch, device=device)
+    models = {name: _prepared(build(), case, device) for name, (build, _) in networks.items()}
+    saved = {name: saved_bytes(model, x) if case.mode != 'inference' else 0 for name, model in models.items()}
+    steps = {name: _step(model, x, y, case) for name, model in models.items()}
+
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    peak: dict[str, int] = dict.fromkeys(steps, 0)
+    names = list(steps)
+    for turn in range(warmup + rounds):
+        order = names[turn % len(names):] + names[:turn % len(names)]  # nobody always follows the same one
+        for name in order:
+            if x.is_cuda:
+                torch.cuda.reset_peak_memory_stats(x.device)
+                torch.cuda.synchronize(x.device)
+            start = time.perf_counter()
+            steps[name]()
+            if x.is_cuda:
+                torch.cuda.synchronize(x.device)
+                peak[name] = torch.cuda.max_memory_allocated(x.device)
+            if turn >= warmup:
+                seconds[name].append(time.perf_counter() - start)
+
+    rows = []
+    for name, (_, reference) in networks.items():
+        ratios = [mine / theirs for mine, theirs in zip(seconds[name], seconds[reference], strict=True)]
+        low, median, high = statistics.quantiles(ratios, n=4)
+        rows.append({
+            **asdict(case), 'variant': name, 'reference': reference, 'rounds': rounds,
+            'milliseconds': round(1e3 * statistics.median(seconds[name]), 2), 'ratio': round(median, 4),
+            'ratio_q25': round(low, 4), 'ratio_q75': round(high, 4),
+            'saved_bytes_ratio': round(saved[name] / saved[reference], 4) if saved[name] else '',
+            'peak_memory_ratio': round(peak[name] / peak[reference], 4) if peak[name] else '',
+            'device': torch.cuda.get_device_name(x.device) if x.is_cuda else platform.machine(),
+            'threads': torch.get_num_threads(), 'torch': torch.__version__, 'timm': timm.__version__,
+        })
+    return rows
