@@ -24,6 +24,13 @@ test-all: $(VENV)/.installed  ## every name and every size
 lint: $(VENV)/.installed
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m mypy
+	$(BIN)/python tools/update_tables.py --check
+
+bench: $(VENV)/.installed  ## the speed table; nothing else may run meanwhile
+	$(BIN)/python tools/benchmark_speed.py
+
+tables: $(VENV)/.installed  ## README and plots from the CSV files in results/
+	$(BIN)/python tools/update_tables.py
 
 clean:
 	rm -rf $(VENV) .venv-onedl build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

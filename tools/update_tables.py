@@ -1,0 +1,126 @@
+"""Fill the tables of README.md and results/README.md from the CSV files in results/, and draw the plots.
+
+A table stands between `<!-- table: NAME -->` and `<!-- end -->`. With --check nothing is written; the exit status is 1
+if a table is stale.
+"""
+
+import argparse
+import csv
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+Row = dict[str, str]
+
+VARIANTS = {
+    'timm': "timm's", 'unfused': 'module by module', 'fused': 'fused', 'timm folded': "timm's, folded",
+    'deployed': 'deployed',
+}
+
+
+def read(name: str) -> list[Row]:
+    """Rows of results/NAME; none if the file is not there."""
+    path = ROOT / 'results' / name
+    return list(csv.DictReader(path.open())) if path.exists() else []
+
+
+def markdown(header: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table."""
+    lines = [header, ['---'] * len(header), *rows]
+    return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
+
+
+def _case(row: Row) -> str:
+    name = f'{row["attn"].upper()}-{row["base"]}' + (' split' if row['split_input'] == 'True' else '')
+    mode = {'frozen': 'train, frozen statistics'}.get(row['mode'], row['mode'])
+    extras = [row['dtype']] if row['dtype'] != 'float32' else []
+    extras += ['compiled'] if row['compiled'] == 'True' else []
+    size = f'{row["batch"]}x{row["height"]}x{row["width"]}'
+    return ', '.join([f'{name}: {mode}', size, row['layout'].replace('_', ' '), *extras])
+
+
+def _cases(rows: list[Row]) -> dict[str, dict[str, Row]]:
+    cases: dict[str, dict[str, Row]] = {}
+    for row in rows:
+        cases.setdefault(_case(row), {})[row['variant']] = row
+    return cases
+
+
+def speed_table(device: str) -> str:
+    """Time ratios of each case, and saved bytes where it trains."""
+    rows = read(f'speed-{device}.csv')
+    body = []
+    for case, variants in _cases(rows).items():
+        cells = [f'{float(variants[v]["ratio"]):.2f}' if v in variants else '' for v in VARIANTS]
+        saved = [variants[v]['saved_bytes_ratio'] if v in variants else '' for v in ('timm', 'fused')]
+        body.append([case, *cells, *(f'{float(ratio):.3f}' if ratio else '' for ratio in saved)])
+    note = ''
+    if rows:
+        one = rows[-1]
+        note = (f'\n\nDevice {one["device"]}, {one["threads"]} threads, torch {one["torch"]}, timm {one["timm"]}; '
+                f'medians of ratios to the plain network, measured in turns ({one["rounds"]} rounds).')
+    return markdown(['case', *VARIANTS.values(), "bytes, timm's", 'bytes, fused'], body) + note
+
+
+def draw_speed(device: str, path: Path) -> None:
+    """Bars of the time ratios, timm's beside ours, with quartiles."""
+    import matplotlib
+    matplotlib.use('Agg')
+    from matplotlib import pyplot as plt
+
+    cases = {case: v for case, v in _cases(read(f'speed-{device}.csv')).items() if {'timm', 'fused'} <= v.keys()}
+    figure, axis = plt.subplots(figsize=(9, 1 + 0.36 * len(cases)))
+    for offset, variant, colour in ((-0.2, 'timm', 'tab:gray'), (0.2, 'fused', 'tab:blue')):
+        ratios = [float(v[variant]['ratio']) for v in cases.values()]
+        low = [r - float(v[variant]['ratio_q25']) for r, v in zip(ratios, cases.values(), strict=True)]
+        high = [float(v[variant]['ratio_q75']) - r for r, v in zip(ratios, cases.values(), strict=True)]
+        y = [i + offset for i in range(len(cases))]
+        axis.errorbar(ratios, y, xerr=[[max(0, e) for e in low], [max(0, e) for e in high]],
+                      fmt='o', color=colour, label=VARIANTS[variant])
+    axis.axvline(1, color='black', linewidth=1)
+    axis.set_yticks(range(len(cases)), list(cases), fontsize=8)
+    axis.invert_yaxis()
+    axis.grid(axis='x', alpha=0.3)
+    axis.set_xlabel('time, as a ratio to the plain network (median and quartiles)')
+    axis.legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    'speed-cpu': lambda: speed_table('cpu'),
+}
+
+
+def filled(text: str) -> str:
+    """The text with every marked table made anew."""
+    def table(match: re.Match[str]) -> str:
+        return f'{match[1]}\n{TABLES[match[2]]()}\n{match[3]}'
+    return re.sub(r'(<!-- table: (\S+) -->)\n.*?(<!-- end -->)', table, text, flags=re.DOTALL)
+
+
+def main() -> int:
+    """Write or check."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--check', action='store_true', help='write nothing; exit with 1 if a table is stale')
+    args = parser.parse_args()
+    stale = []
+    for path in (ROOT / 'README.md', ROOT / 'results' / 'README.md'):
+        old = path.read_text()
+        new = filled(old)
+        if new != old:
+            stale.append(path.name)
+            if not args.check:
+                path.write_text(new)
+    if args.check:
+        print(f'stale: {", ".join(stale)}; run `make tables`' if stale else 'tables are up to date')
+        return int(bool(stale))
+    draw_speed('cpu', ROOT / 'results' / 'speed-cpu.png')
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
