@@ -12,12 +12,13 @@ __all__ = ['batch_moments', 'batch_norm_relu', 'has_hooks', 'recompute', 'update
 
 def batch_moments(y: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance per channel, in float32 at least. Shape: (N, C, H, W) -> (C,), (C,)."""
+    dtype = torch.promote_types(y.dtype, torch.float32)
     if y.is_cpu and y.is_contiguous():  # torch's own pass costs 2.5 times these three, and is quick in channels_last
-        dtype = torch.promote_types(y.dtype, torch.float32)
         mean = y.mean((2, 3), dtype=dtype).mean(0)
         deviation = torch.linalg.vector_norm(y - mean.view(-1, 1, 1), dim=(2, 3))
         return mean, deviation.square_().mean(0).div_(y.shape[2] * y.shape[3])
-    mean, var = torch.batch_norm_update_stats(y, None, None, 0.0)
+    running = y.new_ones(2, y.shape[1], dtype=dtype)  # without it, half precision would give its moments in half
+    mean, var = torch.batch_norm_update_stats(y, running[0], running[1], 0.0)
     return mean, var
 
 
@@ -35,13 +36,16 @@ def update_running_stats(
     running_var.lerp_((var * (count / (count - 1))).to(running_var.dtype), factor)
 
 
-def has_hooks(module: nn.Module) -> bool:
-    """Whether somebody waits for this module to be called."""
+def has_hooks(*modules: nn.Module) -> bool:
+    """Whether somebody waits for one of these modules to be called."""
+    for module in modules:
+        if (module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
+                or module._backward_pre_hooks):
+            return True
     every = nn.modules.module
     return bool(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-        or every._global_forward_hooks or every._global_forward_pre_hooks
-        or every._global_backward_hooks or every._global_backward_pre_hooks)
+        every._global_forward_hooks or every._global_forward_pre_hooks or every._global_backward_hooks
+        or every._global_backward_pre_hooks)
 
 
 def why_not_batch_norm(bn: nn.Module) -> str:
@@ -65,27 +69,29 @@ class _BatchNormReLU(torch.autograd.Function):
     """U = relu(a * y + b) and mean_HW(U). Saves y and (C,) vectors; the backward pass computes a * y + b again."""
 
     @staticmethod
-    def forward(ctx, y, weight, bias, mean, var, training, eps):
+    def forward(ctx, y, weight, bias, mean, var, training, eps, private):
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(y, weight, bias, mean, var)
-        ctx.training, ctx.eps = training, eps
+        ctx.training, ctx.eps, ctx.private = training, eps, private
         u = recompute([y, weight, bias, mean, var], eps)
         return u, spatial_mean(u)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_u, grad_pooled):
-        y, weight, bias, mean, var = ctx.saved_tensors
-        if grad_pooled is not None:
-            grad_pooled = grad_pooled / (y.shape[2] * y.shape[3])
-            grad_u = grad_pooled.expand_as(y) if grad_u is None else grad_u + grad_pooled
+    def backward(ctx, grad_u, grad_mean):
+        y, weight, _, mean, var = recipe = ctx.saved_tensors
         if grad_u is None:
-            return (None,) * 7
-        grad = torch.ops.aten.threshold_backward(grad_u, recompute(ctx.saved_tensors, ctx.eps), 0)
+            grad_u = torch.zeros_like(y)
+        elif not ctx.private:
+            grad_u = grad_u.clone()
+        if grad_mean is not None:
+            grad_u.add_(grad_mean / (y.shape[2] * y.shape[3]))
+        u = recompute(recipe, ctx.eps)
+        torch.ops.aten.threshold_backward.grad_input(grad_u, u, 0, grad_input=grad_u)
         grads = torch.ops.aten.native_batch_norm_backward(
-            grad, y, weight, mean, var, mean, (var + ctx.eps).rsqrt(), ctx.training, ctx.eps,
+            grad_u, y, weight, mean, var, mean, (var + ctx.eps).rsqrt(), ctx.training, ctx.eps,
             list(ctx.needs_input_grad[:3]))
-        return *grads, None, None, None, None
+        return *grads, None, None, None, None, None
 
 
 def batch_norm_relu(
@@ -98,13 +104,16 @@ def batch_norm_relu(
         training: bool,
         momentum: float | None,
         eps: float,
+        private: bool,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     """``U = relu(batch_norm(y))``, its mean over the map, and what U can be computed from again.
 
     Module by module, autograd keeps y and U until the backward pass. Here it keeps y, which the convolution's output
     is anyway. The running statistics move as in ``nn.BatchNorm2d``; with ``training=False`` they normalise.
+    ``private`` says that nobody else holds y, nor the gradient of U: without gradients y becomes U in place, and in
+    the backward pass the gradient of U becomes that of y. A new large tensor costs as much as a pass over it.
 
-    Shape: (N, C, H, W) -> (N, C, H, W), (N, C, 1, 1), [y, weight, bias, mean, var].
+    Shape: (N, C, H, W) -> (N, C, H, W), (N, C, 1, 1), [y, weight, bias, mean, var], which is empty without gradients.
 
     Raises:
         ValueError: training on one value per channel, as in ``nn.BatchNorm2d``.
@@ -113,10 +122,11 @@ def batch_norm_relu(
     if training:
         num_batches_tracked.add_(1)
         factor = 1.0 / float(num_batches_tracked) if momentum is None else momentum
-    if torch.jit.is_scripting() or not torch.is_grad_enabled():
+    if torch.jit.is_scripting():
+        recipe: list[Tensor] = []
         u = F.relu(F.batch_norm(y, running_mean, running_var, weight, bias, training, factor, eps), inplace=True)
-        return u, spatial_mean(u), [y, weight, bias, running_mean, running_var]
-    return _batch_norm_relu(y, weight, bias, running_mean, running_var, training, factor, eps)
+        return u, spatial_mean(u), recipe
+    return _batch_norm_relu(y, weight, bias, running_mean, running_var, training, factor, eps, private)
 
 
 @torch.jit.unused
@@ -129,7 +139,17 @@ def _batch_norm_relu(
         training: bool,
         factor: float,
         eps: float,
+        private: bool,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
+    if not torch.is_grad_enabled():
+        if private and not training and y.is_cpu:
+            spare = running_mean.new_empty(0)  # for batch statistics, of which there are none
+            u = torch.native_batch_norm(
+                y, weight, bias, running_mean, running_var, False, 0.0, eps, out=(y, spare, spare))[0]
+        else:
+            u = F.batch_norm(y, running_mean, running_var, weight, bias, training, factor, eps)
+        u = u.relu_()
+        return u, spatial_mean(u), []
     dtype = torch.promote_types(y.dtype, torch.float32)
     if training:
         count = y.numel() // y.shape[1]
@@ -141,4 +161,4 @@ def _batch_norm_relu(
     else:
         mean, var = running_mean.to(dtype), running_var.to(dtype)
     recipe = [y, weight.to(dtype), bias.to(dtype), mean, var]
-    return *_BatchNormReLU.apply(*recipe, training, eps), recipe
+    return *_BatchNormReLU.apply(*recipe, training, eps, private), recipe

@@ -1,6 +1,7 @@
 """Selective Kernel convolution (Li et al., arXiv 1903.06586)."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -79,9 +80,19 @@ class SelectiveKernelBranch(nn.Module):
             return 'a drop layer'
         if self.aa is not None:
             return 'an anti-aliasing layer'
-        if has_hooks(self) or has_hooks(self.bn) or has_hooks(self.act):
+        if has_hooks(self, self.bn, self.act):
             return 'hooks on modules that would not be called'
         return why_not_batch_norm(self.bn)
+
+    @torch.jit.unused
+    def forward_fused(self, x: Tensor, private: bool) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """U of one branch, its mean over the map, and what U can be computed from again."""
+        bn: Any = self.bn
+        # A replaced convolution may return its input, and a hook may have kept the output.
+        private = private and type(self.conv) is nn.Conv2d and not has_hooks(self.conv)
+        return batch_norm_relu(
+            self.conv(x), bn.weight, bn.bias, bn.running_mean, bn.running_var, bn.num_batches_tracked,
+            bn.training, bn.momentum, bn.eps, private)
 
     def forward(self, x: Tensor) -> Tensor:
         """U of one branch. Shape: (N, C_in, H, W) -> (N, C, H / stride, W / stride)."""
@@ -92,6 +103,13 @@ class SelectiveKernelBranch(nn.Module):
         if self.aa is not None:
             x = self.aa(x)
         return x
+
+
+class _Pointwise(nn.Conv2d):
+    """A 1x1 convolution without bias on a 1x1 map: a matrix product, which costs a third of the call."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x.flatten(1), self.weight.flatten(1)).unflatten(1, (-1, 1, 1))
 
 
 class SelectiveKernelAttn(nn.Module):
@@ -126,10 +144,10 @@ class SelectiveKernelAttn(nn.Module):
     ) -> None:
         super().__init__()
         self.num_paths = num_paths
-        self.fc_reduce = nn.Conv2d(channels, attn_channels, 1, bias=False, device=device, dtype=dtype)
+        self.fc_reduce = _Pointwise(channels, attn_channels, 1, bias=False, device=device, dtype=dtype)
         self.bn = nn.BatchNorm2d(attn_channels, device=device, dtype=dtype)
         self.act = act_layer(inplace=True)
-        self.fc_select = nn.Conv2d(attn_channels, channels * num_paths, 1, bias=False, device=device, dtype=dtype)
+        self.fc_select = _Pointwise(attn_channels, channels * num_paths, 1, bias=False, device=device, dtype=dtype)
 
     @torch.jit.unused
     def norm(self, z: Tensor) -> Tensor:
@@ -174,34 +192,43 @@ class _Select(torch.autograd.Function):
         M = len(eps)
         ctx.eps = eps
         ctx.save_for_backward(weights, *tensors[M:])
-        return _weighted_sum(weights, tensors[:M])
+        return _weighted_sum(weights, list(tensors[:M]))
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
         weights, *recipes = ctx.saved_tensors
         M = len(ctx.eps)
-        grads_u = [None] * M
-        grad_weights = None
         w = weights.to(grad.dtype)
-        if ctx.needs_input_grad[0]:
-            us = [recompute(recipes[5 * i:5 * i + 5], ctx.eps[i]) for i in range(M)]
-            if M == 2:  # as in the sum, the second weight is one minus the first
-                us = [us[0].sub_(us[1])]
+        us = [recompute(recipes[5 * i:5 * i + 5], ctx.eps[i]) for i in range(M)]
+        if M == 2:  # as in the sum, the second weight is one minus the first
+            first = us[0].sub_(us[1]).mul_(grad).sum((2, 3), keepdim=True, dtype=weights.dtype)
+            sums = [first, torch.zeros_like(first)]
+            torch.mul(grad, w[:, 0], out=us[0])
+            torch.sub(grad, us[0], out=us[1])
+        else:
             sums = [u.mul_(grad).sum((2, 3), keepdim=True, dtype=weights.dtype) for u in us]
-            grad_weights = torch.stack(sums if M > 2 else [sums[0], torch.zeros_like(sums[0])], 1)
-        grads_u = [grad * w[:, i] for i in range(M if M > 2 else 1)]
-        if M == 2:
-            grads_u.append(grad - grads_u[0])
-        return grad_weights, None, *grads_u, *[None] * len(recipes)
+            for i, u in enumerate(us):
+                torch.mul(grad, w[:, i], out=u)
+        return torch.stack(sums, 1), None, *us, *[None] * len(recipes)
 
 
-def select(weights: Tensor, us: list[Tensor], recipes: list[list[Tensor]], eps: list[float]) -> Tensor:
+def select(
+        weights: Tensor,
+        us: list[Tensor],
+        recipes: list[list[Tensor]],
+        eps: list[float],
+        private: bool,
+) -> Tensor:
     """Weighted sum of the branches, equation 6, that keeps their recipes instead of them.
+
+    ``private`` says that nobody else holds the branches: without gradients one of them becomes the sum in place.
 
     Shape: (N, M, C, 1, 1), M times (N, C, H, W) -> (N, C, H, W).
     """
     if torch.jit.is_scripting() or not torch.is_grad_enabled():
+        if private and len(us) == 2:
+            return torch.lerp(us[1], us[0], weights[:, 0].to(us[0].dtype), out=us[1])
         return _weighted_sum(weights, us)
     return _select(weights, us, recipes, eps)
 
@@ -311,7 +338,8 @@ class SelectiveKernel(nn.Module):
         if self.fused is False or torch.compiler.is_compiling() or torch.jit.is_tracing():
             return False
         reason = 'the sum has no attention' if self.attn is None else ''
-        for path in self.paths:
+        paths: Any = self.paths
+        for path in paths:
             reason = reason or path.why_not_fused()
         if reason and self.fused is True:
             raise ValueError(f"fused=True is impossible: {reason}; allowed here: 'auto', False")
@@ -319,16 +347,17 @@ class SelectiveKernel(nn.Module):
 
     @torch.jit.unused
     def _forward_fused(self, xs: list[Tensor]) -> Tensor:
-        us, means, recipes = [], [], []
-        for path, x in zip(self.paths, xs, strict=True):
-            bn = path.bn
-            u, mean, recipe = batch_norm_relu(
-                path.conv(x), bn.weight, bn.bias, bn.running_mean, bn.running_var, bn.num_batches_tracked,
-                bn.training, bn.momentum, bn.eps)
+        us, means, recipes, eps = [], [], [], []
+        private = not isinstance(xs[0], torch.fx.Proxy)  # a traced graph may be asked for any of its values
+        paths: Any = self.paths
+        for i, path in enumerate(paths):
+            u, mean, recipe = path.forward_fused(xs[i], private)
             us.append(u)
             means.append(mean)
             recipes.append(recipe)
-        return select(self.attn(_sum(means)), us, recipes, [path.bn.eps for path in self.paths])
+            eps.append(path.bn.eps)
+        attn: Any = self.attn
+        return select(attn(_sum(means)), us, recipes, eps, private)
 
     def forward(self, x: Tensor) -> Tensor:
         """Split (equation 1), fuse (equations 2 to 4) and select (equations 5 and 6)."""
