@@ -1,0 +1,164 @@
+"""BatchNorm, ReLU and the mean over the map, with nothing stored but the input."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from timm_se_plugin.layers.squeeze_excite import spatial_mean
+
+__all__ = ['batch_moments', 'batch_norm_relu', 'has_hooks', 'recompute', 'update_running_stats', 'why_not_batch_norm']
+
+
+def batch_moments(y: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance per channel, in float32 at least. Shape: (N, C, H, W) -> (C,), (C,)."""
+    dtype = torch.promote_types(y.dtype, torch.float32)
+    if y.is_cpu and y.is_contiguous():  # torch's own pass costs 2.5 times these three, and is quick in channels_last
+        mean = y.mean((2, 3), dtype=dtype).mean(0)
+        deviation = torch.linalg.vector_norm(y - mean.view(-1, 1, 1), dim=(2, 3))
+        return mean, deviation.square_().mean(0).div_(y.shape[2] * y.shape[3])
+    running = y.new_ones(2, y.shape[1], dtype=dtype)  # without it, half precision would give its moments in half
+    mean, var = torch.batch_norm_update_stats(y, running[0], running[1], 0.0)
+    return mean, var
+
+
+@torch.no_grad()
+def update_running_stats(
+        running_mean: Tensor,
+        running_var: Tensor,
+        mean: Tensor,
+        var: Tensor,
+        count: int,
+        factor: float,
+) -> None:
+    """Move the running statistics towards the batch's, as ``nn.BatchNorm2d`` does (with the unbiased variance)."""
+    running_mean.lerp_(mean.to(running_mean.dtype), factor)
+    running_var.lerp_((var * (count / (count - 1))).to(running_var.dtype), factor)
+
+
+def has_hooks(*modules: nn.Module) -> bool:
+    """Whether somebody waits for one of these modules to be called."""
+    for module in modules:
+        if (module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
+                or module._backward_pre_hooks):
+            return True
+    every = nn.modules.module
+    return bool(
+        every._global_forward_hooks or every._global_forward_pre_hooks or every._global_backward_hooks
+        or every._global_backward_pre_hooks)
+
+
+def why_not_batch_norm(bn: nn.Module) -> str:
+    """Why the function below cannot stand in for this module; empty if it can."""
+    if type(bn) is not nn.BatchNorm2d:  # a subclass may do anything; so may a parametrised one
+        return f'the norm is {type(bn).__name__}, not nn.BatchNorm2d'
+    if not bn.affine:
+        return 'BatchNorm without affine parameters'
+    if bn.running_mean is None:
+        return 'BatchNorm without running statistics'
+    return ''
+
+
+def recompute(recipe: list[Tensor], eps: float) -> Tensor:
+    """U again, from what :func:`batch_norm_relu` returned."""
+    y, weight, bias, mean, var = recipe
+    return F.batch_norm(y, mean, var, weight, bias, False, 0.0, eps).relu_()
+
+
+class _BatchNormReLU(torch.autograd.Function):
+    """U = relu(a * y + b) and mean_HW(U). Saves y and (C,) vectors; the backward pass computes a * y + b again."""
+
+    @staticmethod
+    def forward(ctx, y, weight, bias, mean, var, training, eps, private):
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(y, weight, bias, mean, var)
+        ctx.training, ctx.eps, ctx.private = training, eps, private
+        u = recompute([y, weight, bias, mean, var], eps)
+        return u, spatial_mean(u)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_u, grad_mean):
+        y, weight, _, mean, var = recipe = ctx.saved_tensors
+        if grad_u is None:
+            grad_u = torch.zeros_like(y)
+        elif not ctx.private:
+            grad_u = grad_u.clone()
+        if grad_mean is not None:
+            grad_u.add_(grad_mean / (y.shape[2] * y.shape[3]))
+        u = recompute(recipe, ctx.eps)
+        torch.ops.aten.threshold_backward.grad_input(grad_u, u, 0, grad_input=grad_u)
+        grads = torch.ops.aten.native_batch_norm_backward(
+            grad_u, y, weight, mean, var, mean, (var + ctx.eps).rsqrt(), ctx.training, ctx.eps,
+            list(ctx.needs_input_grad[:3]))
+        return *grads, None, None, None, None, None
+
+
+def batch_norm_relu(
+        y: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        running_mean: Tensor,
+        running_var: Tensor,
+        num_batches_tracked: Tensor,
+        training: bool,
+        momentum: float | None,
+        eps: float,
+        private: bool,
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """``U = relu(batch_norm(y))``, its mean over the map, and what U can be computed from again.
+
+    Module by module, autograd keeps y and U until the backward pass. Here it keeps y, which the convolution's output
+    is anyway. The running statistics move as in ``nn.BatchNorm2d``; with ``training=False`` they normalise.
+    ``private`` says that nobody else holds y, nor the gradient of U: without gradients y becomes U in place, and in
+    the backward pass the gradient of U becomes that of y. A new large tensor costs as much as a pass over it.
+
+    Shape: (N, C, H, W) -> (N, C, H, W), (N, C, 1, 1), [y, weight, bias, mean, var], which is empty without gradients.
+
+    Raises:
+        ValueError: training on one value per channel, as in ``nn.BatchNorm2d``.
+    """
+    factor = 0.0
+    if training:
+        num_batches_tracked.add_(1)
+        factor = 1.0 / float(num_batches_tracked) if momentum is None else momentum
+    if torch.jit.is_scripting():
+        recipe: list[Tensor] = []
+        u = F.relu(F.batch_norm(y, running_mean, running_var, weight, bias, training, factor, eps), inplace=True)
+        return u, spatial_mean(u), recipe
+    return _batch_norm_relu(y, weight, bias, running_mean, running_var, training, factor, eps, private)
+
+
+@torch.jit.unused
+def _batch_norm_relu(
+        y: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        running_mean: Tensor,
+        running_var: Tensor,
+        training: bool,
+        factor: float,
+        eps: float,
+        private: bool,
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    if not torch.is_grad_enabled():
+        if private and not training and y.is_cpu:
+            spare = running_mean.new_empty(0)  # for batch statistics, of which there are none
+            u = torch.native_batch_norm(
+                y, weight, bias, running_mean, running_var, False, 0.0, eps, out=(y, spare, spare))[0]
+        else:
+            u = F.batch_norm(y, running_mean, running_var, weight, bias, training, factor, eps)
+        u = u.relu_()
+        return u, spatial_mean(u), []
+    dtype = torch.promote_types(y.dtype, torch.float32)
+    if training:
+        count = y.numel() // y.shape[1]
+        if count < 2:
+            raise ValueError(f'BatchNorm needs more than one value per channel in training, got {tuple(y.shape)}')
+        with torch.no_grad():
+            mean, var = batch_moments(y)
+        update_running_stats(running_mean, running_var, mean, var, count, factor)
+    else:
+        mean, var = running_mean.to(dtype), running_var.to(dtype)
+    recipe = [y, weight.to(dtype), bias.to(dtype), mean, var]
+    return *_BatchNormReLU.apply(*recipe, training, eps, private), recipe

@@ -1,0 +1,370 @@
+"""Selective Kernel convolution (Li et al., arXiv 1903.06586)."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from timm_se_plugin.layers.batch_norm_relu import batch_norm_relu, has_hooks, recompute, why_not_batch_norm
+from timm_se_plugin.layers.squeeze_excite import reduced_channels, spatial_mean
+
+__all__ = ['SELECTS', 'SelectiveKernel', 'SelectiveKernelAttn', 'SelectiveKernelBranch', 'selective_channels']
+
+# Leaves under fx, which looks for them in the module that calls them.
+torch.fx.wrap('batch_norm_relu')
+torch.fx.wrap('select')
+torch.fx.wrap('spatial_mean')
+
+SELECTS = ('softmax', 'sum')
+
+
+def selective_channels(
+        channels: int,
+        rd_ratio: float = 1 / 16,
+        rd_divisor: int = 1,
+        rd_min_channels: int | None = None,
+) -> int:
+    """Width d of the attention's inner layer.
+
+    ``rd_divisor=1`` is the paper's d = max(C / r, L), equation 4, with L = ``rd_min_channels``, 32 if not given. Any
+    other divisor is timm's rule: the multiple of it nearest to C / r, but not more than 10 % below it.
+    """
+    width = reduced_channels(channels, rd_ratio, rd_divisor)
+    if rd_divisor == 1:
+        return max(width, 32 if rd_min_channels is None else rd_min_channels)
+    if width < 0.9 * channels * rd_ratio:
+        width += rd_divisor
+    return max(width, rd_min_channels or 1)
+
+
+class SelectiveKernelBranch(nn.Module):
+    """One branch of the split: convolution, norm, (drop), activation, (anti-aliasing); names are timm's."""
+
+    def __init__(
+            self,
+            in_channels: int,
+            out_channels: int,
+            kernel_size: int,
+            stride: int,
+            dilation: int,
+            groups: int,
+            act_layer: type[nn.Module],
+            norm_layer: Callable[..., nn.Module],
+            aa_layer: Callable[..., nn.Module] | None,
+            drop_layer: Callable[[], nn.Module] | None,
+            device: torch.device | str | None,
+            dtype: torch.dtype | None,
+    ) -> None:
+        super().__init__()
+        use_aa = aa_layer is not None and stride > 1
+        self.conv = nn.Conv2d(
+            in_channels, out_channels, kernel_size, stride=1 if use_aa else stride,
+            padding=dilation * (kernel_size - 1) // 2, dilation=dilation, groups=groups, bias=False,
+            device=device, dtype=dtype)
+        self.bn = norm_layer(out_channels, device=device, dtype=dtype)
+        self.drop = drop_layer() if drop_layer is not None else None
+        self.act = act_layer(inplace=True)
+        self.aa = None
+        if aa_layer is not None and use_aa:
+            self.aa = aa_layer(channels=out_channels, stride=stride, device=device, dtype=dtype)
+
+    @torch.jit.unused
+    def why_not_fused(self) -> str:
+        """Why norm and activation cannot be computed again in the backward pass; empty if they can."""
+        if type(self.act) is not nn.ReLU:
+            return f'the activation is {type(self.act).__name__}, not nn.ReLU'
+        if self.drop is not None:
+            return 'a drop layer'
+        if self.aa is not None:
+            return 'an anti-aliasing layer'
+        if has_hooks(self, self.bn, self.act):
+            return 'hooks on modules that would not be called'
+        return why_not_batch_norm(self.bn)
+
+    @torch.jit.unused
+    def forward_fused(self, x: Tensor, private: bool) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """U of one branch, its mean over the map, and what U can be computed from again."""
+        bn: Any = self.bn
+        # A replaced convolution may return its input, and a hook may have kept the output.
+        private = private and type(self.conv) is nn.Conv2d and not has_hooks(self.conv)
+        return batch_norm_relu(
+            self.conv(x), bn.weight, bn.bias, bn.running_mean, bn.running_var, bn.num_batches_tracked,
+            bn.training, bn.momentum, bn.eps, private)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """U of one branch. Shape: (N, C_in, H, W) -> (N, C, H / stride, W / stride)."""
+        x = self.bn(self.conv(x))
+        if self.drop is not None:
+            x = self.drop(x)
+        x = self.act(x)
+        if self.aa is not None:
+            x = self.aa(x)
+        return x
+
+
+class _Pointwise(nn.Conv2d):
+    """A 1x1 convolution without bias on a 1x1 map: a matrix product, which costs a third of the call."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x.flatten(1), self.weight.flatten(1)).unflatten(1, (-1, 1, 1))
+
+
+class SelectiveKernelAttn(nn.Module):
+    """Weights of the branches from their pooled sum, equations 3 to 5: ``softmax(fc_select(relu(bn(fc_reduce(z)))))``.
+
+    A forward hook here sees the weights. Both layers are 1x1 convolutions without bias, and the norm is BatchNorm
+    whatever the branches have: a norm over groups of channels would have one value to normalise.
+
+    One sample in training leaves BatchNorm one value per channel and no variance (timm raises). Here that batch is
+    normalised by the running statistics, which it does not move. In a scripted or traced module torch's own refusal
+    stands, and so it does for ``SyncBatchNorm``, which counts the samples of all processes.
+
+    Shape: (N, C, 1, 1) -> (N, M, C, 1, 1), a softmax over M.
+
+    Args:
+        channels: C.
+        num_paths: M.
+        attn_channels: d.
+        act_layer: activation between the layers.
+        device: where to create the parameters.
+        dtype: their type.
+    """
+
+    def __init__(
+            self,
+            channels: int,
+            num_paths: int = 2,
+            attn_channels: int = 32,
+            act_layer: type[nn.Module] = nn.ReLU,
+            device: torch.device | str | None = None,
+            dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.num_paths = num_paths
+        self.fc_reduce = _Pointwise(channels, attn_channels, 1, bias=False, device=device, dtype=dtype)
+        self.bn = nn.BatchNorm2d(attn_channels, device=device, dtype=dtype)
+        self.act = act_layer(inplace=True)
+        self.fc_select = _Pointwise(attn_channels, channels * num_paths, 1, bias=False, device=device, dtype=dtype)
+
+    @torch.jit.unused
+    def norm(self, z: Tensor) -> Tensor:
+        """BatchNorm, by the running statistics where the batch has none."""
+        bn = self.bn
+        if (bn.training and not isinstance(z, torch.fx.Proxy) and z.shape[0] == 1 and type(bn) is nn.BatchNorm2d
+                and bn.running_mean is not None):
+            return F.batch_norm(z, bn.running_mean, bn.running_var, bn.weight, bn.bias, False, 0.0, bn.eps)
+        return bn(z)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Weights of the branches."""
+        z = self.fc_reduce(z)
+        z = self.bn(z) if torch.jit.is_scripting() else self.norm(z)
+        z = self.fc_select(self.act(z))
+        return z.unflatten(1, (self.num_paths, -1)).softmax(1)
+
+
+def _sum(terms: list[Tensor]) -> Tensor:
+    total = terms[0]
+    for term in terms[1:]:
+        total = total + term
+    return total
+
+
+def _weighted_sum(weights: Tensor, us: list[Tensor]) -> Tensor:
+    """Equation 6; with two branches, whose weights sum to one, a single pass."""
+    weights = weights.to(us[0].dtype)
+    if len(us) == 2:
+        return torch.lerp(us[1], us[0], weights[:, 0])
+    v = us[0] * weights[:, 0]
+    for i in range(1, len(us)):
+        v = torch.addcmul(v, us[i], weights[:, i])
+    return v
+
+
+class _Select(torch.autograd.Function):
+    """The weighted sum of branches that are computed again, from their recipes, in the backward pass."""
+
+    @staticmethod
+    def forward(ctx, weights, eps, *tensors):
+        M = len(eps)
+        ctx.eps = eps
+        ctx.save_for_backward(weights, *tensors[M:])
+        return _weighted_sum(weights, list(tensors[:M]))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        weights, *recipes = ctx.saved_tensors
+        M = len(ctx.eps)
+        w = weights.to(grad.dtype)
+        us = [recompute(recipes[5 * i:5 * i + 5], ctx.eps[i]) for i in range(M)]
+        if M == 2:  # as in the sum, the second weight is one minus the first
+            first = us[0].sub_(us[1]).mul_(grad).sum((2, 3), keepdim=True, dtype=weights.dtype)
+            sums = [first, torch.zeros_like(first)]
+            torch.mul(grad, w[:, 0], out=us[0])
+            torch.sub(grad, us[0], out=us[1])
+        else:
+            sums = [u.mul_(grad).sum((2, 3), keepdim=True, dtype=weights.dtype) for u in us]
+            for i, u in enumerate(us):
+                torch.mul(grad, w[:, i], out=u)
+        return torch.stack(sums, 1), None, *us, *[None] * len(recipes)
+
+
+def select(
+        weights: Tensor,
+        us: list[Tensor],
+        recipes: list[list[Tensor]],
+        eps: list[float],
+        private: bool,
+) -> Tensor:
+    """Weighted sum of the branches, equation 6, that keeps their recipes instead of them.
+
+    ``private`` says that nobody else holds the branches: without gradients one of them becomes the sum in place.
+
+    Shape: (N, M, C, 1, 1), M times (N, C, H, W) -> (N, C, H, W).
+    """
+    if torch.jit.is_scripting() or not torch.is_grad_enabled():
+        if private and len(us) == 2:
+            return torch.lerp(us[1], us[0], weights[:, 0].to(us[0].dtype), out=us[1])
+        return _weighted_sum(weights, us)
+    return _select(weights, us, recipes, eps)
+
+
+@torch.jit.unused
+def _select(weights: Tensor, us: list[Tensor], recipes: list[list[Tensor]], eps: list[float]) -> Tensor:
+    return _Select.apply(weights, eps, *us, *[tensor for recipe in recipes for tensor in recipe])
+
+
+class SelectiveKernel(nn.Module):
+    """Selective Kernel convolution: split into branches of different kernels, fuse, select.
+
+    Paper: "Selective Kernel Networks", https://arxiv.org/abs/1903.06586, section 3.1, Figure 1. Parameters have the
+    names and shapes of timm's ``SelectiveKernel``. The defaults are the paper's and not timm's: no split of the
+    input, and its width rule.
+
+    With ``fused`` the branches' norms and activations are not stored for the backward pass but computed again from
+    the convolutions' outputs, and the weighted sum of two branches is one pass. Where that is impossible (a norm
+    other than ``nn.BatchNorm2d``, an activation other than ReLU, a drop or anti-aliasing layer, hooks on modules that
+    would be passed by), and in compiled, scripted and exported code, the modules run one by one.
+
+    Shape: (N, C_in, H, W) -> (N, C, H / stride, W / stride).
+
+    Args:
+        in_channels: C_in.
+        out_channels: C; C_in if not given.
+        kernels: one odd size per branch, M >= 2 of them.
+        stride: stride of every branch.
+        dilation: multiplies the dilation of every branch, for networks of a smaller output stride.
+        groups: groups of every convolution, or one number per branch (Table 6).
+        keep_3x3: a kernel k > 3 is a 3x3 of dilation (k - 1) / 2, as in the paper; otherwise a true k x k.
+        split_input: every branch gets its own C_in / M channels (timm's trained 18 and 34) instead of all.
+        select: ``'softmax'``, or ``'sum'``: the plain sum of the branches, without attention (Table 7).
+        rd_ratio: 1 / r of the paper, see :func:`selective_channels`.
+        rd_channels: the attention's inner width d; takes the place of the next two and of ``rd_ratio``.
+        rd_divisor: 1 for the paper's rule, anything else for timm's.
+        rd_min_channels: L of the paper: the least width.
+        act_layer: activation in the branches and in the attention.
+        norm_layer: norm of the branches, called with the channels, ``device`` and ``dtype``.
+        aa_layer: called with ``channels``, ``stride``, ``device`` and ``dtype`` where stride > 1, as timm's
+            ``create_aa`` with its first argument bound; then it, and not the convolution, takes the stride.
+        drop_layer: makes a layer between norm and activation (DropBlock).
+        fused: ``'auto'`` where possible, ``True`` to demand it, ``False`` for the modules one by one. May be set later.
+        device: where to create the parameters.
+        dtype: their type.
+
+    Raises:
+        ValueError: fewer than two kernels, an even or non-positive one, groups of another length, channels that do
+            not divide, an unknown ``select`` or ``fused``; from ``forward``, ``fused=True`` where it is impossible.
+    """
+
+    def __init__(
+            self,
+            in_channels: int,
+            out_channels: int | None = None,
+            kernels: Sequence[int] = (3, 5),
+            stride: int = 1,
+            dilation: int = 1,
+            groups: int | Sequence[int] = 1,
+            keep_3x3: bool = True,
+            split_input: bool = False,
+            select: str = 'softmax',
+            rd_ratio: float = 1 / 16,
+            rd_channels: int | None = None,
+            rd_divisor: int = 1,
+            rd_min_channels: int | None = None,
+            act_layer: type[nn.Module] = nn.ReLU,
+            norm_layer: Callable[..., nn.Module] = nn.BatchNorm2d,
+            aa_layer: Callable[..., nn.Module] | None = None,
+            drop_layer: Callable[[], nn.Module] | None = None,
+            fused: bool | str = 'auto',
+            device: torch.device | str | None = None,
+            dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        M = len(kernels)
+        groups = [groups] * M if isinstance(groups, int) else list(groups)
+        if M < 2:
+            raise ValueError(f'kernels={tuple(kernels)}: at least two branches are needed to select from')
+        if any(k < 1 or k % 2 == 0 for k in kernels):
+            raise ValueError(f'kernels={tuple(kernels)}: sizes are odd and positive')
+        if len(groups) != M:
+            raise ValueError(f'groups={tuple(groups)}: one number, or one for each of the {M} kernels')
+        if split_input and in_channels % M:
+            raise ValueError(f'split_input: {in_channels} input channels do not divide by {M} branches')
+        if select not in SELECTS:
+            raise ValueError(f'select={select!r} is unknown; allowed: {", ".join(SELECTS)}')
+        if fused not in (True, False, 'auto'):
+            raise ValueError(f"fused={fused!r} is unknown; allowed: True, False, 'auto'")
+        out_channels = out_channels or in_channels
+        self.in_channels = in_channels // M if split_input else in_channels
+        self.split_input = split_input
+        self.fused = fused
+        self.paths = nn.ModuleList([
+            SelectiveKernelBranch(
+                self.in_channels, out_channels, min(k, 3) if keep_3x3 else k, stride,
+                dilation * max(1, (k - 1) // 2) if keep_3x3 else dilation, g,
+                act_layer, norm_layer, aa_layer, drop_layer, device, dtype)
+            for k, g in zip(kernels, groups, strict=True)])
+        self.attn = None
+        if select == 'softmax':
+            rd_channels = rd_channels or selective_channels(out_channels, rd_ratio, rd_divisor, rd_min_channels)
+            self.attn = SelectiveKernelAttn(out_channels, M, rd_channels, act_layer, device, dtype)
+
+    @torch.jit.unused
+    def _is_fused(self) -> bool:
+        if self.fused is False or torch.compiler.is_compiling() or torch.jit.is_tracing():
+            return False
+        reason = 'the sum has no attention' if self.attn is None else ''
+        paths: Any = self.paths
+        for path in paths:
+            reason = reason or path.why_not_fused()
+        if reason and self.fused is True:
+            raise ValueError(f"fused=True is impossible: {reason}; allowed here: 'auto', False")
+        return not reason
+
+    @torch.jit.unused
+    def _forward_fused(self, xs: list[Tensor]) -> Tensor:
+        us, means, recipes, eps = [], [], [], []
+        private = not isinstance(xs[0], torch.fx.Proxy)  # a traced graph may be asked for any of its values
+        paths: Any = self.paths
+        for i, path in enumerate(paths):
+            u, mean, recipe = path.forward_fused(xs[i], private)
+            us.append(u)
+            means.append(mean)
+            recipes.append(recipe)
+            eps.append(path.bn.eps)
+        attn: Any = self.attn
+        return select(attn(_sum(means)), us, recipes, eps, private)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Split (equation 1), fuse (equations 2 to 4) and select (equations 5 and 6)."""
+        xs = x.split(self.in_channels, 1) if self.split_input else [x] * len(self.paths)
+        if not torch.jit.is_scripting() and self._is_fused():
+            return self._forward_fused(xs)
+        us = [path(xs[i]) for i, path in enumerate(self.paths)]
+        if self.attn is None:
+            return _sum(us)
+        return _weighted_sum(self.attn(_sum([spatial_mean(u) for u in us])), us)
