@@ -45,12 +45,16 @@ def _sample_moments(y: Tensor) -> tuple[Tensor, Tensor]:
     return m, torch.batch_norm_update_stats(y, unused, unused, 0.0)[1]
 
 
+def _moments(y: Tensor, batch: bool) -> tuple[Tensor, Tensor | None]:
+    return _sample_moments(y) if batch else (y.mean((2, 3), dtype=statistics_dtype(y)), None)
+
+
 class _Moments(Function):
     """y passes through, so that its gradient arrives here with those of the moments, and is finished in place."""
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, batch: bool) -> tuple[Tensor, Tensor, Tensor | None]:
-        m, var = _sample_moments(y) if batch else (y.mean((2, 3), dtype=statistics_dtype(y)), None)
+        m, var = _moments(y, batch)
         ctx.size = y[0, 0].numel()
         ctx.save_for_backward(*((y, m) if batch else ()))
         return y.view_as(y), m, var
@@ -83,7 +87,9 @@ def moments(y: Tensor, batch: bool) -> tuple[Tensor, Tensor, Tensor | None]:
             return y, x.mean((2, 3)), None
         v, m = torch.var_mean(x, [2, 3], correction=0)
         return y, m, v.mean(0) + (m - m.mean(0)).square().mean(0)
-    return _Moments.apply(y, batch)
+    if torch.is_grad_enabled():
+        return _Moments.apply(y, batch)
+    return y, *_moments(y, batch)
 
 
 def _by_channel(x: Tensor) -> Tensor:
@@ -91,15 +97,23 @@ def _by_channel(x: Tensor) -> Tensor:
     return x.view(1, -1, *x.shape[2:])
 
 
-def _affine(y: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, eps: float) -> Tensor:
+def _affine(
+        y: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, eps: float, inplace: bool,
+) -> Tensor:
     N = y.shape[0]
     if N == 1 or y.is_contiguous():
-        mean, var = mean.repeat(N), var.repeat(N)
-        out = F.batch_norm(_by_channel(y), mean, var, weight.flatten(), bias.flatten(), eps=eps)
+        if N > 1:
+            mean, var = mean.repeat(N), var.repeat(N)
+        rows, weight, bias = _by_channel(y), weight.flatten(), bias.flatten()
+        if inplace:
+            nothing = weight.new_empty(0)  # where training would save its statistics
+            torch.native_batch_norm(rows, weight, bias, mean, var, False, 0.0, eps, out=(rows, nothing, nothing))
+            return y
+        out = F.batch_norm(rows, mean, var, weight, bias, eps=eps)
         return out.resize_(y.shape)  # unlike a view, it may be returned from a Function and modified afterwards
     weight = weight * (var + eps).rsqrt()
     bias = torch.addcmul(bias, weight, mean, value=-1)
-    return torch.addcmul(bias[:, :, None, None], y, weight[:, :, None, None], out=torch.empty_like(y))
+    return torch.addcmul(bias[:, :, None, None], y, weight[:, :, None, None], out=y if inplace else torch.empty_like(y))
 
 
 def _affine_backward(
@@ -134,8 +148,9 @@ def _scale_add_act(
         shortcut: Tensor | None,
         shortcut_gate: Tensor | None,
         relu: bool,
+        inplace: bool = False,
 ) -> Tensor:
-    out = _affine(y, weight, bias, mean, var, eps)
+    out = _affine(y, weight, bias, mean, var, eps, inplace and y.device.type == 'cpu')
     if shortcut is None:
         return out.relu_() if relu else out
     if shortcut_gate is not None:
@@ -196,8 +211,11 @@ def scale_add_act(
         shortcut: Tensor | None,
         shortcut_gate: Tensor | None,
         relu: bool,
+        inplace: bool,
 ) -> Tensor:
     """``relu(weight * (y - mean) / sqrt(var + eps) + bias + shortcut_gate * shortcut)``; mean and var are constants.
+
+    The result may take y's place in memory if ``inplace`` and no gradient is recorded.
 
     Shape: y and shortcut (N, C, H, W); weight, bias and shortcut_gate (N, C); mean and var (C,) -> (N, C, H, W).
     """
@@ -210,4 +228,4 @@ def scale_add_act(
         return out.relu() if relu else out
     if torch.is_grad_enabled():
         return _ScaleAddAct.apply(y, weight, bias, mean, var, eps, shortcut, shortcut_gate, relu)
-    return _scale_add_act(y, weight, bias, mean, var, eps, shortcut, shortcut_gate, relu)
+    return _scale_add_act(y, weight, bias, mean, var, eps, shortcut, shortcut_gate, relu, inplace)

@@ -140,6 +140,7 @@ def recalibrate_add_act(
         shortcut: Tensor | None,
         shortcut_gate: Tensor | None,
         relu: bool,
+        inplace: bool,
 ) -> Tensor:
     """What remains, with the values of :func:`normalize_squeeze`, a gate (N, C, 1, 1) and stochastic depth."""
     factor = scale.new_ones((y.shape[0], 1)) if gate is None else gate.flatten(1)
@@ -150,7 +151,7 @@ def recalibrate_add_act(
         factor = factor * keep
     if shortcut_gate is not None:
         shortcut_gate = shortcut_gate.flatten(1)
-    return scale_add_act(y, scale * factor, offset * factor, mean, var, eps, shortcut, shortcut_gate, relu)
+    return scale_add_act(y, scale * factor, offset * factor, mean, var, eps, shortcut, shortcut_gate, relu, inplace)
 
 
 torch.fx.wrap('normalize_squeeze')  # leaves under fx: they look at strides, modes and devices
@@ -165,6 +166,7 @@ def residual_tail(
         drop_path: Any = None,
         act: nn.Module | None = None,
         shortcut_gate: Tensor | None = None,
+        conv: nn.Module | None = None,
 ) -> Tensor:
     """``act(drop_path(se(bn(x))) + shortcut_gate * shortcut)`` without ever forming ``bn(x)``.
 
@@ -185,6 +187,8 @@ def residual_tail(
         drop_path: stochastic depth, or None.
         act: activation, or None.
         shortcut_gate: multiplies the shortcut (``identity`` integration).
+        conv: the module that computed x. If it is a Conv2d, so that x is a new tensor, and no hook sees its output,
+            the result takes x's memory where no gradient is recorded.
 
     Raises:
         ValueError: one value per channel in training, as BatchNorm2d does.
@@ -195,7 +199,8 @@ def residual_tail(
         getattr(bn, 'momentum', None), bn.eps, training, se is not None)
     drop_prob = drop_path.drop_prob if hasattr(drop_path, 'drop_prob') and drop_path.training else 0.0
     relu = type(act) is nn.ReLU and not _hooked(act)
+    inplace = type(conv) is nn.Conv2d and not _hooked(conv) and not isinstance(x, torch.fx.Proxy)
     x = recalibrate_add_act(
         x, None if se is None else se.excite(z), scale, offset, mean, var, bn.eps,
-        drop_prob, getattr(drop_path, 'scale_by_keep', True), shortcut, shortcut_gate, relu)
+        drop_prob, getattr(drop_path, 'scale_by_keep', True), shortcut, shortcut_gate, relu, inplace)
     return x if relu or act is None else act(x)
