@@ -17,7 +17,7 @@ def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
             elif tensor.dim() == 1:
                 tensor.normal_(0, 0.2, generator=generator)
             elif tensor.dim() > 1:
-                tensor.normal_(0, (2 / tensor[0].numel()) ** 0.5, generator=generator)
+                tensor.normal_(0, tensor[0].numel() ** -0.5, generator=generator)  # no gate or softmax saturates
     return model
 
 

@@ -37,6 +37,20 @@ def test_attention_inside_the_3x3_of_table_15():
     assert round(params('se_resnet50_plugin', attn_bias=False, attn_integration='3x3') / 1e6, 2) == 25.71
 
 
+def test_sknet_has_the_parameters_of_the_official_prototxt():
+    assert params('sk_resnext50_32x4d_plugin') == 27_479_784
+
+
+@pytest.mark.parametrize(('name', 'millions', 'gigas'), [
+    ('resnext50_32x4d_plugin', 25.0, 4.24), ('sk_resnext50_32x4d_plugin', 27.5, 4.47),
+    ('resnext101_32x4d_plugin', 44.3, 7.99), ('sk_resnext101_32x4d_plugin', 48.9, 8.46),
+])
+def test_sknets_of_table_2(name, millions, gigas):
+    cost = complexity(timm.create_model(name))
+    assert cost.params / 1e6 == pytest.approx(millions, abs=0.1)
+    assert cost.macs / 1e9 == pytest.approx(gigas, abs=0.09)
+
+
 def test_macs_of_table_2_with_the_stride_in_the_first_1x1():
     plain = complexity(timm.create_model('legacy_seresnet50_plugin', attn='none'))
     model = complexity(timm.create_model('legacy_seresnet50_plugin'))

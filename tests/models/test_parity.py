@@ -6,7 +6,7 @@ import torch
 from parity import assert_same_network, images, randomised, relative_error, saved
 
 from timm_se_plugin.models.plugin_resnet import architectures
-from timm_se_plugin.weights.sources import legacy_keys
+from timm_se_plugin.weights.sources import legacy_keys, sk_keys
 
 # Plugin name and options -> timm's network; timm rounds the inner width to a multiple of 8.
 TIMM_SE = [
@@ -51,9 +51,39 @@ def test_matches_timms_se_network_in_float64(name, options, timm_name, size, tmp
 def test_published_weights_compute_the_same(name, timm_name, tmp_path):
     reference = randomised(timm.create_model(timm_name)).eval()
     model = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=saved(reference, tmp_path)).eval()
-    x = images(1, 3, 64, 64, dtype=torch.float32)
+    x = images(1, 3, 64, 64)
     with torch.no_grad():
-        assert relative_error(model(x), reference(x)) < 1e-5
+        assert relative_error(model.double()(x), reference.double()(x)) < 1e-10
+
+
+TIMM_SK = [
+    ('sk_resnet18_plugin', {'attn_split_input': True, 'attn_rd_ratio': 1 / 8, 'attn_rd_divisor': 16}, 'skresnet18'),
+    ('sk_resnet34_plugin', {'attn_split_input': True, 'attn_rd_ratio': 1 / 8, 'attn_rd_divisor': 16}, 'skresnet34'),
+    ('sk_resnet50_plugin', {'attn_split_input': True, 'attn_rd_divisor': 8}, 'skresnet50'),
+    ('sk_resnet50d_plugin', {'attn_split_input': True, 'attn_rd_divisor': 8}, 'skresnet50d'),
+    ('sk_resnext50_32x4d_plugin', {}, 'skresnext50_32x4d'),
+]
+
+
+@pytest.mark.parametrize('fused', ['auto', False])
+@pytest.mark.parametrize('size', SIZES)
+@pytest.mark.parametrize(('name', 'options', 'timm_name'), TIMM_SK)
+def test_matches_timms_sk_network_in_float64(name, options, timm_name, size, fused):
+    reference = randomised(timm.create_model(timm_name, num_classes=10, layers=(2, 1, 1, 2)))
+    model = timm.create_model(name, num_classes=10, layers=(2, 1, 1, 2), attn_fused=fused, **options)
+    model.load_state_dict(sk_keys(reference.state_dict()))
+    assert_same_network(model, reference, images(2, 3, *size), key_map=sk_keys)
+
+
+@pytest.mark.parametrize('name', ['skresnet18', 'skresnet34', 'skresnext50_32x4d'])
+def test_published_sk_weights_compute_the_same(name, tmp_path):
+    reference = randomised(timm.create_model(name)).eval()
+    model = timm.create_model(
+        f'{name.replace("skres", "sk_res")}_plugin.ra_in1k', pretrained=True,
+        pretrained_cfg_overlay=saved(reference, tmp_path)).eval()
+    x = images(1, 3, 64, 64)
+    with torch.no_grad():
+        assert relative_error(model.double()(x), reference.double()(x)) < 1e-10
 
 
 LEGACY = [name for name in architectures if name.startswith('legacy_')]

@@ -4,6 +4,7 @@ import json
 import pytest
 
 from timm_se_plugin import AttentionSpec
+from timm_se_plugin.placement.spec import ATTENTIONS
 
 
 def test_kwargs_round_trip_through_json():
@@ -13,7 +14,12 @@ def test_kwargs_round_trip_through_json():
 
 def test_every_field_is_an_option_of_some_attention():
     fields = {field.name for field in dataclasses.fields(AttentionSpec)} - {'attn'}
-    assert {f'attn_{name}' for name in fields} == AttentionSpec('se').to_kwargs().keys() - {'attn'}
+    assert {f'attn_{name}' for name in fields} == AttentionSpec('sk+se').to_kwargs().keys() - {'attn'}
+
+
+@pytest.mark.parametrize('attn', ATTENTIONS)
+def test_defaults_of_every_attention_come_back(attn):
+    assert AttentionSpec.from_kwargs(json.loads(json.dumps(AttentionSpec(attn).to_kwargs()))) == AttentionSpec(attn)
 
 
 def test_identity_init_brings_its_gate():
@@ -51,6 +57,11 @@ def test_differences_leave_out_what_does_not_change_the_computation():
     ({'attn_init': 'zero'}, "attn_init='zero' is not allowed; allowed: default, identity"),
     ({'attn_fused': 'always'}, "attn_fused='always' is not allowed; allowed: auto, True, False"),
     ({'attn_init': 'identity', 'attn_gate': 'sigmoid'}, "attn_gate='sigmoid' is not allowed; allowed: double_sigmoid"),
+    ({'attn': 'sk', 'attn_kernels': (3, 4)}, r'attn_kernels=\(3, 4\) is not allowed; allowed: two or more odd sizes'),
+    ({'attn': 'sk', 'attn_kernels': [5]}, r'attn_kernels=\(5,\) is not allowed'),
+    ({'attn': 'sk', 'attn_groups': (1, 2, 3)}, 'one number, or one for each of the kernels'),
+    ({'attn': 'sk', 'attn_select': 'max'}, "attn_select='max' is not allowed; allowed: softmax, sum"),
+    ({'attn': 'sk', 'attn_gate': 'tanh'}, "attn='sk' has no option attn_gate"),
     ({'attn_ratio': 0.5}, r'attn_ratio \(did you mean attn_rd_ratio\?\); allowed: '),
     ({'attn': 'eca', 'attn_gate': 'tanh'}, "attn='eca' has no option attn_gate"),
 ])

@@ -46,11 +46,12 @@ def test_every_published_tag_of_a_base_is_a_tag_of_its_plugin_name():
                 assert mine.architecture == name
 
 
-def test_se_names_carry_the_tags_of_timms_trained_se_networks():
+def test_names_carry_the_tags_of_timms_trained_networks():
     tags = {name: sorted(key.partition('.')[2] for key in timm.models.get_arch_pretrained_cfgs(name)
                          if timm.models.is_model_pretrained(key))
             for name, arch in architectures.items() if not arch.flag_is_open and arch.source}
     assert tags == {
+        'sk_resnet18_plugin': ['ra_in1k'], 'sk_resnet34_plugin': ['ra_in1k'], 'sk_resnext50_32x4d_plugin': ['ra_in1k'],
         'se_resnet50_plugin': ['a1_in1k', 'a2_in1k', 'a3_in1k', 'ra2_in1k'],
         'se_resnet152d_plugin': ['ra2_in1k'],
         'se_resnext50_32x4d_plugin': ['gluon_in1k', 'racm_in1k'],
@@ -82,6 +83,11 @@ def test_weights_with_attention_do_not_load_into_a_plain_network(attended):
         create('seresnet50_plugin', attended[1], attn='none')
     with pytest.raises(ValueError, match=r"attn='eca' \(theirs: 'se'\)"):
         create('seresnet50_plugin', attended[1], attn='eca')
+
+
+def test_plain_weights_do_not_become_selective_kernels(plain):
+    with pytest.raises(ValueError, match="no Selective Kernels; not allowed: attn='sk'"):
+        create('resnet18_plugin', plain[1], attn='sk')
 
 
 def test_the_same_specification_said_aloud_is_accepted(attended):

@@ -1,5 +1,6 @@
 """Attention layers, in torch alone."""
 
+from .selective_kernel import SelectiveKernel
 from .squeeze_excite import DoubleSigmoid, SqueezeExcite
 
-__all__ = ['DoubleSigmoid', 'SqueezeExcite']
+__all__ = ['DoubleSigmoid', 'SelectiveKernel', 'SqueezeExcite']

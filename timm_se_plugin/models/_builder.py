@@ -61,7 +61,7 @@ def build(arch: Architecture, pretrained: bool = False, **kwargs: Any) -> nn.Mod
     if pretrained and weights_are_known:
         weights = _attention_of_weights(arch, cfg, kwargs)
         starts_plain = attn is not None and weights is None
-        attn = _warm_started(attn, options) if starts_plain else _matched(arch, attn, weights, options)
+        attn = _warm_started(arch, attn, options) if starts_plain else _matched(arch, attn, weights, options)
 
     plan = blueprint(arch.base)
     model_args = {**plan.kwargs, **arch.model_args}
@@ -131,8 +131,10 @@ def _attention_of_weights(arch: Architecture, cfg: PretrainedCfg, kwargs: dict[s
     return AttentionSpec.from_kwargs(saved) if saved['attn'] != 'none' else None
 
 
-def _warm_started(attn: AttentionSpec | None, options: dict[str, Any]) -> AttentionSpec | None:
+def _warm_started(arch: Architecture, attn: AttentionSpec | None, options: dict[str, Any]) -> AttentionSpec | None:
     """Attention that a plain network's weights gain: unless told otherwise its gates start at 1."""
+    if attn is not None and attn.attn.startswith('sk'):
+        raise ValueError(f'the weights asked for {arch.name} have no Selective Kernels; not allowed: attn={attn.attn!r}')
     if attn is None or 'attn_init' in options or 'init' not in ATTENTIONS[attn.attn]:
         return attn
     return replace(attn, init='identity', gate=options.get('attn_gate'))

@@ -1,7 +1,8 @@
 """Every name of timm's ``resnet`` module with attention by a flag, and timm's ``legacy_*`` SE networks.
 
 - ``<base>_plugin``: the network of timm's ``<base>``; the ``attn`` flag is open.
-- ``se_<base>_plugin``: with Squeeze-and-Excitation, for each base without attention of its own.
+- ``se_<base>_plugin``, ``sk_<base>_plugin``: with Squeeze-and-Excitation or Selective Kernels, for each base without
+  attention of its own.
 - ``legacy_<base>_plugin``: what timm's ``legacy_<base>`` computes, with ResNet's key names and features.
 
 The module is not called ``resnet``: timm groups models by that name.
@@ -14,10 +15,12 @@ from typing import Any
 import timm
 from timm.layers import SEModule
 from timm.models import DefaultCfg, register_model
+from timm.models.resnet import BasicBlock, Bottleneck
+from timm.models.sknet import SelectiveKernelBasic, SelectiveKernelBottleneck
 from torch import nn
 
 from ..placement import AttentionSpec
-from ..weights.sources import TIMM_SE, Source, legacy_keys, published_cfgs, without_weights
+from ..weights.sources import TIMM_SE, Source, legacy_keys, published_cfgs, sk_keys, without_weights
 from ._blueprint import Blueprint, blueprint
 from ._builder import Architecture, build
 from ._networks import LegacyResNet
@@ -50,11 +53,21 @@ def _carried_attention(plan: Blueprint) -> AttentionSpec | None:
     return {'se': TIMM_SE, 'eca': AttentionSpec('eca')}[attn_layer]
 
 
-def _same_but_for_attention(one: Blueprint, other: Blueprint) -> bool:
+def _selective_kernels(name: str) -> AttentionSpec:
+    """The SK options of a timm SK network as a specification; timm's own defaults fill in what it doesn't say."""
+    options = {'rd_ratio': 1 / 16, 'rd_divisor': 8, 'split_input': True}
+    return AttentionSpec('sk', **{**options, **(blueprint(name).kwargs['block_args'].get('sk_kwargs') or {})})
+
+
+def _same_but_for_attention(name: str, base: str) -> bool:
     def plain(plan: Blueprint) -> dict[str, Any]:
-        block_args = {k: v for k, v in (plan.kwargs.get('block_args') or {}).items() if k != 'attn_layer'}
-        return {**plan.kwargs, 'block_args': block_args}
-    return one.model_cls is other.model_cls and plain(one) == plain(other)
+        args = {'block_args': {}, **plan.kwargs, 'layers': tuple(plan.kwargs['layers'])}
+        args.pop('zero_init_last', None)  # an initialisation is no structure
+        args['block_args'] = {k: v for k, v in args['block_args'].items() if k not in ('attn_layer', 'sk_kwargs')}
+        args['block'] = {SelectiveKernelBasic: BasicBlock, SelectiveKernelBottleneck: Bottleneck}.get(
+            args['block'] if isinstance(args['block'], type) else None, args['block'])
+        return args
+    return plain(blueprint(name)) == plain(blueprint(base))
 
 
 def _register(arch: Architecture, default_cfg: DefaultCfg) -> None:
@@ -74,20 +87,30 @@ def _register_all() -> None:
         name for name in timm.list_models(module='resnet', include_tags=False)
         if timm.models.model_entrypoint(name).__module__ == 'timm.models.resnet']
     carried = {base: _carried_attention(blueprint(base)) for base in bases}
+    se_networks = [
+        Source(name, attn) for name, attn in carried.items()
+        if attn == TIMM_SE and timm.models.is_model_pretrained(name)]
+    sk_networks = [
+        Source(name, _selective_kernels(name), sk_keys)
+        for name in timm.list_models(module='sknet', include_tags=False)
+        if timm.models.is_model_pretrained(name)]
     for base in bases:
         source = Source(base, carried[base])
         base_cfg = published_cfgs(source)
         _register(Architecture(f'{base}_plugin', base, carried[base], source=source), base_cfg)
         if carried[base] is not None:
             continue
-        trained = [
-            name for name, attn in carried.items()
-            if attn == TIMM_SE and timm.models.is_model_pretrained(name)
-            and _same_but_for_attention(blueprint(name), blueprint(base))]
-        se_source = Source(trained[0], TIMM_SE) if trained else None
-        _register(
-            Architecture(f'se_{base}_plugin', base, AttentionSpec('se'), flag_is_open=False, source=se_source),
-            published_cfgs(se_source) if se_source else without_weights(base_cfg.default))
+        for attn, theirs in ((AttentionSpec('se'), se_networks), (AttentionSpec('sk'), sk_networks)):
+            fitting = next((source for source in theirs if _same_but_for_attention(source.timm_name, base)), None)
+            _register(
+                Architecture(f'{attn.attn}_{base}_plugin', base, attn, flag_is_open=False, source=fitting),
+                published_cfgs(fitting) if fitting else without_weights(base_cfg.default))
+
+    _register(  # SKNet-26; SKNet-50 and -101 are sk_resnext50_32x4d_plugin and sk_resnext101_32x4d_plugin
+        Architecture(
+            'sk_resnext26_32x4d_plugin', 'resnext50_32x4d', AttentionSpec('sk'), flag_is_open=False,
+            model_args={'layers': (2, 2, 2, 2)}),
+        without_weights(default_cfgs['resnext50_32x4d_plugin'].default))
 
     for name, (base, model_args) in _LEGACY.items():
         source = Source(name, AttentionSpec('se'), legacy_keys)

@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from timm.layers import create_aa
 from timm.models.resnet import BasicBlock, Bottleneck
 from torch import Tensor, nn
 
@@ -22,16 +23,21 @@ class AttentionBasicBlock(BasicBlock):
     Args:
         *args: as ``timm.models.resnet.BasicBlock``.
         attn: the attention and its place.
+        stage: which stage the block is in, from 1.
         **kwargs: as ``timm.models.resnet.BasicBlock``.
     """
 
-    def __init__(self, *args: Any, attn: AttentionSpec, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, attn: AttentionSpec, stage: int, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.integration = attn.integration
         self.fused = attn.fused
+        self.integration = attn.integration if attn.recalibrates(stage) else 'none'
         channels = {'pre': self.conv1.in_channels, '3x3': self.conv1.out_channels}
-        self.se = attn.create(
+        self.se = nn.Identity() if self.integration == 'none' else attn.create(
             channels.get(attn.integration, self.conv2.out_channels), kwargs.get('device'), kwargs.get('dtype'))
+        if attn.selects_kernels(stage):
+            conv: Any = self.conv1
+            self.conv1: nn.Module = attn.create_selective_kernel(conv, stride=self.stride, **_branch_layers(kwargs))
+            self.bn1 = self.drop_block = self.act1 = self.aa = nn.Identity()  # every branch has its own
 
     def forward(self, x: Tensor) -> Tensor:
         """As timm's, with the attention at its place."""
@@ -77,16 +83,21 @@ class AttentionBottleneck(Bottleneck):
     Args:
         *args: as ``timm.models.resnet.Bottleneck``.
         attn: the attention and its place.
+        stage: which stage the block is in, from 1.
         **kwargs: as ``timm.models.resnet.Bottleneck``.
     """
 
-    def __init__(self, *args: Any, attn: AttentionSpec, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, attn: AttentionSpec, stage: int, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.integration = attn.integration
         self.fused = attn.fused
+        self.integration = attn.integration if attn.recalibrates(stage) else 'none'
         channels = {'pre': self.conv1.in_channels, '3x3': self.conv2.out_channels}
-        self.se = attn.create(
+        self.se = nn.Identity() if self.integration == 'none' else attn.create(
             channels.get(attn.integration, self.conv3.out_channels), kwargs.get('device'), kwargs.get('dtype'))
+        if attn.selects_kernels(stage):
+            conv: Any = self.conv2
+            self.conv2: nn.Module = attn.create_selective_kernel(conv, stride=self.stride, **_branch_layers(kwargs))
+            self.bn2 = self.drop_block = self.act2 = self.aa = nn.Identity()  # every branch has its own
 
     def forward(self, x: Tensor) -> Tensor:
         """As timm's, with the attention at its place."""
@@ -128,6 +139,15 @@ class AttentionBottleneck(Bottleneck):
         return x
 
 
+def _branch_layers(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """What timm's ResNet gives a block for its 3x3 convolution, as SelectiveKernel takes it."""
+    aa_layer = kwargs.get('aa_layer')
+    return {
+        'act_layer': kwargs.get('act_layer', nn.ReLU), 'norm_layer': kwargs.get('norm_layer', nn.BatchNorm2d),
+        'aa_layer': aa_layer and partial(create_aa, aa_layer), 'drop_layer': kwargs.get('drop_block'),
+        'device': kwargs.get('device'), 'dtype': kwargs.get('dtype')}
+
+
 def _fused_tail(x: Tensor, shortcut: Tensor, block: Any, bn: nn.Module, act: nn.Module) -> Tensor | None:
     """What remains of a block after its last convolution, in few passes; None where it has to go module by module."""
     se = block.se if block.integration == 'standard' else None
@@ -150,7 +170,8 @@ def attention_blocks(
         attn: the attention; a stage that it does not name keeps timm's block.
     """
     return tuple(
-        _constructor(_WITH_ATTENTION[block], attn) if stage in attn.stages else block
+        _constructor(_WITH_ATTENTION[block], attn, stage)
+        if attn.recalibrates(stage) or attn.selects_kernels(stage) else block
         for stage, block in enumerate(blocks, start=1))
 
 
@@ -160,7 +181,7 @@ _WITH_ATTENTION: dict[type[nn.Module], type[nn.Module]] = {
 }
 
 
-def _constructor(block: Any, attn: AttentionSpec) -> Callable[..., nn.Module]:
-    constructor: Any = partial(block, attn=attn)
+def _constructor(block: Any, attn: AttentionSpec, stage: int) -> Callable[..., nn.Module]:
+    constructor: Any = partial(block, attn=attn, stage=stage)
     constructor.expansion = block.expansion  # timm reads it before it builds
     return constructor

@@ -4,10 +4,11 @@ from timm.layers import EcaModule, EffectiveSEModule, SEModule
 from torch import nn
 
 from ..layers import SqueezeExcite
+from ..layers.selective_kernel import SelectiveKernelAttn
 
 __all__ = ['attention_modules']
 
-_ATTENTION_LAYERS = (SqueezeExcite, SEModule, EffectiveSEModule, EcaModule)
+_ATTENTION_LAYERS = (SqueezeExcite, SelectiveKernelAttn, SEModule, EffectiveSEModule, EcaModule)
 
 
 def attention_modules(model: nn.Module) -> dict[str, nn.Module]:

@@ -9,19 +9,23 @@ import torch
 from timm.layers import EcaModule, get_act_layer
 from torch import nn
 
-from ..layers import SqueezeExcite
+from ..layers import SelectiveKernel, SqueezeExcite
+from ..layers.selective_kernel import SELECTS
 from ..layers.squeeze_excite import GATES, SQUEEZES
 
 __all__ = ['ATTENTIONS', 'INTEGRATIONS', 'AttentionSpec', 'split_attention_kwargs']
 
 INTEGRATIONS = ('standard', 'pre', 'post', 'identity', '3x3')
-# Options every attention takes, then what each attention adds to them.
-_PLACEMENT = ('stages', 'fused', 'integration')
+# The options of each attention.
+_PLACEMENT = ('stages', 'fused')
+_WIDTH = ('rd_ratio', 'rd_channels', 'rd_divisor')
+_SE = (*_WIDTH, 'integration', 'squeeze', 'act_layer', 'gate', 'bias', 'init')
+_SK = (*_WIDTH, 'rd_min_channels', 'kernels', 'keep_3x3', 'groups', 'split_input', 'select')
 ATTENTIONS: dict[str, tuple[str, ...]] = {
-    'se': (
-        *_PLACEMENT, 'rd_ratio', 'rd_channels', 'rd_divisor', 'squeeze', 'act_layer', 'gate', 'bias', 'init',
-    ),
-    'eca': _PLACEMENT,
+    'se': (*_PLACEMENT, *_SE),
+    'sk': (*_PLACEMENT, *_SK),
+    'sk+se': (*_PLACEMENT, *dict.fromkeys(_SK + _SE), 'sk_stages'),
+    'eca': (*_PLACEMENT, 'integration'),
 }
 # Options that do not change what a network computes with given weights.
 _RUNTIME = ('fused', 'init')
@@ -32,19 +36,26 @@ class AttentionSpec:
     """Attention and its place in a network; every field is the model keyword ``attn_<field>``.
 
     Args:
-        attn: the attention, a key of ``ATTENTIONS``.
+        attn: the attention, a key of ``ATTENTIONS``: ``'se'``, ``'sk'``, both, …
         integration: where it sits in a residual unit (SE paper, Figure 5, Tables 14 and 15): ``'standard'`` on the
             residual branch before the addition, ``'pre'`` before the unit, ``'post'`` after addition and activation,
             ``'identity'`` on the shortcut, ``'3x3'`` after the (first) 3x3 convolution and its normalisation.
         stages: which of timm's layer1..layer4 (the paper's stages 2 to 5) carry it; an integer for one of them.
-        rd_ratio: 1 / r, a fraction in (0, 1].
+        rd_ratio: 1 / r, a fraction in (0, 1]; in ``'sk+se'`` this and the next two are both attentions'.
         rd_channels: inner width; takes the place of ``rd_ratio``.
-        rd_divisor: 1 for the paper's width C // r; 8 is timm's rule.
+        rd_divisor: 1 for the papers' widths, C // r and max(C / r, L); anything else for timm's rule.
         squeeze: ``'avg'``, ``'max'`` or ``'none'``.
         act_layer: the inner activation, by timm's name.
         gate: a name in ``GATES``; ``'sigmoid'`` unless ``init='identity'`` asks for ``'double_sigmoid'``.
         bias: bias in the excitation's layers.
         init: ``'identity'`` starts with every gate at exactly 1.
+        kernels: SK's branches, odd sizes; a 5 is a 3x3 of dilation 2 (SK paper, Table 7).
+        keep_3x3: False for true 5x5 and larger kernels (Table 6).
+        groups: groups of the branches, one number or one for each; the base's if None (Table 6).
+        split_input: each branch gets its share of the channels, as in timm's trained ``skresnet18`` and ``34``.
+        select: ``'softmax'``, or ``'sum'`` of the branches without attention (Table 7).
+        rd_min_channels: L of the paper, 32 if None.
+        sk_stages: in ``'sk+se'`` the stages with SK; ``stages`` are those with SE.
         fused: ``'auto'`` uses the fused computation where it applies, ``False`` never, ``True`` raises where it
             doesn't apply.
 
@@ -63,14 +74,25 @@ class AttentionSpec:
     gate: str | None = None
     bias: bool = True
     init: str = 'default'
+    kernels: tuple[int, ...] = (3, 5)
+    keep_3x3: bool = True
+    groups: int | tuple[int, ...] | None = None
+    split_input: bool = False
+    select: str = 'softmax'
+    rd_min_channels: int | None = None
+    sk_stages: tuple[int, ...] = (1, 2, 3, 4)
     fused: bool | str = 'auto'
 
     def __post_init__(self) -> None:
         if self.attn not in ATTENTIONS:
             raise ValueError(f'attn={self.attn!r} is unknown; allowed: {_listed(ATTENTIONS)}, none')
-        stages = (self.stages,) if isinstance(self.stages, int) else self.stages
-        if isinstance(stages, (list, tuple)) and all(type(stage) is int for stage in stages):
-            self._set('stages', tuple(sorted(stages)))
+        for name in ('stages', 'sk_stages', 'kernels', 'groups'):  # config.json gives lists
+            value = getattr(self, name)
+            if isinstance(value, list):
+                value = tuple(value)
+            if 'stages' in name and _is_count(value):
+                value = (value,)
+            self._set(name, tuple(sorted(value)) if 'stages' in name and _are_counts(value) else value)
         if self.gate is None and 'gate' in ATTENTIONS[self.attn]:
             self._set('gate', 'double_sigmoid' if self.init == 'identity' else 'sigmoid')
         for field in fields(self)[1:]:
@@ -81,6 +103,8 @@ class AttentionSpec:
                     raise _not_allowed(field.name, value, allowed)
             elif value != field.default:
                 raise _unknown_option(field.name, self.attn)
+        if isinstance(self.groups, tuple) and len(self.groups) != len(self.kernels):
+            raise _not_allowed('groups', self.groups, f'one number, or one for each of the kernels {self.kernels}')
         if self.init == 'identity' and self.gate != 'double_sigmoid':
             raise _not_allowed('gate', self.gate, "double_sigmoid with attn_init='identity' (it is 1 at 0)")
 
@@ -120,6 +144,14 @@ class AttentionSpec:
             if key.removeprefix('attn_') not in _RUNTIME and mine.get(key) != theirs.get(key)
         }
 
+    def recalibrates(self, stage: int) -> bool:
+        """Whether the blocks of a stage get an attention layer (SE and its like)."""
+        return self.attn != 'sk' and stage in self.stages
+
+    def selects_kernels(self, stage: int) -> bool:
+        """Whether the blocks of a stage get a Selective Kernel in the place of their 3x3 convolution."""
+        return stage in {'sk': self.stages, 'sk+se': self.sk_stages}.get(self.attn, ())
+
     def create(
             self,
             channels: int,
@@ -134,6 +166,19 @@ class AttentionSpec:
             squeeze=self.squeeze, bias=self.bias, act_layer=get_act_layer(self.act_layer), gate=str(self.gate),
             device=device, dtype=dtype)
 
+    def create_selective_kernel(self, conv: nn.Conv2d, **kwargs: Any) -> SelectiveKernel:
+        """Selective Kernel in the place of a 3x3 convolution, its norm and its activation.
+
+        Args:
+            conv: the convolution that it replaces.
+            **kwargs: what else the block gives :class:`SelectiveKernel`: stride, layers, device, dtype.
+        """
+        return SelectiveKernel(
+            conv.in_channels, conv.out_channels, kernels=self.kernels, keep_3x3=self.keep_3x3,
+            groups=self.groups or conv.groups, dilation=conv.dilation[0], split_input=self.split_input,
+            select=self.select, rd_ratio=self.rd_ratio, rd_channels=self.rd_channels, rd_divisor=self.rd_divisor,
+            rd_min_channels=self.rd_min_channels, fused=self.fused, **kwargs)
+
 
 def split_attention_kwargs(kwargs: dict[str, Any]) -> dict[str, Any]:
     """Take ``attn`` and every ``attn_*`` out of `kwargs` and return them: timm's constructors refuse unknown ones."""
@@ -144,13 +189,16 @@ def _is_count(value: Any) -> bool:
     return type(value) is int and value >= 1
 
 
+def _are_counts(value: Any) -> bool:
+    return isinstance(value, tuple) and len(value) > 0 and all(_is_count(number) for number in value)
+
+
 def _is_fraction(value: Any) -> bool:
     return type(value) in (int, float) and 0 < value <= 1
 
 
 def _is_stages(value: Any) -> bool:
-    return isinstance(value, tuple) and bool(value) and len(set(value)) == len(value) and all(
-        type(stage) is int and 1 <= stage <= 4 for stage in value)
+    return _are_counts(value) and len(set(value)) == len(value) and max(value) <= 4
 
 
 def _is_act(value: Any) -> bool:
@@ -172,6 +220,7 @@ def _listed(values: Iterable[Any]) -> str:
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     'integration': _one_of(*INTEGRATIONS),
     'stages': (_is_stages, "one or more of 1, 2, 3, 4 (timm's layer1 to layer4)"),
+    'sk_stages': (_is_stages, "one or more of 1, 2, 3, 4 (timm's layer1 to layer4)"),
     'rd_ratio': (_is_fraction, 'a fraction in (0, 1]'),
     'rd_channels': (lambda value: value is None or _is_count(value), 'a positive integer'),
     'rd_divisor': (_is_count, 'a positive integer'),
@@ -179,6 +228,16 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     'act_layer': (_is_act, 'the name of an activation in timm, such as relu, silu or gelu'),
     'gate': _one_of(*GATES),
     'bias': _one_of(True, False),
+    'kernels': (
+        lambda value: _are_counts(value) and len(value) > 1 and all(size % 2 for size in value),
+        'two or more odd sizes'),
+    'keep_3x3': _one_of(True, False),
+    'groups': (
+        lambda value: value is None or _is_count(value) or _are_counts(value),
+        'a positive integer, or one for each kernel'),
+    'split_input': _one_of(True, False),
+    'select': _one_of(*SELECTS),
+    'rd_min_channels': (lambda value: value is None or _is_count(value), 'a positive integer'),
     'init': _one_of('default', 'identity'),
     'fused': _one_of('auto', True, False),
 }

@@ -1,5 +1,6 @@
 """Which published weights fit which registered name. Nothing is retyped: timm's own registry is asked at run time."""
 
+import re
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -10,7 +11,7 @@ from timm.models import DefaultCfg, PretrainedCfg
 from ..placement import AttentionSpec
 from .loading import StateDict
 
-__all__ = ['TIMM_SE', 'Source', 'legacy_keys', 'published_cfgs', 'without_weights']
+__all__ = ['TIMM_SE', 'Source', 'legacy_keys', 'published_cfgs', 'sk_keys', 'without_weights']
 
 # timm's SEModule: the reduced width is a multiple of 8.
 TIMM_SE = AttentionSpec('se', rd_divisor=8)
@@ -49,6 +50,15 @@ def without_weights(cfg: PretrainedCfg) -> DefaultCfg:
         'first_conv', 'classifier',
     )
     return DefaultCfg(tags=deque(['']), cfgs={'': PretrainedCfg(**{name: getattr(cfg, name) for name in kept})})
+
+
+def sk_keys(state_dict: StateDict) -> StateDict:
+    """Keys of timm's SK networks as ResNet's: timm keeps the convolutions beside an SK unit with their norms."""
+    renamed = {}
+    for key, value in state_dict.items():
+        key = re.sub(r'^(layer\d\.\d+\.conv\d)\.conv\.', r'\1.', key)
+        renamed[re.sub(r'^(layer\d\.\d+)\.conv(\d)\.bn\.', r'\1.bn\2.', key)] = value
+    return renamed
 
 
 def legacy_keys(state_dict: StateDict) -> StateDict:
