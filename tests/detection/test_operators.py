@@ -104,7 +104,7 @@ def test_soft_nms_of_mmcv_s_docstring_keeps_five():
     dict(type='soft_nms', iou_threshold=0.4, min_score=0.05),
 ])
 def test_batched_nms_treats_every_class_by_itself(config):
-    boxes, scores = random_boxes(60)
+    boxes, scores = random_boxes(60, size=20.)
     classes = torch.arange(60) % 3
     dets, keep = ops.batched_nms(boxes, scores, classes, config)
     expected = {}
@@ -117,7 +117,8 @@ def test_batched_nms_treats_every_class_by_itself(config):
         expected |= {own[i].item(): score for i, score in kept}
     assert dict(zip(keep.tolist(), dets[:, 4].tolist(), strict=True)) == pytest.approx(expected, abs=1e-9)
     assert dets[:, 4].tolist() == sorted(dets[:, 4].tolist(), reverse=True)
-    assert ops.batched_nms(boxes, scores, classes, config, class_agnostic=True)[1].numel() < len(keep)
+    if 'split_thr' not in config:  # mmcv splits by class whatever class_agnostic says
+        assert ops.batched_nms(boxes, scores, classes, config, class_agnostic=True)[1].numel() < len(keep)
 
 
 def bilinear(plane, y, x):
@@ -138,13 +139,14 @@ def roi_align_reference(x, rois, size, scale, ratio, mode, aligned):
     for index, *corners in rois.tolist():
         x1, y1, x2, y2 = (c * scale - (0.5 if aligned else 0.) for c in corners)
         width, height = (x2 - x1, y2 - y1) if aligned else (max(x2 - x1, 1.), max(y2 - y1, 1.))
-        rows = ratio or max(math.ceil(height / size[0]), 1)
-        columns = ratio or max(math.ceil(width / size[1]), 1)
+        rows, columns = ratio or math.ceil(height / size[0]), ratio or math.ceil(width / size[1])
+        if mode == 'max':
+            rows, columns = max(rows, 1), max(columns, 1)
         for plane, by, bx in itertools.product(x[int(index)], range(size[0]), range(size[1])):
             points = torch.stack([
                 bilinear(plane, y1 + (by + (i + .5) / rows) * height / size[0],
                          x1 + (bx + (j + .5) / columns) * width / size[1])
-                for i in range(rows) for j in range(columns)])
+                for i in range(rows) for j in range(columns)] or [plane.sum() * 0])  # an empty RoI has no points
             out.append(points.max() if mode == 'max' else points.mean())
     return torch.stack(out).view(len(rois), x.shape[1], *size)
 
@@ -293,7 +295,8 @@ def test_sigmoid_focal_loss_and_its_gradient_match_the_formula(gamma, alpha, red
 def test_sigmoid_focal_loss_weights_classes_and_refuses_to_weight_background():
     x = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
     target, weight = torch.tensor([0, 2, 1, 1, 0]), torch.tensor([.5, 2, 3], dtype=torch.float64)
-    loss, reference = ops.sigmoid_focal_loss(x, target, 2., .25, weight, 'sum'), focal_reference(x, target, 2, .25, weight)
+    loss = ops.sigmoid_focal_loss(x, target, 2., .25, weight, 'sum')
+    reference = focal_reference(x, target, 2, .25, weight)
     torch.testing.assert_close(loss, reference.sum())
     torch.testing.assert_close(torch.autograd.grad(loss, x), torch.autograd.grad(reference.sum(), x))
     with pytest.raises(ValueError, match='background'):
@@ -331,13 +334,13 @@ def test_half_precision_is_float32_rounded_once(dtype):
 
 @pytest.mark.parametrize('name', ['nms_rotated', 'bbox_overlaps', 'ms_deform_attn_forward', 'nms_match'])
 def test_an_operator_without_equal_is_refused_by_name_when_called(name):
-    import mmcv._ext
-    operator = getattr(mmcv._ext, name)
+    operator = getattr(importlib.import_module('mmcv._ext'), name)
     with pytest.raises(NotImplementedError, match=f"mmcv operator '{name}'.*mim install"):
         operator(1, 2)
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')
 def test_operators_on_cuda_agree_with_the_cpu():
     torch.manual_seed(0)
     boxes, scores = random_boxes(200, dtype=torch.float32)

@@ -42,7 +42,8 @@ def softnms(boxes: Tensor, scores: Tensor, dets: Tensor, iou_threshold: float, s
     score falls below ``min_score`` is dropped. Of equal scores the first in the input is taken.
     """
     left = torch.arange(len(boxes), device=boxes.device)
-    x, score, taken = _float(boxes), _float(scores).clone(), []
+    x, score = _float(boxes), _float(scores).clone()
+    taken: list[Tensor] = []
     end = x[:, 2:] + offset
     area = (end - x[:, :2]).prod(1)
     while len(left):
@@ -129,9 +130,9 @@ def _pool_bins(rois: Tensor, scale: float, height: int, width: int, shape: torch
     """
     start, end = rois[:, 1:3] * scale, (rois[:, 3:] + 1) * scale
     edges = []
-    for axis, (bins, cells) in enumerate(((width, shape[3]), (height, shape[2]))):
-        size = (end[:, axis] - start[:, axis])[:, None] / bins
-        step = torch.arange(bins, device=rois.device, dtype=rois.dtype)
+    for axis, (count, cells) in enumerate(((width, shape[3]), (height, shape[2]))):
+        size = (end[:, axis] - start[:, axis])[:, None] / count
+        step = torch.arange(count, device=rois.device, dtype=rois.dtype)
         first = (step * size + start[:, axis, None]).floor().clamp(0, cells)
         last = ((step + 1) * size + start[:, axis, None]).ceil().clamp(0, cells) - 1
         edges += [first, torch.where(size > 0, last, first - 1)]
