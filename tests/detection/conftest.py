@@ -50,3 +50,29 @@ def toy_runner(tmp_path):
             default_hooks=dict(checkpoint=dict(type=hook, **options)))
 
     return build
+
+
+@pytest.fixture
+def coco_folder(tmp_path):
+    """Four 96x80 pictures with a red or a blue rectangle each, in COCO's format: annotations.json and images/."""
+    import json
+
+    import cv2
+    import numpy as np
+
+    generator = np.random.default_rng(0)
+    (tmp_path / 'images').mkdir()
+    images, annotations = [], []
+    for i in range(4):
+        picture = generator.integers(0, 60, (80, 96, 3), dtype=np.uint8)
+        x, y, width, height = (int(v) for v in (*generator.integers(4, 30, 2), *generator.integers(24, 44, 2)))
+        picture[y:y + height, x:x + width, (0, 2)[i % 2]] = 250
+        cv2.imwrite(str(tmp_path / 'images' / f'{i}.png'), picture)
+        images.append(dict(id=i, file_name=f'{i}.png', width=96, height=80))
+        annotations.append(dict(
+            id=i + 1, image_id=i, category_id=i % 2 + 1, bbox=[x, y, width, height], area=width * height, iscrowd=0,
+            segmentation=[[x, y, x + width, y, x + width, y + height, x, y + height]]))
+    categories = [dict(id=1, name='blue'), dict(id=2, name='red')]
+    (tmp_path / 'annotations.json').write_text(
+        json.dumps(dict(images=images, annotations=annotations, categories=categories)))
+    return tmp_path
