@@ -34,7 +34,10 @@ RUN = '''
 data = dict(
     type='CocoDataset', data_root={folder!r}, ann_file='annotations.json', data_prefix=dict(img='images/'),
     metainfo=dict(classes=('blue', 'red')))
-resize = dict(_delete_=True, type='Resize', scale=(96, 80), keep_ratio=True)
+pack = dict(type='PackDetInputs', meta_keys=('img_id', 'img_shape', 'ori_shape', 'pad_shape', 'scale_factor'))
+data['pipeline'] = [
+    dict(type='LoadImageFromFile'), dict(type='LoadAnnotations', with_bbox=True),
+    dict(type='Resize', scale=(96, 80)), pack]
 train_dataloader = dict(batch_size=2, num_workers=0, persistent_workers=False, dataset=data)
 val_dataloader = dict(num_workers=0, persistent_workers=False, dataset=data)
 test_dataloader = val_dataloader
