@@ -5,5 +5,6 @@ In a config: ``custom_imports = dict(imports=['timm_se_plugin.detection'], allow
 
 from . import _compat as _compat  # first: it provides what mmcv.ops imports
 from .checkpoint_hook import WholeCheckpointHook
+from .plugin_layers import AttentionResNet, SEPlugin
 
-__all__ = ['WholeCheckpointHook']
+__all__ = ['AttentionResNet', 'SEPlugin', 'WholeCheckpointHook']
