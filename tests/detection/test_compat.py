@@ -42,6 +42,19 @@ def test_a_compiled_operator_module_is_left_alone(tmp_path):
     assert result.stdout.split()[-1:] == [str(tmp_path / '_ext.py')], result.stderr
 
 
+def test_custom_imports_in_a_config_are_enough(tmp_path):
+    (tmp_path / 'config.py').write_text(
+        "_base_ = 'mmdet::_base_/models/faster-rcnn_r50_fpn.py'\ndefault_scope = 'mmdet'\n"
+        "custom_imports = dict(imports=['timm_se_plugin.detection'], allow_failed_imports=False)\n"
+        "model = dict(backbone=dict(type='AttentionResNet', depth=18, init_cfg=None, plugins=[dict("
+        "cfg=dict(type='SEPlugin'), position='after_conv2')]), neck=dict(in_channels=[64, 128, 256, 512]))")
+    result = run_python(
+        'from mmengine.config import Config; from mmengine.registry import MODELS, init_default_scope; '
+        f'config = Config.fromfile({str(tmp_path / "config.py")!r}); init_default_scope("mmdet"); '
+        'print(type(MODELS.build(config.model).backbone.layer1[0].se).__name__)')
+    assert result.stdout.split()[-1:] == ['SEPlugin'], result.stderr
+
+
 def test_a_missing_package_is_named_with_what_to_install():
     result = run_python('import sys; sys.modules["mmdet"] = None; import timm_se_plugin.detection')
     assert 'ModuleNotFoundError: mmdet is not installed' in result.stderr

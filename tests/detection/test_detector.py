@@ -143,6 +143,19 @@ model = dict(
     assert model.bbox_head.retina_cls.weight.grad.abs().sum() > 0
 
 
+def test_faster_rcnn_trains_in_mixed_precision(tmp_path):
+    model = build(tmp_path, FASTER_RCNN_R18.format(bases=MODEL))
+    x = torch.randn(2, 3, 64, 64)
+    torch.manual_seed(1)  # the sampling of RoIs
+    expected = losses(model, x)[0]
+    torch.manual_seed(1)
+    with torch.autocast('cpu', torch.bfloat16):
+        loss = losses(model, x)[0]
+    torch.testing.assert_close(loss, expected, rtol=0.05, atol=0)
+    loss.backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
 def test_runner_trains_evaluates_resumes_and_tests_on_a_coco_folder(coco_folder):
     bases = ', '.join(f"'mmdet::_base_/{name}.py'" for name in (
         'models/faster-rcnn_r50_fpn', 'datasets/coco_detection', 'schedules/schedule_1x', 'default_runtime'))

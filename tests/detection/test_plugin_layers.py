@@ -84,11 +84,21 @@ def test_basic_block_gates_what_conv2_made_before_the_shortcut():
     model = build(type='AttentionResNet', depth=18, base_channels=8, plugins=[plugin('after_conv2')])
     block, x = model.layer1[0], torch.randn(2, 8, 8, 8)
     with torch.no_grad():
+        torch.nn.init.constant_(block.bn2.bias, 3.)  # a batch norm in inference does nothing at first
         block.se.fc2.bias.fill_(-40.)  # gate 0: only the shortcut is left
         torch.testing.assert_close(block(x), x.relu())
         block.se.fc2.bias.fill_(40.)  # gate 2
         residual = block.norm2(block.conv2(block.relu(block.norm1(block.conv1(x)))))
         torch.testing.assert_close(block(x), (2 * residual + x).relu())
+
+
+def test_basic_block_gates_what_conv2_reads():
+    model = build(type='AttentionResNet', depth=18, base_channels=8, plugins=[plugin('after_conv1')])
+    block, x = model.layer1[0], torch.randn(2, 8, 8, 8)
+    with torch.no_grad():
+        block.se.fc2.bias.fill_(40.)  # gate 2
+        expected = block.norm2(block.conv2(2 * block.norm1(block.conv1(x)).relu()))
+        torch.testing.assert_close(block(x), (expected + x).relu())
 
 
 def test_basic_block_has_no_third_convolution():

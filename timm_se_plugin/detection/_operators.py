@@ -63,16 +63,14 @@ def softnms(boxes: Tensor, scores: Tensor, dets: Tensor, iou_threshold: float, s
     return torch.stack(taken) if taken else left
 
 
-def _sample_grids(rois: Tensor, scale: float, height: int, width: int, ratio: int,
-                  aligned: bool) -> Iterator[tuple[Tensor, int, int]]:
+def _sample_grids(rois: Tensor, scale: float, height: int, width: int, ratio: int) -> Iterator[tuple[Tensor, int, int]]:
     """RoIs that RoIAlign samples on an equal grid in each bin: their indices, the grid's rows and columns."""
     if ratio > 0:
         yield torch.arange(len(rois), device=rois.device), ratio, ratio
         return
     size = (rois[:, 3:] - rois[:, 1:3]) * scale
-    if not aligned:
-        size = size.clamp(min=1)
-    # At least 1: an empty RoI is sampled at its centre, where mmcv returns the lowest number there is.
+    # At least 1: an empty RoI is sampled at its centre, where mmcv returns the lowest number there is. (Where it is
+    # not aligned, its side is at least one cell, which asks for one point as well.)
     grid = (size / size.new_tensor([width, height])).ceil().long().clamp(min=1)
     for columns, rows in grid.unique(dim=0).tolist():
         yield (grid == grid.new_tensor([columns, rows])).all(1).nonzero()[:, 0], rows, columns
@@ -91,8 +89,7 @@ def roi_align_forward(input: Tensor, rois: Tensor, output: Tensor, argmax_y: Ten
     if pool_mode != _MAX:
         output.copy_(_tv.roi_align(x, rois, spatial_scale, aligned_height, aligned_width, sampling_ratio, aligned))
         return
-    for index, rows, columns in _sample_grids(
-            rois, spatial_scale, aligned_height, aligned_width, sampling_ratio, aligned):
+    for index, rows, columns in _sample_grids(rois, spatial_scale, aligned_height, aligned_width, sampling_ratio):
         points = _tv.roi_align(
             x, rois[index], spatial_scale, aligned_height * rows, aligned_width * columns, 1, aligned)
         points = points.unflatten(3, (-1, columns)).unflatten(2, (-1, rows)).transpose(3, 4).flatten(4)
@@ -113,8 +110,7 @@ def roi_align_backward(grad_output: Tensor, rois: Tensor, argmax_y: Tensor, argm
         grad_input += _tv._roi_align_backward(
             grad, rois, spatial_scale, aligned_height, aligned_width, *shape, sampling_ratio, aligned)
         return
-    for index, rows, columns in _sample_grids(
-            rois, spatial_scale, aligned_height, aligned_width, sampling_ratio, aligned):
+    for index, rows, columns in _sample_grids(rois, spatial_scale, aligned_height, aligned_width, sampling_ratio):
         at = (argmax_y[index].long() * columns + argmax_x[index].long())[..., None]
         points = grad.new_zeros(*at.shape[:4], rows * columns).scatter_(4, at, grad[index][..., None])
         points = points.unflatten(4, (rows, columns)).transpose(3, 4).flatten(4).flatten(2, 3)
