@@ -1,0 +1,117 @@
+import importlib.util
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+if importlib.util.find_spec('mmdet') is None:
+    pytest.skip('needs the [mmdet] or the [onedl] extra', allow_module_level=True)
+
+import timm_se_plugin.detection  # noqa: F401, I001
+from mmengine.logging import HistoryBuffer
+from mmengine.runner import CheckpointLoader
+from mmengine.utils.dl_utils import mmcv_full_available
+
+pytestmark = pytest.mark.mmdet
+
+
+def run_python(code):
+    return subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=120)
+
+
+def losses_of(runner):
+    return runner.message_hub.get_scalar('train/loss').data[0].tolist()
+
+
+def test_mmcv_s_operator_module_is_found_and_reported():
+    from mmcv.ops import get_compiler_version
+    assert mmcv_full_available()
+    if sys.modules['mmcv._ext'].__name__.startswith('timm_se_plugin'):
+        assert 'torchvision' in get_compiler_version()
+
+
+def test_a_compiled_operator_module_is_left_alone(tmp_path):
+    # An mmcv with an _ext of its own: the package's folders, and one more that has the file.
+    (tmp_path / '_ext.py').write_text('def __getattr__(name):\n    return print\n')
+    result = run_python(
+        f'import mmcv; mmcv.__path__.append({str(tmp_path)!r}); import timm_se_plugin.detection; '
+        'from mmcv.ops.nms import ext_module; print(ext_module.__file__)')
+    assert result.stdout.split()[-1:] == [str(tmp_path / '_ext.py')], result.stderr
+
+
+def test_custom_imports_in_a_config_are_enough(tmp_path):
+    (tmp_path / 'config.py').write_text(
+        "_base_ = 'mmdet::_base_/models/faster-rcnn_r50_fpn.py'\ndefault_scope = 'mmdet'\n"
+        "custom_imports = dict(imports=['timm_se_plugin.detection'], allow_failed_imports=False)\n"
+        "model = dict(backbone=dict(type='AttentionResNet', depth=18, init_cfg=None, plugins=[dict("
+        "cfg=dict(type='SEPlugin'), position='after_conv2')]), neck=dict(in_channels=[64, 128, 256, 512]))")
+    result = run_python(
+        'from mmengine.config import Config; from mmengine.registry import MODELS, init_default_scope; '
+        f'config = Config.fromfile({str(tmp_path / "config.py")!r}); init_default_scope("mmdet"); '
+        'print(type(MODELS.build(config.model).backbone.layer1[0].se).__name__)')
+    assert result.stdout.split()[-1:] == ['SEPlugin'], result.stderr
+
+
+def test_a_missing_package_is_named_with_what_to_install():
+    result = run_python('import sys; sys.modules["mmdet"] = None; import timm_se_plugin.detection')
+    assert 'ModuleNotFoundError: mmdet is not installed' in result.stderr
+    assert 'pip install "timm-se-plugin[mmdet]"' in result.stderr
+
+
+def test_resuming_continues_what_an_unbroken_run_does(toy_runner, tmp_path):
+    for name in ('whole', 'broken'):
+        (tmp_path / name).mkdir()
+    whole = toy_runner(4, hook='CheckpointHook', work_dir=tmp_path / 'whole')
+    whole.train()
+    toy_runner(2, hook='CheckpointHook', work_dir=tmp_path / 'broken', interval=1).train()
+    resumed = toy_runner(4, hook='CheckpointHook', work_dir=tmp_path / 'broken', resume=True)
+    resumed.train()
+    assert resumed.iter == 16
+    assert losses_of(resumed) == pytest.approx(losses_of(whole), abs=1e-6)
+    assert resumed.optim_wrapper.get_lr() == whole.optim_wrapper.get_lr()
+
+
+@pytest.mark.parametrize('value', [
+    np.float64(0.5), np.float32(0.5), np.arange(3), np.arange(3.), np.array([True]), HistoryBuffer([1., 2.], [1, 1])])
+def test_what_mmengine_saves_is_loaded(tmp_path, value):
+    torch.save(dict(meta=dict(value=value)), tmp_path / 'a.pth')
+    loaded = CheckpointLoader.load_checkpoint(str(tmp_path / 'a.pth'))['meta']['value']
+    if isinstance(value, HistoryBuffer):
+        assert (loaded.mean(), loaded.max(), loaded.current()) == (1.5, 2, 2)
+        loaded, value = loaded.data[0], value.data[0]
+    np.testing.assert_array_equal(loaded, value)
+    assert np.asarray(loaded).dtype == np.asarray(value).dtype
+
+
+class RunsCode:
+    def __init__(self, function, *args):
+        self.call = function, args
+
+    def __reduce__(self):
+        return self.call
+
+
+CALLS = [(print, 'run'), (getattr, HistoryBuffer, '__init__'), (getattr, torch.nn.Linear, 'forward')]
+
+
+@pytest.mark.parametrize('call', CALLS)
+def test_a_local_file_that_would_run_code_is_refused(tmp_path, capsys, call):
+    torch.save(dict(state_dict=RunsCode(*call)), tmp_path / 'a.pth')
+    with pytest.raises(pickle.UnpicklingError):
+        CheckpointLoader.load_checkpoint(str(tmp_path / 'a.pth'))
+    assert 'run\n' not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('call', CALLS)
+@pytest.mark.parametrize('address', ['https://host/a.pth', 'torchvision://resnet50', 'open-mmlab://resnet50_v1c'])
+def test_a_fetched_file_that_would_run_code_is_refused(tmp_path, monkeypatch, capsys, address, call):
+    monkeypatch.setattr(torch.hub, 'download_url_to_file', lambda url, path, *args, **kwargs: torch.save(
+        dict(state_dict=RunsCode(*call)), path))
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path))
+    monkeypatch.setenv('MMENGINE_HOME', str(tmp_path))
+    with pytest.raises(pickle.UnpicklingError):
+        CheckpointLoader.load_checkpoint(address)
+    assert 'run\n' not in capsys.readouterr().out

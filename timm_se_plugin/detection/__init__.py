@@ -1,0 +1,10 @@
+"""Attention in MMDetection, registered by import.
+
+In a config: ``custom_imports = dict(imports=['timm_se_plugin.detection'], allow_failed_imports=False)``.
+"""
+
+from . import _compat as _compat  # first: it provides what mmcv.ops imports
+from .checkpoint_hook import WholeCheckpointHook
+from .plugin_layers import AttentionResNet, SEPlugin
+
+__all__ = ['AttentionResNet', 'SEPlugin', 'WholeCheckpointHook']

@@ -1,0 +1,109 @@
+"""Squeeze-and-Excitation for MMDetection's own backbones, through their ``plugins=``."""
+
+from typing import Any
+
+from mmdet.models.backbones.resnet import BasicBlock, Bottleneck, ResNet
+from mmdet.registry import MODELS as DETECTION_MODELS
+from mmengine.registry import MODELS
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from ..layers import SqueezeExcite
+
+__all__ = ['AttentionResNet', 'SEPlugin']
+
+
+@MODELS.register_module()
+class SEPlugin(SqueezeExcite):
+    """:class:`~timm_se_plugin.layers.SqueezeExcite` as a plugin layer of mmdet's ResNet, ResNeXt, Res2Net and RegNet.
+
+    In a config: ``plugins=[dict(cfg=dict(type='SEPlugin'), stages=(True,) * 4, position='after_conv3')]``. Several in
+    one block need a ``postfix`` each. ``after_conv3`` is the paper's place; Res2Net takes no other, since mmdet
+    announces another number of channels after conv1 and conv2 than Res2Net has there.
+
+    Shape: (N, C, H, W) -> (N, C, H, W).
+
+    Args:
+        in_channels: C; mmdet passes it.
+        rd_ratio: as for ``SqueezeExcite``, and so are the next four.
+        rd_channels: inner width.
+        rd_divisor: 1 for the paper's width, 8 for timm's.
+        squeeze: ``'avg'``, ``'max'`` or ``'none'``.
+        bias: bias in both layers.
+        gate: name of the gate; by default ``'double_sigmoid'`` with ``init='identity'``, else ``'sigmoid'``.
+        init: ``'identity'``: every gate is exactly 1 before training, so that a pretrained backbone starts as it is,
+            in frozen stages too. ``'default'``: PyTorch's initialisation, or what the backbone's ``init_cfg`` says of
+            convolutions.
+
+    Raises:
+        ValueError: an unknown ``init``, ``squeeze`` or ``gate``, or a gate that cannot be 1 with ``init='identity'``.
+    """
+
+    _abbr_ = 'se'
+
+    def __init__(
+            self,
+            in_channels: int,
+            rd_ratio: float = 1 / 16,
+            rd_channels: int | None = None,
+            rd_divisor: int = 1,
+            squeeze: str = 'avg',
+            bias: bool = True,
+            gate: str | None = None,
+            init: str = 'identity',
+    ) -> None:
+        if init not in ('identity', 'default'):
+            raise ValueError(f'init={init!r} is unknown; allowed: identity, default')
+        self.init = init
+        gate = gate or ('double_sigmoid' if init == 'identity' else 'sigmoid')
+        super().__init__(in_channels, rd_ratio, rd_channels, rd_divisor, squeeze, bias, gate=gate)
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """Restore the identity. MMEngine calls this after ``init_cfg`` and before it loads pretrained weights."""
+        if self.init == 'identity':
+            self.init_identity()
+
+
+class AttentionBasicBlock(BasicBlock):
+    """mmdet's BasicBlock with plugins ``after_conv1`` and ``after_conv2`` (the paper's place)."""
+
+    def __init__(self, inplanes: int, planes: int, *args: Any, plugins: list[dict] | None = None,
+                 **kwargs: Any) -> None:
+        super().__init__(inplanes, planes, *args, **kwargs)
+        positions = {'after_conv1': [], 'after_conv2': []}  # type: dict[str, list[dict]]
+        for plugin in plugins or []:
+            if plugin['position'] not in positions:
+                raise ValueError(f'position={plugin["position"]!r} does not exist in a BasicBlock (depths 18 and 34); '
+                                 f'allowed: {", ".join(positions)}')
+            positions[plugin['position']].append(plugin['cfg'])
+        self.after_conv1_plugin_names, self.after_conv2_plugin_names = (
+            self.make_block_plugins(planes, configs) for configs in positions.values())
+
+    make_block_plugins = Bottleneck.make_block_plugins
+    forward_plugin = Bottleneck.forward_plugin
+
+    def _residual(self, x: Tensor) -> Tensor:
+        out = self.relu(self.norm1(self.conv1(x)))
+        out = self.forward_plugin(out, self.after_conv1_plugin_names)
+        out = self.norm2(self.conv2(out))
+        return self.forward_plugin(out, self.after_conv2_plugin_names)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shape: (N, inplanes, H, W) -> (N, planes, H / stride, W / stride)."""
+        identity = x if self.downsample is None else self.downsample(x)
+        if self.with_cp and x.requires_grad:
+            return self.relu(checkpoint(self._residual, x, use_reentrant=False) + identity)
+        return self.relu(self._residual(x) + identity)
+
+
+@DETECTION_MODELS.register_module()
+class AttentionResNet(ResNet):
+    """mmdet's ResNet, whose depths 18 and 34 take ``plugins`` too (``after_conv1``, ``after_conv2``).
+
+    State-dict keys, arguments and results are mmdet's, so its and torchvision's pretrained weights load.
+    """
+
+    arch_settings = {  # noqa: RUF012 (mmdet's class attribute)
+        depth: (AttentionBasicBlock if block is BasicBlock else block, stages)
+        for depth, (block, stages) in ResNet.arch_settings.items()}
