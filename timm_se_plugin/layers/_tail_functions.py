@@ -9,7 +9,6 @@ that are cheapest for the layout.
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
@@ -109,7 +108,7 @@ def _affine(
             nothing = weight.new_empty(0)  # where training would save its statistics
             torch.native_batch_norm(rows, weight, bias, mean, var, False, 0.0, eps, out=(rows, nothing, nothing))
             return y
-        out = F.batch_norm(rows, mean, var, weight, bias, eps=eps)
+        out = torch.batch_norm(rows, weight, bias, mean, var, False, 0.0, eps, False)
         return out.resize_(y.shape)  # unlike a view, it may be returned from a Function and modified afterwards
     weight = weight * (var + eps).rsqrt()
     bias = torch.addcmul(bias, weight, mean, value=-1)

@@ -3,7 +3,6 @@
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ._tail_functions import moments, scale_add_act, statistics_dtype
@@ -104,8 +103,10 @@ def normalize_squeeze(
     (N, C, 1, 1); it is computed if ``squeeze``. y is to be used in the place of the argument.
     """
     dtype = statistics_dtype(y)
-    scale, offset, mean, var = weight.to(dtype), bias.to(dtype), running_mean.to(dtype), running_var.to(dtype)
-    m = mean[None]
+    scale, offset, mean, var = weight, bias, running_mean, running_var
+    if weight.dtype != dtype:
+        scale, offset, mean, var = scale.to(dtype), offset.to(dtype), mean.to(dtype), var.to(dtype)
+    m = mean.view(1, -1)
     if training:
         count = y.numel() // y.shape[1]
         if count == 1:
@@ -123,8 +124,8 @@ def normalize_squeeze(
         var = torch.ones_like(mean) - eps
     elif squeeze:
         y, m, _ = moments(y, False)
-    z = F.batch_norm(m, mean, var, scale, offset, False, 0.0, eps)
-    return y, z.to(y.dtype)[:, :, None, None], scale, offset, mean, var
+    z = torch.batch_norm(m, scale, offset, mean, var, False, 0.0, eps, False)
+    return y, z.to(y.dtype).view(m.shape[0], -1, 1, 1), scale, offset, mean, var
 
 
 def recalibrate_add_act(
