@@ -134,7 +134,7 @@ def _attention_of_weights(arch: Architecture, cfg: PretrainedCfg, kwargs: dict[s
 def _warm_started(arch: Architecture, attn: AttentionSpec | None, options: dict[str, Any]) -> AttentionSpec | None:
     """Attention that a plain network's weights gain: unless told otherwise its gates start at 1."""
     if attn is not None and attn.attn.startswith('sk'):
-        raise ValueError(f'the weights asked for {arch.name} have no Selective Kernels; not allowed: attn={attn.attn!r}')
+        raise ValueError(f'weights of a plain {arch.base} have no Selective Kernels; not allowed: attn={attn.attn!r}')
     if attn is None or 'attn_init' in options or 'init' not in ATTENTIONS[attn.attn]:
         return attn
     return replace(attn, init='identity', gate=options.get('attn_gate'))
