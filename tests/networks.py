@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import timm
+from parity import randomised
 from torch import nn
 
 from timm_se_plugin.models._blueprint import blueprint
@@ -43,6 +44,10 @@ def parametrised_names() -> Iterable[Any]:
 
 
 def shallow(name: str, **kwargs: Any) -> nn.Module:
-    """The network with five blocks, which are enough for each kind; a pruned one has no choice of depth."""
+    """The network with five blocks, which are enough for each kind, and weights that matter.
+
+    A pruned one has no choice of depth.
+    """
     depth = {} if _arguments(name).get('pruned') else {'layers': (2, 1, 1, 1)}
-    return timm.create_model(name, **{**depth, **kwargs})
+    model = timm.create_model(name, **{**depth, **kwargs})
+    return randomised(model)  # timm zeroes each last BatchNorm, and with it every branch

@@ -18,6 +18,19 @@ def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
                 tensor.normal_(0, 0.2, generator=generator)
             elif tensor.dim() > 1:
                 tensor.normal_(0, tensor[0].numel() ** -0.5, generator=generator)  # no gate or softmax saturates
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    if norms and isinstance(getattr(model, 'in_chans', None), int):
+        # Statistics of real activations: in evaluation nothing explodes from one residual block to the next.
+        momenta = [norm.momentum for norm in norms]
+        mode = model.training
+        for norm in norms:
+            norm.momentum = 1.0
+        with torch.no_grad():
+            size = (4, model.in_chans, 96, 96)
+            model.train()(torch.randn(*size, generator=generator, dtype=next(model.parameters()).dtype))
+        model.train(mode)
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
     return model
 
 

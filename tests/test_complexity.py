@@ -60,6 +60,10 @@ def test_macs_of_table_2_with_the_stride_in_the_first_1x1():
     assert model.params - plain.params == model.attention_params == 28_088_024 - 25_557_032
 
 
+def test_input_is_the_models_own_unless_given():
+    assert complexity(timm.create_model('se_resnet10t_plugin', in_chans=1).bfloat16()).input_size == (1, 176, 176)
+
+
 def test_total_is_the_networks_and_the_convention_comes_first():
     model = timm.create_model('se_resnet18_plugin')
     cost = complexity(model, (3, 64, 64))

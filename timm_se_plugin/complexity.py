@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -71,16 +72,21 @@ class Complexity:
         return '\n'.join(lines)
 
 
-def complexity(model: nn.Module, input_size: tuple[int, int, int] = (3, 224, 224)) -> Complexity:
+def complexity(model: nn.Module, input_size: tuple[int, int, int] | None = None) -> Complexity:
     """Count parameters and MACs of `model`, without computing anything (on the meta device).
 
     Args:
         model: any network that takes one image batch.
-        input_size: (C, H, W) of the image.
+        input_size: (C, H, W) of the image; that of the model's pretrained configuration if None.
     """
+    if input_size is None:
+        cfg: Any = getattr(model, 'pretrained_cfg', {})
+        _, height, width = cfg.get('input_size', (3, 224, 224))
+        input_size = (int(getattr(model, 'in_chans', 3)), height, width)
     counted = copy.deepcopy(model).to('meta').eval()
+    dtype = next((p.dtype for p in counted.parameters()), None)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        counted(torch.empty(1, *input_size, device='meta'))
+        counted(torch.empty(1, *input_size, device='meta', dtype=dtype))
     root = type(counted).__name__
     flops = {name.removeprefix(f'{root}.'): sum(ops.values()) for name, ops in counter.get_flop_counts().items()}
 

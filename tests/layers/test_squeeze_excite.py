@@ -38,7 +38,7 @@ def weights(seed=0, **kwargs):
 @pytest.mark.parametrize('option', [
     {'squeeze': 'max'}, {'squeeze': 'none'}, {'bias': False}, {'act_layer': nn.SiLU},
     *({'gate': gate} for gate in GATES if gate != 'sigmoid'), {'rd_channels': 4},
-    {'rd_channels': None}, {'rd_channels': None, 'rd_ratio': 1 / 2},
+    {'rd_channels': None, 'rd_ratio': 1 / 2},
 ])
 def test_option_changes_the_result(option):
     x = images(2, 32, 6, 6, dtype=torch.float32)
@@ -93,6 +93,10 @@ def test_autocast_keeps_the_gate_close_to_float32():
 @pytest.mark.parametrize(('option', 'message'), [
     ({'squeeze': 'sum'}, "squeeze='sum' is unknown; allowed: avg, max, none"),
     ({'gate': 'softmax'}, "gate='softmax' is unknown; allowed: sigmoid, "),
+    ({'rd_channels': None, 'rd_ratio': 16}, r'rd_ratio=16 is not allowed; allowed: a fraction in \(0, 1\]'),
+    ({'rd_channels': None, 'rd_ratio': 0}, 'rd_ratio=0 is not allowed'),
+    ({'rd_channels': 0}, 'rd_channels=0 is not allowed; allowed: a positive integer'),
+    ({'init': 'identity'}, 'a gate that starts at 1 needs double_sigmoid, not Sigmoid'),
 ])
 def test_unknown_choice_is_refused(option, message):
     with pytest.raises(ValueError, match=message):

@@ -3,7 +3,7 @@
 import pytest
 import timm
 import torch
-from parity import assert_same_network, images, randomised, relative_error, saved
+from parity import assert_same_network, gradients, images, randomised, relative_error, saved
 
 from timm_se_plugin.models.plugin_resnet import architectures
 from timm_se_plugin.weights.sources import legacy_keys, sk_keys
@@ -29,13 +29,35 @@ DEEP = ('seresnet101', 'seresnet152', 'seresnet152d', 'seresnext101_32x8d', 'ser
 SIZES = [(64, 64), (65, 97)]
 
 
+SEEDED = [
+    ('se_resnet18_plugin', {'attn_rd_divisor': 8}, 'seresnet18', {'drop_path_rate': 0.3}),
+    ('se_resnet18_plugin', {'attn_rd_divisor': 8}, 'seresnet18', {'drop_block_rate': 0.3}),
+    ('se_resnet50_plugin', {}, 'seresnet50', {'drop_path_rate': 0.3, 'drop_block_rate': 0.3}),
+    ('se_resnetaa50d_plugin', {}, 'seresnetaa50d', {}),
+    ('seresnextaa101d_32x8d_plugin', {'attn': 'se'}, 'seresnextaa101d_32x8d', {'act_layer': 'silu'}),
+]
+
+
+@pytest.mark.parametrize(('name', 'options', 'timm_name', 'kwargs'), SEEDED)
+def test_matches_timm_with_regularisation_and_anti_aliasing(name, options, timm_name, kwargs):
+    kwargs = {'layers': (1, 1, 2, 1), 'num_classes': 10, **kwargs}
+    reference = randomised(timm.create_model(timm_name, **kwargs)).double().train()
+    model = timm.create_model(name, **options, **kwargs).double().train()
+    model.load_state_dict(reference.state_dict())
+    outputs = []
+    for network in (model, reference):
+        torch.manual_seed(0)
+        outputs.append(network(images(4, 3, 64, 64)))
+    assert relative_error(*outputs) < 1e-10
+
+
 def slow_if_deep(*values):
     return pytest.param(*values, marks=[pytest.mark.slow] if values[-1] in DEEP else [])
 
 
 @pytest.mark.parametrize('size', SIZES)
 @pytest.mark.parametrize(('name', 'options', 'timm_name'), [slow_if_deep(*case) for case in TIMM_SE])
-def test_matches_timms_se_network_in_float64(name, options, timm_name, size, tmp_path):
+def test_matches_timms_se_network_in_float64(name, options, timm_name, size):
     reference = randomised(timm.create_model(timm_name, num_classes=10))
     model = timm.create_model(name, num_classes=10, **options)
     model.load_state_dict(reference.state_dict())
@@ -109,7 +131,7 @@ def test_nine_legacy_networks_are_registered():
     name if sum(c.isdigit() for c in name) < 3 else pytest.param(name, marks=pytest.mark.slow)
     for name, arch in architectures.items() if arch.flag_is_open and name not in LEGACY])
 def test_without_a_flag_the_network_is_timms(name):
-    reference = timm.create_model(name.removesuffix('_plugin')).eval()
+    reference = randomised(timm.create_model(name.removesuffix('_plugin'))).eval()
     model = timm.create_model(name).eval()
     assert list(model.state_dict()) == list(reference.state_dict())
     model.load_state_dict(reference.state_dict())
@@ -122,12 +144,37 @@ def test_without_a_flag_the_network_is_timms(name):
 @pytest.mark.parametrize('base', ['test_resnet', 'resnet26d'])
 def test_gates_of_one_leave_the_plain_network(base, integration):
     """At identity initialisation no place of the attention changes what the network computes."""
-    plain = timm.create_model(base).eval()
+    plain = randomised(timm.create_model(base)).eval()
     model = timm.create_model(f'{base}_plugin', attn='se', attn_integration=integration, attn_init='identity').eval()
     model.load_state_dict(plain.state_dict(), strict=False)
     x = images(2, 3, 64, 64, dtype=torch.float32)
     with torch.no_grad():
         torch.testing.assert_close(model(x), plain(x), rtol=1e-5, atol=1e-5)
+
+
+class LiteralBasicBlock(torch.nn.Module):
+    """The same places in a block of two 3x3 convolutions; inside the unit, the attention follows the first."""
+
+    def __init__(self, block):
+        super().__init__()
+        self.block = block
+
+    def forward(self, x):
+        b = self.block
+        attend = b.se
+        place = b.integration
+
+        def residual(x):
+            x = b.bn1(b.conv1(x))
+            x = attend(x) if place == '3x3' else x
+            return b.bn2(b.conv2(torch.relu(x)))
+
+        shortcut = b.downsample(x) if b.downsample is not None else x
+        unit = residual(attend(x) if place == 'pre' else x)
+        unit = attend(unit) if place == 'standard' else unit
+        shortcut = attend(shortcut) if place == 'identity' else shortcut
+        out = torch.relu(unit + shortcut)
+        return attend(out) if place == 'post' else out
 
 
 class LiteralBottleneck(torch.nn.Module):
@@ -160,16 +207,19 @@ class LiteralBottleneck(torch.nn.Module):
         return torch.relu(residual(x) + shortcut)
 
 
+@pytest.mark.parametrize('training', [False, True])
 @pytest.mark.parametrize('integration', ['standard', 'pre', 'post', 'identity', '3x3'])
-def test_place_is_the_papers(integration):
-    model = timm.create_model('se_resnet26_plugin', attn_integration=integration)
-    randomised(model)
-    literal = timm.create_model('se_resnet26_plugin', attn_integration=integration).eval()
+@pytest.mark.parametrize(('name', 'literal_block'), [
+    ('se_resnet26_plugin', LiteralBottleneck), ('se_resnet18_plugin', LiteralBasicBlock)])
+def test_place_is_the_papers(name, literal_block, integration, training):
+    model = randomised(timm.create_model(name, attn_integration=integration))
+    literal = timm.create_model(name, attn_integration=integration)
     literal.load_state_dict(model.state_dict())
     for layer in (literal.layer1, literal.layer2, literal.layer3, literal.layer4):
         for i, block in enumerate(layer):
-            layer[i] = LiteralBottleneck(block)
-    model, literal = model.double().eval(), literal.double()
-    x = images(2, 3, 65, 64)
-    with torch.no_grad():
-        assert relative_error(model(x), literal(x)) < 1e-12
+            layer[i] = literal_block(block)
+    model, literal = model.double().train(training), literal.double().train(training)
+    out, grads = gradients(model, images(2, 3, 65, 64))
+    expected_out, expected = gradients(literal, images(2, 3, 65, 64))
+    assert relative_error(out, expected_out) < 1e-10
+    assert relative_error(grads['input'], expected['input']) < 1e-10

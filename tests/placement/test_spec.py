@@ -27,6 +27,10 @@ def test_identity_init_brings_its_gate():
     assert AttentionSpec('se').gate == 'sigmoid'
 
 
+def test_a_ratio_may_be_written_as_a_fraction():
+    assert AttentionSpec('se', rd_ratio='1/8') == AttentionSpec('se', rd_ratio=0.125)
+
+
 def test_a_stage_may_be_one_integer_and_order_does_not_matter():
     assert AttentionSpec('se', stages=3) == AttentionSpec('se', stages=[3])
     assert AttentionSpec('se', stages=(4, 1)) == AttentionSpec('se', stages=(1, 4))
@@ -42,7 +46,8 @@ def test_differences_leave_out_what_does_not_change_the_computation():
     ({'attn_rd_ratio': 16}, r'did you mean 1/16\?\); allowed: a fraction in \(0, 1\]'),
     ({'attn_rd_ratio': 0}, 'attn_rd_ratio=0 is not allowed; allowed: a fraction'),
     ({'attn_rd_ratio': -0.5}, 'attn_rd_ratio=-0.5 is not allowed'),
-    ({'attn_rd_ratio': '1/16'}, "attn_rd_ratio='1/16' is not allowed"),
+    ({'attn_rd_ratio': '16/1'}, 'attn_rd_ratio=16.0 is not allowed'),
+    ({'attn_rd_ratio': 'r'}, "attn_rd_ratio='r' is not allowed"),
     ({'attn_rd_channels': 0}, 'attn_rd_channels=0 is not allowed; allowed: a positive integer'),
     ({'attn_rd_divisor': 2.5}, 'attn_rd_divisor=2.5 is not allowed'),
     ({'attn_stages': (0, 1)}, r'attn_stages=\(0, 1\) is not allowed; allowed: one or more of 1, 2, 3, 4'),

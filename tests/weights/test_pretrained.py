@@ -12,6 +12,7 @@ from timm.models._hub import save_for_hf
 from timm_se_plugin import AttentionSpec
 from timm_se_plugin.layers import SqueezeExcite
 from timm_se_plugin.models.plugin_resnet import architectures
+from timm_se_plugin.placement.spec import ATTENTIONS
 
 
 @pytest.fixture(scope='module')
@@ -67,6 +68,28 @@ def test_a_tag_brings_the_specification_of_its_weights(attended):
     torch.testing.assert_close(logits(model), logits(attended[0]), rtol=1e-4, atol=1e-4)
 
 
+WAYS = {
+    'tag': lambda name, overlay: dict(pretrained_cfg='a1_in1k', pretrained_cfg_overlay=overlay),
+    'object': lambda name, overlay: dict(
+        pretrained_cfg=timm.get_pretrained_cfg(f'{name}.a1_in1k'), pretrained_cfg_overlay=overlay),
+    'dict': lambda name, overlay: dict(
+        pretrained_cfg={**timm.get_pretrained_cfg(f'{name}.a1_in1k').to_dict(), **overlay}),
+    'script': lambda name, overlay: {
+        k: v for k, v in timm.models.resolve_model_input_args(f'{name}.a1_in1k', pretrained_cfg_overlay=overlay).items()
+        if k != 'model_name'},
+}
+
+
+@pytest.mark.parametrize('way', WAYS)
+def test_a_tag_is_known_however_its_configuration_arrives(way, attended, plain):
+    kwargs = WAYS[way]('se_resnet50_plugin', attended[1])
+    with pytest.raises(ValueError, match=r"attn_gate='tanh' \(theirs: 'sigmoid'\)"):
+        timm.create_model('se_resnet50_plugin', pretrained=True, attn_gate='tanh', layers=(1, 1, 1, 1), **kwargs)
+    model = timm.create_model(
+        'resnet18_plugin', pretrained=True, attn='se', **WAYS[way]('resnet18_plugin', plain[1]))
+    torch.testing.assert_close(logits(model), logits(plain[0]), rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize(('options', 'message'), [
     ({'attn_gate': 'tanh'}, r"attn_gate='tanh' \(theirs: 'sigmoid'\)"),
     ({'attn_rd_ratio': 1 / 8, 'attn_bias': False}, r'attn_rd_ratio=0.125 .*, attn_bias=False'),
@@ -85,9 +108,10 @@ def test_weights_with_attention_do_not_load_into_a_plain_network(attended):
         create('seresnet50_plugin', attended[1], attn='eca')
 
 
-def test_plain_weights_do_not_become_selective_kernels(plain):
-    with pytest.raises(ValueError, match="no Selective Kernels; not allowed: attn='sk'"):
-        create('resnet18_plugin', plain[1], attn='sk')
+@pytest.mark.parametrize('attn', [attn for attn in ATTENTIONS if attn != 'se'])
+def test_plain_weights_gain_nothing_that_would_change_them(plain, attn):
+    with pytest.raises(ValueError, match=f'weights of a plain resnet18 cannot gain attn={attn!r}; allowed: se'.replace('+', r'\+')):
+        create('resnet18_plugin', plain[1], attn=attn)
 
 
 def test_the_same_specification_said_aloud_is_accepted(attended):
@@ -96,8 +120,9 @@ def test_the_same_specification_said_aloud_is_accepted(attended):
     assert AttentionSpec.of(model) == AttentionSpec('se', rd_divisor=8, fused=False)
 
 
-def test_plain_weights_gain_attention_that_changes_nothing_yet(plain):
+def test_plain_weights_gain_attention_that_changes_nothing_yet(plain, caplog):
     model = create('resnet18_plugin', plain[1], attn='se')
+    assert "say attn_init='identity' whenever you load a checkpoint of it by hand" in caplog.text
     assert AttentionSpec.of(model).gate == 'double_sigmoid'
     torch.testing.assert_close(logits(model), logits(plain[0]), rtol=1e-5, atol=1e-5)
     model.train()(images(2, 3, 64, 64, dtype=torch.float32)).square().sum().backward()
@@ -176,6 +201,15 @@ def test_a_saved_model_refuses_another_specification_and_a_saved_plain_one_gains
     save_for_hf(plain, tmp_path / 'plain', safe_serialization=True)
     model = timm.create_model(f'local-dir:{tmp_path / "plain"}', pretrained=True, attn='se')
     torch.testing.assert_close(logits(model), logits(plain), rtol=1e-5, atol=1e-5)
+
+
+def test_a_saved_model_may_be_built_with_another_attention_without_its_weights(tmp_path):
+    save_for_hf(timm.create_model('resnet10t_plugin', attn='se'), tmp_path, safe_serialization=True)
+    name = f'local-dir:{tmp_path}'
+    assert AttentionSpec.of(timm.create_model(name, attn='none')) is None
+    assert AttentionSpec.of(timm.create_model(name, attn='eca')) == AttentionSpec('eca')
+    with pytest.raises(ValueError, match=r"attn='eca' \(theirs: 'se'\)"):
+        timm.create_model(name, pretrained=True, attn='eca')
 
 
 def test_saved_configuration_is_complete_whatever_was_asked(attended, tmp_path):

@@ -43,7 +43,12 @@ def reduced_channels(channels: int, rd_ratio: float, rd_divisor: int = 1) -> int
 
     ``rd_divisor=1`` is the paper's C // r. Any other divisor is timm's rule: the multiple of it that is nearest
     to C / r, and at least one divisor.
+
+    Raises:
+        ValueError: a ratio outside (0, 1].
     """
+    if not 0 < rd_ratio <= 1:
+        raise ValueError(f'rd_ratio={rd_ratio} is not allowed; allowed: a fraction in (0, 1]')
     width = channels * rd_ratio
     if rd_divisor == 1:
         return max(1, int(width + 1e-6))  # 1e-6: 3 * (1 / 3) may fall short of 1
@@ -67,13 +72,15 @@ class SqueezeExcite(nn.Module):
         squeeze: ``'avg'`` or ``'max'`` over H and W (Table 11), or ``'none'``: no pooling, the excitation is computed
             for every position and the gate has shape (N, C, H, W) (NoSqueeze, Table 16).
         bias: bias in both layers. The released weights have it, the paper's ablations have none.
-        act_layer: activation between the layers.
+        act_layer: activation between the layers; called with ``inplace=True``, as timm's activations are.
         gate: a name in ``GATES`` (Table 12).
+        init: ``'identity'`` for gates that are exactly 1 at the start; the gate is then ``'double_sigmoid'``.
         device: where to create the parameters.
         dtype: their type.
 
     Raises:
-        ValueError: an unknown ``squeeze`` or ``gate``.
+        ValueError: an unknown ``squeeze`` or ``gate``, a ratio outside (0, 1], a width below 1, or a gate that is not
+            1 at 0 with ``init='identity'``.
     """
 
     def __init__(
@@ -86,6 +93,7 @@ class SqueezeExcite(nn.Module):
             bias: bool = True,
             act_layer: type[nn.Module] = nn.ReLU,
             gate: str = 'sigmoid',
+            init: str = 'default',
             device: torch.device | str | None = None,
             dtype: torch.dtype | None = None,
     ) -> None:
@@ -94,12 +102,18 @@ class SqueezeExcite(nn.Module):
             raise ValueError(f'squeeze={squeeze!r} is unknown; allowed: {", ".join(SQUEEZES)}')
         if gate not in GATES:
             raise ValueError(f'gate={gate!r} is unknown; allowed: {", ".join(GATES)}')
-        rd_channels = rd_channels or reduced_channels(channels, rd_ratio, rd_divisor)
+        if rd_channels is None:
+            rd_channels = reduced_channels(channels, rd_ratio, rd_divisor)
+        if rd_channels < 1:
+            raise ValueError(f'rd_channels={rd_channels} is not allowed; allowed: a positive integer')
         self.squeeze_type = squeeze
         self.fc1 = nn.Conv2d(channels, rd_channels, 1, bias=bias, device=device, dtype=dtype)
         self.act = act_layer(inplace=True)
         self.fc2 = nn.Conv2d(rd_channels, channels, 1, bias=bias, device=device, dtype=dtype)
         self.gate = GATES[gate]()
+        self.init = init
+        if init == 'identity':
+            self.init_identity()
 
     def init_identity(self) -> None:
         """Zero the last layer, so that every gate is exactly 1.

@@ -36,6 +36,8 @@ def blueprint(name: str) -> Blueprint:
         if isinstance(value, FunctionType) and key.startswith('_create_'):
             names[key] = _rebound(value, names)
     _rebound(entrypoint, names)()
+    if not recorded:
+        raise RuntimeError(f'timm {timm.__version__} does not build {name} by build_model_with_cfg any more')
     return recorded[0]
 
 

@@ -1,6 +1,7 @@
 """From a flag to a model: the attention asked for, checked against the weights asked for, in timm's own builder."""
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -10,7 +11,7 @@ from timm.models._input import update_model_args  # private: timm exports it now
 from torch import nn
 
 from ..placement import AttentionSpec
-from ..placement.spec import ATTENTIONS, split_attention_kwargs
+from ..placement.spec import ATTENTIONS, is_option, split_attention_kwargs
 from ..weights import Source, checkpoint_filter
 from ._blueprint import blueprint
 from ._networks import AttentionResNet
@@ -55,13 +56,17 @@ def build(arch: Architecture, pretrained: bool = False, **kwargs: Any) -> nn.Mod
         ValueError: an impossible flag, option or tag, or an option that contradicts the weights asked for.
     """
     options = split_attention_kwargs(kwargs)
+    saved = split_attention_kwargs(dict(kwargs.get('pretrained_model_args') or {}))
+    if options.get('attn') != saved.get('attn'):  # timm has merged a saved model's options into the user's
+        options = {name: value for name, value in options.items() if name == 'attn' or value != saved.get(name)}
+    cfg = _pretrained_cfg(arch, kwargs.pop('pretrained_cfg', None), kwargs.pop('pretrained_cfg_overlay', None))
+
     attn = _requested(arch, options)
-    cfg, weights_are_known = _pretrained_cfg(arch, kwargs)
-    starts_plain = False
-    if pretrained and weights_are_known:
-        weights = _attention_of_weights(arch, cfg, kwargs)
-        starts_plain = attn is not None and weights is None
-        attn = _warm_started(arch, attn, options) if starts_plain else _matched(arch, attn, weights, options)
+    gains_attention = False
+    if pretrained and _attention_is_declared(arch, cfg):
+        weights = _attention_of_weights(arch, cfg, saved)
+        gains_attention = weights is None and attn is not None
+        attn = _warm_started(arch, attn, options) if gains_attention else _matched(arch, attn, weights, options)
 
     plan = blueprint(arch.base)
     model_args = {**plan.kwargs, **arch.model_args}
@@ -71,13 +76,13 @@ def build(arch: Architecture, pretrained: bool = False, **kwargs: Any) -> nn.Mod
             raise ValueError(f'{arch.name} was pruned together with its attention: attn is not allowed')
         block_args.pop('attn_layer', None)
     placed = attn if 'attn_layer' not in block_args else None  # without a flag timm's own layer stays as it is
-    block_args.update(kwargs.pop('block_args', {}))
+    block_args.update(kwargs.pop('block_args', None) or {})
     if placed and 'attn_layer' in block_args:
         raise ValueError(f"block_args with 'attn_layer' is not allowed beside attn={placed.attn!r}")
 
     key_map = arch.source.key_map if arch.source else None
     model_args.update(kwargs, block_args=block_args)
-    model_args.setdefault('pretrained_filter_fn', checkpoint_filter(key_map, new_attention=starts_plain))
+    model_args.setdefault('pretrained_filter_fn', checkpoint_filter(key_map, new_attention=gains_attention))
     model = build_model_with_cfg(
         arch.model_cls, plan.variant, pretrained, pretrained_cfg=cfg, attn=placed, **model_args)
     if placed:
@@ -87,14 +92,17 @@ def build(arch: Architecture, pretrained: bool = False, **kwargs: Any) -> nn.Mod
     return model
 
 
-def _requested(arch: Architecture, options: dict[str, Any]) -> AttentionSpec | None:
-    """Attention that the name and the flag ask for."""
+def _requested(arch: Architecture, options: Mapping[str, Any]) -> AttentionSpec | None:
+    """Attention that the name and the flag ask for; None for none."""
     flag = options.get('attn')
     if flag is None and arch.flag_is_open:
-        if options:
-            raise ValueError(f'{", ".join(options)} needs a flag; allowed: attn={" | ".join(ATTENTIONS)}')
+        for name in options:
+            hint = f'attn={" | ".join(ATTENTIONS)}' if is_option(name) else f"options of {arch.name}'s network"
+            raise ValueError(f'{name} is not allowed without a flag; allowed: {hint}')
         return arch.attn
-    if arch.attn is not None and flag not in (None, arch.attn.attn):
+    if arch.attn is not None:
+        if flag in (None, arch.attn.attn):
+            return arch.attn.updated(options)
         if not arch.flag_is_open:
             raise ValueError(
                 f'attn={flag!r} is not allowed for {arch.name}; allowed: {arch.attn.attn} '
@@ -104,44 +112,54 @@ def _requested(arch: Architecture, options: dict[str, Any]) -> AttentionSpec | N
         if len(options) > 1:
             raise ValueError(f"attn='none' has no options; {', '.join(k for k in options if k != 'attn')} was given")
         return None
-    return AttentionSpec.from_kwargs({'attn': arch.attn and arch.attn.attn, **options})
+    return AttentionSpec.from_kwargs(options)
 
 
-def _pretrained_cfg(arch: Architecture, kwargs: dict[str, Any]) -> tuple[PretrainedCfg, bool]:
-    """Take timm's pretrained configuration out of `kwargs`; and whether it says which attention its weights have."""
-    cfg, overlay = kwargs.pop('pretrained_cfg', None), kwargs.pop('pretrained_cfg_overlay', None)
-    tags = {name.partition('.')[2] for name in timm.models.get_arch_pretrained_cfgs(arch.name)}
-    if isinstance(cfg, str) and cfg and cfg not in tags:
-        raise ValueError(f'{arch.name} has no tag {cfg!r}; allowed: {", ".join(sorted(tags - {""})) or "none"}')
-    of_a_tag = not cfg or isinstance(cfg, str)
-    resolved = resolve_pretrained_cfg(arch.name, cfg, overlay)
-    return resolved, arch.source is not None if of_a_tag else resolved.source in _SAVED
+def _pretrained_cfg(arch: Architecture, cfg: Any, overlay: Any) -> PretrainedCfg:
+    """timm's configuration of the weights, of a tag that exists."""
+    if isinstance(cfg, str) and cfg and cfg not in _tags(arch):
+        raise ValueError(f'{arch.name} has no tag {cfg!r}; allowed: {", ".join(sorted(_tags(arch) - {""})) or "none"}')
+    return resolve_pretrained_cfg(arch.name, cfg, overlay)
+
+
+def _tags(arch: Architecture) -> set[str]:
+    return {name.partition('.')[2] for name in timm.models.get_arch_pretrained_cfgs(arch.name)}
 
 
 _SAVED = ('hf-hub', 'local-dir')  # sources that come with the arguments their model was built with
 
 
-def _attention_of_weights(arch: Architecture, cfg: PretrainedCfg, kwargs: dict[str, Any]) -> AttentionSpec | None:
+def _attention_is_declared(arch: Architecture, cfg: PretrainedCfg) -> bool:
+    """Whether the weights say which attention is theirs: a tag's and a saved model's do, a user's own file doesn't."""
+    return cfg.source in _SAVED or (
+        arch.source is not None and cfg.architecture == arch.name and (cfg.tag or '') in _tags(arch))
+
+
+def _attention_of_weights(arch: Architecture, cfg: PretrainedCfg, saved: Mapping[str, Any]) -> AttentionSpec | None:
+    """Attention that the weights have; None for those of a plain network."""
     if cfg.source not in _SAVED:
-        assert arch.source is not None
-        return arch.source.attn
-    saved = split_attention_kwargs(dict(kwargs.get('pretrained_model_args') or {}))
+        return arch.source.attn if arch.source else None
     if 'attn' not in saved:
         return arch.attn
     return AttentionSpec.from_kwargs(saved) if saved['attn'] != 'none' else None
 
 
-def _warm_started(arch: Architecture, attn: AttentionSpec | None, options: dict[str, Any]) -> AttentionSpec | None:
+def _warm_started(arch: Architecture, attn: AttentionSpec | None, options: Mapping[str, Any]) -> AttentionSpec | None:
     """Attention that a plain network's weights gain: unless told otherwise its gates start at 1."""
-    if attn is not None and attn.attn.startswith('sk'):
-        raise ValueError(f'weights of a plain {arch.base} have no Selective Kernels; not allowed: attn={attn.attn!r}')
-    if attn is None or 'attn_init' in options or 'init' not in ATTENTIONS[attn.attn]:
+    if attn is None or attn.attn.startswith('sk') or 'init' not in ATTENTIONS[attn.attn]:
+        raise ValueError(f'weights of a plain {arch.base} cannot gain attn={attn and attn.attn!r}; allowed: se')
+    if 'attn_init' in options:
         return attn
-    return replace(attn, init='identity', gate=options.get('attn_gate'))
+    if 'attn_gate' not in options:
+        _logger.warning(
+            "%s: the plain network's weights gain attention whose gates start at 1 (attn_init='identity', "
+            "attn_gate='double_sigmoid'); say attn_init='identity' whenever you load a checkpoint of it by hand",
+            arch.name)
+    return attn.updated({**options, 'attn_init': 'identity'})
 
 
 def _matched(
-        arch: Architecture, attn: AttentionSpec | None, weights: AttentionSpec | None, options: dict[str, Any],
+        arch: Architecture, attn: AttentionSpec | None, weights: AttentionSpec | None, options: Mapping[str, Any],
 ) -> AttentionSpec | None:
     """Attention of the weights, if `options` ask for nothing else."""
     if weights is None:
@@ -149,7 +167,7 @@ def _matched(
     if attn is None or attn.attn != weights.attn:
         different = {'attn': (attn.attn if attn else 'none', weights.attn)}
     else:
-        asked = {*options, 'attn_gate'} if attn.init == 'identity' else options
+        asked = {*options, 'attn_gate'} if options.get('attn_init') == 'identity' else options
         different = {name: values for name, values in attn.differences(weights).items() if name in asked}
     if different:
         asked_for = ', '.join(f'{name}={mine!r} (theirs: {theirs!r})' for name, (mine, theirs) in different.items())

@@ -14,14 +14,22 @@ from ..placement import AttentionSpec, attention_blocks
 __all__ = ['AttentionResNet', 'LegacyResNet']
 
 
-def checked_channels(x: Tensor, in_chans: int) -> Tensor:
-    """Return x, or raise ValueError if it isn't a batch of images with `in_chans` channels."""
-    if x.dim() != 4 or x.shape[1] != in_chans:
-        raise ValueError(f'input of shape {list(x.shape)} is not allowed; allowed: (N, {in_chans}, H, W)')
+def checked_channels(x: Tensor, channels: int) -> Tensor:
+    """Return x, or raise ValueError if it isn't a batch of images with so many channels."""
+    if not torch.jit.is_tracing() and (x.dim() != 4 or x.shape[1] != channels):
+        raise ValueError(f'input of shape {list(x.shape)} is not allowed; allowed: (N, {channels}, H, W)')
     return x
 
 
 torch.fx.wrap('checked_channels')  # a leaf under fx, where x has no shape to look at
+
+
+class StemConv2d(nn.Conv2d):
+    """A network's first convolution, which every way through it shares, with one clear error for a wrong input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve images. Shape: (N, in_channels, H, W) -> (N, out_channels, H / 2, W / 2)."""
+        return self._conv_forward(checked_channels(x, self.in_channels), self.weight, self.bias)
 
 
 class AttentionResNet(ResNet):
@@ -43,36 +51,40 @@ class AttentionResNet(ResNet):
     ) -> None:
         blocks = to_ntuple(len(layers))(block)
         super().__init__(attention_blocks(blocks, attn) if attn else blocks, layers, **kwargs)
-        if attn and attn.init == 'identity':  # timm's initialisation has just given every convolution random weights
-            for module in self.modules():
-                if isinstance(module, SqueezeExcite):
-                    module.init_identity()
+        stem = self.conv1 if isinstance(self.conv1, nn.Conv2d) else self.conv1[0]
+        stem.__class__ = StemConv2d  # the same parameters and keys
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits, or features if there is no classifier. Shape: (N, in_chans, H, W) -> (N, num_classes)."""
-        x = checked_channels(x, self.in_chans)
-        x = self.forward_features(x)
-        return self.forward_head(x)
+    @torch.jit.ignore
+    def init_weights(self, zero_init_last: bool = True) -> None:
+        """Initialize as timm does, which gives every convolution random weights, and gates that start at 1 as such."""
+        super().init_weights(zero_init_last=zero_init_last)
+        for module in self.modules():
+            if isinstance(module, SqueezeExcite) and module.init == 'identity':
+                module.init_identity()
 
 
 class LegacyResNet(AttentionResNet):
     """ResNet whose computation is that of timm's ``legacy_*`` networks, the PyTorch port of the Caffe release.
 
-    Its stem pools in ceil mode without padding, ``BasicBlock`` has a ReLU after its second normalisation, and
+    Its stem pools in ceil mode without padding, ``BasicBlock`` has an activation after its second BatchNorm, and
     ``stride_in_1x1`` puts a Bottleneck's stride into its first convolution.
     """
 
     def __init__(self, *args: Any, stride_in_1x1: bool = False, zero_init_last: bool = False, **kwargs: Any) -> None:
         super().__init__(*args, zero_init_last=zero_init_last, **kwargs)
-        self.maxpool = nn.MaxPool2d(kernel_size=3, stride=2, ceil_mode=True)
+        if type(self.get_submodule('maxpool')) is nn.MaxPool2d:  # not what replace_stem_pool or aa_layer put there
+            self.maxpool = nn.MaxPool2d(kernel_size=3, stride=2, ceil_mode=True)
         for module in self.modules():
             if isinstance(module, BasicBlock):
-                module.bn2 = _with_relu(module.bn2)
+                module.bn2 = _with_act(module.bn2, type(module.act2))
             elif isinstance(module, Bottleneck) and stride_in_1x1:
                 module.conv1.stride, module.conv2.stride = module.conv2.stride, module.conv1.stride
 
 
-def _with_relu(norm: nn.BatchNorm2d) -> BatchNormAct2d:
-    norm_act = BatchNormAct2d(norm.num_features, act_layer=nn.ReLU, device=norm.weight.device, dtype=norm.weight.dtype)
+def _with_act(norm: nn.Module, act_layer: type[nn.Module]) -> BatchNormAct2d:
+    if type(norm) is not nn.BatchNorm2d:
+        raise ValueError(f'norm_layer={type(norm).__name__} is not allowed in a legacy network; allowed: BatchNorm2d')
+    norm_act = BatchNormAct2d(
+        norm.num_features, act_layer=act_layer, device=norm.weight.device, dtype=norm.weight.dtype)
     norm_act.load_state_dict(norm.state_dict())
     return norm_act

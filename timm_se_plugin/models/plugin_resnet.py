@@ -39,7 +39,7 @@ _LEGACY: dict[str, tuple[str, dict[str, Any]]] = {
     'legacy_seresnext26_32x4d': ('resnext50_32x4d', {'layers': (2, 2, 2, 2)}),
     'legacy_seresnext50_32x4d': ('resnext50_32x4d', {}),
     'legacy_seresnext101_32x4d': ('resnext101_32x4d', {}),
-    'legacy_senet154': ('senet154', {'block_args': {}}),  # the plugin's attention, as in the others
+    'legacy_senet154': ('senet154', {'block_args': {}}),  # its attention comes from the plugin, not from the base
 }
 
 
@@ -75,7 +75,9 @@ def _register(arch: Architecture, default_cfg: DefaultCfg) -> None:
         return build(arch, pretrained, **kwargs)
 
     entrypoint.__name__ = entrypoint.__qualname__ = arch.name
-    entrypoint.__doc__ = f"timm's {arch.base}, attention {arch.attn.attn if arch.attn else 'by the attn flag'}."
+    entrypoint.__doc__ = (
+        f"What timm's {arch.name.removesuffix('_plugin')} computes; attention by the attn flag."
+        if arch.flag_is_open else f"timm's {arch.base} with attention: {arch.attn and arch.attn.attn}.")
     globals()[arch.name] = entrypoint  # importable, as timm's own entrypoints are
     architectures[arch.name] = arch
     default_cfgs[arch.name] = default_cfg

@@ -1,8 +1,10 @@
 """What attention a network carries and where: the one object that travels from the flag to the block."""
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from difflib import get_close_matches
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -41,7 +43,8 @@ class AttentionSpec:
             residual branch before the addition, ``'pre'`` before the unit, ``'post'`` after addition and activation,
             ``'identity'`` on the shortcut, ``'3x3'`` after the (first) 3x3 convolution and its normalisation.
         stages: which of timm's layer1..layer4 (the paper's stages 2 to 5) carry it; an integer for one of them.
-        rd_ratio: 1 / r, a fraction in (0, 1]; in ``'sk+se'`` this and the next two are both attentions'.
+        rd_ratio: 1 / r, a fraction in (0, 1], or a string such as ``'1/16'``; in ``'sk+se'`` this and the next two hold
+            for both.
         rd_channels: inner width; takes the place of ``rd_ratio``.
         rd_divisor: 1 for the papers' widths, C // r and max(C / r, L); anything else for timm's rule.
         squeeze: ``'avg'``, ``'max'`` or ``'none'``.
@@ -84,8 +87,10 @@ class AttentionSpec:
     fused: bool | str = 'auto'
 
     def __post_init__(self) -> None:
-        if self.attn not in ATTENTIONS:
+        if not isinstance(self.attn, str) or self.attn not in ATTENTIONS:
             raise ValueError(f'attn={self.attn!r} is unknown; allowed: {_listed(ATTENTIONS)}, none')
+        if isinstance(self.rd_ratio, str) and re.fullmatch(r'\d+/\d+', self.rd_ratio):  # from a command line
+            self._set('rd_ratio', float(Fraction(self.rd_ratio)))
         for name in ('stages', 'sk_stages', 'kernels', 'groups'):  # config.json gives lists
             value = getattr(self, name)
             if isinstance(value, list):
@@ -106,7 +111,8 @@ class AttentionSpec:
         if isinstance(self.groups, tuple) and len(self.groups) != len(self.kernels):
             raise _not_allowed('groups', self.groups, f'one number, or one for each of the kernels {self.kernels}')
         if self.init == 'identity' and self.gate != 'double_sigmoid':
-            raise _not_allowed('gate', self.gate, "double_sigmoid with attn_init='identity' (it is 1 at 0)")
+            allowed = "double_sigmoid with attn_init='identity' (it is 1 at 0), any with attn_init='default'"
+            raise _not_allowed('gate', self.gate, allowed)
 
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)  # the dataclass is frozen to everybody else
@@ -121,13 +127,20 @@ class AttentionSpec:
         options = {key.removeprefix('attn_'): value for key, value in kwargs.items()}
         attn = options.get('attn', cls.attn)
         for name in options:
-            if attn in ATTENTIONS and name not in ('attn', *ATTENTIONS[attn]):
+            if isinstance(attn, str) and attn in ATTENTIONS and name not in ('attn', *ATTENTIONS[attn]):
                 raise _unknown_option(name, attn)
         return cls(**options)
 
+    def updated(self, kwargs: Mapping[str, Any]) -> 'AttentionSpec':
+        """This specification with the options in `kwargs`; with ``attn_init='identity'`` the gate follows it."""
+        mine = self.to_kwargs()
+        if kwargs.get('attn_init') == 'identity' and self.init != 'identity':
+            mine.pop('attn_gate', None)
+        return self.from_kwargs({**mine, **kwargs, 'attn': self.attn})
+
     @classmethod
     def of(cls, model: nn.Module) -> 'AttentionSpec | None':
-        """Spec that a model was built with; None for one that the plugin gave no attention."""
+        """Attention that the plugin has put into a model; None if it has put none."""
         args = split_attention_kwargs(dict(getattr(model, '_model_args', {})))
         return cls.from_kwargs(args) if args.get('attn', 'none') != 'none' else None
 
@@ -164,7 +177,7 @@ class AttentionSpec:
         return SqueezeExcite(
             channels, rd_ratio=self.rd_ratio, rd_channels=self.rd_channels, rd_divisor=self.rd_divisor,
             squeeze=self.squeeze, bias=self.bias, act_layer=get_act_layer(self.act_layer), gate=str(self.gate),
-            device=device, dtype=dtype)
+            init=self.init, device=device, dtype=dtype)
 
     def create_selective_kernel(self, conv: nn.Conv2d, **kwargs: Any) -> SelectiveKernel:
         """Selective Kernel in the place of a 3x3 convolution, its norm and its activation.
@@ -181,8 +194,14 @@ class AttentionSpec:
 
 
 def split_attention_kwargs(kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Take ``attn`` and every ``attn_*`` out of `kwargs` and return them: timm's constructors refuse unknown ones."""
-    return {key: kwargs.pop(key) for key in list(kwargs) if key == 'attn' or key.startswith('attn_')}
+    """Take ``attn`` and every ``attn_*`` out of `kwargs`, which timm's constructors refuse; return those not None."""
+    taken = {key: kwargs.pop(key) for key in list(kwargs) if key == 'attn' or key.startswith('attn_')}
+    return {key: value for key, value in taken.items() if value is not None}
+
+
+def is_option(name: str) -> bool:
+    """Whether ``attn_…`` is an option of any attention."""
+    return any(name == f'attn_{option}' for options in ATTENTIONS.values() for option in options)
 
 
 def _is_count(value: Any) -> bool:
