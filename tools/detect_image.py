@@ -1,6 +1,6 @@
 """Detect in pictures: weights and pictures in, pictures with boxes and detections.json out.
 
-    python tools/detect_image.py faster-rcnn_se-r18_fpn_bccd work_dirs/…/epoch_8.pth cells.jpg more/ --output found
+python tools/detect_image.py faster-rcnn_se-r18_fpn_bccd work_dirs/…/epoch_8.pth cells.jpg more/ --output found
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """Test a detector on the test set of its configuration.
 
-    python tools/test_detector.py faster-rcnn_se-r18_fpn_bccd work_dirs/faster-rcnn_se-r18_fpn_bccd/epoch_8.pth
+python tools/test_detector.py faster-rcnn_se-r18_fpn_bccd work_dirs/faster-rcnn_se-r18_fpn_bccd/epoch_8.pth
 """
 
 import argparse

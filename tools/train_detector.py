@@ -1,7 +1,7 @@
 """Train a detector.
 
-    python tools/train_detector.py faster-rcnn_se-r18_fpn_bccd
-    torchrun --nproc-per-node 8 tools/train_detector.py faster-rcnn_se-r50_fpn_1x_coco --launcher pytorch
+python tools/train_detector.py faster-rcnn_se-r18_fpn_bccd
+torchrun --nproc-per-node 8 tools/train_detector.py faster-rcnn_se-r50_fpn_1x_coco --launcher pytorch
 """
 
 import argparse

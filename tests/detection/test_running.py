@@ -64,20 +64,20 @@ def test_a_coco_configuration_trains_validates_tests_resumes_and_detects(coco_fo
     assert cv2.imread(str(coco_folder / 'found' / '0.png')).shape == (80, 96, 3)
 
     other = on_folder(coco_folder, **{'model.backbone.attn': 'sk'})
-    with pytest.raises(ValueError, match='is not of this detector: missing backbone.layer1.0.conv1.attn'):
+    with pytest.raises(ValueError, match=r'is not of this detector: missing backbone.layer1.0.conv1.attn'):
         test_detector(other, last)
     with pytest.raises(ValueError, match=r'epoch_1.pth is not of this detector: missing backbone'):
         detect(on_folder(coco_folder, **{'model.backbone.attn': 'sk'}), last, [coco_folder / 'images'], coco_folder)
+    other = on_folder(coco_folder, **{'model.backbone.attn': 'sk'})
+    other.load_from = last
     with pytest.raises(ValueError, match='does not fit resnet18_plugin'):  # MMEngine itself would load what fits
-        other = on_folder(coco_folder, **{'model.backbone.attn': 'sk'})
-        other.load_from = last
         train_detector(other)
 
 
 def test_missing_annotations_are_named(coco_folder):
     (coco_folder / 'annotations.json').unlink()
     for run in (train_detector, lambda config: test_detector(config, 'any.pth')):
-        with pytest.raises(FileNotFoundError, match=r'the annotations .*/annotations.json of train_dataloader .*data_root'):
+        with pytest.raises(FileNotFoundError, match=r'annotations .*/annotations.json of train_dataloader .*data_root'):
             run(on_folder(coco_folder))
 
 
@@ -96,7 +96,7 @@ def test_annotations_without_a_box_to_learn_are_refused(coco_folder, change):
     data = json.loads((coco_folder / 'annotations.json').read_text())
     change(data)
     (coco_folder / 'annotations.json').write_text(json.dumps(data))
-    with pytest.raises(ValueError, match=r"annotations.json has no picture with a box of the classes \('blue', 'red'\)"):
+    with pytest.raises(ValueError, match=r"annotations.json has no picture with a box of .* \('blue', 'red'\)"):
         train_detector(on_folder(coco_folder))
 
 
@@ -116,14 +116,14 @@ def test_flags_reach_the_configuration(coco_folder, monkeypatch):
     assert config.auto_scale_lr.enable
     config = on_folder(coco_folder)
     del config.auto_scale_lr
-    with pytest.raises(ValueError, match='auto_scale_lr.base_batch_size'):
+    with pytest.raises(ValueError, match=r'auto_scale_lr.base_batch_size'):
         train_detector(config, auto_scale_lr=True)
 
 
 def test_a_configuration_is_found_by_name_and_a_wrong_name_helps():
     path = config_path('faster-rcnn_se-r50_fpn_1x_coco')
     assert path == config_path(path) == config_path('mmdet_configs/faster-rcnn_se-r50_fpn_1x_coco.py').resolve()
-    with pytest.raises(FileNotFoundError, match='similar ones: .*faster-rcnn_se-r50_fpn_1x_coco'):
+    with pytest.raises(FileNotFoundError, match=r'similar ones: .*faster-rcnn_se-r50_fpn_1x_coco'):
         config_path('faster-rcnn_se-r50_fpn_coco')
     assert read_config(path, {'model.backbone.attn': 'sk'}).model.backbone.attn == 'sk'
     assert read_config(path).work_dir == 'work_dirs/faster-rcnn_se-r50_fpn_1x_coco'
@@ -139,7 +139,7 @@ def test_boxes_are_drawn_where_they_are():
 
 
 @pytest.mark.parametrize(('pictures', 'error', 'message'), [
-    (['gone.png'], FileNotFoundError, 'no such picture: .*gone.png'),
+    (['gone.png'], FileNotFoundError, r'no such picture: .*gone.png'),
     (['empty'], FileNotFoundError, 'the folder has none'),
     (['images', 'images/0.png'], ValueError, 'one name'),
 ])
