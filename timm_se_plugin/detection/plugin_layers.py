@@ -120,7 +120,7 @@ class SKPlugin(SelectiveKernel):
                 nn.init.dirac_(module.weight, module.groups)
             elif isinstance(module, nn.BatchNorm2d):
                 module.reset_parameters()
-                nn.init.constant_(module.running_var, 1 - module.eps)
+                nn.init.constant_(module.running_var, 1 - module.eps)  # type: ignore[arg-type]
 
 
 class AttentionBasicBlock(BasicBlock):
