@@ -86,7 +86,8 @@ class TrainingLoss(nn.Module):
 
 def _row(name: str, loss: TrainingLoss, x: Tensor) -> dict[str, Any]:
     backbone = loss.detector.backbone
-    cost = complexity(backbone.eval(), (int(x.shape[1]), int(x.shape[2]), int(x.shape[3])))
+    backbone.eval()  # mmdet's returns None
+    cost = complexity(backbone, (int(x.shape[1]), int(x.shape[2]), int(x.shape[3])))
     loss.train()
     return {
         'model': name, 'params': sum(p.numel() for p in loss.detector.parameters()), 'backbone_params': cost.params,

@@ -1,5 +1,6 @@
 """From weights and pictures to pictures with boxes."""
 
+import copy
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -37,7 +38,7 @@ def load_detector(config: Config, checkpoint: str, device: str = 'cpu') -> nn.Mo
     model.load_state_dict(state_dict, strict=False)  # check_fit has found all but counters
     meta = {key.lower(): value for key, value in loaded.get('meta', {}).get('dataset_meta', {}).items()}
     model.dataset_meta = meta
-    model.cfg = config
+    model.cfg = copy.deepcopy(config)  # mmdet changes its pipeline
     return model.to(device).eval()
 
 

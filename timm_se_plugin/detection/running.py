@@ -6,6 +6,7 @@ from typing import Any
 
 from mmdet.utils import setup_cache_size_limit_of_dynamo
 from mmengine.config import Config
+from mmengine.dist import master_only
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS, RUNNERS
 from mmengine.runner import Runner
@@ -59,6 +60,7 @@ class CheckInputHook(Hook):
         _check_pictures(runner.test_loop.dataloader.dataset)
 
 
+@master_only
 def _check_pictures(dataset: Any) -> None:
     while not hasattr(dataset, 'get_data_info') or hasattr(dataset, 'dataset'):  # wrappers, such as RepeatDataset
         if not hasattr(dataset, 'dataset'):
@@ -67,16 +69,16 @@ def _check_pictures(dataset: Any) -> None:
     name = getattr(dataset, 'ann_file', 'the data')
     if len(dataset) == 0:
         raise ValueError(f'{name} has no picture with a box of the classes {dataset.metainfo.get("classes")}')
-    paths = [Path(dataset.get_data_info(i).get('img_path', '')) for i in range(len(dataset))]
-    missing = [path for path in paths if not path.is_file()]
+    paths = [str(dataset.get_data_info(i).get('img_path')) for i in range(len(dataset))]
+    missing = [path for path in paths if '://' not in path and not Path(path).is_file()]
     if missing:
         raise FileNotFoundError(f'{len(missing)} of the {len(paths)} pictures of {name} are not there; '
                                 f'the first is {missing[0]}')
 
 
-def _runner(config: Config, strict: bool) -> Runner:
+def _runner(config: Config, splits: tuple[str, ...], strict: bool) -> Runner:
     setup_cache_size_limit_of_dynamo()
-    for split in ('train', 'val', 'test'):
+    for split in splits:
         data = (config.get(f'{split}_dataloader') or {}).get('dataset') or {}
         while 'dataset' in data:
             data = data['dataset']
@@ -119,7 +121,7 @@ def train_detector(
     if resume:
         config.resume = True
         config.load_from = None if resume is True else resume
-    runner = _runner(config, strict=bool(config.get('resume')))
+    runner = _runner(config, ('train', 'val'), strict=bool(config.get('resume')))
     runner.train()
     return runner
 
@@ -140,7 +142,7 @@ def test_detector(config: Config, checkpoint: str, out: str | None = None, launc
     from mmdet.evaluation import DumpDetResults
 
     config.launcher, config.load_from, config.resume = launcher, checkpoint, False
-    runner = _runner(config, strict=True)
+    runner = _runner(config, ('test',), strict=True)
     if out:
         runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=out))
     metrics = runner.test()
