@@ -32,8 +32,8 @@ class SEPlugin(SqueezeExcite):
         bias: bias in both layers.
         gate: name of the gate; by default ``'double_sigmoid'`` with ``init='identity'``, else ``'sigmoid'``.
         init: ``'identity'``: every gate is exactly 1 before training, so that a pretrained backbone starts as it is,
-            in frozen stages too. ``'default'``: PyTorch's initialisation, or what the backbone's ``init_cfg`` says of
-            convolutions.
+            in frozen stages too (where mmdet lets nothing learn, and it stays so). ``'default'``: PyTorch's
+            initialisation, or what the backbone's ``init_cfg`` says of convolutions.
 
     Raises:
         ValueError: an unknown ``init``, ``squeeze`` or ``gate``, or a gate that cannot be 1 with ``init='identity'``.
