@@ -115,7 +115,7 @@ def test_flags_reach_the_configuration(coco_folder, monkeypatch):
     assert (config.optim_wrapper.type, config.optim_wrapper.loss_scale) == ('AmpOptimWrapper', 'dynamic')
     assert config.auto_scale_lr.enable
     config = on_folder(coco_folder)
-    del config.auto_scale_lr
+    config.pop('auto_scale_lr')
     with pytest.raises(ValueError, match=r'auto_scale_lr.base_batch_size'):
         train_detector(config, auto_scale_lr=True)
 

@@ -54,10 +54,8 @@ class SEPlugin(SqueezeExcite):
     ) -> None:
         if init not in ('identity', 'default'):
             raise ValueError(f'init={init!r} is unknown; allowed: identity, default')
-        self.init = init
         gate = gate or ('double_sigmoid' if init == 'identity' else 'sigmoid')
-        super().__init__(in_channels, rd_ratio, rd_channels, rd_divisor, squeeze, bias, gate=gate)
-        self.init_weights()
+        super().__init__(in_channels, rd_ratio, rd_channels, rd_divisor, squeeze, bias, gate=gate, init=init)
 
     def init_weights(self) -> None:
         """Restore the identity. MMEngine calls this after ``init_cfg`` and before it loads pretrained weights."""

@@ -1,6 +1,8 @@
 """Training and testing detectors with MMEngine's Runner, after a look at what it is given."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -67,8 +69,6 @@ def _check_pictures(dataset: Any) -> None:
             return
         dataset = dataset.dataset
     name = getattr(dataset, 'ann_file', 'the data')
-    if len(dataset) == 0:
-        raise ValueError(f'{name} has no picture with a box of the classes {dataset.metainfo.get("classes")}')
     paths = [str(dataset.get_data_info(i).get('img_path')) for i in range(len(dataset))]
     missing = [path for path in paths if '://' not in path and not Path(path).is_file()]
     if missing:
@@ -88,6 +88,19 @@ def _runner(config: Config, splits: tuple[str, ...], strict: bool) -> Runner:
                                     f'--cfg-options {split}_dataloader.dataset.data_root=… says where they are')
     config.custom_hooks = [*config.get('custom_hooks', []), dict(type='CheckInputHook', strict=strict)]
     return RUNNERS.build(config) if 'runner_type' in config else Runner.from_cfg(config)
+
+
+@contextmanager
+def _empty_data_explained(config: Config) -> Iterator[None]:
+    """Say what is wrong with data of which MMEngine only says 'need at least one array to concatenate'."""
+    try:
+        yield
+    except ValueError as error:
+        if 'need at least one array' not in str(error):
+            raise
+        data = config.train_dataloader.dataset
+        raise ValueError(f'{data.get("ann_file")} has no picture with a box of the classes '
+                         f'{(data.get("metainfo") or {}).get("classes", "of its dataset")}') from error
 
 
 def train_detector(
@@ -122,7 +135,8 @@ def train_detector(
         config.resume = True
         config.load_from = None if resume is True else resume
     runner = _runner(config, ('train', 'val'), strict=bool(config.get('resume')))
-    runner.train()
+    with _empty_data_explained(config):
+        runner.train()
     return runner
 
 
