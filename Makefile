@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-EXTRAS := dev,train,mmdet
+EXTRAS := dev,train,mmdet,export
 
 .PHONY: demo test test-all lint bench tables clean
 

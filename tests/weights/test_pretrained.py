@@ -8,7 +8,7 @@ import timm
 import torch
 from parity import images, randomised, saved
 from safetensors.torch import load_file, save_file
-from timm.models._hub import save_for_hf
+from timm.models import save_for_hf
 
 from timm_se_plugin import AttentionSpec
 from timm_se_plugin.layers import SqueezeExcite
