@@ -6,6 +6,8 @@ import torch
 from sklearn.datasets import load_digits
 from torch.nn import functional as F
 
+import timm_se_plugin  # noqa: F401
+
 
 @pytest.mark.parametrize('name', ['se_test_resnet_plugin', 'sk_test_resnet_plugin'])
 def test_fifty_steps_on_digits_have_the_same_losses_on_both_paths(name):

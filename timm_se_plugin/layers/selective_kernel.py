@@ -106,10 +106,10 @@ class SelectiveKernelBranch(nn.Module):
 
 
 class _Pointwise(nn.Conv2d):
-    """A 1x1 convolution without bias on a 1x1 map: a matrix product, which costs a third of the call."""
+    """A 1x1 convolution on a 1x1 map: a matrix product, which costs a third of the call."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x.flatten(1), self.weight.flatten(1)).unflatten(1, (-1, 1, 1))
+        return F.linear(x.flatten(1), self.weight.flatten(1), self.bias).unflatten(1, (-1, 1, 1))
 
 
 class SelectiveKernelAttn(nn.Module):
