@@ -115,8 +115,9 @@ class _Pointwise(nn.Conv2d):
 class SelectiveKernelAttn(nn.Module):
     """Weights of the branches from their pooled sum, equations 3 to 5: ``softmax(fc_select(relu(bn(fc_reduce(z)))))``.
 
-    A forward hook here sees the weights. Both layers are 1x1 convolutions without bias, and the norm is BatchNorm
-    whatever the branches have: a norm over groups of channels would have one value to normalise.
+    A forward hook here sees the weights. Of two branches only the first one's weight is read, and the second's taken
+    as one minus it. Both layers are 1x1 convolutions without bias, and the norm is BatchNorm whatever the branches
+    have: a norm over groups of channels would have one value to normalise.
 
     One sample in training leaves BatchNorm one value per channel and no variance (timm raises). Here that batch is
     normalised by the running statistics, which it does not move. In a scripted or traced module torch's own refusal
