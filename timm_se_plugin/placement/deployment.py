@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ..layers import SqueezeExcite
+from ..layers.squeeze_excite import Pointwise
 from .residual import AttentionBasicBlock, AttentionBottleneck
 
 __all__ = ['fuse_for_inference']
@@ -99,7 +100,7 @@ class _DeployedBottleneck(nn.Module):
         self.downsample = block.downsample
         self.se = block.se
         fc1, conv3 = block.se.fc1, block.conv3
-        merged: Any = nn.Conv2d(conv3.in_channels, fc1.out_channels, 1).to(fc1.weight)
+        merged: Any = Pointwise(conv3.in_channels, fc1.out_channels, 1).to(fc1.weight)
         merged.weight.copy_((fc1.weight.flatten(1).double() @ conv3.weight.flatten(1).double())[:, :, None, None])
         merged.bias.copy_(fc1.weight.flatten(1).double() @ conv3.bias.double() + (0 if fc1.bias is None else fc1.bias))
         self.se.fc1 = merged.requires_grad_(False)
