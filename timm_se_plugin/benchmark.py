@@ -55,8 +55,8 @@ class Case:
 
 def suite() -> list[Case]:
     """The cases of the speed table."""
-    sk = {'base': 'resnext50_32x4d', 'attn': 'sk'}
-    split = {'base': 'resnet50', 'attn': 'sk', 'split_input': True}
+    sk: dict[str, Any] = {'base': 'resnext50_32x4d', 'attn': 'sk'}
+    split: dict[str, Any] = {'base': 'resnet50', 'attn': 'sk', 'split_input': True}
     modes: list[dict[str, Any]] = [{'batch': 1}, {'batch': 8}, {'mode': 'train'}]
     cases = [Case(layout=layout, **mode) for mode in [*modes, {'batch': 32}] for layout in LAYOUTS]
     cases.append(Case(mode='frozen', batch=2, height=480, width=640))

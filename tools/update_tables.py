@@ -15,7 +15,8 @@ ROOT = Path(__file__).resolve().parent.parent
 Row = dict[str, str]
 
 VARIANTS = {
-    'timm': "timm's", 'unfused': 'module by module', 'fused': 'fused', 'floor': 'floor', 'timm folded': "timm's, folded",
+    'timm': "timm's", 'unfused': 'module by module', 'fused': 'fused', 'floor': 'floor',
+    'timm folded': "timm's, folded",
     'deployed': 'deployed',
 }
 

@@ -250,7 +250,7 @@ def hooked(layer):
     ({'aa_layer': timm.layers.BlurPool2d, 'stride': 2}, None, 'anti-aliasing'),
     ({'select': 'sum'}, None, 'no attention'),
     ({}, hooked, 'hooks'),
-], ids=str)
+], ids=lambda value: value if isinstance(value, str) else "")
 def test_fused_steps_aside_or_says_why(kwargs, change, reason):
     torch.manual_seed(0)
     layer = SelectiveKernel(16, 32, dtype=torch.float64, **kwargs)
