@@ -14,6 +14,7 @@ $(VENV)/.installed: pyproject.toml
 
 demo: $(VENV)/.installed  ## train SE-ResNet-18 and ResNet-18 on real images, compare, save, load back
 	$(BIN)/python tools/demo.py
+	$(BIN)/python tools/demo_detection.py
 
 test: $(VENV)/.installed  ## the quick suite, about ten minutes on two cores
 	$(BIN)/python -m pytest -n 2 -m "not slow"

@@ -10,7 +10,7 @@ if importlib.util.find_spec('mmdet') is None:
 from mmdet.registry import MODELS
 from mmengine.registry import init_default_scope
 
-from timm_se_plugin.detection import SEPlugin
+from timm_se_plugin.detection import SEPlugin, SKPlugin
 
 pytestmark = pytest.mark.mmdet
 
@@ -147,3 +147,34 @@ def test_every_option_of_the_plugin_reaches_the_layer():
         SEPlugin(32, init='zero')
     with pytest.raises(ValueError, match='double_sigmoid'):
         SEPlugin(32, gate='sigmoid')
+
+
+@pytest.mark.parametrize('backbone', [b for b in BACKBONES if b['type'] != 'Res2Net'], ids=lambda b: b['type'])
+@pytest.mark.parametrize('position', ['after_conv1', 'after_conv2'])
+def test_a_selective_kernel_plugin_starts_as_the_identity_and_learns(backbone, position, tmp_path):
+    plain = build(**backbone)
+    torch.save(plain.state_dict(), tmp_path / 'plain.pth')
+    model = build(**backbone, plugins=[dict(cfg=dict(type='SKPlugin'), position=position)], norm_eval=True,
+                  init_cfg=[dict(type='Kaiming', layer='Conv2d'),
+                            dict(type='Pretrained', checkpoint=str(tmp_path / 'plain.pth'))])
+    model.init_weights()
+    model.train()
+    out, expected = model(x := torch.randn(2, 3, 64, 64))[-1], plain(x)[-1]
+    torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-4)
+    out.square().sum().backward()
+    units = [module for module in model.modules() if isinstance(module, SKPlugin)]
+    assert len(units) == sum(model.stage_blocks)
+    assert all(p.grad.abs().sum() > 0 for p in units[0].paths[1].parameters())
+
+
+def test_a_selective_kernel_plugin_selects_between_kernels():
+    unit = SKPlugin(8, rd_channels=4, init='default')
+    x = torch.randn(2, 8, 6, 6)
+    weights = unit.attn(sum(path(x) for path in unit.paths).mean((2, 3), keepdim=True))
+    torch.testing.assert_close(unit(x), sum(w * path(x) for w, path in zip(weights.unbind(1), unit.paths, strict=True)))
+    assert [path.conv.dilation for path in SKPlugin(8, kernels=(3, 5, 7)).paths] == [(1, 1), (2, 2), (3, 3)]
+    assert SKPlugin(8, groups=2).paths[0].conv.groups == 2
+    assert SKPlugin(64, rd_ratio=1 / 4, rd_min_channels=8).attn.fc_reduce.out_channels == 16
+    assert SKPlugin(40, rd_ratio=1 / 4, rd_divisor=8).attn.fc_reduce.out_channels == 16
+    with pytest.raises(ValueError, match='init'):
+        SKPlugin(8, init='zero')

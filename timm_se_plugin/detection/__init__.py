@@ -4,7 +4,8 @@ In a config: ``custom_imports = dict(imports=['timm_se_plugin.detection'], allow
 """
 
 from . import _compat as _compat  # first: it provides what mmcv.ops imports
+from .backbone import TimmAttentionBackbone
 from .checkpoint_hook import WholeCheckpointHook
-from .plugin_layers import AttentionResNet, SEPlugin
+from .plugin_layers import AttentionResNet, SEPlugin, SKPlugin
 
-__all__ = ['AttentionResNet', 'SEPlugin', 'WholeCheckpointHook']
+__all__ = ['AttentionResNet', 'SEPlugin', 'SKPlugin', 'TimmAttentionBackbone', 'WholeCheckpointHook']

@@ -1,16 +1,16 @@
-"""Squeeze-and-Excitation for MMDetection's own backbones, through their ``plugins=``."""
+"""Attention for MMDetection's own backbones, through their ``plugins=``."""
 
 from typing import Any
 
 from mmdet.models.backbones.resnet import BasicBlock, Bottleneck, ResNet
 from mmdet.registry import MODELS as DETECTION_MODELS
 from mmengine.registry import MODELS
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..layers import SqueezeExcite
+from ..layers import SelectiveKernel, SqueezeExcite
 
-__all__ = ['AttentionResNet', 'SEPlugin']
+__all__ = ['AttentionResNet', 'SEPlugin', 'SKPlugin']
 
 
 @MODELS.register_module()
@@ -63,6 +63,64 @@ class SEPlugin(SqueezeExcite):
         """Restore the identity. MMEngine calls this after ``init_cfg`` and before it loads pretrained weights."""
         if self.init == 'identity':
             self.init_identity()
+
+
+@MODELS.register_module()
+class SKPlugin(SelectiveKernel):
+    """:class:`~timm_se_plugin.layers.SelectiveKernel` as a plugin layer, after a convolution that it does not replace.
+
+    The paper puts the unit in the place of the 3x3 convolution, which ``plugins=`` cannot do: for SKNet itself take
+    ``TimmAttentionBackbone`` with ``attn='sk'``. Here it follows one, with depthwise branches, and can start as the
+    identity, which SKNet cannot. Its place is ``after_conv1`` or ``after_conv2``, whose outputs a ReLU has made
+    non-negative. In a config: ``plugins=[dict(cfg=dict(type='SKPlugin'), position='after_conv2')]``.
+
+    Shape: (N, C, H, W) -> (N, C, H, W).
+
+    Args:
+        in_channels: C; mmdet passes it.
+        kernels: as for ``SelectiveKernel``, and so are the next four.
+        rd_ratio: 1 / r.
+        rd_channels: inner width.
+        rd_divisor: 1 for the paper's width, 8 for timm's.
+        rd_min_channels: L of the paper, 32 if None.
+        groups: groups of the branches; depthwise if None.
+        init: ``'identity'``: every branch passes its input on, so that a non-negative input comes out as it is,
+            whatever is selected, while BatchNorm uses running statistics (``norm_eval``, frozen stages, inference).
+            ``'default'``: PyTorch's initialisation, or what the backbone's ``init_cfg`` says.
+
+    Raises:
+        ValueError: an unknown ``init``, or what ``SelectiveKernel`` refuses.
+    """
+
+    _abbr_ = 'sk'
+
+    def __init__(
+            self,
+            in_channels: int,
+            kernels: tuple[int, ...] = (3, 5),
+            rd_ratio: float = 1 / 16,
+            rd_channels: int | None = None,
+            rd_divisor: int = 1,
+            rd_min_channels: int | None = None,
+            groups: int | None = None,
+            init: str = 'identity',
+    ) -> None:
+        if init not in ('identity', 'default'):
+            raise ValueError(f'init={init!r} is unknown; allowed: identity, default')
+        super().__init__(
+            in_channels, kernels=kernels, groups=groups or in_channels, rd_ratio=rd_ratio, rd_channels=rd_channels,
+            rd_divisor=rd_divisor, rd_min_channels=rd_min_channels)
+        self.init = init
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """Restore the identity. MMEngine calls this after ``init_cfg`` and before it loads pretrained weights."""
+        for module in self.paths.modules() if self.init == 'identity' else ():
+            if isinstance(module, nn.Conv2d):
+                nn.init.dirac_(module.weight, module.groups)
+            elif isinstance(module, nn.BatchNorm2d):
+                module.reset_parameters()
+                nn.init.constant_(module.running_var, 1 - module.eps)  # type: ignore[arg-type]
 
 
 class AttentionBasicBlock(BasicBlock):

@@ -16,7 +16,7 @@ from ..weights import Source, checkpoint_filter
 from ._blueprint import blueprint
 from ._networks import AttentionResNet
 
-__all__ = ['Architecture', 'build']
+__all__ = ['Architecture', 'build', 'resolve']
 
 _logger = logging.getLogger(__name__)
 
@@ -63,12 +63,7 @@ def build(arch: Architecture, pretrained: bool = False, **kwargs: Any) -> nn.Mod
             del options[name]
     cfg = _pretrained_cfg(arch, kwargs.pop('pretrained_cfg', None), kwargs.pop('pretrained_cfg_overlay', None))
 
-    attn = _requested(arch, options)
-    gains_attention = False
-    if pretrained and _attention_is_declared(arch, cfg):
-        weights = _attention_of_weights(arch, cfg, saved)
-        gains_attention = weights is None and attn is not None
-        attn = _warm_started(arch, attn, options) if gains_attention else _matched(arch, attn, weights, options)
+    attn, gains_attention = resolve(arch, options, cfg, saved) if pretrained else (_requested(arch, options), False)
 
     plan = blueprint(arch.base)
     model_args = {**plan.kwargs, **arch.model_args}
@@ -92,6 +87,32 @@ def build(arch: Architecture, pretrained: bool = False, **kwargs: Any) -> nn.Mod
     elif 'attn' in options:
         update_model_args(model, attn='none')
     return model
+
+
+def resolve(
+        arch: Architecture, options: Mapping[str, Any], cfg: PretrainedCfg | str | None,
+        saved: Mapping[str, Any] | None = None,
+) -> tuple[AttentionSpec | None, bool]:
+    """Attention that :func:`build` gives with weights, without loading them; and whether the weights lack it.
+
+    Args:
+        arch: what stands behind the name.
+        options: the ``attn`` flag and its options.
+        cfg: the weights: timm's configuration, a tag, or None for the default one.
+        saved: options that a saved model was built with.
+
+    Raises:
+        ValueError: as :func:`build`.
+    """
+    if not isinstance(cfg, PretrainedCfg):
+        cfg = _pretrained_cfg(arch, cfg, None)
+    attn = _requested(arch, options)
+    if not _attention_is_declared(arch, cfg):
+        return attn, False
+    weights = _attention_of_weights(arch, cfg, saved or {})
+    if weights is None and attn is not None:
+        return _warm_started(arch, attn, options), True
+    return _matched(arch, attn, weights, options), False
 
 
 def _requested(arch: Architecture, options: Mapping[str, Any]) -> AttentionSpec | None:

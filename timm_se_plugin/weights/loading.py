@@ -49,12 +49,12 @@ def checkpoint_filter(
         if missing or unexpected:
             raise ValueError(
                 f'the checkpoint does not fit {cfg["architecture"]}: '
-                f'missing {_shortened(missing)}; unexpected {_shortened(unexpected)}')
+                f'missing {shortened(missing)}; unexpected {shortened(unexpected)}')
         return {**state_dict, **{key: expected[key] for key in added}}
 
     return apply
 
 
-def _shortened(keys: set[str]) -> str:
+def shortened(keys: set[str]) -> str:
     first = ', '.join(sorted(keys)[:4]) or 'nothing'
     return first if len(keys) <= 4 else f'{first} and {len(keys) - 4} more'

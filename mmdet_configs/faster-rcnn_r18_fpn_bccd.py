@@ -1,0 +1,21 @@
+"""Faster R-CNN with a plain ResNet-18 on BCCD (blood cells), from scratch, 8 epochs.
+
+The data: $TIMM_SE_DATA/bccd, or data/bccd if it is not set, with images/ and instances_{train,val,test}.json.
+
+Run: python tools/train_detector.py faster-rcnn_r18_fpn_bccd
+Hardware: 2 CPU cores, about half an hour. Result: not yet run.
+"""
+
+_base_ = [
+    'mmdet::_base_/models/faster-rcnn_r50_fpn.py', './_base_/bccd.py', 'mmdet::_base_/schedules/schedule_1x.py',
+    'mmdet::_base_/default_runtime.py']
+custom_imports = dict(imports=['timm_se_plugin.detection'], allow_failed_imports=False)
+model = dict(
+    backbone=dict(_delete_=True, type='TimmAttentionBackbone', model_name='resnet18'),
+    neck=dict(in_channels=[64, 128, 256, 512]), roi_head=dict(bbox_head=dict(num_classes=3)))
+train_cfg = dict(max_epochs=8)
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=50),
+    dict(type='MultiStepLR', begin=0, end=8, by_epoch=True, milestones=[6, 7], gamma=0.1)]
+optim_wrapper = dict(clip_grad=dict(max_norm=35))
+default_hooks = dict(checkpoint=dict(type='WholeCheckpointHook', max_keep_ckpts=2), logger=dict(interval=10))

@@ -1,0 +1,119 @@
+"""Every configuration on disk is built and trained for a step; the large ones are slow tests."""
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+if importlib.util.find_spec('mmdet') is None:
+    pytest.skip('needs the [mmdet] or the [onedl] extra', allow_module_level=True)
+
+import timm_se_plugin.detection  # noqa: F401, I001
+from mmdet.registry import MODELS
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+
+from timm_se_plugin.detection.configs import read_config
+from timm_se_plugin.detection.cost import TrainingLoss, detector_cost, plain_twin, sample_batch
+
+pytestmark = pytest.mark.mmdet
+
+FOLDER = Path(__file__).parents[2] / 'mmdet_configs'
+CONFIGS = sorted(FOLDER.glob('*.py'))
+QUICK = ('faster-rcnn_se-r50_fpn_1x_coco', 'retinanet_se-r50_fpn_1x_coco', 'faster-rcnn_se-r18_fpn_bccd',
+         'faster-rcnn_sk-r18_fpn_bccd', 'faster-rcnn_r18_fpn_bccd', 'faster-rcnn_se-r18_fpn_digits')
+
+
+def build(config):
+    init_default_scope('mmdet')
+    torch.manual_seed(0)
+    return MODELS.build(config.model)
+
+
+def loss_of(config, size=96):
+    x, samples = sample_batch(2, size, size)
+    return TrainingLoss(build(config).train(), samples), x
+
+
+@pytest.mark.parametrize('path', [
+    pytest.param(path, id=path.stem, marks=[] if path.stem in QUICK else pytest.mark.slow) for path in CONFIGS])
+def test_a_configuration_computes_a_loss_and_gradients(path):
+    loss, x = loss_of(Config.fromfile(path))
+    value = loss(x)
+    assert value.isfinite()
+    value.backward()
+    model = loss.detector
+    learning = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    assert all(p.grad is None or p.grad.isfinite().all() for p in learning.values())
+    assert [name for name, p in learning.items() if p.grad is None and name.startswith(('backbone', 'neck'))] == []
+    assert list(model.neck.in_channels) == list(getattr(model.backbone, 'out_channels', (256, 512, 1024, 2048)))
+
+
+def test_the_issued_configurations_are_there():
+    names = {path.stem for path in CONFIGS}
+    assert names >= {f'faster-rcnn_{net}_fpn_{epochs}_coco' for epochs in ('1x', '2x')
+                     for net in ('se-r50', 'se-r101', 'sk-r50', 'se-x50-32x4d')}
+    assert names >= {f'{detector}_se-r50_fpn_1x_coco' for detector in ('mask-rcnn', 'cascade-rcnn', 'retinanet')}
+    assert names >= {f'faster-rcnn_{net}_fpn_bccd' for net in ('r18', 'se-r18', 'sk-r18')}
+
+
+@pytest.mark.parametrize('path', [*CONFIGS, *FOLDER.glob('_base_/*.py')], ids=lambda path: path.stem)
+def test_a_configuration_is_short_and_says_how_to_run_it(path):
+    text = path.read_text()
+    assert len(text.splitlines()) < 25
+    assert text.startswith('"""')
+    if path in CONFIGS:
+        assert re.search(rf'^Run: .*tools/train_detector.py {path.stem}( |$)', text, re.M)
+        assert re.search(r'^Hardware: .* Result: ', text, re.M)
+        assert Config.fromfile(path).default_hooks.checkpoint.type == 'WholeCheckpointHook'
+
+
+@pytest.mark.parametrize('path', [p for p in CONFIGS if 'digits' not in p.stem], ids=lambda path: path.stem)
+def test_a_schedule_ends_with_its_training(path):
+    config = Config.fromfile(path)
+    epochs = {'1x': 12, '2x': 24}.get(path.stem.split('_')[-2], 8)
+    assert config.train_cfg.max_epochs == epochs
+    assert config.param_scheduler[-1].end == epochs
+    assert max(config.param_scheduler[-1].milestones) < epochs
+
+
+def test_bccd_is_found_by_the_environment(monkeypatch):
+    monkeypatch.setenv('TIMM_SE_DATA', '/elsewhere')
+    config = read_config('faster-rcnn_se-r18_fpn_bccd')
+    assert config.train_dataloader.dataset.data_root == '/elsewhere/bccd/'
+    assert config.val_evaluator.ann_file == '/elsewhere/bccd/instances_val.json'
+    monkeypatch.delenv('TIMM_SE_DATA')
+    assert read_config('faster-rcnn_se-r18_fpn_bccd').train_dataloader.dataset.data_root == 'data/bccd/'
+
+
+@pytest.mark.parametrize('name', [
+    'faster-rcnn_se-r50_fpn_1x_coco', 'faster-rcnn_r50-se-r16-c2-c5_fpn_1x_coco', 'faster-rcnn_sk-r50_fpn_1x_coco'])
+def test_the_plain_twin_differs_in_attention_alone(name):
+    config = read_config(name)
+    twin = build(plain_twin(config))
+    names, plain = dict(build(config).named_parameters()), dict(twin.named_parameters())
+    if 'sk' not in name:
+        assert plain.keys() < names.keys()
+        assert all('.se.' in key for key in names.keys() - plain.keys())
+    assert sum(p.numel() for p in plain.values()) == 41_753_286  # of mmdet's own Faster R-CNN with ResNet-50
+    with pytest.raises(ValueError, match='carries no attention'):
+        plain_twin(plain_twin(config))
+
+
+def test_the_cost_of_a_detector_is_compared_with_its_twin_s():
+    plain, attended = detector_cost(read_config('faster-rcnn_se-r50_fpn_1x_coco'), 1, 96, 96, rounds=1)
+    assert plain['params'] == 41_753_286
+    assert attended['params'] - plain['params'] == attended['attention_params'] == 2_530_992
+    assert plain['attention_macs'] == 0 < attended['attention_macs']
+    assert plain['step_ratio'] == plain['saved_bytes_ratio'] == 1
+    assert attended['step_seconds'] > 0
+
+
+@pytest.mark.slow
+def test_se_in_faster_rcnn_keeps_no_more_for_the_backward_pass():
+    config = read_config('faster-rcnn_se-r50_fpn_1x_coco')
+    _, attended = detector_cost(config, 1, 320, 320, rounds=1)
+    assert attended['saved_bytes_ratio'] <= 1.01
+    assert attended['backbone_saved_bytes_ratio'] <= 1.01

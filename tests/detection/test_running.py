@@ -1,0 +1,150 @@
+"""Training, testing and detecting through the package's own functions, from a tiny COCO folder."""
+
+import importlib.util
+import json
+
+import pytest
+import torch
+
+if importlib.util.find_spec('mmdet') is None:
+    pytest.skip('needs the [mmdet] or the [onedl] extra', allow_module_level=True)
+
+import cv2
+
+from timm_se_plugin.detection.configs import config_path, read_config
+from timm_se_plugin.detection.inference import detect, draw
+from timm_se_plugin.detection.running import test_detector, train_detector
+
+pytestmark = pytest.mark.mmdet
+
+
+def small_model(attn=None):
+    """What makes the COCO configurations quick on 96x80 pictures; the structure is theirs."""
+    return {
+        'model.backbone': dict(_delete_=True, type='TimmAttentionBackbone', model_name='resnet18', attn=attn),
+        'model.neck.in_channels': [64, 128, 256, 512],
+        'model.roi_head.bbox_head.num_classes': 2, 'model.roi_head.bbox_head.fc_out_channels': 32,
+    }
+
+
+def on_folder(folder, name='faster-rcnn_se-r50_fpn_1x_coco', **options):
+    config = read_config(name, {**small_model('se'), **options}, str(folder / 'work'))
+    data = dict(data_root=str(folder), ann_file='annotations.json', data_prefix=dict(img='images/'),
+                metainfo=dict(classes=('blue', 'red')))
+    for split in ('train', 'val', 'test'):
+        loader = config[f'{split}_dataloader']
+        loader.update(num_workers=0, persistent_workers=False)
+        loader.dataset.update(data)
+        for step in loader.dataset.pipeline:
+            if step['type'] == 'Resize':
+                step['scale'] = (96, 80)
+        if split != 'train':
+            config[f'{split}_evaluator'].ann_file = str(folder / 'annotations.json')
+    config.train_cfg.max_epochs = 1
+    config.log_level = 'ERROR'
+    config.experiment_name = config.visualizer.name = f'{folder.name}-{len(list(folder.rglob("*")))}'
+    return config
+
+
+def test_a_coco_configuration_trains_validates_tests_resumes_and_detects(coco_folder):
+    runner = train_detector(on_folder(coco_folder))
+    val = runner.message_hub.get_scalar('val/coco/bbox_mAP').current()
+    last = str(coco_folder / 'work' / 'epoch_1.pth')
+    metrics = test_detector(on_folder(coco_folder), last, out=str(coco_folder / 'all.pkl'))
+    assert metrics['coco/bbox_mAP'] == val
+    assert (coco_folder / 'all.pkl').stat().st_size > 0
+    config = on_folder(coco_folder)
+    config.train_cfg.max_epochs = 2
+    assert train_detector(config, resume=True).iter == 4
+
+    results = detect(on_folder(coco_folder), last, [coco_folder / 'images'], coco_folder / 'found', score=0.)
+    assert json.loads((coco_folder / 'found' / 'detections.json').read_text()) == results
+    assert [len(result['detections']) > 0 for result in results] == [True] * 4
+    assert {d['label'] for result in results for d in result['detections']} <= {'blue', 'red'}
+    assert cv2.imread(str(coco_folder / 'found' / '0.png')).shape == (80, 96, 3)
+
+    other = on_folder(coco_folder, **{'model.backbone.attn': 'sk'})
+    with pytest.raises(ValueError, match=r'is not of this detector: missing backbone.layer1.0.conv1.attn'):
+        test_detector(other, last)
+    with pytest.raises(ValueError, match=r'epoch_1.pth is not of this detector: missing backbone'):
+        detect(on_folder(coco_folder, **{'model.backbone.attn': 'sk'}), last, [coco_folder / 'images'], coco_folder)
+    other = on_folder(coco_folder, **{'model.backbone.attn': 'sk'})
+    other.load_from = last
+    with pytest.raises(ValueError, match='does not fit resnet18_plugin'):  # MMEngine itself would load what fits
+        train_detector(other)
+
+
+def test_missing_annotations_are_named(coco_folder):
+    (coco_folder / 'annotations.json').unlink()
+    for run in (train_detector, lambda config: test_detector(config, 'any.pth')):
+        with pytest.raises(FileNotFoundError, match=r'/annotations.json of (train|test)_dataloader .*data_root'):
+            run(on_folder(coco_folder))
+
+
+def test_missing_pictures_are_counted_before_training(coco_folder):
+    for i in (1, 2):
+        (coco_folder / 'images' / f'{i}.png').unlink()
+    with pytest.raises(FileNotFoundError, match=r'2 of the 4 pictures of .*annotations.json are not there; .*1.png'):
+        train_detector(on_folder(coco_folder))
+    assert not list((coco_folder / 'work').glob('*.pth'))
+
+
+@pytest.mark.parametrize('change', [
+    pytest.param(lambda data: data.update(images=[], annotations=[]), id='no pictures'),
+    pytest.param(lambda data: [c.update(name='green') for c in data['categories']], id='other classes')])
+def test_annotations_without_a_box_to_learn_are_refused(coco_folder, change):
+    data = json.loads((coco_folder / 'annotations.json').read_text())
+    change(data)
+    (coco_folder / 'annotations.json').write_text(json.dumps(data))
+    with pytest.raises(ValueError, match=r"annotations.json has no picture with a box of .* \('blue', 'red'\)"):
+        train_detector(on_folder(coco_folder))
+
+
+def test_flags_reach_the_configuration(coco_folder, monkeypatch):
+    from timm_se_plugin.detection import running
+    seen = []
+
+    class Recorded:
+        def train(self):
+            pass
+    monkeypatch.setattr(running, '_runner', lambda config, splits, strict: seen.append((config, strict)) or Recorded())
+    train_detector(on_folder(coco_folder), resume='a.pth', amp=True, auto_scale_lr=True, launcher='pytorch')
+    config, strict = seen[0]
+    assert strict
+    assert (config.resume, config.load_from, config.launcher) == (True, 'a.pth', 'pytorch')
+    assert (config.optim_wrapper.type, config.optim_wrapper.loss_scale) == ('AmpOptimWrapper', 'dynamic')
+    assert config.auto_scale_lr.enable
+    config = on_folder(coco_folder)
+    del config.auto_scale_lr
+    with pytest.raises(ValueError, match=r'auto_scale_lr.base_batch_size'):
+        train_detector(config, auto_scale_lr=True)
+
+
+def test_a_configuration_is_found_by_name_and_a_wrong_name_helps():
+    path = config_path('faster-rcnn_se-r50_fpn_1x_coco')
+    assert path == config_path(path) == config_path(f'{path.stem}.py')
+    assert path.parent.name == 'mmdet_configs'
+    with pytest.raises(FileNotFoundError, match=r'similar ones: .*faster-rcnn_se-r50_fpn_1x_coco'):
+        config_path('faster-rcnn_se-r50_fpn_coco')
+    assert read_config(path, {'model.backbone.attn': 'sk'}).model.backbone.attn == 'sk'
+    assert read_config(path).work_dir == 'work_dirs/faster-rcnn_se-r50_fpn_1x_coco'
+    assert read_config(path, work_dir='here').work_dir == 'here'
+
+
+def test_boxes_are_drawn_where_they_are():
+    black = torch.zeros(40, 60, 3, dtype=torch.uint8).numpy()
+    out = draw(black, [(20, 15, 50, 35)], ['a'], classes=['b', 'a'])
+    assert black.max() == 0
+    assert out[35, 20:51].any(1).all()
+    assert not out[20:34, 22:49].any()
+
+
+@pytest.mark.parametrize(('pictures', 'error', 'message'), [
+    (['gone.png'], FileNotFoundError, r'no such picture: .*gone.png'),
+    (['empty'], FileNotFoundError, 'the folder has none'),
+    (['images', 'images/0.png'], ValueError, 'one name'),
+])
+def test_pictures_that_cannot_be_are_named(coco_folder, pictures, error, message):
+    (coco_folder / 'empty').mkdir()
+    with pytest.raises(error, match=message):
+        detect(on_folder(coco_folder), 'any.pth', [coco_folder / p for p in pictures], coco_folder / 'found')

@@ -1,0 +1,304 @@
+"""Any timm network as an MMDetection backbone, with attention by the flag."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from mmdet.registry import MODELS as DETECTION_MODELS
+from mmengine.logging import print_log
+from mmengine.model import BaseModule
+from mmengine.registry import MODELS
+from timm.layers import Format, convert_sync_batchnorm, freeze_batch_norm_2d
+from timm.models import FeatureListNet, checkpoint_seq, load_model_config_from_hf
+from timm.models._hub import load_model_config_from_path  # private: timm exports its twin for the Hub only
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ..models._builder import resolve
+from ..models.plugin_resnet import architectures
+from ..placement import AttentionSpec
+from ..placement.sites import attention_modules
+from ..weights.loading import shortened
+
+__all__ = ['TimmAttentionBackbone']
+
+_NORMS = ('BN', 'SyncBN', 'FrozenBN')
+_SAVED = ('hf-hub:', 'local-dir:')
+_WEIGHT_FILES = ('.pth', '.pt', '.bin', '.safetensors')
+
+
+@MODELS.register_module()
+@DETECTION_MODELS.register_module()
+class TimmAttentionBackbone(BaseModule):
+    """timm's ``features_only`` network as a backbone, with timm's state-dict keys.
+
+    Which attention it carries, and what is frozen, is decided when it is built, from the configuration alone: weights
+    are read in ``init_weights()`` only, so that building, testing and resuming need neither network nor files.
+    timm's weights expect RGB; ``pretrained`` plain weights and ``attn='se'`` start with every gate at exactly 1, so
+    that the features are at first those of the plain network.
+
+    Shape: (N, C, H, W) -> a tuple, (N, out_channels[i], H / strides[i], W / strides[i]) for each of ``out_indices``.
+
+    Args:
+        model_name: a timm name, with or without tag, or one of the plugin's; of ``resnet50`` and
+            ``resnet50_plugin`` the latter is built, which is the same network with the flag.
+        attn: the attention, ``'se'``, ``'sk'``, …; its options are ``attn_gate=…`` and so on, as for a model.
+        out_indices: timm's feature levels; of a ResNet 0 is the stem, 1 to 4 are ``layer1`` to ``layer4``.
+        frozen_stages: the last level that is frozen with all before it: -1 nothing, 0 the stem, 1 ``layer1`` too.
+        norm_eval: keep BatchNorm on running statistics in training.
+        norm_cfg: ``type`` 'BN', 'SyncBN' or 'FrozenBN' (a constant), and ``requires_grad`` for its weight and bias.
+        pretrained: True, a tag, ``'hf-hub:…'``, ``'local-dir:…'`` (a model that timm saved), or a file in the place
+            of the tag's weights. What doesn't fit is refused, as by ``timm.create_model``. Of a saved model that has
+            attention the options must be given here too, since it isn't read before training.
+        freeze_attention: in frozen stages freeze the attention too (True) or not (False). By default it is frozen
+            where ``pretrained`` weights have trained it; a fresh one learns.
+        with_cp: recompute each block in the backward pass instead of keeping its activations.
+        model_args: further arguments of timm's network, such as ``output_stride`` or ``drop_path_rate``.
+        init_cfg: MMEngine's; ``Pretrained`` takes checkpoints with timm's or torchvision's keys, and ``prefix``.
+        **attn_options: options of ``attn``.
+
+    Raises:
+        ValueError: an unknown name, option, tag or level, attention where none can be, or weights that don't fit.
+    """
+
+    feature_info: Any
+
+    def __init__(
+            self,
+            model_name: str,
+            attn: str | None = None,
+            out_indices: Sequence[int] = (1, 2, 3, 4),
+            frozen_stages: int = -1,
+            norm_eval: bool = False,
+            norm_cfg: dict[str, Any] | None = None,
+            pretrained: bool | str = False,
+            freeze_attention: bool | None = None,
+            with_cp: bool = False,
+            model_args: dict[str, Any] | None = None,
+            init_cfg: dict | list[dict] | None = None,
+            **attn_options: Any,
+    ) -> None:
+        super().__init__(init_cfg)
+        if pretrained and self._has_checkpoint():
+            raise ValueError(f'pretrained={pretrained!r} is not allowed beside init_cfg of type Pretrained')
+        options = {'attn': attn, **attn_options} if attn else attn_options
+        name, _, tag = model_name.partition('.')
+        self.model_name = _registered(name, options)
+        self.pretrained = tag if tag and pretrained is True else pretrained
+        self.norm_eval = norm_eval
+        self.with_cp = with_cp
+        self._model_args = dict(model_args or {})
+        self._asked = options
+        self._options, gains_attention = self._resolved(options)
+
+        net = self._create(out_indices)
+        self.attn = AttentionSpec.of(net)
+        self.feature_info = net.feature_info
+        self.out_channels = tuple(self.feature_info.channels())
+        self.strides = tuple(self.feature_info.reduction())
+        for module in net.modules():  # blocks that timm recomputes itself; forward() does it for ResNet's stages
+            if with_cp and hasattr(module, 'grad_checkpointing'):
+                module.grad_checkpointing = True
+        self._is_nhwc = getattr(net, 'output_fmt', None) == Format.NHWC
+        self._by_layer = isinstance(net, FeatureListNet)
+        if self._by_layer:
+            for child, layer in net.items():
+                self.add_module(child, layer)  # not one level down, so that keys are timm's
+            self._returned = frozenset(net.return_layers)
+        else:  # timm extracts by other means, with the network whole
+            self.net = net
+        self._set_norms(**{'type': 'BN', **(norm_cfg or {})})
+
+        self._frozen = self._layers_until(frozen_stages)
+        is_trained = bool(pretrained) and not gains_attention
+        self._freezes_attention = is_trained if freeze_attention is None else freeze_attention
+        for layer in self._frozen_layers():
+            layer.requires_grad_(False)
+            for attention in self._learning(layer):
+                attention.requires_grad_(True)
+
+    def _resolved(self, options: dict[str, Any]) -> tuple[dict[str, Any], bool]:
+        """Options to build with, complete where weights decide on them, and whether the weights lack the attention."""
+        arch = architectures.get(self.model_name)
+        if arch is None:
+            return {}, False
+        tag = self.pretrained if isinstance(self.pretrained, str) and not _is_place(self.pretrained) else None
+        is_saved = str(self.pretrained).startswith(_SAVED)
+        # A saved model cannot be asked now. With the flag of a plain name it is taken for a plain one.
+        taken_for_plain = arch.flag_is_open and arch.attn is None and options.get('attn') == 'se'
+        if not self.pretrained or (is_saved and not taken_for_plain):
+            return options, not self.pretrained
+        attn, gains_attention = resolve(arch, options, tag)
+        if attn is None or not (options or not arch.flag_is_open):
+            return options, gains_attention
+        return attn.to_kwargs(), gains_attention
+
+    def _create(self, out_indices: Sequence[int] | None, **weights: Any) -> Any:
+        levels = {} if out_indices is None else {'out_indices': tuple(out_indices)}
+        classifier = {'num_classes': 0} if self.model_name in architectures else {}
+        args = {**classifier, **self._model_args, **levels, **(weights.pop('options', None) or self._options)}
+        try:
+            if levels and not (out_indices and all(type(i) is int and i >= 0 for i in out_indices)):
+                raise IndexError
+            return timm.create_model(self.model_name, features_only=True, **args, **weights)
+        except (IndexError, AssertionError) as error:
+            if out_indices is None:
+                raise
+            modules = [f"{i} ({info['module']})" for i, info in enumerate(self._create(None).feature_info.info)]
+            raise ValueError(f'out_indices={out_indices!r} is not allowed for {self.model_name}; '
+                             f'allowed: some of {", ".join(modules)}') from error
+
+    def _set_norms(self, type: str, requires_grad: bool = True) -> None:
+        if type not in _NORMS:
+            raise ValueError(f'norm_cfg has type={type!r}; allowed: {", ".join(_NORMS)}')
+        if type == 'SyncBN':
+            convert_sync_batchnorm(self)
+        elif type == 'FrozenBN':
+            freeze_batch_norm_2d(self)
+        for module in self.modules():
+            if isinstance(module, _BatchNorm) and module.affine and not requires_grad:
+                module.requires_grad_(False)
+
+    def _layers_until(self, level: int) -> tuple[str, ...]:
+        names = [info['module'].replace('.', '_') for info in self.feature_info.info]
+        if type(level) is not int or not -1 <= level < len(names):
+            raise ValueError(f'frozen_stages={level!r} is not allowed; allowed: -1 (nothing) to {len(names) - 1}')
+        if level < 0:
+            return ()
+        if not self._by_layer:
+            raise ValueError(f'frozen_stages={level} is not allowed for {self.model_name}, whose features timm does '
+                             'not compute layer by layer; allowed: -1')
+        layers = list(self._modules)
+        return tuple(layers[:layers.index(names[level]) + 1] if names[level] in layers else layers)
+
+    def _frozen_layers(self) -> Iterator[nn.Module]:
+        return (self.get_submodule(name) for name in self._frozen)
+
+    def _learning(self, layer: nn.Module) -> list[nn.Module]:
+        """Attention that learns inside a frozen layer."""
+        return [] if self._freezes_attention else list(attention_modules(layer).values())
+
+    def train(self, mode: bool = True) -> 'TimmAttentionBackbone':
+        """Set training mode, but for what is frozen."""
+        super().train(mode)
+        if mode:
+            for layer in self._frozen_layers():
+                layer.eval()
+                for attention in self._learning(layer):
+                    attention.train()
+            for module in self.modules():
+                if self.norm_eval and isinstance(module, _BatchNorm):
+                    module.eval()
+        return self
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Shape: see the class."""
+        outs = []
+        if self._by_layer:
+            for i, (name, layer) in enumerate(self._modules.items()):
+                recompute = self.with_cp and i > 0 and isinstance(layer, nn.Sequential) and torch.is_grad_enabled()
+                x = checkpoint_seq(layer, x) if recompute else layer(x)  # type: ignore[misc]
+                if name in self._returned:
+                    outs.append(x)
+        else:
+            outs = self.net(x)
+        return tuple(out.permute(0, 3, 1, 2) if self._is_nhwc else out for out in outs)
+
+    def init_weights(self) -> None:
+        """Initialize by ``init_cfg``, or load ``pretrained`` weights."""
+        is_first = not self.is_init
+        super().init_weights()
+        if is_first and not self._has_checkpoint():
+            self._restore_identity()
+        if is_first and self.pretrained:
+            self._load_pretrained()
+
+    def _has_checkpoint(self) -> bool:
+        configs = [self.init_cfg] if isinstance(self.init_cfg, dict) else self.init_cfg or []
+        return any(config['type'] == 'Pretrained' for config in configs)
+
+    def _restore_identity(self) -> None:
+        for module in attention_modules(self).values():
+            if getattr(module, 'init', None) == 'identity':
+                module.init_identity()  # type: ignore[operator]
+
+    def _load_pretrained(self) -> None:
+        """Let timm build the same network with its weights, with all of its checks and ours, and take them."""
+        place = str(self.pretrained)
+        if place.startswith(_SAVED):
+            kind, _, where = place.partition(':')
+            cfg, name, saved = (load_model_config_from_hf if kind == 'hf-hub' else load_model_config_from_path)(where)
+            arch = architectures.get(self.model_name)
+            fitting = {self.model_name, *((arch.base, arch.source and arch.source.timm_name) if arch else ())}
+            if name not in fitting:
+                raise ValueError(f'{place} holds a {name}, which does not fit {self.model_name}')
+            weights: dict[str, Any] = dict(
+                pretrained_cfg=cfg, pretrained_model_args=saved or {}, options=self._asked)
+        elif _is_place(place):
+            if not Path(place).is_file():
+                raise FileNotFoundError(f'pretrained={place!r} is not a file')
+            weights = dict(pretrained_cfg_overlay=dict(file=place))
+        else:
+            weights = {} if self.pretrained is True else dict(pretrained_cfg=place)
+        trained = self._create(self.feature_info.out_indices, pretrained=True, **weights)
+        theirs = AttentionSpec.of(trained)
+        if theirs is None or self.attn is None:
+            different = {} if theirs == self.attn else {'attn': (self.attn and self.attn.attn, theirs and theirs.attn)}
+        else:
+            different = self.attn.differences(theirs)
+        if different:
+            said = ', '.join(f'{name}={mine!r} (theirs: {other!r})' for name, (mine, other) in different.items())
+            raise ValueError(f'{place} asks for another attention than the config, which has to say so: {said}')
+        state = trained.state_dict()
+        self.load_state_dict({key: state[key.removeprefix('net.')] for key in self.state_dict()})
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
+        """Refuse a checkpoint of another network: MMEngine only logs what is missing."""
+        own = self.state_dict()
+        given = {key[len(prefix):]: value for key, value in state_dict.items() if key.startswith(prefix)}
+        attention = tuple(f'{name}.' for name in attention_modules(self))
+        missing = {key for key in own.keys() - given.keys() if not key.endswith('num_batches_tracked')}
+        lacks_attention = {key for key in missing if key.startswith(attention)}
+        if attention and len(lacks_attention) == sum(key.startswith(attention) for key in own):
+            missing -= lacks_attention
+            if not missing:
+                self._restore_identity()
+                print_log(f'the checkpoint has no attention for {self.model_name}, which starts with attn_init='
+                          f"{self.attn and self.attn.init!r}; 'identity' would keep what the checkpoint computes",
+                          'current', logging.WARNING)
+        # Other parts, such as a classifier or stages that out_indices leave out, do no harm.
+        unexpected = {key for key in given.keys() - own.keys()
+                      if key.split('.')[0] in self._modules and not key.endswith('num_batches_tracked')}
+        shapes = {f'{key} {tuple(given[key].shape)} for {tuple(own[key].shape)}' for key in own.keys() & given.keys()
+                  if given[key].shape != own[key].shape}
+        if missing or unexpected or shapes:
+            raise ValueError(
+                f'the checkpoint does not fit {self.model_name}: missing {shortened(missing)}; '
+                f'unexpected {shortened(unexpected)}; of another shape {shortened(shapes)}')
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _is_place(pretrained: str) -> bool:
+    """Whether it says where weights are, and is not a tag."""
+    return pretrained.startswith(_SAVED) or '/' in pretrained or pretrained.endswith(_WEIGHT_FILES)
+
+
+def _registered(name: str, options: dict[str, Any]) -> str:
+    """Name of the network to build."""
+    for option in options:
+        if option != 'attn' and not option.startswith('attn_'):
+            raise ValueError(f'TimmAttentionBackbone has no argument {option!r}; '
+                             'arguments of the network itself go into model_args')
+    if f'{name}_plugin' in architectures:
+        return f'{name}_plugin'
+    if not timm.is_model(name):
+        close = get_close_matches(name, timm.list_models(), n=3)
+        raise ValueError(f'model_name={name!r} is not a timm model{": did you mean " if close else ""}'
+                         f'{" or ".join(close)}{"?" if close else ""}')
+    if options and name not in architectures:
+        raise ValueError(f'{name} takes no attention ({", ".join(options)}): there is no {name}_plugin')
+    return name

@@ -1,0 +1,146 @@
+"""What attention costs in a detector: the same detector with and without it, side by side."""
+
+import copy
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from mmdet.registry import MODELS
+from mmdet.structures import DetDataSample
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from mmengine.structures import InstanceData
+from torch import Tensor, nn
+
+from ..complexity import CONVENTION, complexity, saved_bytes
+
+__all__ = ['CONVENTION', 'TrainingLoss', 'detector_cost', 'plain_twin', 'sample_batch']
+
+
+def plain_twin(config: Config) -> Config:
+    """Copy of a configuration whose backbone carries no attention of this package.
+
+    Raises:
+        ValueError: it carries none.
+    """
+    twin = copy.deepcopy(config)
+    backbone = twin.model.backbone
+    plugins = backbone.get('plugins') or []
+    kept = [plugin for plugin in plugins if plugin['cfg']['type'] not in ('SEPlugin', 'SKPlugin')]
+    name = str(backbone.get('model_name', ''))
+    attention, _, base = name.partition('_')
+    if backbone.get('attn', 'none') not in (None, 'none') or len(kept) < len(plugins):
+        backbone.plugins = kept
+        for option in [key for key in backbone if (key == 'plugins' and not kept) or key.startswith('attn')]:
+            del backbone[option]
+    elif attention in ('se', 'sk') and base.endswith('_plugin'):
+        for option in [key for key in backbone if key.startswith('attn')]:
+            del backbone[option]
+    else:
+        raise ValueError(f'the backbone {name or backbone.type} carries no attention to compare without')
+    if attention in ('se', 'sk') and base.endswith('_plugin'):
+        backbone.model_name = base
+        backbone.pretrained = False  # its tags are another network's, and no weights are needed here
+    return twin
+
+
+def sample_batch(batch: int, height: int, width: int, classes: int = 1) -> tuple[Tensor, list[DetDataSample]]:
+    """Random pictures (batch, 3, height, width), with eight boxes and masks each."""
+    from mmdet.structures.mask import BitmapMasks
+
+    generator = torch.Generator().manual_seed(0)
+    samples = []
+    for _ in range(batch):
+        corner = torch.rand(8, 2, generator=generator) * 0.6
+        size = 0.1 + torch.rand(8, 2, generator=generator) * 0.3
+        boxes = torch.cat((corner, corner + size), 1) * torch.tensor([width, height, width, height])
+        masks = torch.zeros(8, height, width, dtype=torch.uint8)
+        for mask, box in zip(masks, boxes.long().tolist(), strict=True):
+            mask[box[1]:box[3], box[0]:box[2]] = 1
+        shape = (height, width)
+        sample = DetDataSample(metainfo={
+            'img_shape': shape, 'ori_shape': shape, 'pad_shape': shape, 'batch_input_shape': shape,
+            'scale_factor': (1., 1.)})
+        sample.gt_instances = InstanceData(
+            bboxes=boxes, labels=torch.randint(classes, (8,), generator=generator),
+            masks=BitmapMasks(masks.numpy(), height, width))
+        samples.append(sample)
+    return torch.randn(batch, 3, height, width, generator=generator), samples
+
+
+class TrainingLoss(nn.Module):
+    """Total loss of a detector as a function of the pictures; RoIs are sampled the same each time."""
+
+    def __init__(self, detector: Any, samples: list[DetDataSample]) -> None:
+        super().__init__()
+        self.detector, self.samples = detector, samples
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shape: (N, 3, H, W) -> ()."""
+        torch.manual_seed(0)
+        # A head may change what it is given.
+        return self.detector.parse_losses(self.detector(x, copy.deepcopy(self.samples), mode='loss'))[0]
+
+
+def _row(name: str, loss: TrainingLoss, x: Tensor) -> dict[str, Any]:
+    backbone = loss.detector.backbone
+    backbone.eval()  # mmdet's returns None
+    cost = complexity(backbone, (int(x.shape[1]), int(x.shape[2]), int(x.shape[3])))
+    loss.train()
+    return {
+        'model': name, 'params': sum(p.numel() for p in loss.detector.parameters()), 'backbone_params': cost.params,
+        'backbone_macs': cost.macs, 'attention_params': cost.attention_params, 'attention_macs': cost.attention_macs,
+        'backbone_saved_bytes': saved_bytes(backbone, x), 'saved_bytes': saved_bytes(loss, x)}
+
+
+def detector_cost(
+        config: Config, batch: int = 2, height: int = 480, width: int = 640, rounds: int = 7, device: str = 'cpu',
+        report: Callable[[str], object] = lambda text: None,
+) -> list[dict[str, Any]]:
+    """Compare the training step of a detector with that of its plain twin, measured in turns.
+
+    Args:
+        config: a detector whose backbone carries attention.
+        batch: pictures.
+        height: of a picture.
+        width: of a picture.
+        rounds: turns that count, after two that don't.
+        device: where to compute.
+        report: called with a line of text after each turn.
+
+    Returns:
+        A row for the twin and one for the detector: parameters, MACs of the backbone for one picture, bytes kept for
+        the backward pass, seconds of a training step (median), and both as ratios to the twin's (median of pairs).
+
+    Raises:
+        ValueError: there is no attention in the backbone.
+    """
+    init_default_scope(config.get('default_scope', 'mmdet'))
+    x, samples = sample_batch(batch, height, width)
+    x, samples = x.to(device), [sample.to(device) for sample in samples]
+    losses, rows = {}, {}
+    for name, variant in (('plain', plain_twin(config)), ('attention', config)):
+        torch.manual_seed(0)
+        losses[name] = TrainingLoss(MODELS.build(variant.model).to(device), samples)
+        rows[name] = _row(name, losses[name], x)
+    seconds: dict[str, list[float]] = {name: [] for name in losses}
+    for turn in range(rounds + 2):
+        for name in sorted(losses, reverse=bool(turn % 2)):  # nobody always goes first
+            losses[name].zero_grad()
+            start = time.perf_counter()
+            losses[name](x).backward()
+            if x.is_cuda:
+                torch.cuda.synchronize(x.device)
+            if turn >= 2:
+                seconds[name].append(time.perf_counter() - start)
+        report(f'turn {turn + 1} of {rounds + 2}')
+    for name, row in rows.items():
+        row['step_seconds'] = round(statistics.median(seconds[name]), 4)
+        pairs = zip(seconds[name], seconds['plain'], strict=True)
+        row['step_ratio'] = round(statistics.median(mine / theirs for mine, theirs in pairs), 4)
+        row['saved_bytes_ratio'] = round(row['saved_bytes'] / rows['plain']['saved_bytes'], 4)
+        row['backbone_saved_bytes_ratio'] = round(
+            row['backbone_saved_bytes'] / rows['plain']['backbone_saved_bytes'], 4)
+    return list(rows.values())

@@ -1,0 +1,116 @@
+"""From weights and pictures to pictures with boxes."""
+
+import copy
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from mmdet.apis import inference_detector
+from mmdet.registry import MODELS
+from mmengine.config import Config
+from mmengine.model.utils import revert_sync_batchnorm
+from mmengine.registry import init_default_scope
+from mmengine.runner import CheckpointLoader
+from torch import nn
+
+from .running import check_fit
+
+__all__ = ['detect', 'draw', 'load_detector']
+
+_COLOURS = ((60, 60, 220), (200, 60, 90), (0, 160, 240), (60, 170, 60), (180, 0, 180), (190, 150, 0))  # BGR
+
+
+def load_detector(config: Config, checkpoint: str, device: str = 'cpu') -> nn.Module:
+    """Detector with the weights of a checkpoint that training wrote, ready to infer.
+
+    Raises:
+        FileNotFoundError: there is no such checkpoint.
+        ValueError: the checkpoint is of another detector.
+    """
+    init_default_scope(config.get('default_scope', 'mmdet'))
+    model = revert_sync_batchnorm(MODELS.build(config.model))
+    loaded = CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu')
+    state_dict = loaded.get('state_dict', loaded)
+    check_fit(model, state_dict, checkpoint)
+    model.load_state_dict(state_dict, strict=False)  # check_fit has found all but counters
+    meta = {key.lower(): value for key, value in loaded.get('meta', {}).get('dataset_meta', {}).items()}
+    model.dataset_meta = meta
+    model.cfg = copy.deepcopy(config)  # mmdet changes its pipeline
+    return model.to(device).eval()
+
+
+def draw(
+        picture: np.ndarray, boxes: Sequence[Sequence[float]], labels: Sequence[str], scores: Sequence[float] = (),
+        classes: Sequence[str] = (),
+) -> np.ndarray:
+    """Copy of a picture with boxes.
+
+    Args:
+        picture: (H, W, 3), BGR.
+        boxes: (N, 4), corners x1, y1, x2, y2 in pixels.
+        labels: what is in each box.
+        scores: written beside the labels, if given.
+        classes: all labels there may be, for constant colours.
+    """
+    out = np.ascontiguousarray(picture).copy()
+    names = list(classes) or sorted(set(labels))
+    for i, (box, label) in enumerate(zip(boxes, labels, strict=True)):
+        colour = _COLOURS[names.index(label) % len(_COLOURS)]
+        x1, y1, x2, y2 = (round(float(v)) for v in box)
+        cv2.rectangle(out, (x1, y1), (x2, y2), colour, 1)
+        text = f'{label} {scores[i]:.2f}' if len(scores) else label
+        cv2.putText(out, text, (x1, max(y1 - 3, 9)), cv2.FONT_HERSHEY_SIMPLEX, 0.35, colour, 1, cv2.LINE_AA)
+    return out
+
+
+def detect(
+        config: Config, checkpoint: str, pictures: Iterable[str | Path], output: str | Path, score: float = 0.3,
+        device: str = 'cpu',
+) -> list[dict[str, Any]]:
+    """Detect in pictures; write each with its boxes, and ``detections.json``, into a folder.
+
+    Args:
+        config: the detector.
+        checkpoint: its weights.
+        pictures: files, or folders of them.
+        output: the folder.
+        score: boxes below it are left out.
+        device: where to compute.
+
+    Returns:
+        What is written to the JSON file: for each picture ``file`` and ``detections``, a list of ``label``, ``score``
+        and ``bbox`` (x1, y1, x2, y2 in pixels).
+
+    Raises:
+        FileNotFoundError: no such picture, or none in a folder.
+        ValueError: a file that is not a picture, two of one name, or a checkpoint of another detector.
+    """
+    files = [file for path in map(Path, pictures) for file in (
+        sorted(f for f in path.iterdir() if f.suffix.lower() in ('.jpg', '.jpeg', '.png', '.bmp'))
+        if path.is_dir() else [path])]
+    missing = [str(file) for file in files if not file.is_file()]
+    if missing or not files:
+        raise FileNotFoundError(f'no such picture: {", ".join(missing) or "the folder has none"}')
+    if len({file.name for file in files}) < len(files):
+        raise ValueError('two pictures have one name, and would be written to one file')
+    model: Any = load_detector(config, checkpoint, device)
+    classes = list(model.dataset_meta.get('classes', []))
+    Path(output).mkdir(parents=True, exist_ok=True)
+    results = []
+    for file in files:
+        picture = cv2.imread(str(file))
+        if picture is None:
+            raise ValueError(f'{file} is not a picture that OpenCV reads')
+        found = inference_detector(model, picture).pred_instances.cpu()
+        found = found[found.scores >= score]
+        labels = [classes[i] if i < len(classes) else str(i) for i in found.labels.tolist()]
+        boxes, scores = found.bboxes.tolist(), found.scores.tolist()
+        cv2.imwrite(str(Path(output, file.name)), draw(picture, boxes, labels, scores, classes))
+        results.append({'file': str(file), 'detections': [
+            {'label': label, 'score': round(s, 4), 'bbox': [round(v, 2) for v in box]}
+            for label, s, box in zip(labels, scores, boxes, strict=True)]})
+    Path(output, 'detections.json').write_text(json.dumps(results, indent=1))
+    return results

@@ -1,0 +1,153 @@
+"""Training and testing detectors with MMEngine's Runner, after a look at what it is given."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from mmdet.utils import setup_cache_size_limit_of_dynamo
+from mmengine.config import Config
+from mmengine.dist import master_only
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS, RUNNERS
+from mmengine.runner import Runner
+from torch import nn
+
+from ..weights.loading import shortened
+
+__all__ = ['CheckInputHook', 'check_fit', 'test_detector', 'train_detector']
+
+
+def check_fit(model: nn.Module, state_dict: dict[str, Any], what: str = 'the checkpoint') -> None:
+    """Raise ValueError unless `state_dict` is of a model like `model`: the same keys and shapes."""
+    own = model.state_dict()
+    given = {key.removeprefix('module.'): value for key, value in state_dict.items()}
+    counters = {key for key in own.keys() ^ given.keys() if key.endswith('num_batches_tracked')}
+    missing, unexpected = own.keys() - given.keys() - counters, given.keys() - own.keys() - counters
+    shapes = {f'{key} {tuple(given[key].shape)} for {tuple(own[key].shape)}' for key in own.keys() & given.keys()
+              if given[key].shape != own[key].shape}
+    if missing or unexpected or shapes:
+        raise ValueError(f'{what} is not of this detector: missing {shortened(missing)}; '
+                         f'unexpected {shortened(unexpected)}; of another shape {shortened(shapes)}')
+
+
+@HOOKS.register_module()
+class CheckInputHook(Hook):
+    """Refuses data and checkpoints that would fail later, or silently be something else.
+
+    Args:
+        strict: the checkpoint must be of this very detector (a test, a resumed run). MMEngine loads what fits.
+    """
+
+    priority = 'VERY_HIGH'
+
+    def __init__(self, strict: bool) -> None:
+        self.strict = strict
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Compare the checkpoint with the model."""
+        if self.strict:
+            model: Any = runner.model
+            check_fit(getattr(model, 'module', model), checkpoint.get('state_dict', checkpoint))
+
+    def before_train(self, runner: Runner) -> None:
+        """Look for the pictures of both sets."""
+        _check_pictures(runner.train_dataloader.dataset)
+        if runner.val_loop is not None:
+            _check_pictures(runner.val_loop.dataloader.dataset)
+
+    def before_test(self, runner: Runner) -> None:
+        """Look for the pictures."""
+        _check_pictures(runner.test_loop.dataloader.dataset)
+
+
+@master_only
+def _check_pictures(dataset: Any) -> None:
+    while not hasattr(dataset, 'get_data_info') or hasattr(dataset, 'dataset'):  # wrappers, such as RepeatDataset
+        if not hasattr(dataset, 'dataset'):
+            return
+        dataset = dataset.dataset
+    name = getattr(dataset, 'ann_file', 'the data')
+    if len(dataset) == 0:
+        raise ValueError(f'{name} has no picture with a box of the classes {dataset.metainfo.get("classes")}')
+    paths = [str(dataset.get_data_info(i).get('img_path')) for i in range(len(dataset))]
+    missing = [path for path in paths if '://' not in path and not Path(path).is_file()]
+    if missing:
+        raise FileNotFoundError(f'{len(missing)} of the {len(paths)} pictures of {name} are not there; '
+                                f'the first is {missing[0]}')
+
+
+def _runner(config: Config, splits: tuple[str, ...], strict: bool) -> Runner:
+    setup_cache_size_limit_of_dynamo()
+    for split in splits:
+        data = (config.get(f'{split}_dataloader') or {}).get('dataset') or {}
+        while 'dataset' in data:
+            data = data['dataset']
+        path = Path(data.get('data_root') or '', data.get('ann_file') or '')
+        if data.get('ann_file') and '://' not in str(data.get('data_root')) and not path.is_file():
+            raise FileNotFoundError(f'the annotations {path} of {split}_dataloader are not there; '
+                                    f'--cfg-options {split}_dataloader.dataset.data_root=… says where they are')
+    config.custom_hooks = [*config.get('custom_hooks', []), dict(type='CheckInputHook', strict=strict)]
+    return RUNNERS.build(config) if 'runner_type' in config else Runner.from_cfg(config)
+
+
+def train_detector(
+        config: Config, resume: bool | str = False, amp: bool = False, auto_scale_lr: bool = False,
+        launcher: str = 'none',
+) -> Runner:
+    """Train, as MMDetection's ``tools/train.py`` does.
+
+    Args:
+        config: what to train, on what and how.
+        resume: True to go on from the last whole checkpoint in the work folder, if there is one; or a checkpoint.
+        amp: mixed precision.
+        auto_scale_lr: scale the learning rate with the batch.
+        launcher: ``'none'``, ``'pytorch'``, ``'slurm'`` or ``'mpi'``.
+
+    Returns:
+        The Runner, at its end.
+
+    Raises:
+        FileNotFoundError: annotations or pictures that are not there.
+        ValueError: no picture has a box of the classes; the checkpoint is of another detector; a configuration
+            without base batch size whose learning rate is to be scaled.
+    """
+    config.launcher = launcher
+    if amp:
+        config.optim_wrapper.update(type='AmpOptimWrapper', loss_scale='dynamic')
+    if auto_scale_lr:
+        if 'base_batch_size' not in config.get('auto_scale_lr', {}):
+            raise ValueError('the configuration has no auto_scale_lr.base_batch_size')
+        config.auto_scale_lr.enable = True
+    if resume:
+        config.resume = True
+        config.load_from = None if resume is True else resume
+    runner = _runner(config, ('train', 'val'), strict=bool(config.get('resume')))
+    runner.train()
+    return runner
+
+
+def test_detector(config: Config, checkpoint: str, out: str | None = None, launcher: str = 'none') -> dict[str, float]:
+    """Test, as MMDetection's ``tools/test.py`` does; returns the metrics.
+
+    Args:
+        config: what to test and on what.
+        checkpoint: its weights; they have to be of this very detector.
+        out: file for all predictions (pickle), if any.
+        launcher: as for :func:`train_detector`.
+
+    Raises:
+        FileNotFoundError: annotations, pictures or a checkpoint that are not there.
+        ValueError: a checkpoint of another detector.
+    """
+    from mmdet.evaluation import DumpDetResults
+
+    config.launcher, config.load_from, config.resume = launcher, checkpoint, False
+    runner = _runner(config, ('test',), strict=True)
+    if out:
+        runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=out))
+    metrics = runner.test()
+    logging.getLogger('mmengine').info('%s', metrics)
+    return metrics
+
+
+test_detector.__test__ = False  # type: ignore[attr-defined]  # pytest collects names like this

@@ -1,0 +1,60 @@
+"""Train a Faster R-CNN with an SE-ResNet-18 backbone on scenes of real handwritten digits, and show what it finds.
+
+Scenes with COCO annotations, checkpoints, and a picture with boxes are written to one folder.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from timm_se_plugin.detection.configs import read_config
+from timm_se_plugin.detection.digit_scenes import write_digit_scenes
+from timm_se_plugin.detection.inference import detect, draw
+from timm_se_plugin.detection.running import train_detector
+
+CONFIG = 'faster-rcnn_se-r18_fpn_digits'
+
+
+def enlarged(result: dict[str, Any], factor: int = 3) -> np.ndarray:
+    """Picture with its boxes, large enough to read."""
+    picture = np.asarray(cv2.imread(result['file'])).repeat(factor, 0).repeat(factor, 1)
+    found = result['detections']
+    return draw(picture, [[factor * v for v in d['bbox']] for d in found], [d['label'] for d in found],
+                [d['score'] for d in found], classes=[str(i) for i in range(10)])
+
+
+def main() -> None:
+    """Run the demo."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--output', type=Path, default=Path('work_dirs/demo'), help='folder for everything written')
+    parser.add_argument('--scenes', type=int, default=400, help='to train on')
+    parser.add_argument('--epochs', type=int, default=5)
+    parser.add_argument('--seed', type=int, default=0)
+    args = parser.parse_args()
+
+    scenes, work = args.output / 'scenes', args.output / 'detector'
+    write_digit_scenes(scenes, args.scenes, seed=args.seed)
+    annotations = str(scenes / 'instances_val.json')
+    options = {f'{split}_dataloader.dataset.data_root': str(scenes) for split in ('train', 'val', 'test')}
+    options |= {f'{split}_evaluator.ann_file': annotations for split in ('val', 'test')}
+    config = read_config(CONFIG, {
+        **options, 'train_cfg.max_epochs': args.epochs, 'train_cfg.val_interval': args.epochs,
+        'param_scheduler.total_steps': args.epochs, 'randomness.seed': args.seed, 'log_level': 'INFO'}, str(work))
+    print(f'Training Faster R-CNN with SE-ResNet-18 on {args.scenes} scenes of digits', flush=True)
+    runner = train_detector(config)
+    found = {name: runner.message_hub.get_scalar(f'val/coco/bbox_{name}').current() for name in ('mAP', 'mAP_50')}
+
+    pictures = [scenes / 'images' / image['file_name'] for image in json.loads(Path(annotations).read_text())['images']]
+    results = detect(config, str(work / f'epoch_{args.epochs}.pth'), pictures[:12], args.output / 'boxes', score=0.5)
+    shown = [enlarged(result) for result in results]
+    cv2.imwrite(str(args.output / 'detections.png'), np.vstack([np.hstack(shown[i:i + 4]) for i in (0, 4, 8)]))
+    print(f'\non scenes of other digits: mAP {found["mAP"]:.3f}, mAP50 {found["mAP_50"]:.3f}')
+    print(f'boxes of at least 0.5: {args.output / "detections.png"}')
+
+
+if __name__ == '__main__':
+    main()
