@@ -48,6 +48,7 @@ def shallow(name: str, **kwargs: Any) -> nn.Module:
 
     A pruned one has no choice of depth.
     """
-    depth = {} if _arguments(name).get('pruned') else {'layers': (2, 1, 1, 1)}
+    args = _arguments(name)
+    depth = {} if args.get('pruned') else {'layers': (2, 1, 1, 1)[:len(args['layers'])]}
     model = timm.create_model(name, **{**depth, **kwargs})
     return randomised(model)  # timm zeroes each last BatchNorm, and with it every branch

@@ -53,16 +53,18 @@ class Case:
     split_input: bool = False
 
 
-def suite(bases: Iterable[str] = ('resnet50', 'resnet18', 'resnext50_32x4d', 'resnet101')) -> list[Case]:
+def suite() -> list[Case]:
     """The cases of the speed table."""
-    cases = []
-    for base in bases:
-        for layout in LAYOUTS:
-            cases += [Case(base, layout=layout, batch=batch) for batch in (1, 8)]
-            if base == 'resnet50':
-                cases.append(Case(base, layout=layout, batch=32))
-            cases.append(Case(base, mode='train', layout=layout))
-        cases.append(Case(base, mode='frozen', batch=2, height=480, width=640))
+    sk: dict[str, Any] = {'base': 'resnext50_32x4d', 'attn': 'sk'}
+    split: dict[str, Any] = {'base': 'resnet50', 'attn': 'sk', 'split_input': True}
+    modes: list[dict[str, Any]] = [{'batch': 1}, {'batch': 8}, {'mode': 'train'}]
+    cases = [Case(layout=layout, **mode) for mode in [*modes, {'batch': 32}] for layout in LAYOUTS]
+    cases.append(Case(mode='frozen', batch=2, height=480, width=640))
+    cases += [Case(layout=layout, **sk, **mode) for mode in modes for layout in LAYOUTS]
+    cases += [Case(layout=layout, **split, **mode) for mode in modes[1:] for layout in LAYOUTS]
+    for base in ('resnet18', 'resnext50_32x4d', 'resnet101'):
+        cases += [Case(base, layout=layout, **mode) for mode in modes for layout in LAYOUTS]
+    cases += [Case(compiled=True, **mode) for mode in modes[1:]]
     return cases
 
 
@@ -84,7 +86,9 @@ def _networks(case: Case) -> dict[str, tuple[Callable[[], nn.Module], str]]:
         'unfused': (lambda: ours(attn_fused=False), 'plain'),
         'fused': (ours, 'plain'),
     }
-    if case.mode == 'inference':
+    if case.attn == 'sk':  # the branches alone, summed: what no attention can go below
+        networks['floor'] = lambda: ours(attn_select='sum'), 'plain'
+    if case.mode == 'inference' and not case.compiled:
         networks['plain folded'] = lambda: fuse_for_inference(timm.create_model(case.base).eval()), 'plain folded'
         networks['timm folded'] = lambda: fuse_for_inference(theirs().eval()), 'plain folded'
         networks['deployed'] = lambda: fuse_for_inference(ours().eval()), 'plain folded'
@@ -129,7 +133,7 @@ def measure(
         rounds: turns that count.
         warmup: turns before them.
         device: ``'cpu'`` or a CUDA device.
-        variants: some of plain, timm, unfused, fused, plain folded, timm folded, deployed; all if empty.
+        variants: some of plain, timm, unfused, fused, floor, plain folded, timm folded, deployed; all if empty.
 
     Returns:
         Dicts with the case, the versions, the median milliseconds, the median ratio to the reference with its

@@ -14,7 +14,7 @@ import timm
 import torch
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
-from timm.models._hub import save_for_hf
+from timm.models import save_for_hf
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from torch import Tensor, nn

@@ -15,7 +15,8 @@ ROOT = Path(__file__).resolve().parent.parent
 Row = dict[str, str]
 
 VARIANTS = {
-    'timm': "timm's", 'unfused': 'module by module', 'fused': 'fused', 'timm folded': "timm's, folded",
+    'timm': "timm's", 'unfused': 'module by module', 'fused': 'fused', 'floor': 'floor',
+    'timm folded': "timm's, folded",
     'deployed': 'deployed',
 }
 
@@ -58,9 +59,9 @@ def speed_table(device: str) -> str:
         body.append([case, *cells, *(f'{float(ratio):.3f}' if ratio else '' for ratio in saved)])
     note = ''
     if rows:
-        one = rows[-1]
+        one, rounds = rows[-1], sorted({int(row['rounds']) for row in rows})
         note = (f'\n\nDevice {one["device"]}, {one["threads"]} threads, torch {one["torch"]}, timm {one["timm"]}; '
-                f'medians of ratios to the plain network, measured in turns ({one["rounds"]} rounds).')
+                f'medians of ratios to the plain network, measured in turns ({rounds[0]} to {rounds[-1]} rounds).')
     return markdown(['case', *VARIANTS.values(), "bytes, timm's", 'bytes, fused'], body) + note
 
 

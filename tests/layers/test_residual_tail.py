@@ -365,9 +365,12 @@ def test_saves_no_more_than_a_block_without_attention(mode, channels_last):
 def test_backward_repeats_with_a_retained_graph():
     net = Tail().double()
     x = torch.randn(4, 6, 3, 3, dtype=torch.float64, requires_grad=True)
-    loss = net(x).square().sum()
-    first = torch.autograd.grad(loss, [x, *net.parameters()], retain_graph=True)
-    second = torch.autograd.grad(loss, [x, *net.parameters()])
+    out = net(x)
+    g = torch.randn_like(out)
+    kept = g.clone()
+    first = torch.autograd.grad(out, [x, *net.parameters()], g, retain_graph=True)
+    second = torch.autograd.grad(out, [x, *net.parameters()], g)
+    assert torch.equal(g, kept)
     assert all(map(torch.equal, first, second))
 
 

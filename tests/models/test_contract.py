@@ -10,8 +10,7 @@ import timm
 import torch
 from networks import parametrised_names, shallow
 from parity import images, saved
-from timm.models import FeatureGraphNet
-from timm.models._hub import save_for_hf
+from timm.models import FeatureGraphNet, save_for_hf
 from timm.optim import create_optimizer_v2
 from torch import fx
 

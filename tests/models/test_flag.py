@@ -12,7 +12,7 @@ from timm.layers import SEModule
 
 import timm_se_plugin
 from timm_se_plugin import AttentionSpec
-from timm_se_plugin.layers import SqueezeExcite
+from timm_se_plugin.layers import SelectiveKernel, SqueezeExcite
 from timm_se_plugin.models._blueprint import blueprint
 from timm_se_plugin.models.plugin_resnet import architectures
 
@@ -29,7 +29,8 @@ def test_every_name_of_timms_resnet_module_is_there():
     expected |= {f'{attn}_{base}_plugin' for attn in ('se', 'sk') for base in plain}
     registered = set(timm.list_models('*_plugin', include_tags=False))
     assert expected <= registered
-    others = {name for name in registered if name.startswith('legacy_')} | {'sk_resnext26_32x4d_plugin'}
+    others = {name for name in registered if name.startswith('legacy_') or name.endswith('_cifar_plugin')}
+    others.add('sk_resnext26_32x4d_plugin')
     assert registered - expected == others
 
 
@@ -61,6 +62,26 @@ def test_the_flag_and_the_name_say_the_same():
 def test_stages_choose_the_blocks():
     model = timm.create_model('se_resnet18_plugin', attn_stages=(2, 4))
     assert layers(model) == {f'layer{stage}.{block}.se' for stage in (2, 4) for block in (0, 1)}
+
+
+def test_se_and_sk_share_a_network_or_a_stage():
+    model = timm.create_model('sk_resnet18_plugin', attn_stages=(3,))
+    assert layers(model, SelectiveKernel) == {'layer3.0.conv1', 'layer3.1.conv1'}
+    model = timm.create_model('resnet18_plugin', attn='sk+se', attn_stages=(1, 3), attn_sk_stages=(3, 4))
+    assert layers(model) == {f'layer{stage}.{block}.se' for stage in (1, 3) for block in (0, 1)}
+    assert layers(model, SelectiveKernel) == {f'layer{stage}.{block}.conv1' for stage in (3, 4) for block in (0, 1)}
+
+
+def test_sk_options_reach_the_layer():
+    model = timm.create_model(
+        'resnet14t_plugin', attn='sk', attn_kernels=(3, 5, 7), attn_keep_3x3=False, attn_groups=(1, 2, 4),
+        attn_rd_min_channels=8, attn_split_input=False)
+    unit = model.layer1[0].conv2
+    assert [(path.conv.kernel_size[0], path.conv.groups) for path in unit.paths] == [(3, 1), (5, 2), (7, 4)]
+    assert unit.attn.fc_reduce.out_channels == 8
+    model = timm.create_model('sk_resnet14t_plugin', attn_select='sum', attn_split_input=True)
+    assert model.layer1[0].conv2.attn is None
+    assert model.layer1[0].conv2.paths[0].conv.in_channels == 32
 
 
 def test_options_reach_the_layer():

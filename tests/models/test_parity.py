@@ -97,6 +97,16 @@ def test_matches_timms_sk_network_in_float64(name, options, timm_name, size, fus
     assert_same_network(model, reference, images(2, 3, *size), key_map=sk_keys)
 
 
+def test_se_and_sk_together_match_timm_in_float64():
+    layers = {'layers': (1, 1, 1, 1), 'num_classes': 10}
+    sk_kwargs = {'rd_ratio': 1 / 16, 'rd_divisor': 32, 'split_input': False}
+    reference = randomised(timm.create_model(
+        'skresnext50_32x4d', block_args={'sk_kwargs': sk_kwargs, 'attn_layer': 'se'}, **layers))
+    model = timm.create_model('resnext50_32x4d_plugin', attn='sk+se', **layers)
+    model.load_state_dict(sk_keys(reference.state_dict()))
+    assert_same_network(model, reference, images(2, 3, 64, 64), key_map=sk_keys)
+
+
 @pytest.mark.parametrize('name', ['skresnet18', 'skresnet34', 'skresnext50_32x4d'])
 def test_published_sk_weights_compute_the_same(name, tmp_path):
     reference = randomised(timm.create_model(name)).eval()

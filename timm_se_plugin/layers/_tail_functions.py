@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-__all__ = ['moments', 'scale_add_act', 'statistics_dtype']
+__all__ = ['add_act_', 'moments', 'scale_add_act', 'statistics_dtype']
 
 _native = torch.ops.aten
 
@@ -137,6 +137,16 @@ def _affine_backward(
     return g * (weight * invstd).to(g.dtype)[:, :, None, None] if needs_y else None, gweight, gbias
 
 
+def add_act_(x: Tensor, shortcut: Tensor, relu: bool) -> Tensor:
+    """``relu(x + shortcut)``, or the sum alone, in x's memory."""
+    if torch.jit.is_scripting() or not relu:
+        x = x.add_(shortcut)
+        return x.relu_() if relu else x
+    if x.device.type == 'cpu' and x.dtype == shortcut.dtype and x.dtype.itemsize >= 4:
+        return _native._add_relu_(x, shortcut)  # one pass; it exists for these types on CPU
+    return x.add_(shortcut).relu_()
+
+
 def _scale_add_act(
         y: Tensor,
         weight: Tensor,
@@ -154,11 +164,8 @@ def _scale_add_act(
         return out.relu_() if relu else out
     if shortcut_gate is not None:
         out.addcmul_(shortcut, shortcut_gate.to(out.dtype)[:, :, None, None])
-    elif relu and out.device.type == 'cpu' and out.dtype == shortcut.dtype and out.dtype.itemsize >= 4:
-        return _native._add_relu_(out, shortcut)  # one pass; it exists for these types on CPU
-    else:
-        out.add_(shortcut)
-    return out.relu_() if relu else out
+        return out.relu_() if relu else out
+    return add_act_(out, shortcut, relu)
 
 
 class _ScaleAddAct(Function):

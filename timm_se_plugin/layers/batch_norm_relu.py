@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from timm_se_plugin.layers.squeeze_excite import spatial_mean
+from .squeeze_excite import spatial_mean
 
 __all__ = ['batch_moments', 'batch_norm_relu', 'has_hooks', 'recompute', 'update_running_stats', 'why_not_batch_norm']
 

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from timm_se_plugin.layers.batch_norm_relu import batch_norm_relu, has_hooks, recompute, why_not_batch_norm
-from timm_se_plugin.layers.squeeze_excite import reduced_channels, spatial_mean
+from .batch_norm_relu import batch_norm_relu, has_hooks, recompute, why_not_batch_norm
+from .squeeze_excite import Pointwise, reduced_channels, spatial_mean
 
 __all__ = ['SELECTS', 'SelectiveKernel', 'SelectiveKernelAttn', 'SelectiveKernelBranch', 'selective_channels']
 
@@ -105,18 +105,12 @@ class SelectiveKernelBranch(nn.Module):
         return x
 
 
-class _Pointwise(nn.Conv2d):
-    """A 1x1 convolution without bias on a 1x1 map: a matrix product, which costs a third of the call."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x.flatten(1), self.weight.flatten(1)).unflatten(1, (-1, 1, 1))
-
-
 class SelectiveKernelAttn(nn.Module):
     """Weights of the branches from their pooled sum, equations 3 to 5: ``softmax(fc_select(relu(bn(fc_reduce(z)))))``.
 
-    A forward hook here sees the weights. Both layers are 1x1 convolutions without bias, and the norm is BatchNorm
-    whatever the branches have: a norm over groups of channels would have one value to normalise.
+    A forward hook here sees the weights. Of two branches only the first one's weight is read, and the second's taken
+    as one minus it. Both layers are 1x1 convolutions without bias, and the norm is BatchNorm whatever the branches
+    have: a norm over groups of channels would have one value to normalise.
 
     One sample in training leaves BatchNorm one value per channel and no variance (timm raises). Here that batch is
     normalised by the running statistics, which it does not move. In a scripted or traced module torch's own refusal
@@ -144,10 +138,10 @@ class SelectiveKernelAttn(nn.Module):
     ) -> None:
         super().__init__()
         self.num_paths = num_paths
-        self.fc_reduce = _Pointwise(channels, attn_channels, 1, bias=False, device=device, dtype=dtype)
+        self.fc_reduce = Pointwise(channels, attn_channels, 1, bias=False, device=device, dtype=dtype)
         self.bn = nn.BatchNorm2d(attn_channels, device=device, dtype=dtype)
         self.act = act_layer(inplace=True)
-        self.fc_select = _Pointwise(attn_channels, channels * num_paths, 1, bias=False, device=device, dtype=dtype)
+        self.fc_select = Pointwise(attn_channels, channels * num_paths, 1, bias=False, device=device, dtype=dtype)
 
     @torch.jit.unused
     def norm(self, z: Tensor) -> Tensor:

@@ -2,8 +2,9 @@
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-__all__ = ['GATES', 'SQUEEZES', 'DoubleSigmoid', 'SqueezeExcite', 'reduced_channels', 'spatial_mean']
+__all__ = ['GATES', 'SQUEEZES', 'DoubleSigmoid', 'Pointwise', 'SqueezeExcite', 'reduced_channels', 'spatial_mean']
 
 
 class DoubleSigmoid(nn.Module):
@@ -12,6 +13,14 @@ class DoubleSigmoid(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Gate of x, elementwise."""
         return 2 * x.sigmoid()
+
+
+class Pointwise(nn.Conv2d):
+    """A 1x1 convolution on a 1x1 map: a matrix product, which costs a third of the call."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply it. Shape: (N, C_in, 1, 1) -> (N, C_out, 1, 1)."""
+        return F.linear(x.flatten(1), self.weight.flatten(1), self.bias).unflatten(1, (-1, 1, 1))
 
 
 SQUEEZES = ('avg', 'max', 'none')
@@ -107,9 +116,10 @@ class SqueezeExcite(nn.Module):
         if rd_channels < 1:
             raise ValueError(f'rd_channels={rd_channels} is not allowed; allowed: a positive integer')
         self.squeeze_type = squeeze
-        self.fc1 = nn.Conv2d(channels, rd_channels, 1, bias=bias, device=device, dtype=dtype)
+        linear = nn.Conv2d if squeeze == 'none' else Pointwise
+        self.fc1 = linear(channels, rd_channels, 1, bias=bias, device=device, dtype=dtype)
         self.act = act_layer(inplace=True)
-        self.fc2 = nn.Conv2d(rd_channels, channels, 1, bias=bias, device=device, dtype=dtype)
+        self.fc2 = linear(rd_channels, channels, 1, bias=bias, device=device, dtype=dtype)
         self.gate = GATES[gate]()
         self.init = init
         if init == 'identity':

@@ -11,7 +11,7 @@ from timm.models._input import update_model_args  # private: timm exports it now
 from torch import nn
 
 from ..placement import AttentionSpec
-from ..placement.spec import ATTENTIONS, is_option, split_attention_kwargs
+from ..placement.spec import ATTENTIONS, applicable, is_option, split_attention_kwargs
 from ..weights import Source, checkpoint_filter
 from ._blueprint import blueprint
 from ._networks import AttentionResNet
@@ -56,9 +56,11 @@ def build(arch: Architecture, pretrained: bool = False, **kwargs: Any) -> nn.Mod
         ValueError: an impossible flag, option or tag, or an option that contradicts the weights asked for.
     """
     options = split_attention_kwargs(kwargs)
-    saved = split_attention_kwargs(dict(kwargs.get('pretrained_model_args') or {}))
-    if options.get('attn') != saved.get('attn'):  # timm has merged a saved model's options into the user's
-        options = {name: value for name, value in options.items() if name == 'attn' or value != saved.get(name)}
+    merged = split_attention_kwargs(dict(kwargs.get('pretrained_model_args') or {}))
+    saved = applicable(merged)
+    for name, value in merged.items():  # by timm, into the user's own
+        if name not in saved or (options['attn'] != saved['attn'] and name != 'attn' and options[name] == value):
+            del options[name]
     cfg = _pretrained_cfg(arch, kwargs.pop('pretrained_cfg', None), kwargs.pop('pretrained_cfg_overlay', None))
 
     attn, gains_attention = resolve(arch, options, cfg, saved) if pretrained else (_requested(arch, options), False)

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ..layers import SqueezeExcite
+from ..layers._tail_functions import add_act_
+from ..layers.squeeze_excite import Pointwise
 from .residual import AttentionBasicBlock, AttentionBottleneck
 
 __all__ = ['fuse_for_inference']
@@ -69,23 +71,23 @@ def _deployed(block: Any) -> nn.Module | None:
     return _DeployedBasicBlock(block) if isinstance(block.bn2, nn.Identity) else None
 
 
-def scaled_add(x: Tensor, gate: Tensor, shortcut: Tensor) -> Tensor:
-    """``x * gate + shortcut``, in x's memory, by the operators that are cheapest for its layout."""
-    if x.is_contiguous(memory_format=torch.channels_last):
-        return torch.addcmul(shortcut, x, gate, out=x)
-    return x.mul_(gate).add_(shortcut)
+def scaled_add_act(x: Tensor, gate: Tensor, shortcut: Tensor, relu: bool) -> Tensor:
+    """``relu(x * gate + shortcut)``, in x's memory."""
+    return add_act_(x.mul_(gate), shortcut, relu)
 
 
-def scaled_conv_add(x: Tensor, weight: Tensor, bias: Tensor | None, gate: Tensor, shortcut: Tensor) -> Tensor:
-    """``gate * conv2d(x, weight, bias) + shortcut`` for a 1x1 convolution; gate has shape (N, C, 1, 1)."""
+def scaled_conv_add_act(
+        x: Tensor, weight: Tensor, bias: Tensor | None, gate: Tensor, shortcut: Tensor, relu: bool,
+) -> Tensor:
+    """``relu(gate * conv2d(x, weight, bias) + shortcut)`` for a 1x1 convolution; gate has shape (N, C, 1, 1)."""
     assert bias is not None  # of the folded norm; for TorchScript
     if x.shape[0] == 1 and x.shape[2] * x.shape[3] > weight.shape[1]:  # the weights are smaller than the output
-        return F.conv2d(x, weight * gate.view(-1, 1, 1, 1), bias * gate.flatten()).add_(shortcut)
-    return scaled_add(F.conv2d(x, weight, bias), gate, shortcut)
+        return add_act_(F.conv2d(x, weight * gate.view(-1, 1, 1, 1), bias * gate.flatten()), shortcut, relu)
+    return scaled_add_act(F.conv2d(x, weight, bias), gate, shortcut, relu)
 
 
-torch.fx.wrap('scaled_conv_add')  # leaves under fx: they look at shapes and strides
-torch.fx.wrap('scaled_add')
+torch.fx.wrap('scaled_conv_add_act')  # leaves under fx: they look at shapes and strides
+torch.fx.wrap('scaled_add_act')
 
 
 class _DeployedBottleneck(nn.Module):
@@ -95,11 +97,13 @@ class _DeployedBottleneck(nn.Module):
         super().__init__()
         self.conv1, self.act1 = block.conv1, block.act1
         self.conv2, self.act2, self.aa = block.conv2, block.act2, block.aa
-        self.conv3, self.act3 = block.conv3, block.act3
+        self.conv3 = block.conv3
+        self.relu = type(block.act3) is nn.ReLU
+        self.act = nn.Identity() if self.relu else block.act3
         self.downsample = block.downsample
         self.se = block.se
         fc1, conv3 = block.se.fc1, block.conv3
-        merged: Any = nn.Conv2d(conv3.in_channels, fc1.out_channels, 1).to(fc1.weight)
+        merged: Any = Pointwise(conv3.in_channels, fc1.out_channels, 1).to(fc1.weight)
         merged.weight.copy_((fc1.weight.flatten(1).double() @ conv3.weight.flatten(1).double())[:, :, None, None])
         merged.bias.copy_(fc1.weight.flatten(1).double() @ conv3.bias.double() + (0 if fc1.bias is None else fc1.bias))
         self.se.fc1 = merged.requires_grad_(False)
@@ -112,7 +116,7 @@ class _DeployedBottleneck(nn.Module):
         gate = self.se.excite(self.se.squeeze(x))
         if self.downsample is not None:
             shortcut = self.downsample(shortcut)
-        return self.act3(scaled_conv_add(x, self.conv3.weight, self.conv3.bias, gate, shortcut))
+        return self.act(scaled_conv_add_act(x, self.conv3.weight, self.conv3.bias, gate, shortcut, self.relu))
 
 
 class _DeployedBasicBlock(nn.Module):
@@ -121,7 +125,9 @@ class _DeployedBasicBlock(nn.Module):
     def __init__(self, block: Any) -> None:
         super().__init__()
         self.conv1, self.act1, self.aa = block.conv1, block.act1, block.aa
-        self.conv2, self.act2 = block.conv2, block.act2
+        self.conv2 = block.conv2
+        self.relu = type(block.act2) is nn.ReLU
+        self.act = nn.Identity() if self.relu else block.act2
         self.downsample = block.downsample
         self.se = block.se
 
@@ -133,4 +139,4 @@ class _DeployedBasicBlock(nn.Module):
         gate = self.se.excite(self.se.squeeze(x))
         if self.downsample is not None:
             shortcut = self.downsample(shortcut)
-        return self.act2(scaled_add(x, gate, shortcut))
+        return self.act(scaled_add_act(x, gate, shortcut, self.relu))

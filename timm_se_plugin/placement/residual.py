@@ -57,7 +57,7 @@ class AttentionBasicBlock(BasicBlock):
         if self.downsample is not None:
             shortcut = self.downsample(shortcut)
         if not torch.jit.is_scripting():
-            out = _fused_tail(x, shortcut, self, self.bn2, self.act2)
+            out = _fused_tail(x, shortcut, self, self.conv2, self.bn2, self.act2)
             if out is not None:
                 return out
 
@@ -121,7 +121,7 @@ class AttentionBottleneck(Bottleneck):
         if self.downsample is not None:
             shortcut = self.downsample(shortcut)
         if not torch.jit.is_scripting():
-            out = _fused_tail(x, shortcut, self, self.bn3, self.act3)
+            out = _fused_tail(x, shortcut, self, self.conv3, self.bn3, self.act3)
             if out is not None:
                 return out
 
@@ -148,14 +148,20 @@ def _branch_layers(kwargs: dict[str, Any]) -> dict[str, Any]:
         'device': kwargs.get('device'), 'dtype': kwargs.get('dtype')}
 
 
-def _fused_tail(x: Tensor, shortcut: Tensor, block: Any, bn: nn.Module, act: nn.Module) -> Tensor | None:
+def _fused_tail(
+        x: Tensor, shortcut: Tensor, block: Any, conv: nn.Module, bn: nn.Module, act: nn.Module,
+) -> Tensor | None:
     """What remains of a block after its last convolution, in few passes; None where it has to go module by module."""
     se = block.se if block.integration == 'standard' else None
     if not can_fuse(x, bn, se, block.drop_path, block.fused):
         return None
+    gate = None
     if block.integration == 'identity':
-        shortcut = block.se(shortcut)
-    out = residual_tail(x, shortcut, bn, se, block.drop_path, act)
+        if can_fuse(x, bn, block.se):  # the gate joins the addition
+            gate = block.se.excite(block.se.squeeze(shortcut))
+        else:
+            shortcut = block.se(shortcut)
+    out = residual_tail(x, shortcut, bn, se, block.drop_path, act, shortcut_gate=gate, conv=conv)
     return block.se(out) if block.integration == 'post' else out
 
 

@@ -141,7 +141,7 @@ class AttentionSpec:
     @classmethod
     def of(cls, model: nn.Module) -> 'AttentionSpec | None':
         """Attention that the plugin has put into a model; None if it has put none."""
-        args = split_attention_kwargs(dict(getattr(model, '_model_args', {})))
+        args = applicable(split_attention_kwargs(dict(getattr(model, '_model_args', {}))))
         return cls.from_kwargs(args) if args.get('attn', 'none') != 'none' else None
 
     def to_kwargs(self) -> dict[str, Any]:
@@ -197,6 +197,15 @@ def split_attention_kwargs(kwargs: dict[str, Any]) -> dict[str, Any]:
     """Take ``attn`` and every ``attn_*`` out of `kwargs`, which timm's constructors refuse; return those not None."""
     taken = {key: kwargs.pop(key) for key in list(kwargs) if key == 'attn' or key.startswith('attn_')}
     return {key: value for key, value in taken.items() if value is not None}
+
+
+def applicable(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a built model that its attention has.
+
+    timm records what a saved model was built with beside what the user then asked for, another attention maybe.
+    """
+    names = ('attn', *(f'attn_{option}' for option in ATTENTIONS.get(options.get('attn', 'none'), ())))
+    return {name: options[name] for name in names if name in options}
 
 
 def is_option(name: str) -> bool:
