@@ -24,6 +24,8 @@ def small_model(attn=None):
         'model.backbone': dict(_delete_=True, type='TimmAttentionBackbone', model_name='resnet18', attn=attn),
         'model.neck.in_channels': [64, 128, 256, 512],
         'model.roi_head.bbox_head.num_classes': 2, 'model.roi_head.bbox_head.fc_out_channels': 32,
+        'model.train_cfg.rpn_proposal.max_per_img': 50, 'model.test_cfg.rpn.max_per_img': 50,
+        'model.train_cfg.rcnn.sampler.num': 32,
     }
 
 
