@@ -15,6 +15,8 @@ model = dict(
         in_channels=64, fc_out_channels=256, num_classes=10)),
     train_cfg=dict(rpn_proposal=dict(nms_pre=200, max_per_img=100), rcnn=dict(sampler=dict(num=64))))
 train_cfg, val_cfg, test_cfg = dict(by_epoch=True, max_epochs=5, val_interval=5), dict(), dict()
-param_scheduler = dict(type='OneCycleLR', eta_max=1e-3, total_steps=5, by_epoch=True, convert_to_iter_based=True)
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=25),
+    dict(type='CosineAnnealingLR', T_max=5, end=5, by_epoch=True, convert_to_iter_based=True)]
 optim_wrapper = dict(optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.05), clip_grad=dict(max_norm=10))
 default_hooks = dict(checkpoint=dict(type='WholeCheckpointHook', max_keep_ckpts=1), logger=dict(interval=10))

@@ -43,7 +43,8 @@ def main() -> None:
     options |= {f'{split}_evaluator.ann_file': annotations for split in ('val', 'test')}
     config = read_config(CONFIG, {
         **options, 'train_cfg.max_epochs': args.epochs, 'train_cfg.val_interval': args.epochs,
-        'param_scheduler.total_steps': args.epochs, 'randomness.seed': args.seed, 'log_level': 'INFO'}, str(work))
+        'param_scheduler.1.T_max': args.epochs, 'param_scheduler.1.end': args.epochs, 'randomness.seed': args.seed,
+        'custom_hooks': [{'type': 'ProgressHook'}], 'log_level': 'WARNING'}, str(work))
     print(f'Training Faster R-CNN with SE-ResNet-18 on {args.scenes} scenes of digits', flush=True)
     runner = train_detector(config)
     found = {name: runner.message_hub.get_scalar(f'val/coco/bbox_{name}').current() for name in ('mAP', 'mAP_50')}

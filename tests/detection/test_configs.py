@@ -22,7 +22,7 @@ pytestmark = pytest.mark.mmdet
 
 FOLDER = Path(__file__).parents[2] / 'mmdet_configs'
 CONFIGS = sorted(FOLDER.glob('*.py'))
-MMDET_PARAMS = 41_753_056 # see below
+MMDET_PARAMS = 41_753_056  # of mmdet's own Faster R-CNN R50-FPN; without what it freezes the 41.53 M that it publishes
 QUICK = ('faster-rcnn_se-r50_fpn_1x_coco', 'retinanet_se-r50_fpn_1x_coco', 'faster-rcnn_se-r18_fpn_bccd',
          'faster-rcnn_sk-r18_fpn_bccd', 'faster-rcnn_r18_fpn_bccd', 'faster-rcnn_se-r18_fpn_digits')
 
@@ -71,13 +71,13 @@ def test_a_configuration_is_short_and_says_how_to_run_it(path):
         assert Config.fromfile(path).default_hooks.checkpoint.type == 'WholeCheckpointHook'
 
 
-@pytest.mark.parametrize('path', [p for p in CONFIGS if 'digits' not in p.stem], ids=lambda path: path.stem)
+@pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
 def test_a_schedule_ends_with_its_training(path):
     config = Config.fromfile(path)
-    epochs = {'1x': 12, '2x': 24}.get(path.stem.split('_')[-2], 8)
+    epochs = {'1x': 12, '2x': 24}.get(path.stem.split('_')[-2], 5 if 'digits' in path.stem else 8)
     assert config.train_cfg.max_epochs == epochs
     assert config.param_scheduler[-1].end == epochs
-    assert max(config.param_scheduler[-1].milestones) < epochs
+    assert max(config.param_scheduler[-1].get('milestones', [0])) < epochs
 
 
 def test_bccd_is_found_by_the_environment(monkeypatch):

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 
 import pytest
 import torch
@@ -24,6 +25,8 @@ def small_model(attn=None):
         'model.backbone': dict(_delete_=True, type='TimmAttentionBackbone', model_name='resnet18', attn=attn),
         'model.neck.in_channels': [64, 128, 256, 512],
         'model.roi_head.bbox_head.num_classes': 2, 'model.roi_head.bbox_head.fc_out_channels': 32,
+        'model.train_cfg.rpn_proposal.max_per_img': 50, 'model.test_cfg.rpn.max_per_img': 50,
+        'model.train_cfg.rcnn.sampler.num': 32,
     }
 
 
@@ -118,6 +121,14 @@ def test_flags_reach_the_configuration(coco_folder, monkeypatch):
     config.pop('auto_scale_lr')
     with pytest.raises(ValueError, match=r'auto_scale_lr.base_batch_size'):
         train_detector(config, auto_scale_lr=True)
+
+
+def test_a_silent_run_shows_its_progress(coco_folder, capsys):
+    pytest.importorskip('tqdm')
+    config = on_folder(coco_folder, custom_hooks=[dict(type='ProgressHook')])
+    config.val_cfg = config.val_dataloader = config.val_evaluator = None
+    train_detector(config)
+    assert re.search(r'epoch 1/1: +100%.* 2/2 .*loss=\d', capsys.readouterr().err)
 
 
 def test_a_configuration_is_found_by_name_and_a_wrong_name_helps():

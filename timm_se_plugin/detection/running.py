@@ -16,7 +16,7 @@ from torch import nn
 
 from ..weights.loading import shortened
 
-__all__ = ['CheckInputHook', 'check_fit', 'test_detector', 'train_detector']
+__all__ = ['CheckInputHook', 'ProgressHook', 'check_fit', 'test_detector', 'train_detector']
 
 
 def check_fit(model: nn.Module, state_dict: dict[str, Any], what: str = 'the checkpoint') -> None:
@@ -60,6 +60,26 @@ class CheckInputHook(Hook):
     def before_test(self, runner: Runner) -> None:
         """Look for the pictures."""
         _check_pictures(runner.test_loop.dataloader.dataset)
+
+
+@HOOKS.register_module()
+class ProgressHook(Hook):
+    """A progress bar for each epoch, with the loss, for runs whose log is silent (``log_level='WARNING'``)."""
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        """Start the bar."""
+        from tqdm import tqdm
+        self.bar = tqdm(total=len(runner.train_dataloader), unit='batch', mininterval=2,
+                        desc=f'epoch {runner.epoch + 1}/{runner.max_epochs}')
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        """Move it."""
+        self.bar.set_postfix(loss=f'{float(outputs["loss"]):.3f}', refresh=False)
+        self.bar.update()
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        """Leave it."""
+        self.bar.close()
 
 
 @master_only
