@@ -29,7 +29,7 @@ def test_every_name_of_timms_resnet_module_is_there():
     expected |= {f'{attn}_{base}_plugin' for attn in ('se', 'sk') for base in plain}
     registered = set(timm.list_models('*_plugin', include_tags=False))
     assert expected <= registered
-    others = {name for name in registered if name.startswith('legacy_') or name.endswith('_cifar_plugin')}
+    others = {name for name in registered if name.startswith('legacy_')}
     others.add('sk_resnext26_32x4d_plugin')
     assert registered - expected == others
 

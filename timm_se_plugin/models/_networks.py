@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..layers import SqueezeExcite
 from ..placement import AttentionSpec, attention_blocks
 
-__all__ = ['AttentionResNet', 'CifarResNet', 'LegacyResNet']
+__all__ = ['AttentionResNet', 'LegacyResNet']
 
 
 def checked_channels(x: Tensor, channels: int) -> Tensor:
@@ -61,24 +61,6 @@ class AttentionResNet(ResNet):
         for module in self.modules():
             if isinstance(module, SqueezeExcite) and module.init == 'identity':
                 module.init_identity()
-
-
-class CifarResNet(AttentionResNet):
-    """ResNet for 32x32 images: a 3x3 stem that keeps the size, no pooling, and as many stages as ``layers`` says.
-
-    Papers: ResNeXt, https://arxiv.org/abs/1611.05431 (5.2), and SKNet, https://arxiv.org/abs/1903.06586 (4.2).
-    """
-
-    def __init__(self, *args: Any, in_chans: int = 3, **kwargs: Any) -> None:
-        super().__init__(*args, in_chans=in_chans, **kwargs)
-        width = self.bn1.num_features
-        self.conv1 = StemConv2d(in_chans, width, 3, padding=1, bias=False).to(self.bn1.weight)
-        nn.init.kaiming_normal_(self.conv1.weight, mode='fan_out', nonlinearity='relu')
-        self.maxpool = nn.Identity()
-        for info in self.feature_info:
-            info['reduction'] = max(1, info['reduction'] // 4)  # of the stem's two strides there is neither
-        for stage in range(len(self.feature_info), 5):
-            self.add_module(f'layer{stage}', nn.Sequential())  # timm's forward goes through four
 
 
 class LegacyResNet(AttentionResNet):

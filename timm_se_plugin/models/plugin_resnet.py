@@ -3,20 +3,18 @@
 - ``<base>_plugin``: the network of timm's ``<base>``; the ``attn`` flag is open.
 - ``se_<base>_plugin``, ``sk_<base>_plugin``: with Squeeze-and-Excitation or Selective Kernels, for each base without
   attention of its own.
-- ``[se_|sk_]resnext29_16x32d_cifar_plugin``: ResNeXt-29, 16x32d for 32x32 images, SENet-29's and SKNet-29's base.
 - ``legacy_<base>_plugin``: what timm's ``legacy_<base>`` computes, with ResNet's key names and features.
 
 The module is not called ``resnet``: timm groups models by that name.
 """
 
-from collections import deque
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import timm
 from timm.layers import SEModule
-from timm.models import DefaultCfg, PretrainedCfg, register_model
+from timm.models import DefaultCfg, register_model
 from timm.models.resnet import BasicBlock, Bottleneck
 from timm.models.sknet import SelectiveKernelBasic, SelectiveKernelBottleneck
 from torch import nn
@@ -25,7 +23,7 @@ from ..placement import AttentionSpec
 from ..weights.sources import TIMM_SE, Source, legacy_keys, published_cfgs, sk_keys, without_weights
 from ._blueprint import Blueprint, blueprint
 from ._builder import Architecture, build
-from ._networks import CifarResNet, LegacyResNet
+from ._networks import LegacyResNet
 
 __all__: list[str] = []  # the entrypoints; timm's register_model adds them
 default_cfgs: dict[str, DefaultCfg] = {}  # where register_model looks for the pretrained configurations
@@ -43,9 +41,6 @@ _LEGACY: dict[str, tuple[str, dict[str, Any]]] = {
     'legacy_seresnext101_32x4d': ('resnext101_32x4d', {}),
     'legacy_senet154': ('senet154', {'block_args': {}}),  # its attention comes from the plugin, not from the base
 }
-# On images this small the paper's kernels are 1 and 3, and r is 32.
-_SKNET29 = AttentionSpec('sk', kernels=(1, 3), rd_ratio=1 / 32)
-
 
 def _carried_attention(plan: Blueprint) -> AttentionSpec | None:
     """The attention of a timm network as a specification."""
@@ -117,16 +112,6 @@ def _register_all() -> None:
             'sk_resnext26_32x4d_plugin', 'resnext50_32x4d', AttentionSpec('sk'), flag_is_open=False,
             model_args={'layers': (2, 2, 2, 2)}),
         without_weights(default_cfgs['resnext50_32x4d_plugin'].default))
-
-    for prefix, cifar_attn in (('', None), ('se_', AttentionSpec('se')), ('sk_', _SKNET29)):
-        _register(
-            Architecture(
-                f'{prefix}resnext29_16x32d_cifar_plugin', 'resnext50_32x4d', cifar_attn, flag_is_open=not prefix,
-                model_cls=CifarResNet,
-                model_args={'layers': (3, 3, 3), 'channels': (64, 128, 256), 'cardinality': 16, 'base_width': 32}),
-            DefaultCfg(tags=deque(['']), cfgs={'': PretrainedCfg(
-                input_size=(3, 32, 32), pool_size=(8, 8), num_classes=10, crop_pct=1.0, interpolation='bilinear',
-                mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616), first_conv='conv1', classifier='fc')}))
 
     for name, (base, model_args) in _LEGACY.items():
         source = Source(name, AttentionSpec('se'), legacy_keys)
