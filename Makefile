@@ -11,6 +11,7 @@ ONEDL := .venv-onedl/bin
 	test -x $*/bin/python || $(PYTHON) -m venv $*
 	$*/bin/python -m pip install --quiet --upgrade "pip>=24"
 	$*/bin/python -m pip install --quiet --editable ".[$(EXTRAS)]"
+	$*/bin/python -W ignore -c "import mmengine"  # yapf writes a cache at its first import: not by two test processes at once
 	touch $@
 
 demo: .venv/.installed  ## train SE-ResNet-18 and ResNet-18 on real images, save, load back; then find digits in scenes

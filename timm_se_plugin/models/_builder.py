@@ -58,8 +58,9 @@ def build(arch: Architecture, pretrained: bool = False, **kwargs: Any) -> nn.Mod
     options = split_attention_kwargs(kwargs)
     merged = split_attention_kwargs(dict(kwargs.get('pretrained_model_args') or {}))
     saved = applicable(merged)
+    replaces = 'attn' in options and options['attn'] != saved.get('attn')
     for name, value in merged.items():  # by timm, into the user's own
-        if name not in saved or (options['attn'] != saved['attn'] and name != 'attn' and options[name] == value):
+        if (name not in saved or (replaces and name != 'attn')) and options.get(name) == value:
             del options[name]
     cfg = _pretrained_cfg(arch, kwargs.pop('pretrained_cfg', None), kwargs.pop('pretrained_cfg_overlay', None))
 
