@@ -113,8 +113,9 @@ def test_the_cost_of_a_detector_is_compared_with_its_twin_s():
 
 
 @pytest.mark.slow
-def test_se_in_faster_rcnn_keeps_no_more_for_the_backward_pass():
-    config = read_config('faster-rcnn_se-r50_fpn_1x_coco')
-    _, attended = detector_cost(config, 1, 320, 320, rounds=1)
+@pytest.mark.parametrize('options', [
+    {'model.backbone.frozen_stages': 0}, {'model.backbone.freeze_attention': True}], ids=['stem frozen', 'all frozen'])
+def test_se_in_faster_rcnn_keeps_no_more_for_the_backward_pass(options):
+    _, attended = detector_cost(read_config('faster-rcnn_se-r50_fpn_1x_coco', options), 1, 320, 320, rounds=1)
     assert attended['saved_bytes_ratio'] <= 1.01
     assert attended['backbone_saved_bytes_ratio'] <= 1.01

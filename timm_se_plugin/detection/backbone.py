@@ -55,7 +55,8 @@ class TimmAttentionBackbone(BaseModule):
             of the tag's weights. What doesn't fit is refused, as by ``timm.create_model``. Of a saved model that has
             attention the options must be given here too, since it isn't read before training.
         freeze_attention: in frozen stages freeze the attention too (True) or not (False). By default it is frozen
-            where ``pretrained`` weights have trained it; a fresh one learns.
+            where ``pretrained`` weights have trained it; a fresh one learns, for which the activations of its stage
+            are kept, as those of a stage that isn't frozen.
         with_cp: recompute each block in the backward pass instead of keeping its activations.
         model_args: further arguments of timm's network, such as ``output_stride`` or ``drop_path_rate``.
         init_cfg: MMEngine's; ``Pretrained`` takes checkpoints with timm's or torchvision's keys, and ``prefix``.

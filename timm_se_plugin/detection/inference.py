@@ -62,7 +62,10 @@ def draw(
         x1, y1, x2, y2 = (round(float(v)) for v in box)
         cv2.rectangle(out, (x1, y1), (x2, y2), colour, 1)
         text = f'{label} {scores[i]:.2f}' if len(scores) else label
-        cv2.putText(out, text, (x1, max(y1 - 3, 9)), cv2.FONT_HERSHEY_SIMPLEX, 0.35, colour, 1, cv2.LINE_AA)
+        top = max(y1 - 11, 0)
+        width = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, 0.35, 1)[0][0]
+        cv2.rectangle(out, (x1, top), (x1 + width, top + 11), colour, cv2.FILLED)
+        cv2.putText(out, text, (x1, top + 9), cv2.FONT_HERSHEY_SIMPLEX, 0.35, (255, 255, 255), 1, cv2.LINE_AA)
     return out
 
 

@@ -74,7 +74,7 @@ class ProgressHook(Hook):
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Move it."""
-        self.bar.set_postfix(loss=f'{float(outputs["loss"]):.3f}', refresh=False)
+        self.bar.set_postfix(loss=f'{float(outputs["loss"].detach()):.3f}', refresh=False)
         self.bar.update()
 
     def after_train_epoch(self, runner: Runner) -> None:
