@@ -9,7 +9,7 @@ import pytest
 import timm
 import torch
 from networks import parametrised_names, shallow
-from parity import images, saved
+from parity import images, relative_error, saved
 from timm.models import FeatureGraphNet, save_for_hf
 from timm.optim import create_optimizer_v2
 from torch import fx
@@ -99,7 +99,7 @@ def test_scripted_network_is_equal(name):
     model = shallow(name, scriptable=True).eval()
     x = batch(model)
     with torch.no_grad():
-        torch.testing.assert_close(torch.jit.script(model)(x), model(x))
+        assert relative_error(torch.jit.script(model)(x), model(x)) < 1e-4
 
 
 @names
@@ -141,7 +141,7 @@ def test_fx_graph_is_bitwise_equal_and_scripts(name):
     with torch.no_grad():
         expected = model(x)
         assert torch.equal(graph(x), expected)
-        torch.testing.assert_close(torch.jit.script(graph)(x), expected)
+        assert relative_error(torch.jit.script(graph)(x), expected) < 1e-4
     train = shallow(name, num_classes=7).train()
     traced = fx.symbolic_trace(train)
     traced(batch(train)).sum().backward()
@@ -154,7 +154,7 @@ def test_exported_program_is_equal(name):
     x = batch(model)
     program = torch.export.export(model, (x,))
     with torch.no_grad():
-        torch.testing.assert_close(program.module()(x), model(x))
+        assert relative_error(program.module()(x), model(x)) < 1e-4
 
 
 @names

@@ -139,7 +139,7 @@ def _affine_backward(
 
 def add_act_(x: Tensor, shortcut: Tensor, relu: bool) -> Tensor:
     """``relu(x + shortcut)``, or the sum alone, in x's memory."""
-    if torch.jit.is_scripting() or not relu:
+    if torch.jit.is_scripting() or torch.compiler.is_compiling() or not relu:  # exporters don't know _add_relu_
         x = x.add_(shortcut)
         return x.relu_() if relu else x
     if x.device.type == 'cpu' and x.dtype == shortcut.dtype and x.dtype.itemsize >= 4:
