@@ -188,7 +188,7 @@ def residual_tail(
         drop_path: Any = None,
         act: nn.Module | None = None,
         shortcut_gate: Tensor | None = None,
-        conv: nn.Module | None = None,
+        conv: Any = None,
         conv_input: Tensor | None = None,
 ) -> Tensor:
     """``act(drop_path(se(bn(x))) + shortcut_gate * shortcut)`` without ever forming ``bn(x)``.
