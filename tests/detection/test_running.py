@@ -14,7 +14,7 @@ if importlib.util.find_spec('mmdet') is None:
 import cv2
 
 from timm_se_plugin.detection.configs import config_path, read_config
-from timm_se_plugin.detection.inference import detect, draw
+from timm_se_plugin.detection.inference import compare, detect, draw
 from timm_se_plugin.detection.records import record_run
 from timm_se_plugin.detection.running import test_detector, train_detector
 
@@ -80,6 +80,13 @@ def test_a_coco_configuration_trains_validates_tests_resumes_and_detects(coco_fo
     assert [len(result['detections']) > 0 for result in results] == [True] * 4
     assert {d['label'] for result in results for d in result['detections']} <= {'blue', 'red'}
     assert cv2.imread(str(coco_folder / 'found' / '0.png')).shape == (80, 96, 3)
+
+    figure = compare(on_folder(coco_folder), last, coco_folder / 'figures' / 'pairs.png', count=3, score=0.)
+    assert figure.shape == (2 * (40 + 8), 2 * (2 * 48 + 8), 3)
+    assert (cv2.imread(str(coco_folder / 'figures' / 'pairs.png')) == figure).all()
+    assert (figure[48:, 104:] == 255).all()  # three pictures leave a place free
+    with pytest.raises(ValueError, match='count=5 is not allowed; allowed: 1 to 4'):
+        compare(on_folder(coco_folder), last, coco_folder / 'pairs.png', count=5)
 
     other = on_folder(coco_folder, **{'model.backbone.attn': 'sk'})
     with pytest.raises(ValueError, match=r'is not of this detector: missing backbone.layer1.0.conv1.attn'):
