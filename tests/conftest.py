@@ -14,7 +14,8 @@ def hub(monkeypatch, tmp_path):
 
     with hub_server.hub() as server:
         changed = {
-            'ENDPOINT': server.url, 'HUGGINGFACE_CO_URL_TEMPLATE': server.url + '/{repo_id}/resolve/{revision}/{filename}',
+            'ENDPOINT': server.url,
+            'HUGGINGFACE_CO_URL_TEMPLATE': server.url + '/{repo_id}/resolve/{revision}/{filename}',
             'HF_HUB_CACHE': str(tmp_path / 'hub-cache'), 'HF_TOKEN_PATH': str(tmp_path / 'no-token'),
             'HF_HUB_OFFLINE': False, 'HF_HUB_DISABLE_XET': True, 'HF_HUB_DISABLE_TELEMETRY': True}
         for name, value in changed.items():

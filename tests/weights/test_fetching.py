@@ -8,8 +8,8 @@ import time
 import pytest
 import timm
 import torch
-from huggingface_hub import constants
 from hub_server import Repo
+from huggingface_hub import constants
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from parity import images, randomised
 from safetensors.torch import save
@@ -116,7 +116,7 @@ def test_an_outage_is_called_one(hub, model, waits, status):
 
 def test_a_hub_that_is_gone_is_called_an_outage(hub, model, waits, monkeypatch):
     monkeypatch.setattr(constants, 'HUGGINGFACE_CO_URL_TEMPLATE', 'http://127.0.0.1:1/{repo_id}/{revision}/{filename}')
-    with pytest.raises(ConnectionError, match='could not be reached: .*refused'):
+    with pytest.raises(ConnectionError, match=r'could not be reached: .*refused'):
         fetch('me/a', 'model.safetensors')
     with pytest.raises(LocalEntryNotFoundError, match='check your connection'):  # timm's own question, for config.json
         load()
@@ -131,13 +131,13 @@ def test_what_is_cached_loads_through_an_outage_and_offline(hub, model, waits, m
     monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', True)
     assert_loads(model)
     assert hub.requests == []
-    with pytest.raises(FileNotFoundError, match='config.json of me/b is not in the cache, and offline mode is on'):
+    with pytest.raises(FileNotFoundError, match=r'config.json of me/b is not in the cache, and offline mode is on'):
         read_config('hf-hub:me/b')
 
 
 def test_a_wrong_etag_does_not_pass_for_another_file(hub, model):
     hub.fail('HEAD /me/a/resolve/main/model.safetensors', etag='0' * 64)
-    with pytest.raises(ValueError, match='is corrupted: its SHA-256 is not 0{64}'):
+    with pytest.raises(ValueError, match=r'is corrupted: its SHA-256 is not 0{64}'):
         load()
     assert_loads(model)
 
@@ -153,7 +153,7 @@ def test_a_file_that_rots_in_the_cache_is_found_out(hub, model):
 
 
 def test_a_missing_file_repository_or_revision_is_named(hub, model):
-    with pytest.raises(FileNotFoundError, match='me/a has no file gone.json'):
+    with pytest.raises(FileNotFoundError, match=r'me/a has no file gone.json'):
         fetch('me/a', 'gone.json')
     for repo in ('me/none', 'me/a@none'):
         with pytest.raises(HfHubHTTPError, match='404'):
@@ -187,7 +187,7 @@ def test_a_pickle_that_would_run_code_is_refused(hub, model, tmp_path, monkeypat
     torch.save({'conv1.weight': torch.zeros(1), 'attack': Attack()}, whole)
     for data in (pickle.dumps(Attack(), protocol=2), whole.getvalue()):
         put(hub, pickle=data)
-        with pytest.raises(RuntimeError, match='weights_only=True blocked|Unsupported'):
+        with pytest.raises(RuntimeError, match=r'weights_only=True blocked|Unsupported'):
             load()
     assert not (tmp_path / 'attacked').exists()
 

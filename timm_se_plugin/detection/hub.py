@@ -130,7 +130,8 @@ def fetch_detector(place: str) -> tuple[Config, str]:
     paths = [fetch(where, name) if kind == 'hf-hub' else Path(where, name) for name in (DETECTOR, WEIGHTS)]
     tensor_shapes(paths[1])
     parsed = parse_config(paths[0].read_text(encoding='utf-8'))
-    config = {key: parsed[key] for key in ('default_scope', 'model', 'test_dataloader', 'dataset_meta') if key in parsed}
+    names = ('default_scope', 'model', 'test_dataloader', 'dataset_meta')
+    config = {name: parsed[name] for name in names if name in parsed}
     if not {'model', 'test_dataloader'} <= config.keys():
         raise ValueError(f'{place}: {DETECTOR} has no model and test_dataloader')
     register_all_modules()  # mmdet's classes, and mmdet as the scope to look in
@@ -151,7 +152,7 @@ def _types(config: Any) -> Iterator[Any]:
 
 
 def _is_allowed(name: Any) -> bool:
-    """Whether a ``type`` is a registered class, or an operator: MMEngine would import any other name, mmcv evaluate it."""
+    """Whether a ``type`` is a registered class or an operator: MMEngine imports any other name, mmcv evaluates it."""
     if name in mmcv.ops.__all__:
         return True
     for registry in (MODELS, TASK_UTILS, TRANSFORMS):

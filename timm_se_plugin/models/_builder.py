@@ -59,7 +59,7 @@ def build(arch: Architecture, pretrained: bool = False, **kwargs: Any) -> nn.Mod
     merged = split_attention_kwargs(dict(kwargs.get('pretrained_model_args') or {}))
     unknown = [name for name in merged if name != 'attn' and not is_option(name)]
     if unknown:
-        raise ValueError(f'the saved model is of another version: this version of timm_se_plugin has no option {unknown[0]}')
+        raise ValueError(f'the saved model has {unknown[0]}; this version of timm_se_plugin has no option {unknown[0]}')
     saved = applicable(merged)
     replaces = 'attn' in options and options['attn'] != saved.get('attn')
     for name, value in merged.items():  # by timm, into the user's own

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .loading import StateDict
 
-__all__ = ['INPUT', 'caffe_layers', 'caffe_keys', 'is_caffe']
+__all__ = ['INPUT', 'caffe_keys', 'caffe_layers', 'is_caffe']
 
 # The prototxt files: BGR from 0 to 255 less 104, 117, 123. As timm's mean and std of RGB from 0 to 1.
 INPUT = {'mean': (123 / 255, 117 / 255, 104 / 255), 'std': (1 / 255,) * 3}

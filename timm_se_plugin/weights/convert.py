@@ -159,7 +159,7 @@ def convert(
     elif is_legacy != (layout in ('cadene', 'caffe')):
         raise ValueError(
             f"weights with {layout}'s names are not of {cfg['architecture']}: its keys are the same after renaming, "
-            f'and its strides and pooling are not; allowed: {"cadene, caffe" if is_legacy else "a model without legacy_"}')
+            f'and its strides and pooling are not; allowed: {"cadene, caffe" if is_legacy else "a legacy_ model"}')
     backbone = backbone_config(meta or {})
     if backbone.get('style') == 'caffe' and not is_legacy:
         raise ValueError("the checkpoint's configuration says style='caffe': its strides are in the 1x1 convolutions, "
@@ -180,8 +180,9 @@ def convert(
     attention = {key for key in expected if prefixes and key.startswith(prefixes)}
     if attention and not attention & given.keys() and attn:
         if attn.init != 'identity':
-            raise ValueError(f"the weights are of a network without attn={attn.attn!r}, which {cfg['architecture']} has; "
-                             "allowed: attn_init='identity', whose gates start at 1")
+            raise ValueError(
+                f"the weights are of a network without attn={attn.attn!r}, which {cfg['architecture']} has; allowed: "
+                "attn_init='identity', whose gates start at 1")
         may_miss |= attention
     elif attention & given.keys() and attn:
         _check_attention(attn, backbone_attention(backbone) if layout == 'mmdet' else _DECLARED.get(layout, attn), cfg)
@@ -248,15 +249,15 @@ def _check_same_function(model: nn.Module, reference: nn.Module, gains_attention
         The reference's key for each of the model's.
     """
     network: Any = copy.deepcopy(model).double().train()
-    reference = copy.deepcopy(reference).double().train()
-    ours, theirs = network.state_dict(), reference.state_dict()
+    other: Any = copy.deepcopy(reference).double().train()
+    ours, theirs = network.state_dict(), other.state_dict()
     names = _renamed(layout_of(theirs), {key: key for key in theirs})
     gained = tuple(f'{name}.' for name in attention_modules(model)) if gains_attention else ()
     shapes = {key for key in ours.keys() & names.keys() if ours[key].shape != theirs[names[key]].shape}
     extra = {key for key in ours.keys() - names.keys() if not (gained and key.startswith(gained))}
-    mine, other = (net.pretrained_cfg['architecture'] for net in (network, reference))
+    mine, its = (net.pretrained_cfg['architecture'] for net in (network, other))
     if names.keys() - ours.keys() or extra or shapes:
-        raise ValueError(f'{mine} is not {other}: it lacks {shortened(names.keys() - ours.keys())}; has '
+        raise ValueError(f'{mine} is not {its}: it lacks {shortened(names.keys() - ours.keys())}; has '
                          f'{shortened(extra)} beside it; of another shape {shortened(shapes)}')
     generator = torch.Generator().manual_seed(0)
     for tensor in theirs.values():
@@ -264,9 +265,9 @@ def _check_same_function(model: nn.Module, reference: nn.Module, gains_attention
             tensor.normal_(0, tensor[0].numel() ** -0.5 if tensor.dim() > 1 else 1.0, generator=generator)
     network.load_state_dict({**ours, **{key: theirs[old] for key, old in names.items()}})
     x = torch.randn(4, network.in_chans, 96, 96, generator=generator, dtype=torch.float64)
-    expected, found = (net.forward_features(x) for net in (reference, network))
+    expected, found = (net.forward_features(x) for net in (other, network))
     if float((found - expected).abs().max()) > 1e-6 * float(expected.abs().max()):
-        raise ValueError(f'{mine} and {other} have the same keys and shapes and compute something else, so weights of '
+        raise ValueError(f'{mine} and {its} have the same keys and shapes and compute something else, so weights of '
                          'one are not weights of the other')
     return names
 

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
-import torch
 from safetensors import SafetensorError, safe_open
 from timm.models import PretrainedCfg
 from torch import nn
@@ -51,8 +51,8 @@ def fetch(repo: str, name: str) -> Path:
     # The cache names a large file by its SHA-256, which the client doesn't compare.
     if re.fullmatch(r'[0-9a-f]{64}', blob.name) and _sha256(blob) != blob.name:
         blob.unlink()
-        raise ValueError(f'{name} of {repo} is corrupted: its SHA-256 is not {blob.name}; it was removed from the cache; '
-                         'try again')
+        raise ValueError(f'{name} of {repo} is corrupted: its SHA-256 is not {blob.name}; it was removed from the '
+                         'cache; try again')
     return path
 
 
@@ -72,7 +72,7 @@ def tensor_shapes(path: str | Path) -> dict[str, tuple[int, ...]]:
     """
     try:
         with safe_open(path, framework='pt') as file:
-            return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 (no mapping)
+            return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}
     except SafetensorError as error:
         raise ValueError(f'{path} is truncated or corrupted ({error}); delete {Path(path).resolve()} and get it '
                          'again') from error
@@ -96,9 +96,9 @@ def check_saved_weights(cfg: PretrainedCfg, build: Callable[[bool], nn.Module]) 
     shapes = tensor_shapes(path)
     with torch.device('meta'):
         model: Any = build(False)
-    adapted: tuple[str, ...] = () if model.num_classes == cfg.num_classes else (f'{cfg.classifier}.',)
-    if model.in_chans != cfg.input_size[0]:
-        adapted += (f'{cfg.first_conv}.',)
+    asked = {cfg.classifier: ('num_classes', cfg.num_classes), cfg.first_conv: ('in_chans', cfg.input_size[0])}
+    adapted = tuple(f'{layer}.' for layer, (name, theirs) in asked.items()  # by timm, to what the user asks for
+                    if getattr(model, name, None) != theirs)  # a network of features knows neither
     wrong = {f'{key} {shapes[key]} for {tuple(tensor.shape)}' for key, tensor in model.state_dict().items()
              if key in shapes and shapes[key] != tuple(tensor.shape) and not key.startswith(adapted)}
     if wrong:
