@@ -1,12 +1,14 @@
 """Share a model, a detector or what a training left behind, with whatever is known about it."""
 
 import tempfile
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import timm
 from torch import nn
 
+from .trained import read_run
 from .weights.fetching import CONFIG, read_config
 from .weights.hub import Shared, listed, merged_card, upload, write_model
 from .weights.model_card import Facts, classifier_card
@@ -31,7 +33,8 @@ def push_to_hub(
 
     Args:
         source: a model of timm, a detector of MMDetection with its configuration in ``.cfg``, or a folder: one that
-            this package or timm saved a model in, or the work folder of a training.
+            this package or timm saved a model in, or that a training left (of a classifier by this package or timm's
+            train.py, of a detector by MMEngine).
         repo_id: ``'user/repo'``.
         facts: what the model does not know about itself, for the card.
         revision: a branch, made if it isn't there.
@@ -62,9 +65,7 @@ def _write(source: Any, folder: Path, repo_id: str, facts: Facts, revision: str 
             from .detection.hub import write_detector
             write_detector(source, folder, repo_id, facts, revision)
         else:
-            model = write_model(source, folder)
-            card = classifier_card(model, repo_id, facts, revision)
-            Path(folder, 'README.md').write_text(card, encoding='utf-8')
+            _write_classifier(source, folder, repo_id, facts, revision)
         return
     path = Path(source)
     if (path / CONFIG).is_file():
@@ -76,8 +77,21 @@ def _write(source: Any, folder: Path, repo_id: str, facts: Facts, revision: str 
     elif (path / 'last_checkpoint').is_file():
         from .detection.hub import load_trained_detector
         source = load_trained_detector(path)
+    elif run := read_run(path):
+        said = {field.name: getattr(facts, field.name) for field in fields(facts)}
+        facts = replace(run.facts, **{name: value for name, value in said.items() if value is not None})
+        return _write_classifier(run.model, folder, repo_id, facts, revision, run.data_config)
     else:
         raise ValueError(
-            f'{path} is not allowed; allowed: a folder with {CONFIG} (a saved model) or last_checkpoint (the work '
-            'folder of a trained detector)')
-    _write(source, folder, repo_id, facts, revision)
+            f'{path} is not allowed; allowed: a folder with {CONFIG} (a saved model), model_best.pth.tar or '
+            'last.pth.tar (a trained classifier), or last_checkpoint (a trained detector)')
+    return _write(source, folder, repo_id, facts, revision)
+
+
+def _write_classifier(
+        model: nn.Module, folder: Path, repo_id: str, facts: Facts, revision: str | None,
+        data_config: dict[str, Any] | None = None,
+) -> None:
+    written = write_model(model, folder, data_config=data_config)
+    card = classifier_card(written, repo_id, facts, revision)
+    Path(folder, 'README.md').write_text(card, encoding='utf-8')
