@@ -30,7 +30,8 @@ __all__ = ['Conversion', 'convert', 'convert_to_timm', 'read_weights']
 _HOLDERS = ('state_dict_ema', 'model_ema', 'state_dict', 'model')
 
 
-# The attention of all networks that were released with these names.
+# The attention of all networks that were released with these names. So is mmpretrain's style='pytorch', where a file
+# does not say so.
 _DECLARED = dict.fromkeys(('cadene', 'caffe', 'mmpretrain'), AttentionSpec('se'))
 
 
