@@ -182,7 +182,14 @@ def attention_blocks(
         blocks: the block class of each stage: timm's ``BasicBlock`` or ``Bottleneck``, or one that takes ``attn`` and
             ``stage`` itself.
         attn: the attention; a stage that it does not name keeps timm's block.
+
+    Raises:
+        ValueError: what is no class of block, as a word from a config.json.
     """
+    blocks = tuple(blocks)
+    for block in blocks:
+        if not (isinstance(block, type) and issubclass(block, nn.Module)):
+            raise ValueError(f'block={block!r} is not allowed; allowed: a class of block, as timm\'s Bottleneck')
     return tuple(
         _constructor(_WITH_ATTENTION.get(block, block), attn, stage)
         if attn.recalibrates(stage) or attn.selects_kernels(stage) else block
