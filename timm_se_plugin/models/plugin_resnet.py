@@ -14,20 +14,19 @@ from typing import Any
 
 import timm
 from timm.layers import SEModule
-from timm.models import DefaultCfg, register_model
+from timm.models import DefaultCfg
 from timm.models.resnet import BasicBlock, Bottleneck
 from timm.models.sknet import SelectiveKernelBasic, SelectiveKernelBottleneck
-from torch import nn
 
 from ..placement import AttentionSpec
-from ..weights.sources import TIMM_SE, Source, legacy_keys, published_cfgs, sk_keys, without_weights
+from ..weights.sources import TIMM_SE, Source, legacy_keys, published_cfgs, sk_keys, with_warm_starts, without_weights
 from ._blueprint import Blueprint, blueprint
-from ._builder import Architecture, build
+from ._builder import Architecture
 from ._networks import LegacyResNet
+from ._registry import register
 
 __all__: list[str] = []  # the entrypoints; timm's register_model adds them
 default_cfgs: dict[str, DefaultCfg] = {}  # where register_model looks for the pretrained configurations
-architectures: dict[str, Architecture] = {}
 
 # timm's legacy name -> the name in its resnet module that it is built from, and what differs.
 _LEGACY: dict[str, tuple[str, dict[str, Any]]] = {
@@ -70,17 +69,10 @@ def _same_but_for_attention(name: str, base: str) -> bool:
 
 
 def _register(arch: Architecture, default_cfg: DefaultCfg) -> None:
-    def entrypoint(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-        return build(arch, pretrained, **kwargs)
-
-    entrypoint.__name__ = entrypoint.__qualname__ = arch.name
-    entrypoint.__doc__ = (
+    register(
+        __name__, arch, default_cfg,
         f"What timm's {arch.name.removesuffix('_plugin')} computes; attention by the attn flag."
         if arch.flag_is_open else f"timm's {arch.base} with attention: {arch.attn and arch.attn.attn}.")
-    globals()[arch.name] = entrypoint  # importable, as timm's own entrypoints are
-    architectures[arch.name] = arch
-    default_cfgs[arch.name] = default_cfg
-    register_model(entrypoint)
 
 
 def _register_all() -> None:
@@ -97,15 +89,19 @@ def _register_all() -> None:
         if timm.models.is_model_pretrained(name)]
     for base in bases:
         source = Source(base, carried[base])
-        base_cfg = published_cfgs(source)
+        base_cfg = published_cfgs(source, classifier='fc')
         _register(Architecture(f'{base}_plugin', base, carried[base], source=source), base_cfg)
         if carried[base] is not None:
             continue
         for attn, theirs in ((AttentionSpec('se'), se_networks), (AttentionSpec('sk'), sk_networks)):
             fitting = next((source for source in theirs if _same_but_for_attention(source.timm_name, base)), None)
+            cfgs = published_cfgs(fitting, classifier='fc') if fitting else without_weights(base_cfg.default)
+            warm = attn.attn == 'se'
             _register(
-                Architecture(f'{attn.attn}_{base}_plugin', base, attn, flag_is_open=False, source=fitting),
-                published_cfgs(fitting) if fitting else without_weights(base_cfg.default))
+                Architecture(
+                    f'{attn.attn}_{base}_plugin', base, attn, flag_is_open=False, source=fitting,
+                    plain_source=source if warm else None),
+                with_warm_starts(cfgs, base_cfg) if warm else cfgs)
 
     _register(  # SKNet-26; SKNet-50 and -101 are sk_resnext50_32x4d_plugin and sk_resnext101_32x4d_plugin
         Architecture(
@@ -120,7 +116,7 @@ def _register_all() -> None:
             Architecture(
                 f'{name}_plugin', base, AttentionSpec('se'), source=source, model_cls=LegacyResNet,
                 model_args={'drop_rate': 0.2, **model_args}),  # timm's default for them
-            published_cfgs(source, first_conv))
+            published_cfgs(source, first_conv, classifier='fc'))
 
 
 _register_all()
