@@ -16,6 +16,12 @@ def _arguments(name: str) -> dict[str, Any]:
     return architectures[name].plan.kwargs
 
 
+def resnets() -> list[str]:
+    """Names whose network is a ResNet of the plugin; tests/models/test_families.py has the others."""
+    classes = {name: arch.model_cls for name, arch in architectures.items()}
+    return sorted(name for name, cls in classes.items() if isinstance(cls, type) and issubclass(cls, AttentionResNet))
+
+
 def _structure(name: str) -> tuple[Any, ...]:
     """What a block with attention looks like; the stem and the downsampling do not matter to it."""
     arch, args = architectures[name], _arguments(name)
@@ -30,7 +36,7 @@ def _structure(name: str) -> tuple[Any, ...]:
 def one_per_structure() -> list[str]:
     """The shallowest name of each structure."""
     chosen: dict[tuple[Any, ...], str] = {}
-    for name in sorted(architectures, key=lambda name: sum(_arguments(name)['layers'])):
+    for name in sorted(resnets(), key=lambda name: sum(_arguments(name)['layers'])):
         chosen.setdefault(_structure(name), name)
     return sorted(chosen.values())
 
@@ -38,7 +44,7 @@ def one_per_structure() -> list[str]:
 def parametrised_names() -> Iterable[Any]:
     """Every name; those of a structure that another name already has are slow tests."""
     quick = one_per_structure()
-    return [pytest.param(name, marks=[] if name in quick else pytest.mark.slow) for name in sorted(architectures)]
+    return [pytest.param(name, marks=[] if name in quick else pytest.mark.slow) for name in resnets()]
 
 
 def shallow(name: str, **kwargs: Any) -> nn.Module:

@@ -90,12 +90,13 @@ def build(arch: Architecture, pretrained: bool = False, **kwargs: Any) -> nn.Mod
     if 'attn' in options and plan.kwargs.get('pruned'):
         raise ValueError(f'{arch.name} was pruned together with its attention: attn is not allowed')
     placed = attn
-    if isinstance(model_args.get('block_args'), dict) or 'block_args' in kwargs:  # not every network has them
-        block_args = {**(model_args.pop('block_args', None) or {})}
+    asked = kwargs.pop('block_args', None)
+    if asked or isinstance(model_args.get('block_args'), dict):  # not every network has them
+        block_args = dict(model_args.pop('block_args', None) or {})
         if 'attn' in options:
             block_args.pop('attn_layer', None)
         placed = attn if 'attn_layer' not in block_args else None  # without a flag timm's own layer stays as it is
-        block_args.update(kwargs.pop('block_args') or {} if 'block_args' in kwargs else {})
+        block_args.update(asked or {})
         if placed and 'attn_layer' in block_args:
             raise ValueError(f"block_args with 'attn_layer' is not allowed beside attn={placed.attn!r}")
         model_args['block_args'] = block_args

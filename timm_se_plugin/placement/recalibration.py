@@ -69,7 +69,8 @@ def is_recalibrated(module: nn.Module) -> bool:
 def install(module: Any, attention: nn.Module, tensor: Tensors) -> None:
     """Let `attention` recalibrate the output or the input of `module`, whose children and keys stay."""
     if not is_sequence(module):
-        module.__class__ = _subclass(type(module), tensor)
+        host: Any = type(module)
+        module.__class__ = _subclass(host, tensor)
     module.add_module('se', attention)
     if is_sequence(module) and tensor == 'input':
         children = dict(module._modules)
