@@ -56,3 +56,29 @@ def shallow(name: str, **kwargs: Any) -> nn.Module:
     depth = {} if args.get('pruned') else {'layers': (2, 1, 1, 1)[:len(args['layers'])]}
     model = timm.create_model(name, **{**depth, **kwargs})
     return randomised(model)  # timm zeroes each last BatchNorm, and with it every branch
+
+
+# Networks of few blocks; those of the other families can't be built with less.
+_FEW_BLOCKS: dict[str, dict[str, Any]] = {
+    'vgg': {'mlp_ratio': 1 / 64},
+    'resnetv2': {'layers': (2, 1, 1, 1)},
+    'res2net': {'layers': (2, 1, 1, 1)},
+    'res2next': {'layers': (2, 1, 1, 1)},
+    'densenet': {'block_config': (2, 2, 2, 2)},
+    'dpn': {'k_sec': (2, 1, 1, 1)},
+    'convnext': {'depths': (2, 1, 1, 1)},
+}
+# For the quick tests: the least network of each family whose depth can be chosen, or is no obstacle.
+FAMILY_NAMES = (
+    'bn_inception', 'convnext_atto', 'densenet121', 'dpn48b', 'inception_v3', 'legacy_xception', 'mobilenetv1_100',
+    'regnetx_002', 'res2net50_26w_4s', 'resnetv2_18', 'vgg11_bn')
+
+
+def few_blocks(base: str) -> dict[str, Any]:
+    """Arguments that make a network of a family shallow."""
+    return next((args for prefix, args in _FEW_BLOCKS.items() if base.startswith(prefix)), {})
+
+
+def family_bases() -> list[str]:
+    """The base of every name whose network is no ResNet of the plugin."""
+    return sorted({architectures[name].base for name in architectures.keys() - set(resnets())})

@@ -13,7 +13,7 @@ from ..layers import SelectiveKernel
 from ..layers.residual_tail import can_fuse, residual_tail
 from .spec import AttentionSpec
 
-__all__ = ['AttentionBasicBlock', 'AttentionBottleneck', 'attend', 'attention_blocks', 'detach']
+__all__ = ['AttentionBasicBlock', 'AttentionBottleneck', 'attend', 'attention_blocks', 'attention_channels', 'detach']
 
 
 class AttentionBasicBlock(BasicBlock):
@@ -33,7 +33,7 @@ class AttentionBasicBlock(BasicBlock):
         self.fused = attn.fused
         self.integration = attn.integration if attn.recalibrates(stage) else 'none'
         self.se = nn.Identity() if self.integration == 'none' else attn.create(
-            _channels(self, attn), kwargs.get('device'), kwargs.get('dtype'))
+            attention_channels(self, attn), kwargs.get('device'), kwargs.get('dtype'))
         if attn.selects_kernels(stage):
             conv: Any = self.conv1
             self.conv1: nn.Module = attn.create_selective_kernel(conv, stride=self.stride, **_branch_layers(kwargs))
@@ -92,7 +92,7 @@ class AttentionBottleneck(Bottleneck):
         self.fused = attn.fused
         self.integration = attn.integration if attn.recalibrates(stage) else 'none'
         self.se = nn.Identity() if self.integration == 'none' else attn.create(
-            _channels(self, attn), kwargs.get('device'), kwargs.get('dtype'))
+            attention_channels(self, attn), kwargs.get('device'), kwargs.get('dtype'))
         if attn.selects_kernels(stage):
             conv: Any = self.conv2
             self.conv2: nn.Module = attn.create_selective_kernel(conv, stride=self.stride, **_branch_layers(kwargs))
@@ -138,8 +138,14 @@ class AttentionBottleneck(Bottleneck):
         return x
 
 
-def _channels(block: Any, attn: AttentionSpec) -> int:
-    """Channels where a block's attention sits."""
+def attention_channels(block: Any, attn: AttentionSpec) -> int:
+    """Channels where a block's attention sits.
+
+    Raises:
+        ValueError: a class of block that is neither timm's nor the plugin's.
+    """
+    if type(block) not in _WITH_ATTENTION and not isinstance(block, tuple(_WITH_ATTENTION.values())):
+        raise ValueError(f'a {type(block).__name__} is not allowed; allowed: BasicBlock, Bottleneck')
     is_bottleneck = isinstance(block, Bottleneck)
     if attn.integration == 'pre':
         return block.conv1.in_channels
@@ -196,16 +202,9 @@ _WITH_ATTENTION: dict[type[nn.Module], type[nn.Module]] = {
 }
 
 
-def attend(block: Any, attn: AttentionSpec) -> None:
-    """Give a block that is built attention; it becomes what :func:`attention_blocks` builds.
-
-    Raises:
-        ValueError: a class of block that is neither timm's nor the plugin's.
-    """
-    if type(block) not in (*_WITH_ATTENTION, *_WITH_ATTENTION.values()):
-        raise ValueError(f'a {type(block).__name__} is not allowed; allowed: BasicBlock, Bottleneck')
-    like = next(block.parameters())
-    block.se = attn.create(_channels(block, attn), like.device, like.dtype).train(block.training)
+def attend(block: Any, attn: AttentionSpec, attention: nn.Module) -> None:
+    """Give a block that is built its attention; it becomes what :func:`attention_blocks` builds."""
+    block.se = attention
     block.fused, block.integration = attn.fused, attn.integration
     block.__class__ = _WITH_ATTENTION.get(type(block), type(block))
 

@@ -11,9 +11,10 @@ import torch
 from timm.models._input import update_model_args  # private: timm exports it nowhere
 from torch import Tensor, nn
 
+from .attention_layers import ATTENTION_LAYERS
 from .families import FAMILIES, Site
 from .recalibration import install, is_recalibrated, uninstall
-from .residual import AttentionBasicBlock, AttentionBottleneck, attend, detach
+from .residual import AttentionBasicBlock, AttentionBottleneck, attend, attention_channels, detach
 from .sites import attention_modules
 from .spec import ATTENTIONS, INTEGRATIONS, AttentionSpec
 
@@ -27,6 +28,11 @@ class _Place(NamedTuple):
     module: Any
     tensor: str
     block: Any = None  # that has it for a slot
+
+    @property
+    def attention(self) -> str:
+        """Name of the attention there."""
+        return self.name if self.tensor == 'slot' else f'{self.name}.se'
 
 
 def add_attention(
@@ -62,22 +68,20 @@ def add_attention(
     places = list(_matching(model, spec.sites) if spec.sites is not None else _of_families(model, spec))
     _refuse_second_attention(model, places)
     _refuse_shared(model, places)
-    channels = _channels(model, places, input_size)
-
-    added: dict[str, nn.Module] = {}
+    channels = _channels(model, spec, places, input_size)
+    added = {}
     for place in places:
+        holder = place.block or place.module
+        added[place.attention] = spec.create(channels[place.name], **_like(holder, model)).train(holder.training)
+
+    for place in places:
+        attention = added[place.attention]
         if place.tensor == 'block':
-            attend(place.module, spec)
-            added[f'{place.name}.se'] = place.module.se
-            continue
-        attention = spec.create(channels[place.name], **_like(place.block or place.module, model))
-        attention.train(place.module.training if place.block is None else place.block.training)
-        if place.tensor == 'slot':
+            attend(place.module, spec, attention)
+        elif place.tensor == 'slot':
             place.block.se = attention
-            added[place.name] = attention
         else:
             install(place.module, attention, 'input' if place.tensor == 'input' else 'output')
-            added[f'{place.name}.se'] = attention
     record_attention(model, spec)
     return added
 
@@ -105,7 +109,7 @@ def remove_attention(model: nn.Module) -> dict[str, nn.Module]:
             removed[path] = uninstall(module)
         elif isinstance(module, AttentionBasicBlock | AttentionBottleneck) and module.integration != 'none':
             removed[path] = detach(module)
-        elif type(module) in slots and attention_modules(getattr(module, 'se', None) or nn.Identity()):
+        elif type(module) in slots and isinstance(module.se, ATTENTION_LAYERS):
             removed[path] = module.se
             module.se = empty() if (empty := slots[type(module)]) else None
     if not removed:
@@ -230,11 +234,14 @@ def _refuse_shared(model: nn.Module, places: Iterable[_Place]) -> None:
             raise ValueError(f'{place.name} is not allowed: the network holds the module in more than one place')
 
 
-def _channels(model: nn.Module, places: list[_Place], input_size: tuple[int, int, int] | None) -> dict[str, int]:
-    """Channels of each place, seen in a pass that computes nothing."""
-    observed = [place for place in places if place.tensor != 'block']  # those know their channels
+def _channels(
+        model: nn.Module, spec: AttentionSpec, places: list[_Place], input_size: tuple[int, int, int] | None,
+) -> dict[str, int]:
+    """Channels of each place, seen in a pass that computes nothing; the plugin's blocks know theirs."""
+    known = {place.name: attention_channels(place.module, spec) for place in places if place.tensor == 'block'}
+    observed = [place for place in places if place.tensor != 'block']
     if not observed:
-        return {}
+        return known
     shapes: dict[str, list[torch.Size | None]] = {place.name: [] for place in observed}
     empty = [place for place in observed if place.module is None]
     for place in empty:
@@ -264,7 +271,7 @@ def _channels(model: nn.Module, places: list[_Place], input_size: tuple[int, int
         if seen[0] is None or len(seen[0]) != 4:
             what = 'no tensor' if seen[0] is None else f'the shape {list(seen[0])}'
             raise ValueError(f'{name} is not allowed: its result has {what}; allowed: (N, C, H, W)')
-    return {name: seen[0][1] for name, seen in shapes.items() if seen[0] is not None}
+    return {**known, **{name: seen[0][1] for name, seen in shapes.items() if seen[0] is not None}}
 
 
 @torch.no_grad()
