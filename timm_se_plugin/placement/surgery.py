@@ -21,6 +21,11 @@ from .spec import ATTENTIONS, INTEGRATIONS, AttentionSpec
 __all__ = ['add_attention', 'record_attention', 'remove_attention']
 
 
+_WRAPPERS = (
+    'DistributedDataParallel', 'DataParallel', 'FullyShardedDataParallel', 'OptimizedModule', 'ScriptModule',
+    'GraphModule')
+
+
 class _Place(NamedTuple):
     """A module of the network, and where it gets attention."""
 
@@ -99,19 +104,17 @@ def remove_attention(model: nn.Module) -> dict[str, nn.Module]:
         ValueError: the network has no attention that can be taken away.
     """
     _refuse_wrappers(model)
-    slots = {
-        block: site.empty for family in FAMILIES.values() for sites in family.sites.values() for site in sites
-        if site.tensor == 'slot' for block in site.blocks}
+    slots = _slots()
     removed: dict[str, nn.Module] = {}
-    for name, module in list(model.named_modules()):
+    for name, module in _carriers(model):
         path = f'{name}.se' if name else 'se'
         if is_recalibrated(module):
             removed[path] = uninstall(module)
-        elif isinstance(module, AttentionBasicBlock | AttentionBottleneck) and module.integration != 'none':
-            removed[path] = detach(module)
-        elif type(module) in slots and isinstance(module.se, ATTENTION_LAYERS):
+        elif type(module) in slots:
             removed[path] = module.se
             module.se = empty() if (empty := slots[type(module)]) else None
+        else:
+            removed[path] = detach(module)
     if not removed:
         raise ValueError(f'{type(model).__name__} has no attention of the plugin to take away')
     record_attention(model, None)
@@ -142,9 +145,9 @@ def _specified(attn: str | AttentionSpec, options: dict[str, Any]) -> AttentionS
 
 def _refuse_wrappers(model: nn.Module) -> None:
     for module in model.modules():
-        kind = type(module).__name__
-        if isinstance(module, torch.jit.ScriptModule | torch.fx.GraphModule) or kind in (
-                'DistributedDataParallel', 'DataParallel', 'FullyShardedDataParallel', 'OptimizedModule'):
+        kinds = {cls.__name__ for cls in type(module).__mro__}  # a traced network's own class has no other name
+        kind = next((kind for kind in _WRAPPERS if kind in kinds), None)
+        if kind:
             raise ValueError(f'a {kind} is not allowed; allowed: the network before it is wrapped, compiled or traced')
 
 
@@ -211,7 +214,7 @@ def _matching(model: nn.Module, pattern: str) -> Iterator[_Place]:
 
 
 def _refuse_second_attention(model: nn.Module, places: Iterable[_Place]) -> None:
-    carriers = [name for name, module in model.named_modules() if _is_carrier(module)]
+    carriers = [name for name, _ in _carriers(model)]
     carriers += [place.name for place in places if place.tensor in ('slot', 'block')
                  and attention_modules(place.module if place.module is not None else nn.Identity())]
     if carriers:
@@ -220,10 +223,22 @@ def _refuse_second_attention(model: nn.Module, places: Iterable[_Place]) -> None
             "allowed: remove_attention first, where it is the plugin's")
 
 
-def _is_carrier(module: nn.Module) -> bool:
-    """Whether the plugin has put attention there."""
-    return is_recalibrated(module) or (
-        isinstance(module, AttentionBasicBlock | AttentionBottleneck) and module.integration != 'none')
+def _slots() -> dict[type[nn.Module], type[nn.Module] | None]:
+    """What timm's blocks with a slot hold in it where they have no attention."""
+    sites = (site for family in FAMILIES.values() for sites in family.sites.values() for site in sites)
+    return {block: site.empty for site in sites if site.tensor == 'slot' for block in site.blocks}
+
+
+def _carriers(model: nn.Module) -> list[tuple[str, Any]]:
+    """Modules that hold an attention which the plugin has put there."""
+    slots = _slots()
+    found = []
+    for name, module in model.named_modules():
+        if is_recalibrated(module) or (
+                type(module) in slots and isinstance(getattr(module, 'se', None), ATTENTION_LAYERS)) or (
+                isinstance(module, AttentionBasicBlock | AttentionBottleneck) and module.integration != 'none'):
+            found.append((name, module))
+    return found
 
 
 def _refuse_shared(model: nn.Module, places: Iterable[_Place]) -> None:
@@ -299,11 +314,16 @@ def _stages(model: nn.Module, order: dict[str, int]) -> Callable[[_Place], int]:
     if not isinstance(info, list):
         raise ValueError(f'attn_stages is not allowed for {type(model).__name__}, which has no feature_info; '
                          'allowed: all stages, or attn_sites')
-    ends = [max(order[name] for name in order if f'{name}.'.startswith(f'{level["module"]}.')) for level in info]
+
+    def end(module: str) -> int:
+        return max(order[name] for name in order if f'{name}.'.startswith(f'{module}.'))
+
+    ends = [end(level['module']) for level in info]
 
     def stage_of(place: _Place) -> int:
-        at = order[_known_name(place, order)] - (place.tensor == 'input')
-        level = next((i for i, end in enumerate(ends) if at <= end), len(ends) - 1)
+        name = _known_name(place, order)
+        at = order[name] - 1 if place.tensor == 'input' else end(name)
+        level = next((i for i, last in enumerate(ends) if at <= last), len(ends) - 1)
         return max(1, level - len(ends) + 5)
 
     return stage_of
