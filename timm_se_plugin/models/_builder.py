@@ -14,7 +14,7 @@ from torch import nn
 
 from ..placement import AttentionSpec
 from ..placement.spec import ATTENTIONS, STARTS_AT_IDENTITY, applicable, is_option, split_attention_kwargs
-from ..weights import Source, checkpoint_filter
+from ..weights import Source, check_saved_weights, checkpoint_filter
 from ..weights.sources import WARM_START
 from ._blueprint import Blueprint, blueprint
 from ._networks import AttentionResNet, with_attention
@@ -76,6 +76,9 @@ def build(arch: Architecture, pretrained: bool = False, **kwargs: Any) -> nn.Mod
     """
     options = split_attention_kwargs(kwargs)
     merged = split_attention_kwargs(dict(kwargs.get('pretrained_model_args') or {}))
+    unknown = [name for name in merged if name != 'attn' and not is_option(name)]
+    if unknown:
+        raise ValueError(f'the saved model has {unknown[0]}; this version of timm_se_plugin has no option {unknown[0]}')
     saved = applicable(merged)
     replaces = 'attn' in options and options['attn'] != saved.get('attn')
     for name, value in merged.items():  # by timm, into the user's own
@@ -106,8 +109,14 @@ def build(arch: Architecture, pretrained: bool = False, **kwargs: Any) -> nn.Mod
     model_args.update(kwargs)
     model_args.setdefault('pretrained_filter_fn', checkpoint_filter(
         source.key_map if source else None, new_attention=gains_attention, their_filter=their_filter))
-    model = build_model_with_cfg(
-        plan.model_cls, plan.variant, pretrained, pretrained_cfg=cfg, attn=placed, **model_args)
+
+    def built(pretrained: bool) -> nn.Module:
+        args = {**model_args, 'feature_cfg': dict(model_args.get('feature_cfg') or {})}  # timm writes into it
+        return build_model_with_cfg(plan.model_cls, plan.variant, pretrained, pretrained_cfg=cfg, attn=placed, **args)
+
+    if pretrained:
+        check_saved_weights(cfg, built)
+    model = built(pretrained)
     if placed:
         update_model_args(model, **placed.to_kwargs())
     elif 'attn' in options:

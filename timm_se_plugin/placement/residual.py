@@ -57,7 +57,7 @@ class AttentionBasicBlock(BasicBlock):
         if self.downsample is not None:
             shortcut = self.downsample(shortcut)
         if not torch.jit.is_scripting():
-            out = _fused_tail(x, shortcut, self, self.conv2, self.bn2, self.act2)
+            out = _fused_tail(x, shortcut, self, self.conv2, None, self.bn2, self.act2)
             if out is not None:
                 return out
 
@@ -116,11 +116,12 @@ class AttentionBottleneck(Bottleneck):
         x = self.act2(x)
         x = self.aa(x)
 
+        narrow = x
         x = self.conv3(x)
         if self.downsample is not None:
             shortcut = self.downsample(shortcut)
         if not torch.jit.is_scripting():
-            out = _fused_tail(x, shortcut, self, self.conv3, self.bn3, self.act3)
+            out = _fused_tail(x, shortcut, self, self.conv3, narrow, self.bn3, self.act3)
             if out is not None:
                 return out
 
@@ -164,7 +165,13 @@ def _branch_layers(kwargs: dict[str, Any]) -> dict[str, Any]:
 
 
 def _fused_tail(
-        x: Tensor, shortcut: Tensor, block: Any, conv: nn.Module, bn: nn.Module, act: nn.Module,
+        x: Tensor,
+        shortcut: Tensor,
+        block: Any,
+        conv: nn.Module,
+        conv_input: Tensor | None,
+        bn: nn.Module,
+        act: nn.Module,
 ) -> Tensor | None:
     """What remains of a block after its last convolution, in few passes; None where it has to go module by module."""
     se = block.se if block.integration == 'standard' else None
@@ -176,7 +183,7 @@ def _fused_tail(
             gate = block.se.excite(block.se.squeeze(shortcut))
         else:
             shortcut = block.se(shortcut)
-    out = residual_tail(x, shortcut, bn, se, block.drop_path, act, shortcut_gate=gate, conv=conv)
+    out = residual_tail(x, shortcut, bn, se, block.drop_path, act, shortcut_gate=gate, conv=conv, conv_input=conv_input)
     return block.se(out) if block.integration == 'post' else out
 
 
@@ -187,11 +194,19 @@ def attention_blocks(
     """Block constructor of each stage, for the ``block`` argument of timm's ``ResNet``.
 
     Args:
-        blocks: timm's block class of each stage, ``BasicBlock`` or ``Bottleneck``.
+        blocks: the block class of each stage: timm's ``BasicBlock`` or ``Bottleneck``, or one that takes ``attn`` and
+            ``stage`` itself.
         attn: the attention; a stage that it does not name keeps timm's block.
+
+    Raises:
+        ValueError: what is no class of block, as a word from a config.json.
     """
+    blocks = tuple(blocks)
+    for block in blocks:
+        if not (isinstance(block, type) and issubclass(block, nn.Module)):
+            raise ValueError(f'block={block!r} is not allowed; allowed: a class of block, as timm\'s Bottleneck')
     return tuple(
-        _constructor(_WITH_ATTENTION[block], attn, stage)
+        _constructor(_WITH_ATTENTION.get(block, block), attn, stage)
         if attn.recalibrates(stage) or attn.selects_kernels(stage) else block
         for stage, block in enumerate(blocks, start=1))
 
@@ -212,13 +227,14 @@ def attend(block: Any, attn: AttentionSpec, attention: nn.Module) -> None:
 def detach(block: Any) -> nn.Module:
     """Take a block's attention away, and return it; the block is timm's again, or keeps its Selective Kernel."""
     attention: nn.Module = block.se
-    if any(isinstance(child, SelectiveKernel) for child in block.children()):
+    plain = {ours: theirs for theirs, ours in _WITH_ATTENTION.items()}.get(type(block))
+    if plain is None or any(isinstance(child, SelectiveKernel) for child in block.children()):
         block.se, block.integration = nn.Identity(), 'none'
         return attention
     del block.se
     block.se = None
     del block.fused, block.integration
-    block.__class__ = next(plain for plain, ours in _WITH_ATTENTION.items() if type(block) is ours)
+    block.__class__ = plain
     return attention
 
 
