@@ -11,7 +11,7 @@ from timm.data import resolve_data_config
 from torch import nn
 
 from .models._builder import resolve
-from .models.plugin_resnet import architectures
+from .models._registry import architectures
 from .placement.spec import split_attention_kwargs
 from .weights.convert import read_weights
 from .weights.model_card import Facts

@@ -16,6 +16,8 @@ from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
+from timm_se_plugin.layers import _tail_functions
+from timm_se_plugin.layers import residual_tail as residual_tail_module
 from timm_se_plugin.layers.residual_tail import can_fuse, residual_tail
 from timm_se_plugin.layers.squeeze_excite import SqueezeExcite
 
@@ -33,9 +35,9 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-def tail(x, shortcut, bn, se, drop_path, act, fused, gate=None, conv=None):
+def tail(x, shortcut, bn, se, drop_path, act, fused, gate=None, conv=None, conv_input=None):
     if can_fuse(x, bn, se, drop_path, fused):
-        return residual_tail(x, shortcut, bn, se, drop_path, act, gate, conv)
+        return residual_tail(x, shortcut, bn, se, drop_path, act, gate, conv, conv_input)
     x = bn(x)
     if se is not None:
         x = se(x)
@@ -83,7 +85,7 @@ class Block(nn.Module):
         se = self.se if where == 'standard' else None
         i = self.last
         conv, bn, act = (self.get(name, i) for name in ('conv', 'bn', 'act'))
-        x = tail(conv(x), shortcut, bn, se, self.body.drop_path, act, fused, gate, conv)
+        x = tail(conv(x), shortcut, bn, se, self.body.drop_path, act, fused, gate, conv, x)
         return self.se(x) if where == 'post' else x
 
 
@@ -125,9 +127,11 @@ def layout(x, channels_last):
 @pytest.mark.parametrize('mode', MODES)
 @pytest.mark.parametrize('integration', INTEGRATIONS)
 @pytest.mark.parametrize('block', [BasicBlock, Bottleneck])
-def test_equals_the_modules_one_by_one_in_float64(block, integration, mode):
-    for seed, (channels_last, drop, downsample, act) in enumerate(
-            itertools.product((False, True), (0.0, 0.5), (False, True), (nn.ReLU, nn.SiLU))):
+def test_equals_the_modules_one_by_one_in_float64(block, integration, mode, monkeypatch):
+    for seed, (kernels, drop, downsample, act) in enumerate(itertools.product(
+            ('nchw', 'whole batch', 'by sample'), (0.0, 0.5), (False, True), (nn.ReLU, nn.SiLU))):
+        monkeypatch.setattr(_tail_functions, '_CALL_COST', 1 if kernels == 'by sample' else 2**14)
+        channels_last = kernels != 'nchw'
         torch.manual_seed(seed)
         net = set_mode(Block(block, integration, True, act, drop, downsample).double(), mode)
         x = layout(torch.randn(4, 16, 6, 5, dtype=torch.float64), channels_last)
@@ -139,6 +143,26 @@ def test_equals_the_modules_one_by_one_in_float64(block, integration, mode):
             ours = expected[0](x)
             torch.manual_seed(0)
             assert_equal({'out': ours}, {'out': expected[1](x)})
+
+
+@pytest.mark.parametrize(('mode', 'size', 'kernel', 'bias', 'reads_the_output'), [
+    ('eval', 6, 1, False, False), ('frozen', 6, 1, True, False),
+    ('eval', 1, 1, False, True),  # the weights are more than the map
+    ('eval', 6, 3, False, True), ('train', 6, 1, False, True)])
+def test_squeezes_in_front_of_a_pointwise_convolution_where_that_is_cheaper(
+        mode, size, kernel, bias, reads_the_output, monkeypatch):
+    torch.manual_seed(0)
+    conv = nn.Conv2d(4, 16, kernel, padding=kernel // 2, bias=bias).double()
+    bn, se = nn.BatchNorm2d(16).double().train(mode == 'train'), SqueezeExcite(16, rd_channels=3).double()
+    nn.init.normal_(bn.running_mean)
+    h = torch.randn(2, 4, size, size + 1, dtype=torch.float64)
+    expected = tail(conv(h), None, copy.deepcopy(bn), se, None, nn.ReLU(), False)
+    reads = []
+    theirs = residual_tail_module.moments
+    monkeypatch.setattr(residual_tail_module, 'moments', lambda y, batch: reads.append(y) or theirs(y, batch))
+    ours = tail(conv(h), None, bn, se, None, nn.ReLU(), True, None, conv, h)
+    torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-12)
+    assert bool(reads) == reads_the_output
 
 
 class Tail(nn.Module):
@@ -199,7 +223,9 @@ def test_derivatives_of_first_and_second_order(mode, channels_last):
 @pytest.mark.parametrize('mode', MODES)
 @pytest.mark.parametrize('channels_last', [False, True])
 @pytest.mark.parametrize('how', ['bfloat16', 'float16 autocast', 'bfloat16 autocast'])
-def test_half_precision_errs_no_more_than_the_modules(how, channels_last, mode):
+@pytest.mark.parametrize('call_cost', [1, 2**14])
+def test_half_precision_errs_no_more_than_the_modules(call_cost, how, channels_last, mode, monkeypatch):
+    monkeypatch.setattr(_tail_functions, '_CALL_COST', call_cost)
     dtype = torch.float16 if 'float16' in how.split()[0] and how[0] == 'f' else torch.bfloat16
     errors = {True: {}, False: {}}
     for seed in range(8):

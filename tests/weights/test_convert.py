@@ -10,7 +10,7 @@ import torchvision
 from parity import images, randomised, relative_error
 from safetensors.torch import load_file, save_file
 
-from timm_se_plugin.models.plugin_resnet import architectures
+from timm_se_plugin.models._registry import architectures
 from timm_se_plugin.weights.convert import convert, convert_file, convert_to_timm, read_weights
 
 DEPTH = dict(layers=(2, 1, 1, 1))

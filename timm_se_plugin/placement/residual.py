@@ -179,11 +179,12 @@ def attention_blocks(
     """Block constructor of each stage, for the ``block`` argument of timm's ``ResNet``.
 
     Args:
-        blocks: timm's block class of each stage, ``BasicBlock`` or ``Bottleneck``.
+        blocks: the block class of each stage: timm's ``BasicBlock`` or ``Bottleneck``, or one that takes ``attn`` and
+            ``stage`` itself.
         attn: the attention; a stage that it does not name keeps timm's block.
     """
     return tuple(
-        _constructor(_WITH_ATTENTION[block], attn, stage)
+        _constructor(_WITH_ATTENTION.get(block, block), attn, stage)
         if attn.recalibrates(stage) or attn.selects_kernels(stage) else block
         for stage, block in enumerate(blocks, start=1))
 
