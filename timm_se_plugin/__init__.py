@@ -5,8 +5,10 @@ Importing the package registers its models with timm.
 
 from . import models
 from .hub import push_to_hub
-from .placement import AttentionSpec, fuse_for_inference
+from .placement import AttentionSpec, add_attention, fuse_for_inference, remove_attention
 
-__all__ = ['AttentionSpec', '__version__', 'fuse_for_inference', 'models', 'push_to_hub']
+__all__ = [
+    'AttentionSpec', '__version__', 'add_attention', 'fuse_for_inference', 'models', 'push_to_hub', 'remove_attention',
+]
 
 __version__ = '0.1.0'

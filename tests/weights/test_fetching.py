@@ -235,7 +235,7 @@ def test_shapes_are_compared_before_memory_is_taken(hub, model):
     (dict(model_args={'attn_gate': 'exec'}), ValueError, "attn_gate='exec' is not allowed"),
     (dict(model_args={'attn_hook': 'x'}), ValueError, 'this version of timm_se_plugin has no option attn_hook'),
     (dict(model_args={'attn_rd_ratio': 16}), ValueError, 'did you mean 1/16'),
-    (dict(model_args={'block': 'os.system'}), KeyError, 'os.system'),
+    (dict(model_args={'block': 'os.system'}), ValueError, "block='os.system' is not allowed"),
     (dict(model_args={'unknown': 1}), TypeError, 'unknown'),
     (dict(pretrained_cfg={'unknown': 1}), TypeError, 'unknown'),
 ])
