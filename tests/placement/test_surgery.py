@@ -246,6 +246,10 @@ def test_what_cannot_be_is_one_clear_error():
         add_attention(resnet(), 'se', ratio=0.5)
     with pytest.raises(ValueError, match="attn='sk' is not allowed for a network that is built"):
         add_attention(resnet(), 'sk')
+    with pytest.raises(ValueError, match=r'Plain does not take an image of \(1, 64, 64\) on the meta device'):
+        add_attention(Plain(), sites='stem', input_size=(1, 64, 64))
+    with pytest.raises(ValueError, match="attn_fused=True is not allowed for Plain; allowed: 'auto', False"):
+        add_attention(Plain(), sites='stem', fused=True)
     with pytest.raises(ValueError, match='ResNet has no attention of the plugin to take away'):
         remove_attention(resnet())
     with pytest.raises(ValueError, match='attn_stages is not allowed for FeatureListNet, which has no feature_info'):

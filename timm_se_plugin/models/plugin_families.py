@@ -4,7 +4,8 @@
 family's literature uses.
 """
 
-from fnmatch import fnmatch
+import re
+from fnmatch import translate
 
 import timm
 from timm.models import DefaultCfg
@@ -23,7 +24,8 @@ def _register_all() -> None:
     theirs = [name for name in timm.list_models(include_tags=False) if not name.endswith('_plugin')]
     for family in FAMILIES.values():
         model_args = {'feature_cfg': family.feature_cfg} if family.feature_cfg else {}
-        for base in (name for name in theirs if any(fnmatch(name, pattern) for pattern in family.bases)):
+        is_base = re.compile('|'.join(map(translate, family.bases)) or '(?!)').match
+        for base in filter(is_base, theirs):
             source = Source(base, None)
             cfgs = published_cfgs(source)
             register(

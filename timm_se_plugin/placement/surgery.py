@@ -39,6 +39,11 @@ class _Place(NamedTuple):
         """Name of the attention there."""
         return self.name if self.tensor == 'slot' else f'{self.name}.se'
 
+    @property
+    def holder(self) -> nn.Module:
+        """The module that has the attention."""
+        return self.module if self.block is None else self.block
+
 
 def add_attention(
         model: nn.Module,
@@ -65,19 +70,21 @@ def add_attention(
 
     Raises:
         ValueError: an option that is not allowed; a network without a known place; one that carries attention there
-            already, that computes a place more than once or never, or that is wrapped for parallel training, compiled
-            or scripted.
+            already, that computes a place more than once or never, that does not take the image, or that is wrapped for
+            parallel training, compiled or scripted.
     """
     spec = attn if isinstance(attn, AttentionSpec) and not options else _specified(attn, options)
     _refuse_wrappers(model)
     places = list(_matching(model, spec.sites) if spec.sites is not None else _of_families(model, spec))
+    if spec.fused is True and any(place.tensor != 'block' for place in places):
+        raise ValueError(f"attn_fused=True is not allowed for {type(model).__name__}; allowed: 'auto', False")
     _refuse_second_attention(model, places)
     _refuse_shared(model, places)
     channels = _channels(model, spec, places, input_size)
     added = {}
     for place in places:
-        holder = place.block or place.module
-        added[place.attention] = spec.create(channels[place.name], **_like(holder, model)).train(holder.training)
+        layer = spec.create(channels[place.name], **_like(place.holder, model))
+        added[place.attention] = layer.train(place.holder.training)
 
     for place in places:
         attention = added[place.attention]
@@ -112,7 +119,7 @@ def remove_attention(model: nn.Module) -> dict[str, nn.Module]:
             removed[path] = uninstall(module)
         elif type(module) in slots:
             removed[path] = module.se
-            module.se = empty() if (empty := slots[type(module)]) else None
+            _vacate(module, slots[type(module)])
         else:
             removed[path] = detach(module)
     if not removed:
@@ -171,8 +178,6 @@ def _of_families(model: nn.Module, spec: AttentionSpec) -> Iterator[_Place]:
         allowed = [name for name in INTEGRATIONS if any(name in family.sites for family in mine)]
         raise ValueError(f'attn_integration={spec.integration!r} is not allowed for {type(model).__name__}; '
                          f'allowed: {", ".join(allowed)}')
-    if spec.fused is True and any(place.tensor != 'block' for place in found):
-        raise ValueError(f"attn_fused=True is not allowed for {type(model).__name__}; allowed: 'auto', False")
     if spec.stages != AttentionSpec.stages:
         stage_of = _stages(model, order)
         found = [place for place in found if stage_of(place) in spec.stages]
@@ -229,6 +234,14 @@ def _slots() -> dict[type[nn.Module], type[nn.Module] | None]:
     return {block: site.empty for site in sites if site.tensor == 'slot' for block in site.blocks}
 
 
+def _vacate(block: Any, empty: type[nn.Module] | None) -> None:
+    if empty is None:
+        del block.se  # as timm's block has it: an attribute, and no module that is None
+        block.se = None
+    else:
+        block.se = empty()
+
+
 def _carriers(model: nn.Module) -> list[tuple[str, Any]]:
     """Modules that hold an attention which the plugin has put there."""
     slots = _slots()
@@ -245,7 +258,7 @@ def _refuse_shared(model: nn.Module, places: Iterable[_Place]) -> None:
     """A module that is used in two places would recalibrate both."""
     holders = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
     for place in places:
-        if place.tensor != 'slot' and holders[id(place.module)] > 1:
+        if holders[id(place.holder)] > 1:
             raise ValueError(f'{place.name} is not allowed: the network holds the module in more than one place')
 
 
@@ -278,7 +291,7 @@ def _channels(
         for module, mode in training.items():
             module.training = mode
         for place in empty:
-            place.block.se = None
+            _vacate(place.block, None)
     for name, seen in shapes.items():
         if len(seen) != 1:
             times = f'{len(seen)} times' if seen else 'never'
@@ -298,7 +311,11 @@ def _pass(model: nn.Module, input_size: tuple[int, int, int] | None) -> None:
     tensors = chain(model.named_parameters(), model.named_buffers())
     meta = {name: torch.empty_like(tensor, device='meta') for name, tensor in tensors}
     dtype = next((tensor.dtype for tensor in meta.values() if tensor.is_floating_point()), None)
-    torch.func.functional_call(model, meta, (torch.empty(1, *input_size, device='meta', dtype=dtype),))
+    try:
+        torch.func.functional_call(model, meta, (torch.empty(1, *input_size, device='meta', dtype=dtype),))
+    except Exception as error:
+        raise ValueError(f'{type(model).__name__} does not take an image of {tuple(input_size)} on the meta device '
+                         f'({error}); allowed: an input_size that it takes') from error
 
 
 def _like(module: nn.Module, model: nn.Module) -> dict[str, Any]:
