@@ -8,14 +8,12 @@ import timm
 from parity import randomised
 from torch import nn
 
-from timm_se_plugin.models._blueprint import blueprint
 from timm_se_plugin.models._networks import AttentionResNet
-from timm_se_plugin.models.plugin_resnet import architectures
+from timm_se_plugin.models._registry import architectures
 
 
 def _arguments(name: str) -> dict[str, Any]:
-    arch = architectures[name]
-    return {**blueprint(arch.base).kwargs, **arch.model_args}
+    return architectures[name].plan.kwargs
 
 
 def _structure(name: str) -> tuple[Any, ...]:

@@ -15,7 +15,7 @@ from timm.optim import create_optimizer_v2
 from torch import fx
 
 import timm_se_plugin
-from timm_se_plugin.models.plugin_resnet import architectures
+from timm_se_plugin.models._registry import architectures
 
 names = pytest.mark.parametrize('name', parametrised_names())
 SIZE = 64
@@ -91,7 +91,7 @@ def test_classifier_can_be_reset_and_left_out(name):
         assert model(x).shape == features.shape
         bare = shallow(name, num_classes=0, global_pool='').eval()
         assert bare(x).shape == features.shape
-        assert shallow(name, in_chans=1).eval()(x[:, :1]).shape == (2, 1000)
+        assert shallow(name, in_chans=1).eval()(x[:, :1]).shape == (2, timm.get_pretrained_cfg(name).num_classes)
 
 
 @names
@@ -105,11 +105,13 @@ def test_scripted_network_is_equal(name):
 @names
 @pytest.mark.parametrize('feature_cls', ['list', 'dict', 'hook', 'getter', 'fx'])
 def test_features_only(name, feature_cls):
-    for out_indices in ((0, 1, 2, 3, 4), (2, 4)):
+    levels = shallow(name).feature_info
+    for out_indices in (None, (2, len(levels) - 1)):  # by default all of them
         model = shallow(name, features_only=True, feature_cls=feature_cls, out_indices=out_indices).eval()
         with torch.no_grad():
             features = model(batch(model))
         features = list(features.values()) if isinstance(features, dict) else features
+        assert len(features) == (len(out_indices) if out_indices else max(3, len(levels)))
         assert [f.shape[1] for f in features] == model.feature_info.channels()
         assert [SIZE // f.shape[-1] for f in features] == model.feature_info.reduction()
 
@@ -118,8 +120,10 @@ def test_features_only(name, feature_cls):
 @pytest.mark.parametrize('output_stride', [8, 16])
 def test_output_stride(name, output_stride):
     model = shallow(name, features_only=True, output_stride=output_stride).eval()
+    expected = min(output_stride, shallow(name).feature_info[-1]['reduction'])
+    assert model.feature_info.reduction()[-1] == expected
     with torch.no_grad():
-        assert model(batch(model))[-1].shape[-1] == SIZE // output_stride
+        assert model(batch(model))[-1].shape[-1] == SIZE // expected
 
 
 @names
@@ -129,7 +133,7 @@ def test_forward_intermediates_are_the_features(name):
     with torch.no_grad():
         final, intermediates = model.forward_intermediates(x)
         torch.testing.assert_close(final, model.forward_features(x))
-        features = FeatureGraphNet(copy.deepcopy(model), out_indices=(0, 1, 2, 3, 4))(x)
+        features = FeatureGraphNet(copy.deepcopy(model), out_indices=tuple(range(len(model.feature_info))))(x)
     torch.testing.assert_close(intermediates, features)
 
 

@@ -12,7 +12,7 @@ from timm.models import save_for_hf
 
 from timm_se_plugin import AttentionSpec
 from timm_se_plugin.layers import SqueezeExcite
-from timm_se_plugin.models.plugin_resnet import architectures
+from timm_se_plugin.models._registry import architectures
 from timm_se_plugin.placement.spec import ATTENTIONS
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..models._builder import resolve
-from ..models.plugin_resnet import architectures
+from ..models._registry import architectures
 from ..placement import AttentionSpec
 from ..placement.sites import attention_modules
 from ..weights.loading import shortened

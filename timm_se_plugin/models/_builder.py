@@ -1,5 +1,6 @@
 """From a flag to a model: the attention asked for, checked against the weights asked for, in timm's own builder."""
 
+import copy
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -13,7 +14,7 @@ from torch import nn
 from ..placement import AttentionSpec
 from ..placement.spec import ATTENTIONS, applicable, is_option, split_attention_kwargs
 from ..weights import Source, checkpoint_filter
-from ._blueprint import blueprint
+from ._blueprint import Blueprint, blueprint
 from ._networks import AttentionResNet
 
 __all__ = ['Architecture', 'build', 'resolve']
@@ -27,12 +28,13 @@ class Architecture:
 
     Args:
         name: the plugin's model name.
-        base: the timm model that it is built from.
+        base: the timm model that it is built from; of a network that timm doesn't have, its name.
         attn: the attention it has when no flag is given; None for a plain network.
         flag_is_open: whether the flag may choose another attention (``resnet50_plugin``, not ``se_resnet50_plugin``).
         source: the published weights that fit it, if there are any.
         model_cls: builds the network.
-        model_args: arguments of the network that differ from the base's.
+        model_args: arguments of the network that differ from the base's; without a base, all of them.
+        stages: how many stages may carry attention.
     """
 
     name: str
@@ -42,6 +44,13 @@ class Architecture:
     source: Source | None = None
     model_cls: type[nn.Module] = AttentionResNet
     model_args: dict[str, Any] = field(default_factory=dict)
+    stages: int = 4
+
+    @property
+    def plan(self) -> Blueprint:
+        """How the network is built, before anybody asks for something else."""
+        theirs = blueprint(self.base) if timm.is_model(self.base) else Blueprint(self.model_cls, self.base, {})
+        return Blueprint(self.model_cls, theirs.variant, {**theirs.kwargs, **self.model_args})
 
 
 def build(arch: Architecture, pretrained: bool = False, **kwargs: Any) -> nn.Module:
@@ -66,9 +75,9 @@ def build(arch: Architecture, pretrained: bool = False, **kwargs: Any) -> nn.Mod
 
     attn, gains_attention = resolve(arch, options, cfg, saved) if pretrained else (_requested(arch, options), False)
 
-    plan = blueprint(arch.base)
-    model_args = {**plan.kwargs, **arch.model_args}
-    block_args = dict(model_args.get('block_args') or {})
+    plan = arch.plan
+    model_args = copy.deepcopy(plan.kwargs)  # timm writes into feature_cfg
+    block_args = dict(model_args.pop('block_args', None) or {})
     if 'attn' in options:
         if plan.kwargs.get('pruned'):
             raise ValueError(f'{arch.name} was pruned together with its attention: attn is not allowed')
@@ -79,10 +88,10 @@ def build(arch: Architecture, pretrained: bool = False, **kwargs: Any) -> nn.Mod
         raise ValueError(f"block_args with 'attn_layer' is not allowed beside attn={placed.attn!r}")
 
     key_map = arch.source.key_map if arch.source else None
-    model_args.update(kwargs, block_args=block_args)
+    model_args.update(kwargs, **({'block_args': block_args} if block_args else {}))  # not every network has them
     model_args.setdefault('pretrained_filter_fn', checkpoint_filter(key_map, new_attention=gains_attention))
     model = build_model_with_cfg(
-        arch.model_cls, plan.variant, pretrained, pretrained_cfg=cfg, attn=placed, **model_args)
+        plan.model_cls, plan.variant, pretrained, pretrained_cfg=cfg, attn=placed, **model_args)
     if placed:
         update_model_args(model, **placed.to_kwargs())
     elif 'attn' in options:
@@ -126,7 +135,7 @@ def _requested(arch: Architecture, options: Mapping[str, Any]) -> AttentionSpec 
         return arch.attn
     if arch.attn is not None:
         if flag in (None, arch.attn.attn):
-            return arch.attn.updated(options)
+            return _on_its_stages(arch, arch.attn.updated(options), options)
         if not arch.flag_is_open:
             raise ValueError(
                 f'attn={flag!r} is not allowed for {arch.name}; allowed: {arch.attn.attn} '
@@ -136,7 +145,20 @@ def _requested(arch: Architecture, options: Mapping[str, Any]) -> AttentionSpec 
         if len(options) > 1:
             raise ValueError(f"attn='none' has no options; {', '.join(k for k in options if k != 'attn')} was given")
         return None
-    return AttentionSpec.from_kwargs(options)
+    return _on_its_stages(arch, AttentionSpec.from_kwargs(options), options)
+
+
+def _on_its_stages(arch: Architecture, attn: AttentionSpec, options: Mapping[str, Any]) -> AttentionSpec:
+    """`attn` on stages that the network has: those that the options ask for, or all."""
+    for name in {'stages', 'sk_stages'} & set(ATTENTIONS[attn.attn]):
+        stages = tuple(stage for stage in getattr(attn, name) if stage <= arch.stages)
+        if f'attn_{name}' in options and stages != getattr(attn, name):
+            raise ValueError(
+                f'attn_{name}={options[f"attn_{name}"]!r} is not allowed for {arch.name}; '
+                f'allowed: one or more of {", ".join(map(str, range(1, arch.stages + 1)))}')
+        found: dict[str, Any] = {name: stages}
+        attn = replace(attn, **found)
+    return attn
 
 
 def _pretrained_cfg(arch: Architecture, cfg: Any, overlay: Any) -> PretrainedCfg:

@@ -14,20 +14,19 @@ from typing import Any
 
 import timm
 from timm.layers import SEModule
-from timm.models import DefaultCfg, register_model
+from timm.models import DefaultCfg
 from timm.models.resnet import BasicBlock, Bottleneck
 from timm.models.sknet import SelectiveKernelBasic, SelectiveKernelBottleneck
-from torch import nn
 
 from ..placement import AttentionSpec
 from ..weights.sources import TIMM_SE, Source, legacy_keys, published_cfgs, sk_keys, without_weights
 from ._blueprint import Blueprint, blueprint
-from ._builder import Architecture, build
+from ._builder import Architecture
 from ._networks import LegacyResNet
+from ._registry import register
 
 __all__: list[str] = []  # the entrypoints; timm's register_model adds them
 default_cfgs: dict[str, DefaultCfg] = {}  # where register_model looks for the pretrained configurations
-architectures: dict[str, Architecture] = {}
 
 # timm's legacy name -> the name in its resnet module that it is built from, and what differs.
 _LEGACY: dict[str, tuple[str, dict[str, Any]]] = {
@@ -70,17 +69,10 @@ def _same_but_for_attention(name: str, base: str) -> bool:
 
 
 def _register(arch: Architecture, default_cfg: DefaultCfg) -> None:
-    def entrypoint(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-        return build(arch, pretrained, **kwargs)
-
-    entrypoint.__name__ = entrypoint.__qualname__ = arch.name
-    entrypoint.__doc__ = (
+    register(
+        __name__, arch, default_cfg,
         f"What timm's {arch.name.removesuffix('_plugin')} computes; attention by the attn flag."
         if arch.flag_is_open else f"timm's {arch.base} with attention: {arch.attn and arch.attn.attn}.")
-    globals()[arch.name] = entrypoint  # importable, as timm's own entrypoints are
-    architectures[arch.name] = arch
-    default_cfgs[arch.name] = default_cfg
-    register_model(entrypoint)
 
 
 def _register_all() -> None:
