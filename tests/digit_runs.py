@@ -1,6 +1,5 @@
 """Training runs of a tiny network on scikit-learn's handwritten digits, in processes that can be killed."""
 
-import csv
 import multiprocessing
 from collections.abc import Sequence
 from pathlib import Path
@@ -76,5 +75,6 @@ def equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bo
 
 def summary(folder: Path) -> list[dict[str, str]]:
     """Rows of ``summary.csv`` without the seconds."""
-    rows = list(csv.DictReader((folder / 'summary.csv').open()))
+    from timm_se_plugin.training.records import read_table
+    rows = read_table(folder / 'summary.csv')
     return [{key: value for key, value in row.items() if key != 'seconds'} for row in rows]

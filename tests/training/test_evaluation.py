@@ -1,4 +1,3 @@
-import csv
 import json
 
 import pytest
@@ -10,6 +9,7 @@ from sklearn.metrics import confusion_matrix, top_k_accuracy_score
 from timm_se_plugin.training import evaluate, evaluate_classifier, parse_evaluation, parse_options, train_classifier
 from timm_se_plugin.training.data import eval_loader, open_split
 from timm_se_plugin.training.place import Place
+from timm_se_plugin.training.records import read_table
 
 CONFIG = {'input_size': (3, 32, 32), 'mean': (0.5,) * 3, 'std': (0.5,) * 3, 'interpolation': 'bilinear',
           'crop_pct': 1.0, 'crop_mode': 'center'}
@@ -71,7 +71,7 @@ def test_a_checkpoint_knows_its_model_and_data(trained, tmp_path):
     assert metrics['top1'] == row['top1']
     assert metrics['top5'] == row['top5']
     assert json.loads((tmp_path / 'metrics.json').read_text())['top1'] == row['top1']
-    classes = list(csv.DictReader((tmp_path / 'classes.csv').open()))
+    classes = read_table(tmp_path / 'classes.csv')
     assert [line['class'] for line in classes] == [str(i) for i in range(10)]
     assert sum(int(line['images']) for line in classes) == 50
     assert (tmp_path / 'confusion.png').stat().st_size > 1000

@@ -1,4 +1,3 @@
-import csv
 
 import pytest
 import torch
@@ -8,7 +7,9 @@ from digit_runs import TINY, equal, weights
 from timm_se_plugin.training import parse_options, train_classifier
 from timm_se_plugin.training.checkpoint import CheckpointError, is_whole, newest_whole, read_checkpoint
 from timm_se_plugin.training.data import UnreadableImageError
+from timm_se_plugin.training.records import read_table
 from timm_se_plugin.training.run import NonFiniteLossError
+from timm_se_plugin.training.timing import plain_name
 
 
 def run(digits, folder, *arguments):
@@ -17,9 +18,9 @@ def run(digits, folder, *arguments):
 
 
 def test_digits_are_learned(digits, tmp_path):
-    row = run(digits, tmp_path / 'run', '--epochs', '12', '--no-aug', '--model', 'se_resnet10t_plugin')
+    row = run(digits, tmp_path / 'run', '--epochs', '8', '--no-aug', '--model', 'se_resnet20_cifar_plugin')
     assert row['top1'] > 0.6  # chance is 0.1
-    history = list(csv.DictReader((tmp_path / 'run' / 'summary.csv').open()))
+    history = read_table(tmp_path / 'run' / 'summary.csv')
     assert float(history[-1]['train_loss']) < 0.5 * float(history[0]['train_loss'])
 
 
@@ -29,10 +30,10 @@ def test_a_run_leaves_what_it_was_and_how_it_went(digits, tmp_path):
     told = yaml.safe_load((tmp_path / 'run' / 'args.yaml').read_text())
     assert {'model', 'seed', 'torch', 'timm', 'commit', 'device', 'threads', 'global_batch'} <= told.keys()
     assert (tmp_path / 'run' / 'curves.png').stat().st_size > 1000
-    written, = csv.DictReader(results.open())
+    written, = read_table(results)
     assert float(written['top1']) == row['top1']
     assert 0 <= row['top1'] <= row['top5'] <= 1
-    curves = list(csv.DictReader((results.parent / 'table-curves.csv').open()))
+    curves = read_table(results.parent / 'table-curves.csv')
     assert [line['epoch'] for line in curves] == ['0', '1']
 
 
@@ -121,3 +122,10 @@ def test_sync_bn_is_for_cuda(digits, tmp_path):
 def test_more_classes_in_the_data_than_in_the_model_are_refused(digits, tmp_path):
     with pytest.raises(ValueError, match='--num-classes 9 is not allowed; the data has 10'):
         run(digits, tmp_path / 'run', '--num-classes', '9')
+
+
+def test_a_plugins_name_says_its_plain_network():
+    assert plain_name('se_resnet50_plugin') == 'resnet50_plugin'
+    assert plain_name('sk_resnet18_plugin') == 'resnet18_plugin'
+    assert plain_name('resnet18_plugin') is None
+    assert plain_name('seresnet50') is None

@@ -17,6 +17,7 @@ from .place import placed
 from .records import Progress, draw_curves, provenance, record_result, write_table
 from .run import Run
 from .termination import TerminatedError, Termination
+from .timing import step_time_ratio
 
 __all__ = ['train_classifier']
 
@@ -145,10 +146,11 @@ def _finish(run: Run) -> dict[str, Any]:
     """The row of results, and what is drawn and written at the end."""
     options, last = run.options, run.history[-1]
     cost = complexity(run.model, run.input_size)
+    ratio = step_time_ratio(run) if options.results and run.place.primary else None
     row = {
         'model': options.model, 'seed': options.seed, 'epochs': run.epochs, 'top1': last['val_top1'],
-        'top5': last['val_top5'], 'parameters': cost.params, 'macs': cost.macs, 'time_ratio': '',
-        'seconds': round(run.seconds), 'recipe': Path(options.config).stem if options.config else '',
+        'top5': last['val_top5'], 'parameters': cost.params, 'macs': cost.macs,
+        'time_ratio': round(ratio, 3) if ratio else '', 'seconds': round(run.seconds), 'recipe': Path(options.config).stem if options.config else '',
         'global_batch': run.global_batch, 'amp': options.amp_dtype if options.amp else '',
         **provenance(run.place.device)}
     if run.place.primary:

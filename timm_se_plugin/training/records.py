@@ -16,7 +16,7 @@ import torch
 
 from .checkpoint import write_atomically
 
-__all__ = ['Progress', 'draw_curves', 'provenance', 'record_result', 'write_table']
+__all__ = ['Progress', 'draw_curves', 'provenance', 'read_table', 'record_result', 'write_table']
 
 _logger = logging.getLogger(__name__)
 
@@ -85,6 +85,11 @@ def table(rows: Iterable[Mapping[str, Any]]) -> str:
     return text.getvalue()
 
 
+def read_table(path: Path) -> list[dict[str, str]]:
+    """Rows of a CSV file; none if it is not there."""
+    return list(csv.DictReader(io.StringIO(path.read_text()))) if path.exists() else []
+
+
 def write_table(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write a CSV file, whole or not at all."""
     write_atomically(path, table(rows).encode())
@@ -104,8 +109,7 @@ def record_result(path: Path, row: Mapping[str, Any], history: list[dict[str, An
     with open(path.with_name(f'.{path.name}.lock'), 'w') as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         for file, rows in ((path, [row]), (path.with_name(f'{path.stem}-curves.csv'), curves)):
-            old = list(csv.DictReader(file.open())) if file.exists() else []
-            kept = [line for line in old if any(line[key] != str(name[key]) for key in keys)]
+            kept = [line for line in read_table(file) if any(line[key] != str(name[key]) for key in keys)]
             write_table(file, [*kept, *rows])
 
 

@@ -55,7 +55,7 @@ class Run:
         self.folder = _folder(options)
         self._set_up_torch()
         random_seed(options.seed)
-        model = self._model()
+        model = self.create_model(options.model)
         config = data_config(options, model)
         self.input_size: tuple[int, int, int] = tuple(config['input_size'])
         self.train_loader = train_loader(options, train_data, config, place)
@@ -223,10 +223,11 @@ class Run:
         self.seconds, self.best, self.history = state['seconds'], state['best'], state['history']
         _logger.info('resumed from %s: epoch %d, batch %d', path, self.epoch, self.batch)
 
-    def _model(self) -> nn.Module:
+    def create_model(self, name: str) -> nn.Module:
+        """A network as the options want it."""
         options = self.options
         model = timm.create_model(
-            options.model, pretrained=options.pretrained, num_classes=self.classes,
+            name, pretrained=options.pretrained, num_classes=self.classes,
             drop_path_rate=options.drop_path, **options.model_kwargs)  # timm leaves out what is None
         if options.grad_checkpointing:
             model.set_grad_checkpointing(True)
