@@ -59,13 +59,14 @@ def finish(process: Any) -> int:
 
 def said(folder: Path) -> str:
     """What a run said."""
-    return Path(f'{folder}.log').read_text()
+    log = Path(f'{folder}.log')
+    return log.read_text() if log.exists() else ''
 
 
-def weights(folder: Path, name: str = 'last.pth.tar') -> dict[str, torch.Tensor]:
-    """Weights in a checkpoint of a run."""
+def weights(folder: Path, ema: bool = False) -> dict[str, torch.Tensor]:
+    """Weights in the last checkpoint of a run."""
     from timm_se_plugin.training.checkpoint import read_checkpoint
-    return read_checkpoint(folder / name)['state_dict']
+    return read_checkpoint(folder / 'last.pth.tar')['state_dict_ema' if ema else 'state_dict']
 
 
 def equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:

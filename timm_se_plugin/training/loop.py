@@ -150,7 +150,8 @@ def _finish(run: Run) -> dict[str, Any]:
     row = {
         'model': options.model, 'seed': options.seed, 'epochs': run.epochs, 'top1': last['val_top1'],
         'top5': last['val_top5'], 'parameters': cost.params, 'macs': cost.macs,
-        'time_ratio': round(ratio, 3) if ratio else '', 'seconds': round(run.seconds), 'recipe': Path(options.config).stem if options.config else '',
+        'time_ratio': round(ratio, 3) if ratio else '', 'seconds': round(run.seconds),
+        'recipe': Path(options.config).stem if options.config else '',
         'global_batch': run.global_batch, 'amp': options.amp_dtype if options.amp else '',
         **provenance(run.place.device)}
     if run.place.primary:
