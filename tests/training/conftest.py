@@ -13,11 +13,11 @@ def digits(tmp_path_factory):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of 1 MiB."""
+    """A file system of 8 MiB."""
     folder = tmp_path / 'disk'
     folder.mkdir()
     mount = subprocess.run(
-        ['mount', '-t', 'tmpfs', '-o', 'size=1m', 'tmpfs', str(folder)], capture_output=True, text=True, check=False)
+        ['mount', '-t', 'tmpfs', '-o', 'size=8m', 'tmpfs', str(folder)], capture_output=True, text=True, check=False)
     if mount.returncode:
         pytest.skip(f'a file system cannot be mounted here: {mount.stderr.strip()}')
     yield folder

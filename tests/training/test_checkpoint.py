@@ -95,8 +95,8 @@ def test_a_file_that_cannot_grow_leaves_the_checkpoint_before(tmp_path):
 
 
 def test_a_full_disk_leaves_the_checkpoint_before(small_disk):
-    save_checkpoint(small_disk, state(0, size=150_000))  # 600 kB of 1 MiB
+    save_checkpoint(small_disk, state(0, size=1_200_000))  # 4.8 of 8 MiB
     with pytest.raises(CheckpointError, match='No space left on device; files from before are intact'):
-        save_checkpoint(small_disk, state(1, size=150_000))
+        save_checkpoint(small_disk, state(1, size=1_200_000))
     assert number(small_disk) == 0
     assert [p.name for p in small_disk.iterdir()] == ['last.pth.tar']
