@@ -193,8 +193,9 @@ class Loader:
     def __call__(self, epoch: int = 0, start: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Batches `start` and on of an epoch: images (N, C, H, W) and targets (N)."""
         if self.batches is None:
-            if hasattr(self.dataset, 'set_epoch'):
-                self.dataset.set_epoch(epoch)
+            if not (self.training or self.place.primary):
+                return
+            self.dataset.set_epoch(epoch)
             yield from islice(self._prefetched(self._stream_loader(epoch)), start, len(self) if self.training else None)
             return
         self.batches.epoch, self.batches.start = epoch, start
@@ -313,6 +314,9 @@ def eval_loader(options: Namespace, dataset: Any, config: dict[str, Any], place:
         use_prefetcher=True)
     if isinstance(dataset, IterableDataset):
         stream: Any = dataset
+        # Among several processes timm's readers even out their shares, so that images count twice or not at all. One
+        # process reads them all.
+        stream.reader.dist_rank, stream.reader.dist_num_replicas = 0, 1
         stream.transform = transform
         stream.set_loader_cfg(num_workers=max(1, options.workers))
         return Loader(stream, config, options, place, None, training=False)
