@@ -1,7 +1,7 @@
 """Faster R-CNN with an SE-ResNet-18 on BCCD (blood cells), from scratch, 8 epochs.
 
-Run: python tools/train_detector.py faster-rcnn_se-r18_fpn_bccd
-Hardware: 2 CPU cores, about half an hour. Result: not yet run.
+Run: python tools/train_detector.py faster-rcnn_se-r18_fpn_bccd --seed 0 --record results/bccd.csv
+Hardware: 2 CPU cores. Result: results/bccd.csv.
 """
 
 _base_ = './faster-rcnn_r18_fpn_bccd.py'

@@ -20,10 +20,10 @@ def _structure(name: str) -> tuple[Any, ...]:
     """What a block with attention looks like; the stem and the downsampling do not matter to it."""
     arch, args = architectures[name], _arguments(name)
     attn = arch.attn and arch.attn.attn
-    if arch.flag_is_open and arch.model_cls is AttentionResNet:  # without a flag: timm's own blocks
+    if arch.flag_is_open and (attn is None or arch.model_cls is AttentionResNet):  # without a flag: timm's own blocks
         return attn, args.get('pruned')
     return (
-        arch.model_cls, attn, str(args['block']), args.get('aa_layer'), args.get('norm_layer'),
+        arch.model_cls, attn, str(args.get('block')), args.get('basic'), args.get('aa_layer'), args.get('norm_layer'),
         args.get('cardinality', 1) > 1, args.get('block_reduce_first'), args.get('stride_in_1x1'))
 
 
@@ -44,9 +44,11 @@ def parametrised_names() -> Iterable[Any]:
 def shallow(name: str, **kwargs: Any) -> nn.Module:
     """The network with five blocks, which are enough for each kind, and weights that matter.
 
-    A pruned one has no choice of depth.
+    A pruned one has no choice of depth; the widest ones get narrower.
     """
     args = _arguments(name)
-    depth = {} if args.get('pruned') else {'layers': (2, 1, 1, 1)[:len(args['layers'])]}
-    model = timm.create_model(name, **{**depth, **kwargs})
+    small: dict[str, Any] = {} if args.get('pruned') else {'layers': (2, 1, 1, 1)[:len(args['layers'])]}
+    if args.get('channels', (0,))[0] >= 64:
+        small['channels'] = tuple(width // 4 for width in args['channels'])
+    model = timm.create_model(name, **{**small, **kwargs})
     return randomised(model)  # timm zeroes each last BatchNorm, and with it every branch

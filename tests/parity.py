@@ -26,7 +26,8 @@ def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
         for norm in norms:
             norm.momentum = 1.0
         with torch.no_grad():
-            size = (4, model.in_chans, 96, 96)
+            side = min(96, getattr(model, 'pretrained_cfg', {}).get('input_size', (3, 96, 96))[-1])
+            size = (4, model.in_chans, side, side)
             model.train()(torch.randn(*size, generator=generator, dtype=next(model.parameters()).dtype))
         model.train(mode)
         for norm, momentum in zip(norms, momenta, strict=True):

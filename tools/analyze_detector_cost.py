@@ -6,7 +6,6 @@ Nothing else may run on the machine meanwhile, if the times are to mean somethin
 """
 
 import argparse
-import csv
 from pathlib import Path
 
 import torch
@@ -14,6 +13,7 @@ from mmengine.config import DictAction
 
 from timm_se_plugin.detection.configs import read_config
 from timm_se_plugin.detection.cost import CONVENTION, detector_cost
+from timm_se_plugin.tables import replace_rows
 
 
 def main() -> None:
@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument('--rounds', type=int, default=7)
     parser.add_argument('--device', default='cpu')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, metavar='KEY=VALUE')
-    parser.add_argument('--output', type=Path, help='CSV file to write too')
+    parser.add_argument('--output', type=Path, help='CSV file to add to')
     args = parser.parse_args()
     rows = detector_cost(read_config(args.config, args.cfg_options), args.batch, args.height, args.width, args.rounds,
                          args.device, lambda text: print(text, end='\r', flush=True))
@@ -36,13 +36,9 @@ def main() -> None:
         print(f'{key:<28}' + ''.join(f'{row[key]:>16,}' if isinstance(row[key], int) else f'{row[key]:>16}'
                                      for row in rows))
     if args.output:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        with args.output.open('w', newline='') as file:
-            writer = csv.DictWriter(file, ['config', 'batch', 'height', 'width', 'device', 'torch', *rows[0]],
-                                    lineterminator='\n')
-            writer.writeheader()
-            writer.writerows({'config': args.config, 'batch': args.batch, 'height': args.height, 'width': args.width,
-                              'device': args.device, 'torch': torch.__version__, **row} for row in rows)
+        case = {'config': args.config, 'options': ' '.join(f'{k}={v}' for k, v in args.cfg_options.items()),
+                'batch': args.batch, 'height': args.height, 'width': args.width, 'device': args.device}
+        replace_rows(args.output, [{**case, **row, 'torch': torch.__version__} for row in rows], [*case, 'model'])
 
 
 if __name__ == '__main__':

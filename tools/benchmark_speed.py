@@ -5,7 +5,6 @@ the case's options that case alone. Rows of the same case in the file are replac
 """
 
 import argparse
-import csv
 import subprocess
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 
 import timm_se_plugin  # noqa: F401  (registers the models)
 from timm_se_plugin.benchmark import DTYPES, LAYOUTS, MODES, Case, measure, suite
+from timm_se_plugin.tables import replace_rows
 
 
 def commit() -> str:
@@ -21,19 +21,6 @@ def commit() -> str:
     run = subprocess.run(
         ['git', 'describe', '--always', '--dirty=+', '--exclude=*'], capture_output=True, text=True, check=False)
     return run.stdout.strip()
-
-
-def write(path: Path, rows: list[dict[str, object]]) -> None:
-    """Put rows into the file, in the place of those of the same case and variant."""
-    keys = [field.name for field in fields(Case)] + ['variant']
-    old = list(csv.DictReader(path.open())) if path.exists() else []
-    new = {tuple(str(row[key]) for key in keys): row for row in rows}
-    kept = [row for row in old if tuple(row.get(key, '') for key in keys) not in new]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open('w', newline='') as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator='\n')
-        writer.writeheader()
-        writer.writerows([*kept, *rows])
 
 
 def main() -> None:
@@ -67,7 +54,8 @@ def main() -> None:
         for row in rows:
             print(f"  {row['variant']:<14}{row['milliseconds']:>10.1f} ms  x{row['ratio']:.3f}"
                   f" ({row['ratio_q25']:.3f} to {row['ratio_q75']:.3f})  saved bytes {row['saved_bytes_ratio']}")
-        write(output, [{**row, 'commit': commit()} for row in rows])
+        replace_rows(output, [{**row, 'commit': commit()} for row in rows],
+                     [*(field.name for field in fields(Case)), 'variant'])
 
 
 if __name__ == '__main__':

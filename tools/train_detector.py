@@ -8,8 +8,10 @@ import argparse
 import os
 
 from mmengine.config import DictAction
+from mmengine.dist import is_main_process
 
 from timm_se_plugin.detection.configs import read_config
+from timm_se_plugin.detection.records import record_run
 from timm_se_plugin.detection.running import train_detector
 
 
@@ -20,6 +22,8 @@ def main() -> None:
     parser.add_argument('--work-dir', help='folder for logs and checkpoints; work_dirs/<config> by default')
     parser.add_argument('--resume', nargs='?', const=True, default=False, metavar='CHECKPOINT',
                         help='go on from a checkpoint, or from the last whole one in the work folder')
+    parser.add_argument('--record', metavar='CSV', help='when the run ends, add its row there, and its curve beside it')
+    parser.add_argument('--seed', type=int, help='of all random numbers; the configuration\'s if not given')
     parser.add_argument('--amp', action='store_true', help='mixed precision (CUDA)')
     parser.add_argument('--auto-scale-lr', action='store_true', help='scale the learning rate with the batch')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, metavar='KEY=VALUE',
@@ -29,7 +33,11 @@ def main() -> None:
     args = parser.parse_args()
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))  # MMEngine reads it there
     config = read_config(args.config, args.cfg_options, args.work_dir)
-    train_detector(config, args.resume, args.amp, args.auto_scale_lr, args.launcher)
+    if args.seed is not None:
+        config.randomness = dict(seed=args.seed)
+    runner = train_detector(config, args.resume, args.amp, args.auto_scale_lr, args.launcher)
+    if args.record and is_main_process():
+        record_run(runner, args.record)
 
 
 if __name__ == '__main__':

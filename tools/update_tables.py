@@ -43,6 +43,11 @@ def _case(row: Row) -> str:
     return ', '.join([f'{name}: {mode}', size, row['layout'].replace('_', ' '), *extras])
 
 
+def _order(row: Row) -> tuple[object, ...]:
+    return (row['attn'], row['base'] != 'resnet50', row['base'], row['split_input'], row['mode'] != 'inference',
+            row['mode'], row['compiled'], int(row['batch']), row['layout'] != 'nchw')
+
+
 def _cases(rows: list[Row]) -> dict[str, dict[str, Row]]:
     cases: dict[str, dict[str, Row]] = {}
     for row in rows:
@@ -52,7 +57,7 @@ def _cases(rows: list[Row]) -> dict[str, dict[str, Row]]:
 
 def speed_table(device: str) -> str:
     """Time ratios of each case, and saved bytes where it trains."""
-    rows = read(f'speed-{device}.csv')
+    rows = sorted(read(f'speed-{device}.csv'), key=_order)
     body = []
     for case, variants in _cases(rows).items():
         cells = [f'{float(variants[v]["ratio"]):.2f}' if v in variants else '' for v in VARIANTS]
@@ -72,7 +77,8 @@ def draw_speed(device: str, path: Path) -> None:
     matplotlib.use('Agg')
     from matplotlib import pyplot as plt
 
-    cases = {case: v for case, v in _cases(read(f'speed-{device}.csv')).items() if {'timm', 'fused'} <= v.keys()}
+    rows = sorted(read(f'speed-{device}.csv'), key=_order)
+    cases = {case: v for case, v in _cases(rows).items() if {'timm', 'fused'} <= v.keys()}
     figure, axis = plt.subplots(figsize=(9, 1 + 0.36 * len(cases)))
     for offset, variant, colour in ((-0.2, 'timm', 'tab:gray'), (0.2, 'fused', 'tab:blue')):
         ratios = [float(v[variant]['ratio']) for v in cases.values()]
@@ -110,10 +116,35 @@ def training_table(name: str) -> str:
         ['model', 'recipe', 'epochs', 'seeds', 'top-1 %, mean', 'range', 'parameters', 'MACs', 'step time'], body)
 
 
+def bccd_table() -> str:
+    """Detectors on BCCD's validation set, and the epoch that was best."""
+    curves = read('bccd-curves.csv')
+    body = []
+    for row in read('bccd.csv'):
+        mine = [float(epoch['map_50']) for epoch in curves
+                if (epoch['model'], epoch['seed']) == (row['model'], row['seed'])]
+        body.append([row['model'], row['seed'], row['epochs'], *(f'{float(row[key]):.3f}' for key in (
+            'map', 'map_50', 'map_75')), f'{max(mine):.3f}', row['peak_memory_mib']])
+    return markdown(
+        ['detector', 'seed', 'epochs', 'mAP', 'mAP50', 'mAP75', 'best mAP50 of an epoch', 'process memory, MiB'], body)
+
+
+def detector_cost_table() -> str:
+    """A detector against itself without attention."""
+    body = [[row['config'], row['options'].replace('model.backbone.', '') or '-',
+             f'{row["batch"]}x{row["height"]}x{row["width"]}', *(f'{float(row[key]):.3f}' for key in (
+                 'step_ratio', 'saved_bytes_ratio', 'backbone_saved_bytes_ratio'))]
+            for row in read('detector-cost.csv') if row['model'] == 'attention']
+    return markdown(['detector', 'options', 'pictures', 'time of a training step', 'bytes kept for the backward pass',
+                     "of the backbone's"], body)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     'speed-cpu': lambda: speed_table('cpu'),
     'cifar10': lambda: training_table('cifar10.csv'),
     'flowers': lambda: training_table('flowers.csv'),
+    'bccd': bccd_table,
+    'detector-cost': detector_cost_table,
 }
 
 

@@ -1,5 +1,6 @@
 """Training, testing and detecting through the package's own functions, from a tiny COCO folder."""
 
+import csv
 import importlib.util
 import json
 import re
@@ -13,7 +14,8 @@ if importlib.util.find_spec('mmdet') is None:
 import cv2
 
 from timm_se_plugin.detection.configs import config_path, read_config
-from timm_se_plugin.detection.inference import detect, draw
+from timm_se_plugin.detection.inference import compare, detect, draw
+from timm_se_plugin.detection.records import record_run
 from timm_se_plugin.detection.running import test_detector, train_detector
 
 pytestmark = pytest.mark.mmdet
@@ -58,13 +60,33 @@ def test_a_coco_configuration_trains_validates_tests_resumes_and_detects(coco_fo
     assert (coco_folder / 'all.pkl').stat().st_size > 0
     config = on_folder(coco_folder)
     config.train_cfg.max_epochs = 2
-    assert train_detector(config, resume=True).iter == 4
+    runner = train_detector(config, resume=True)
+    assert runner.iter == 4
+
+    for _ in range(2):  # a run that is recorded again replaces itself
+        row = record_run(runner, coco_folder / 'results' / 'tiny.csv')
+    recorded, curve = (list(csv.DictReader((coco_folder / 'results' / f'{name}.csv').read_text().splitlines()))
+                       for name in ('tiny', 'tiny-curves'))
+    assert recorded == [{key: str(value) for key, value in row.items()}]
+    assert (row['model'], row['epochs']) == ('faster-rcnn_se-r50_fpn_1x_coco', 2)
+    assert 0 <= row['map'] <= row['map_50'] <= 1
+    losses = runner.message_hub.get_scalar('train/loss').data[0]
+    assert [float(epoch['loss']) for epoch in curve] == [
+        pytest.approx(losses[:2].mean(), abs=1e-5), pytest.approx(losses[2:].mean(), abs=1e-5)]
+    assert float(curve[0]['map']) == pytest.approx(val, abs=1e-4)
 
     results = detect(on_folder(coco_folder), last, [coco_folder / 'images'], coco_folder / 'found', score=0.)
     assert json.loads((coco_folder / 'found' / 'detections.json').read_text()) == results
     assert [len(result['detections']) > 0 for result in results] == [True] * 4
     assert {d['label'] for result in results for d in result['detections']} <= {'blue', 'red'}
     assert cv2.imread(str(coco_folder / 'found' / '0.png')).shape == (80, 96, 3)
+
+    figure = compare(on_folder(coco_folder), last, coco_folder / 'figures' / 'pairs.png', count=3, score=0.)
+    assert figure.shape == (2 * (40 + 8), 2 * (2 * 48 + 8), 3)
+    assert (cv2.imread(str(coco_folder / 'figures' / 'pairs.png')) == figure).all()
+    assert (figure[48:, 104:] == 255).all()  # three pictures leave a place free
+    with pytest.raises(ValueError, match='count=5 is not allowed; allowed: 1 to 4'):
+        compare(on_folder(coco_folder), last, coco_folder / 'pairs.png', count=5)
 
     other = on_folder(coco_folder, **{'model.backbone.attn': 'sk'})
     with pytest.raises(ValueError, match=r'is not of this detector: missing backbone.layer1.0.conv1.attn'):

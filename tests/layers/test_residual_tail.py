@@ -16,6 +16,7 @@ from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
+from timm_se_plugin.layers import _tail_functions
 from timm_se_plugin.layers.residual_tail import can_fuse, residual_tail
 from timm_se_plugin.layers.squeeze_excite import SqueezeExcite
 
@@ -125,9 +126,11 @@ def layout(x, channels_last):
 @pytest.mark.parametrize('mode', MODES)
 @pytest.mark.parametrize('integration', INTEGRATIONS)
 @pytest.mark.parametrize('block', [BasicBlock, Bottleneck])
-def test_equals_the_modules_one_by_one_in_float64(block, integration, mode):
-    for seed, (channels_last, drop, downsample, act) in enumerate(
-            itertools.product((False, True), (0.0, 0.5), (False, True), (nn.ReLU, nn.SiLU))):
+def test_equals_the_modules_one_by_one_in_float64(block, integration, mode, monkeypatch):
+    for seed, (kernels, drop, downsample, act) in enumerate(itertools.product(
+            ('nchw', 'whole batch', 'by sample'), (0.0, 0.5), (False, True), (nn.ReLU, nn.SiLU))):
+        monkeypatch.setattr(_tail_functions, '_CALL_COST', 1 if kernels == 'by sample' else 2**14)
+        channels_last = kernels != 'nchw'
         torch.manual_seed(seed)
         net = set_mode(Block(block, integration, True, act, drop, downsample).double(), mode)
         x = layout(torch.randn(4, 16, 6, 5, dtype=torch.float64), channels_last)
@@ -199,7 +202,9 @@ def test_derivatives_of_first_and_second_order(mode, channels_last):
 @pytest.mark.parametrize('mode', MODES)
 @pytest.mark.parametrize('channels_last', [False, True])
 @pytest.mark.parametrize('how', ['bfloat16', 'float16 autocast', 'bfloat16 autocast'])
-def test_half_precision_errs_no_more_than_the_modules(how, channels_last, mode):
+@pytest.mark.parametrize('call_cost', [1, 2**14])
+def test_half_precision_errs_no_more_than_the_modules(call_cost, how, channels_last, mode, monkeypatch):
+    monkeypatch.setattr(_tail_functions, '_CALL_COST', call_cost)
     dtype = torch.float16 if 'float16' in how.split()[0] and how[0] == 'f' else torch.bfloat16
     errors = {True: {}, False: {}}
     for seed in range(8):

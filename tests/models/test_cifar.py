@@ -3,12 +3,14 @@
 import pytest
 import timm
 import torch
-from parity import assert_same_network, images, randomised
+from networks import shallow
+from parity import assert_same_network, images, randomised, relative_error
 from torch import nn
 
-from timm_se_plugin import AttentionSpec
+from timm_se_plugin import AttentionSpec, fuse_for_inference
 from timm_se_plugin.layers import SelectiveKernel, SqueezeExcite
 from timm_se_plugin.models._cifar_networks import PaddedShortcut
+from timm_se_plugin.models._shake_shake import ShakeShake
 
 
 def params(name, **kwargs):
@@ -33,6 +35,20 @@ def test_resnet20_has_the_parameters_counted_by_hand():
     stage3 = 9 * 32 * 64 + 5 * 9 * 64 * 64
     norms = 2 * (16 + 6 * (16 + 32 + 64))
     assert params('resnet20_cifar_plugin') == 9 * 3 * 16 + stage1 + stage2 + stage3 + norms + 650 == 269_722
+
+
+@pytest.mark.parametrize(('name', 'millions'), [
+    ('resnetv2_164_cifar_plugin', 1.7), ('wide_resnet16_8_cifar_plugin', 11.0),
+    ('shake_shake26_2x96d_cifar_plugin', 26.2)])
+def test_bases_of_the_se_papers_tables_4_and_5_have_their_papers_parameters(name, millions):
+    assert round(params(name) / 1e6, 1) == millions
+
+
+@pytest.mark.parametrize(('name', 'millions', 'exactly'), [
+    ('resnext29_16x32d_cifar_plugin', 25.2, 25_136_970), ('sk_resnext29_16x32d_cifar_plugin', 27.7, 27_813_450)])
+def test_sknet29_and_its_base_have_the_parameters_of_table_5(name, millions, exactly):
+    assert params(name) == exactly
+    assert exactly / 1e6 == pytest.approx(millions, rel=0.005)
 
 
 def test_every_block_of_the_se_and_the_sk_network_carries_it():
@@ -67,16 +83,128 @@ class LiteralResNet(nn.Module):
         return m.fc(x.mean((2, 3)))
 
 
+class LiteralPreActivation(nn.Module):
+    """He et al. 2016, Figure 1 (b), and the shortcuts' projections after the first activation, with SE if there is."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x):
+        m = self.model
+        x = m.stem.conv(x)
+        for stage in m.stages:
+            for block in stage.blocks:
+                a = torch.relu(norm(block.norm1, x))
+                y = block.conv2(torch.relu(norm(block.norm2, block.conv1(a))))
+                if hasattr(block, 'conv3'):
+                    y = block.conv3(torch.relu(norm(block.norm3, y)))
+                if hasattr(block, 'se'):
+                    z = block.se.fc2(torch.relu(block.se.fc1(y.mean((2, 3), keepdim=True))))
+                    y = y * torch.sigmoid(z)
+                x = y + (x if block.downsample is None else block.downsample.conv(a))
+        x = torch.relu(norm(m.norm, x)).mean((2, 3), keepdim=True)
+        return m.head.fc(x).flatten(1)
+
+
+def norm(layer, x):
+    return nn.BatchNorm2d.forward(layer, x)
+
+
+SMALL_V2 = {'layers': (2, 1, 1)}
+
+
 @pytest.mark.parametrize('size', [(32, 32), (31, 34)])
-@pytest.mark.parametrize('name', ['resnet20_cifar_plugin', 'se_resnet20_cifar_plugin'])
-def test_computes_what_he_et_al_say(name, size):
-    model = randomised(timm.create_model(name))
-    literal = LiteralResNet(timm.create_model(name))
+@pytest.mark.parametrize(('name', 'kwargs', 'literal_network'), [
+    ('resnet20_cifar_plugin', {}, LiteralResNet), ('se_resnet20_cifar_plugin', {}, LiteralResNet),
+    ('resnetv2_164_cifar_plugin', SMALL_V2, LiteralPreActivation),
+    ('se_resnetv2_164_cifar_plugin', SMALL_V2, LiteralPreActivation),
+    ('wide_resnet16_8_cifar_plugin', {'channels': (24, 32, 40)}, LiteralPreActivation),
+    ('se_wide_resnet16_8_cifar_plugin', {'channels': (24, 32, 40)}, LiteralPreActivation)])
+def test_computes_what_the_papers_say(name, kwargs, literal_network, size):
+    model = randomised(timm.create_model(name, **kwargs))
+    literal = literal_network(timm.create_model(name, **kwargs))
     literal.model.load_state_dict(model.state_dict())
     prefixed = {'model.' + key: value for key, value in model.state_dict().items()}
     assert literal.state_dict().keys() == prefixed.keys()
     assert_same_network(
         model, literal, images(2, 3, *size), key_map=lambda d: {k.removeprefix('model.'): v for k, v in d.items()})
+
+
+def literal_shake_shake(m, x):
+    """In evaluation: shakeshakeblock.lua of Gastaldi's release, written out."""
+    x = m.bn1(m.conv1(x))
+    for stage in (m.layer1, m.layer2, m.layer3):
+        for block in stage:
+            a = torch.relu(x)
+            branches = [
+                branch.bn2(branch.conv2(torch.relu(branch.bn1(branch.conv1(a)))))
+                for branch in (block.branch1, block.branch2)]
+            y = 0.5 * branches[0] + 0.5 * branches[1]
+            if isinstance(block.se, SqueezeExcite):
+                y = y * torch.sigmoid(block.se.fc2(torch.relu(block.se.fc1(y.mean((2, 3), keepdim=True)))))
+            if block.downsample is not None:
+                d = block.downsample
+                shifted = torch.zeros_like(a)
+                shifted[:, :, 1:, 1:] = a[:, :, :-1, :-1]
+                kept, other = (t[:, :, ::d.stride, ::d.stride] for t in (a, shifted))
+                x = d.bn(torch.cat([d.conv1(kept), d.conv2(other)], 1))
+            x = x + y
+    return m.fc(torch.relu(x).mean((2, 3)))
+
+
+@pytest.mark.parametrize('name', ['shake_shake26_2x96d_cifar_plugin', 'se_shake_shake26_2x96d_cifar_plugin'])
+def test_computes_what_gastaldis_release_does(name):
+    model = randomised(timm.create_model(name, layers=(2, 1, 1), channels=(24, 32, 40))).double().eval()
+    for size in ((32, 32), (31, 34)):
+        x = images(2, 3, *size)
+        assert relative_error(model(x), literal_shake_shake(model, x)) < 1e-10
+
+
+def test_branches_are_mixed_by_one_number_forward_and_another_backward_for_each_image():
+    a, b = (images(3, 2, 4, 4, seed=seed).requires_grad_() for seed in (0, 1))
+    mix = ShakeShake()
+    torch.manual_seed(0)
+    out = mix(a, b)
+    torch.manual_seed(0)
+    alpha, beta = (torch.empty(3, 1, 1, 1, dtype=torch.float64).uniform_() for _ in range(2))
+    assert relative_error(out, alpha * a + (1 - alpha) * b) < 1e-14
+    out.sum().backward()
+    assert relative_error(a.grad, beta.expand_as(a)) < 1e-14
+    assert relative_error(b.grad, (1 - beta).expand_as(b)) < 1e-14
+    assert relative_error(mix.eval()(a, b), (a + b) / 2) < 1e-14
+
+
+def test_attention_of_shake_shake_follows_the_mix():
+    model = timm.create_model('se_shake_shake26_2x96d_cifar_plugin', layers=(1, 1, 1), channels=(16, 16, 16))
+    assert layers(model, SqueezeExcite) == {'layer1.0.se', 'layer2.0.se', 'layer3.0.se'}
+    seen = {}
+    block = model.eval().layer2[0]
+    block.mix.register_forward_hook(lambda module, inputs, output: seen.update(mix=output))
+    block.se.register_forward_pre_hook(lambda module, inputs: seen.update(se=inputs[0]))
+    model(torch.zeros(1, 3, 32, 32))
+    assert seen['se'] is seen['mix']
+
+
+@pytest.mark.parametrize('name', [
+    'se_resnet20_cifar_plugin', 'se_resnext29_16x32d_cifar_plugin', 'se_resnetv2_164_cifar_plugin',
+    'se_shake_shake26_2x96d_cifar_plugin'])
+def test_inference_form_computes_the_same(name):
+    model = shallow(name).eval()
+    x = images(2, 3, 32, 32, dtype=torch.float32)
+    with torch.no_grad():
+        deployed = fuse_for_inference(model)
+        assert relative_error(deployed(x), model(x)) < 1e-4
+    assert len(layers(deployed, nn.BatchNorm2d)) < len(layers(model, nn.BatchNorm2d))
+
+
+@pytest.mark.parametrize('name', ['se_resnetv2_164_cifar_plugin', 'se_resnet20_cifar_plugin'])
+def test_gates_that_start_at_one_stay_there_when_initialised_again(name):
+    model = timm.create_model(name, attn_init='identity')
+    model.init_weights()
+    gates = [module for module in model.modules() if isinstance(module, SqueezeExcite)]
+    assert gates
+    assert not any(module.fc2.weight.any() for module in gates)
 
 
 @pytest.mark.parametrize('size', [(8, 8), (7, 10)])
@@ -147,6 +275,12 @@ def test_attention_is_on_three_stages_unless_told_otherwise():
     ('resnet20_cifar_plugin', {'output_stride': 1}, 'output_stride=1 is not allowed; allowed: 2, 4, 8, 16, 32'),
     ('resnet20_cifar_plugin', {'stem_type': 'deep'}, "stem_type='deep' is not allowed in a CIFAR network"),
     ('resnet20_cifar_plugin', {'avg_down': True}, "avg_down=True is not allowed .* with shortcut='A'"),
+    ('resnet20_cifar_plugin', {'stem_width': 15}, 'stem_width=15 is not allowed; allowed: an even number'),
+    ('resnetv2_164_cifar_plugin', {'stem_type': 'deep'}, "stem_type='deep' is not allowed in a CIFAR network"),
+    ('resnetv2_164_cifar_plugin', {'attn': 'sk'}, "attn='sk' is not allowed in a pre-activation network; allowed: se"),
+    ('se_resnetv2_164_cifar_plugin', {'attn_integration': 'pre'}, "attn_integration='pre' is not allowed in a pre-ac"),
+    ('se_wide_resnet16_8_cifar_plugin', {'attn_fused': True}, 'attn_fused=True is not allowed .* allowed: auto, False'),
+    ('shake_shake26_2x96d_cifar_plugin', {'attn': 'sk+se'}, r"attn='sk\+se' is not allowed in a Shake-Shake network"),
 ])
 def test_what_three_stages_or_a_cifar_stem_cannot_do_is_one_clear_error(name, kwargs, message):
     with pytest.raises(ValueError, match=message):

@@ -21,8 +21,13 @@ names = pytest.mark.parametrize('name', parametrised_names())
 SIZE = 64
 
 
-def batch(model, n=2, size=SIZE):
+def batch(model, n=2, size=None):
+    size = size or side(model)
     return images(n, model.in_chans if hasattr(model, 'in_chans') else 3, size, size, dtype=torch.float32)
+
+
+def side(model):
+    return min(SIZE, model.pretrained_cfg['input_size'][-1])
 
 
 @names
@@ -113,7 +118,7 @@ def test_features_only(name, feature_cls):
         features = list(features.values()) if isinstance(features, dict) else features
         assert len(features) == (len(out_indices) if out_indices else max(3, len(levels)))
         assert [f.shape[1] for f in features] == model.feature_info.channels()
-        assert [SIZE // f.shape[-1] for f in features] == model.feature_info.reduction()
+        assert [side(model) // f.shape[-1] for f in features] == model.feature_info.reduction()
 
 
 @names
@@ -123,7 +128,7 @@ def test_output_stride(name, output_stride):
     expected = min(output_stride, shallow(name).feature_info[-1]['reduction'])
     assert model.feature_info.reduction()[-1] == expected
     with torch.no_grad():
-        assert model(batch(model))[-1].shape[-1] == SIZE // expected
+        assert model(batch(model))[-1].shape[-1] == side(model) // expected
 
 
 @names
@@ -168,9 +173,10 @@ def test_layer_decay_puts_attention_with_its_block(name):
     scale = {id(p): group['lr_scale'] for group in optimizer.param_groups for p in group['params']}
     blocks: dict[str, set[float]] = {}
     for key, parameter in model.named_parameters():
-        block = re.match(r'layer\d+\.\d+', key)
+        block = re.match(r'(layer\d+|stages\.\d+\.blocks|stage\d+)\.\d+', key)
         if block:
             blocks.setdefault(block.group(), set()).add(scale[id(parameter)])
+    assert len(blocks) >= 3
     assert all(len(scales) == 1 for scales in blocks.values())
     assert len(set.union(*blocks.values())) == len(blocks)
 

@@ -9,7 +9,7 @@ from typing import Any
 import cv2
 import numpy as np
 from mmdet.apis import inference_detector
-from mmdet.registry import MODELS
+from mmdet.registry import DATASETS, MODELS
 from mmengine.config import Config
 from mmengine.model.utils import revert_sync_batchnorm
 from mmengine.registry import init_default_scope
@@ -18,7 +18,7 @@ from torch import nn
 
 from .running import check_fit
 
-__all__ = ['detect', 'draw', 'load_detector']
+__all__ = ['compare', 'detect', 'draw', 'load_detector']
 
 _COLOURS = ((60, 60, 220), (200, 60, 90), (0, 160, 240), (60, 170, 60), (180, 0, 180), (190, 150, 0))  # BGR
 
@@ -69,6 +69,13 @@ def draw(
     return out
 
 
+def _read(file: str | Path) -> np.ndarray:
+    picture = cv2.imread(str(file))
+    if picture is None:
+        raise ValueError(f'{file} is not a picture that OpenCV reads')
+    return picture
+
+
 def detect(
         config: Config, checkpoint: str, pictures: Iterable[str | Path], output: str | Path, score: float = 0.3,
         device: str = 'cpu',
@@ -104,9 +111,7 @@ def detect(
     Path(output).mkdir(parents=True, exist_ok=True)
     results = []
     for file in files:
-        picture = cv2.imread(str(file))
-        if picture is None:
-            raise ValueError(f'{file} is not a picture that OpenCV reads')
+        picture = _read(file)
         found = inference_detector(model, picture).pred_instances.cpu()
         found = found[found.scores >= score]
         labels = [classes[i] if i < len(classes) else str(i) for i in found.labels.tolist()]
@@ -117,3 +122,51 @@ def detect(
             for label, s, box in zip(labels, scores, boxes, strict=True)]})
     Path(output, 'detections.json').write_text(json.dumps(results, indent=1))
     return results
+
+
+def compare(
+        config: Config, checkpoint: str, output: str | Path, count: int = 6, score: float = 0.5, device: str = 'cpu',
+) -> np.ndarray:
+    """Figure of test pictures, each with its annotated boxes on the left and the detected ones on the right.
+
+    Args:
+        config: the detector and its test set.
+        checkpoint: its weights.
+        output: the picture file to write.
+        count: how many pictures, evenly spaced over the set.
+        score: detections below it are left out.
+        device: where to compute.
+
+    Returns:
+        The figure, (H, W, 3), BGR: two pictures a row, a quarter of their size.
+
+    Raises:
+        ValueError: more pictures than the set has, a file that is not one, or a checkpoint of another detector.
+    """
+    model: Any = load_detector(config, checkpoint, device)
+    dataset = DATASETS.build(config.test_dataloader.dataset)
+    if not 0 < count <= len(dataset):
+        raise ValueError(f'count={count} is not allowed; allowed: 1 to {len(dataset)}, the pictures of the set')
+    classes = list(dataset.metainfo['classes'])
+    pairs = []
+    for index in np.linspace(0, len(dataset) - 1, count).round().astype(int).tolist():
+        info = dataset.get_data_info(index)
+        picture = _read(info['img_path'])
+        true = [(instance['bbox'], classes[instance['bbox_label']]) for instance in info['instances']]
+        found = inference_detector(model, picture).pred_instances.cpu()
+        found = found[found.scores >= score]
+        half = [v // 2 for v in picture.shape[:2]]
+        small = cv2.resize(picture, half[::-1], interpolation=cv2.INTER_AREA)
+        pairs.append(np.hstack([
+            draw(small, [[v / 2 for v in box] for box, _ in true], [label for _, label in true], classes=classes),
+            draw(small, (found.bboxes / 2).tolist(), [classes[i] for i in found.labels.tolist()],
+                 found.scores.tolist(), classes)]))
+    height, width = (max(pair.shape[axis] for pair in pairs) for axis in (0, 1))
+    gap = 8
+    figure = np.full(((count + 1) // 2 * (height + gap), 2 * (width + gap), 3), 255, np.uint8)
+    for i, pair in enumerate(pairs):
+        top, left = i // 2 * (height + gap), i % 2 * (width + gap)
+        figure[top:top + pair.shape[0], left:left + pair.shape[1]] = pair
+    Path(output).parent.mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(output), figure)
+    return figure

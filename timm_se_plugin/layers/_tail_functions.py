@@ -15,11 +15,18 @@ from torch.autograd import Function
 __all__ = ['add_act_', 'moments', 'scale_add_act', 'statistics_dtype']
 
 _native = torch.ops.aten
+_CALL_COST = 2**14  # of a kernel, in elements that it could have read
 
 
 def statistics_dtype(y: Tensor) -> torch.dtype:
     """float32 at least."""
     return torch.float64 if y.dtype == torch.float64 else torch.float32
+
+
+def _by_sample(y: Tensor) -> bool:
+    """Whether calls of BatchNorm's kernels for a sample each cost less than what they save: in channels_last on CPU."""
+    return (y.device.type == 'cpu' and y.is_contiguous(memory_format=torch.channels_last)
+            and y[0].numel() >= _CALL_COST)
 
 
 def _sample_moments(y: Tensor) -> tuple[Tensor, Tensor]:
@@ -34,7 +41,7 @@ def _sample_moments(y: Tensor) -> tuple[Tensor, Tensor]:
         var = square.sub_(mean_square)
         if (16 * var >= mean_square).all():
             return m, var
-    elif y.device.type == 'cpu' and y.is_contiguous(memory_format=torch.channels_last):
+    elif _by_sample(y):
         # BatchNorm's kernel, a sample at a time, so that one reading gives both.
         stats = [torch.batch_norm_update_stats(sample, unused, unused, 0.0) for sample in y.split(1)]
         m, v = (torch.stack(values) for values in zip(*stats, strict=True))
@@ -100,19 +107,24 @@ def _affine(
         y: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, eps: float, inplace: bool,
 ) -> Tensor:
     N = y.shape[0]
+    nothing = weight.new_empty(0)  # where training would save its statistics
     if N == 1 or y.is_contiguous():
         if N > 1:
             mean, var = mean.repeat(N), var.repeat(N)
         rows, weight, bias = _by_channel(y), weight.flatten(), bias.flatten()
         if inplace:
-            nothing = weight.new_empty(0)  # where training would save its statistics
             torch.native_batch_norm(rows, weight, bias, mean, var, False, 0.0, eps, out=(rows, nothing, nothing))
             return y
         out = torch.batch_norm(rows, weight, bias, mean, var, False, 0.0, eps, False)
         return out.resize_(y.shape)  # unlike a view, it may be returned from a Function and modified afterwards
+    out = y if inplace else torch.empty_like(y)
+    if y.dtype != weight.dtype and y.device.type == 'cpu':  # elementwise operators would copy y in float32
+        for out_n, yn, weight_n, bias_n in zip(out.split(1), y.split(1), weight, bias, strict=True):
+            torch.native_batch_norm(yn, weight_n, bias_n, mean, var, False, 0.0, eps, out=(out_n, nothing, nothing))
+        return out
     weight = weight * (var + eps).rsqrt()
     bias = torch.addcmul(bias, weight, mean, value=-1)
-    return torch.addcmul(bias[:, :, None, None], y, weight[:, :, None, None], out=y if inplace else torch.empty_like(y))
+    return torch.addcmul(bias[:, :, None, None], y, weight[:, :, None, None], out=out)
 
 
 def _affine_backward(
@@ -126,14 +138,14 @@ def _affine_backward(
             [needs_y, True, True])
         return gy.view_as(y) if needs_y else None, gweight.view_as(weight), gbias.view_as(weight)
     invstd = (var + eps).rsqrt()
-    if y.device.type == 'cpu' and y.is_contiguous(memory_format=torch.channels_last):
+    if _by_sample(y):
         sums = [_native.native_batch_norm_backward(
             gn, yn, mean, mean, var, None, None, False, eps, [False, True, True])[1:]
             for gn, yn in zip(g.split(1), y.split(1), strict=True)]
         gweight, gbias = (torch.stack(values) for values in zip(*sums, strict=True))
     else:
         gbias = g.sum((2, 3), dtype=weight.dtype)
-        gweight = (g * (y - mean[:, None, None])).sum((2, 3), dtype=weight.dtype) * invstd
+        gweight = (y - mean[:, None, None]).mul_(g).sum((2, 3), dtype=weight.dtype) * invstd
     return g * (weight * invstd).to(g.dtype)[:, :, None, None] if needs_y else None, gweight, gbias
 
 

@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ._tail_functions import moments, scale_add_act, statistics_dtype
 
@@ -21,6 +22,10 @@ def _hooked(module: Any) -> bool:
 def _is_frozen(bn: nn.Module) -> bool:
     """Whether bn is what torchvision and timm's ``freeze_batch_norm_2d`` put in BatchNorm's place."""
     return type(bn).__name__ == 'FrozenBatchNorm2d'
+
+
+def _is_pointwise(conv: Any) -> bool:
+    return conv.kernel_size == (1, 1) and conv.stride == (1, 1) and conv.padding == (0, 0) and conv.groups == 1
 
 
 def _obstacle(x: Tensor, bn: Any, se: Any, drop_path: Any) -> str:
@@ -84,6 +89,13 @@ def _average(running: Tensor, value: Tensor, momentum: float | None, num_batches
         running.add_((value - running) / num_batches_tracked)
 
 
+def _is_cheaper_squeeze(conv_input: Tensor, y: Tensor) -> bool:
+    """Whether reading the convolution's input and its weights once more takes less than reading its output."""
+    N, channels, height, width = y.shape
+    positions = N * height * width
+    return conv_input.shape[1] * (positions + channels) < channels * positions
+
+
 def normalize_squeeze(
         y: Tensor,
         weight: Tensor,
@@ -95,12 +107,17 @@ def normalize_squeeze(
         eps: float,
         training: bool,
         squeeze: bool,
+        conv_input: Tensor | None,
+        conv_weight: Tensor | None,
+        conv_bias: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """BatchNorm as a scale and an offset per channel, and the average over H and W of what it would give.
 
     Returns y, z, scale, offset, mean, var. BatchNorm is ``scale * (y - mean) / sqrt(var + eps) + offset``, with
     ``var + eps`` = 1 in training, where the statistics and their derivatives are in scale and offset. z has shape
-    (N, C, 1, 1); it is computed if ``squeeze``. y is to be used in the place of the argument.
+    (N, C, 1, 1); it is computed if ``squeeze``. y is to be used in the place of the argument. If y is what a 1x1
+    convolution made of ``conv_input``, its average is that convolution of the input's average, and the narrower map is
+    read where the statistics do not need the wider one.
     """
     dtype = statistics_dtype(y)
     scale, offset, mean, var = weight, bias, running_mean, running_var
@@ -123,7 +140,11 @@ def normalize_squeeze(
         offset = offset + scale * (mean - batch_mean)  # adds 0, and the derivative of the mean
         var = torch.ones_like(mean) - eps
     elif squeeze:
-        y, m, _ = moments(y, False)
+        if conv_input is not None and conv_weight is not None and _is_cheaper_squeeze(conv_input, y):
+            m = conv_input.mean((2, 3), dtype=dtype).to(conv_weight.dtype)
+            m = F.linear(m, conv_weight.flatten(1), conv_bias).to(dtype)
+        else:
+            y, m, _ = moments(y, False)
     z = torch.batch_norm(m, scale, offset, mean, var, False, 0.0, eps, False)
     return y, z.to(y.dtype).view(m.shape[0], -1, 1, 1), scale, offset, mean, var
 
@@ -167,7 +188,8 @@ def residual_tail(
         drop_path: Any = None,
         act: nn.Module | None = None,
         shortcut_gate: Tensor | None = None,
-        conv: nn.Module | None = None,
+        conv: Any = None,
+        conv_input: Tensor | None = None,
 ) -> Tensor:
     """``act(drop_path(se(bn(x))) + shortcut_gate * shortcut)`` without ever forming ``bn(x)``.
 
@@ -190,17 +212,22 @@ def residual_tail(
         shortcut_gate: multiplies the shortcut (``identity`` integration).
         conv: the module that computed x. If it is a Conv2d, so that x is a new tensor, and no hook sees its output,
             the result takes x's memory where no gradient is recorded.
+        conv_input: what conv computed x from: with running statistics the squeeze after a 1x1 convolution is computed
+            from this narrower map where that is cheaper.
 
     Raises:
         ValueError: one value per channel in training, as BatchNorm2d does.
     """
     training = bn.training and not _is_frozen(bn)
+    plain_conv = type(conv) is nn.Conv2d and not _hooked(conv)
+    weight, bias = (conv.weight, conv.bias) if plain_conv and _is_pointwise(conv) else (None, None)
     x, z, scale, offset, mean, var = normalize_squeeze(
         x, bn.weight, bn.bias, bn.running_mean, bn.running_var, getattr(bn, 'num_batches_tracked', None),
-        getattr(bn, 'momentum', None), bn.eps, training, se is not None)
+        getattr(bn, 'momentum', None), bn.eps, training, se is not None,
+        None if weight is None else conv_input, weight, bias)
     drop_prob = drop_path.drop_prob if hasattr(drop_path, 'drop_prob') and drop_path.training else 0.0
     relu = type(act) is nn.ReLU and not _hooked(act)
-    inplace = type(conv) is nn.Conv2d and not _hooked(conv) and not isinstance(x, torch.fx.Proxy)
+    inplace = plain_conv and not isinstance(x, torch.fx.Proxy)
     x = recalibrate_add_act(
         x, None if se is None else se.excite(z), scale, offset, mean, var, bn.eps,
         drop_prob, getattr(drop_path, 'scale_by_keep', True), shortcut, shortcut_gate, relu, inplace)

@@ -1,5 +1,5 @@
 """Registered timm models."""
 
-from . import plugin_cifar, plugin_resnet
+from . import plugin_cifar, plugin_resnet, plugin_shufflenet
 
-__all__ = ['plugin_cifar', 'plugin_resnet']
+__all__ = ['plugin_cifar', 'plugin_resnet', 'plugin_shufflenet']

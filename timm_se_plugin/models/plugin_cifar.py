@@ -1,6 +1,10 @@
 """Networks for CIFAR that timm does not have, of the tables of the SE and SK papers.
 
 - ``resnet20_cifar_plugin``, -32, -44, -56, -110: He et al., https://arxiv.org/abs/1512.03385, Table 6.
+- ``resnext29_16x32d_cifar_plugin``: SENet-29's and SKNet-29's base (SK paper, Table 5), whose kernels on images this
+  small are 1 and 3, with r = 32.
+- ``resnetv2_164_cifar_plugin``, ``wide_resnet16_8_cifar_plugin``, ``shake_shake26_2x96d_cifar_plugin``: SE paper,
+  Tables 4 and 5; with SE, not with SK.
 
 ``<name>_plugin`` is plain, with the ``attn`` flag open; ``se_<name>_plugin`` and ``sk_<name>_plugin`` carry attention.
 The input is a 32x32 image, and there are 10 classes unless ``num_classes`` says otherwise.
@@ -10,44 +14,61 @@ from collections import deque
 from typing import Any
 
 from timm.models import DefaultCfg, PretrainedCfg
-from timm.models.resnet import BasicBlock
+from timm.models.resnet import BasicBlock, Bottleneck
 from torch import nn
 
 from ..placement import AttentionSpec
 from ._builder import Architecture
 from ._cifar_networks import CifarResNet
+from ._cifar_preact import CifarResNetV2
 from ._registry import register
+from ._shake_shake import ShakeShakeBlock, ShakeShakeResNet
 
 __all__: list[str] = []  # the entrypoints; timm's register_model adds them
 default_cfgs: dict[str, DefaultCfg] = {}  # where register_model looks for the pretrained configurations
 
 
-def _cfg() -> DefaultCfg:
+def _cfg(first_conv: str, classifier: str) -> DefaultCfg:
     return DefaultCfg(tags=deque(['']), cfgs={'': PretrainedCfg(
         input_size=(3, 32, 32), pool_size=(8, 8), num_classes=10, crop_pct=1.0, interpolation='bilinear',
         mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616),  # of CIFAR-10's training images
-        first_conv='conv1', classifier='fc')})
+        first_conv=first_conv, classifier=classifier)})
 
 
 def _register(name: str, model_cls: type[nn.Module], args: dict[str, Any], *attns: AttentionSpec) -> None:
     """Register the plain network, and one with each attention."""
-    args = {'feature_cfg': {'out_indices': (0, 1, 2, 3)}, **args}
+    is_v2 = issubclass(model_cls, CifarResNetV2)  # timm's key names and modules are others there
+    args = {'feature_cfg': {'out_indices': (0, 1, 2, 3), **({'flatten_sequential': True} if is_v2 else {})}, **args}
+    keys = ('stem.conv', 'head.fc') if is_v2 else ('conv1', 'fc')
     for attn in (None, *attns):
         full_name = f'{attn.attn}_{name}_plugin' if attn else f'{name}_plugin'
         register(
             __name__,
             Architecture(
                 full_name, name, attn, flag_is_open=attn is None, model_cls=model_cls, model_args=args, stages=3),
-            _cfg(), f'{name} for 32x32 images, {attn.attn if attn else "attention by the attn flag"}.')
+            _cfg(*keys), f'{name} for 32x32 images, {attn.attn if attn else "attention by the attn flag"}.')
 
 
 def _register_all() -> None:
     stages = (1, 2, 3)
+    se = AttentionSpec('se', stages=stages)
     for depth in (20, 32, 44, 56, 110):
         _register(
             f'resnet{depth}_cifar', CifarResNet,
             {'block': BasicBlock, 'layers': ((depth - 2) // 6,) * 3, 'zero_init_last': False},
-            AttentionSpec('se', stages=stages), AttentionSpec('sk', stages=stages))
+            se, AttentionSpec('sk', stages=stages))
+    _register(
+        'resnext29_16x32d_cifar', CifarResNet,
+        {'block': Bottleneck, 'layers': (3, 3, 3), 'channels': (64, 128, 256), 'cardinality': 16, 'base_width': 32,
+         'stem_width': 64, 'shortcut': 'B', 'zero_init_last': False},
+        se, AttentionSpec('sk', stages=stages, kernels=(1, 3), rd_ratio=1 / 32))
+    _register('resnetv2_164_cifar', CifarResNetV2, {'layers': (18, 18, 18), 'channels': (64, 128, 256)}, se)
+    _register(
+        'wide_resnet16_8_cifar', CifarResNetV2,
+        {'layers': (2, 2, 2), 'channels': (128, 256, 512), 'basic': True, 'bottle_ratio': 1.0}, se)
+    _register(
+        'shake_shake26_2x96d_cifar', ShakeShakeResNet,
+        {'block': ShakeShakeBlock, 'layers': (4, 4, 4), 'channels': (96, 192, 384), 'zero_init_last': False}, se)
 
 
 _register_all()

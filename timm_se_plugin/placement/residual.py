@@ -57,7 +57,7 @@ class AttentionBasicBlock(BasicBlock):
         if self.downsample is not None:
             shortcut = self.downsample(shortcut)
         if not torch.jit.is_scripting():
-            out = _fused_tail(x, shortcut, self, self.conv2, self.bn2, self.act2)
+            out = _fused_tail(x, shortcut, self, self.conv2, None, self.bn2, self.act2)
             if out is not None:
                 return out
 
@@ -117,11 +117,12 @@ class AttentionBottleneck(Bottleneck):
         x = self.act2(x)
         x = self.aa(x)
 
+        narrow = x
         x = self.conv3(x)
         if self.downsample is not None:
             shortcut = self.downsample(shortcut)
         if not torch.jit.is_scripting():
-            out = _fused_tail(x, shortcut, self, self.conv3, self.bn3, self.act3)
+            out = _fused_tail(x, shortcut, self, self.conv3, narrow, self.bn3, self.act3)
             if out is not None:
                 return out
 
@@ -149,7 +150,13 @@ def _branch_layers(kwargs: dict[str, Any]) -> dict[str, Any]:
 
 
 def _fused_tail(
-        x: Tensor, shortcut: Tensor, block: Any, conv: nn.Module, bn: nn.Module, act: nn.Module,
+        x: Tensor,
+        shortcut: Tensor,
+        block: Any,
+        conv: nn.Module,
+        conv_input: Tensor | None,
+        bn: nn.Module,
+        act: nn.Module,
 ) -> Tensor | None:
     """What remains of a block after its last convolution, in few passes; None where it has to go module by module."""
     se = block.se if block.integration == 'standard' else None
@@ -161,7 +168,7 @@ def _fused_tail(
             gate = block.se.excite(block.se.squeeze(shortcut))
         else:
             shortcut = block.se(shortcut)
-    out = residual_tail(x, shortcut, bn, se, block.drop_path, act, shortcut_gate=gate, conv=conv)
+    out = residual_tail(x, shortcut, bn, se, block.drop_path, act, shortcut_gate=gate, conv=conv, conv_input=conv_input)
     return block.se(out) if block.integration == 'post' else out
 
 
@@ -172,11 +179,12 @@ def attention_blocks(
     """Block constructor of each stage, for the ``block`` argument of timm's ``ResNet``.
 
     Args:
-        blocks: timm's block class of each stage, ``BasicBlock`` or ``Bottleneck``.
+        blocks: the block class of each stage: timm's ``BasicBlock`` or ``Bottleneck``, or one that takes ``attn`` and
+            ``stage`` itself.
         attn: the attention; a stage that it does not name keeps timm's block.
     """
     return tuple(
-        _constructor(_WITH_ATTENTION[block], attn, stage)
+        _constructor(_WITH_ATTENTION.get(block, block), attn, stage)
         if attn.recalibrates(stage) or attn.selects_kernels(stage) else block
         for stage, block in enumerate(blocks, start=1))
 

@@ -1,0 +1,80 @@
+"""One row for a finished training run and its curve, as CSV."""
+
+import json
+import resource
+from pathlib import Path
+from typing import Any
+
+import mmdet
+import mmengine
+import numpy as np
+import torch
+from mmengine.runner import Runner
+
+from ..tables import replace_rows
+
+__all__ = ['record_run']
+
+
+def record_run(runner: Runner, path: str | Path) -> dict[str, Any]:
+    """Add a finished run to a table, and its curve to the table ``<name>-curves.csv`` beside it.
+
+    A run of the same model and seed that is already there is replaced. All values come from the Runner's own records,
+    which checkpoints carry, and from the logs in its work folder: the curve of a resumed run is whole.
+
+    Args:
+        runner: one whose training has ended.
+        path: the CSV file; it is made where it is missing.
+
+    Returns:
+        The row: model (the configuration's name), seed, epochs, the last validation's metrics under COCO's names
+        (``map`` and ``map_50`` are fractions from 0 to 1), the median seconds of a training step and of its waiting
+        for data, the peak memory in MiB (on CUDA its own, else the process's resident memory) and the versions.
+    """
+    path = Path(path)
+    history = {key: np.asarray(buffer.data[0]) for key, buffer in runner.message_hub.log_scalars.items()}
+    validations = _validations(Path(runner.work_dir))
+    epochs, steps = runner.epoch, runner.iter // max(runner.epoch, 1)
+    identity = {'model': Path(runner.cfg.filename or runner.experiment_name).stem, 'seed': runner.seed}
+    row = {
+        **identity, 'epochs': epochs,
+        **validations.get(epochs, {}),
+        'seconds_per_step': round(float(np.median(history['train/time'])), 4),
+        'seconds_waiting_for_data': round(float(np.median(history['train/data_time'])), 4),
+        'peak_memory_mib': _peak_memory(), 'device': str(next(runner.model.parameters()).device.type),
+        'threads': torch.get_num_threads(), 'torch': torch.__version__, 'mmdet': mmdet.__version__,
+        'mmengine': mmengine.__version__,
+    }
+    losses = {key.removeprefix('train/'): values for key, values in history.items()
+              if key.startswith('train/') and 'loss' in key}
+    curve = [
+        {**identity, 'epoch': epoch,
+         **{key: round(float(values[(epoch - 1) * steps:epoch * steps].mean()), 5) for key, values in losses.items()},
+         **validations.get(epoch, {})}
+        for epoch in range(1, epochs + 1)]
+    replace_rows(path, [row], list(identity))
+    replace_rows(path.with_name(f'{path.stem}-curves.csv'), curve, list(identity))
+    return row
+
+
+def _validations(work_dir: Path) -> dict[int, dict[str, float]]:
+    """COCO's metrics by epoch, from the logs of all the runs that went into this folder.
+
+    The Runner's own history has not all of them: a checkpoint is written before its epoch's validation.
+    """
+    prefix, found = 'coco/bbox_', {}
+    for log in sorted(work_dir.glob('*/vis_data/scalars.json')):
+        for line in log.read_text().splitlines():
+            values = json.loads(line)
+            metrics = {key.removeprefix(prefix).replace('mAP', 'map'): value
+                       for key, value in values.items() if key.startswith(prefix)}
+            if metrics:
+                found[values['step']] = metrics
+    return found
+
+
+def _peak_memory() -> int:
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() // 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 2**10
+

@@ -1,0 +1,83 @@
+"""Pre-activation residual networks for 32x32 images."""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from timm.layers import BatchNormAct2d, create_conv2d
+from timm.models.resnetv2 import ResNetV2
+from torch import nn
+
+from ..layers import SqueezeExcite
+from ..placement import AttentionSpec
+from ..placement.preactivation import attend, checked_for_addition
+from ._cifar_networks import FourLevels, as_timm_counts, keep_size_in_stem, refuse
+from ._networks import StemConv2d
+
+__all__ = ['CifarResNetV2']
+
+
+class CifarResNetV2(FourLevels, ResNetV2):
+    """Pre-activation ResNet for 32x32 images: a 3x3 stem that keeps the size, no pooling, and three stages.
+
+    Papers: "Identity Mappings", https://arxiv.org/abs/1603.05027, Table 1, whose shortcuts see the first activation
+    where they project, and "Wide Residual Networks", https://arxiv.org/abs/1605.07146, Table 1. Keys are those of
+    timm's ``ResNetV2``; a bottleneck's stride is in its 3x3 convolution, as timm's.
+
+    Args:
+        layers: number of blocks of each stage.
+        channels: channels of each stage's output.
+        attn: the attention, before the addition; None leaves timm's blocks.
+        in_chans: channels of the images.
+        stem_chs: channels of the stem.
+        output_stride: 2, or 4 and more; below 4 dilation takes the place of strides.
+        zero_init_last: start each branch at zero.
+        **kwargs: as ``timm.models.resnetv2.ResNetV2``, but for ``stem_type``.
+
+    Raises:
+        ValueError: another ``output_stride``, a ``stem_type``, or attention elsewhere than before the addition.
+    """
+
+    def __init__(
+            self,
+            layers: Sequence[int],
+            channels: Sequence[int],
+            attn: AttentionSpec | None = None,
+            in_chans: int = 3,
+            stem_chs: int = 16,
+            output_stride: int = 32,
+            zero_init_last: bool = False,
+            **kwargs: Any,
+    ) -> None:
+        refuse(kwargs, ('stem_type',), 'whose stem is one 3x3 convolution')
+        if attn is not None:
+            checked_for_addition(attn, 'a pre-activation network')
+        super().__init__(
+            layers, channels, in_chans=in_chans, stem_chs=stem_chs, output_stride=as_timm_counts(output_stride),
+            **{'conv_layer': create_conv2d, 'norm_layer': BatchNormAct2d, **kwargs})
+        levels: Any = self.feature_info
+        keep_size_in_stem(levels)
+        stem = StemConv2d(
+            in_chans, levels[0]['num_chs'], 3, padding=1, bias=False,
+            device=kwargs.get('device'), dtype=kwargs.get('dtype'))
+        self.stem = nn.Sequential(OrderedDict(conv=stem))
+        stages: Any = self.stages
+        for number, stage in enumerate(stages, start=1):
+            for block in stage.blocks:
+                if attn is not None and attn.recalibrates(number):
+                    attend(block, attn)
+        self.init_weights(zero_init_last=zero_init_last)
+
+    @torch.jit.ignore
+    def init_weights(self, zero_init_last: bool = True) -> None:
+        """Initialize as timm does, and gates that start at 1 as such."""
+        super().init_weights(zero_init_last=zero_init_last)
+        for module in self.modules():
+            if isinstance(module, SqueezeExcite) and module.init == 'identity':
+                module.init_identity()
+
+    @torch.jit.ignore
+    def get_classifier(self, name_only: bool = False) -> nn.Module | str:
+        """The classifier, or its name."""
+        return 'head.fc' if name_only else self.get_submodule('head.fc')

@@ -1,0 +1,216 @@
+"""torchvision's ShuffleNetV2 as a timm model, with attention."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.layers import create_classifier, get_device_dtype
+from timm.models import checkpoint_seq
+from timm.models._features import feature_take_indices  # private: timm exports it nowhere
+from torch import Tensor, nn
+from torchvision.models import ShuffleNetV2 as TorchvisionShuffleNetV2
+
+from ..placement import AttentionSpec
+from ..placement.preactivation import checked_for_addition
+from ._networks import StemConv2d
+
+__all__ = ['ShuffleNetV2']
+
+_STAGES = ('stage2', 'stage3', 'stage4')
+
+
+class ShuffleNetV2(TorchvisionShuffleNetV2):
+    """torchvision's ``ShuffleNetV2`` with timm's interface and attention in each unit's residual branch.
+
+    Papers: ShuffleNet V2, https://arxiv.org/abs/1807.11164, and SKNet, https://arxiv.org/abs/1903.06586, Table 4: a
+    Selective Kernel takes the place of the branch's 3x3 depthwise convolution and its norm. Squeeze-and-Excitation
+    comes at the end of the branch, before the concatenation; the SK paper does not say where its comparison has it.
+    Keys are torchvision's; the attention's are ``branch2.se`` and ``branch2.3``. Stages 1, 2 and 3 of the attention
+    are the network's stages 2, 3 and 4.
+
+    Shape: (N, in_chans, H, W) -> (N, num_classes).
+
+    Args:
+        layers: number of units of each of the three stages.
+        channels: of the stem, each stage, and the last convolution.
+        attn: the attention, or None.
+        num_classes: 0 for no classifier.
+        in_chans: channels of the images.
+        global_pool: timm's pooling.
+        output_stride: 8, 16 or 32; below 32 dilation takes the place of strides.
+        drop_rate: dropout before the classifier.
+        device: where to create the parameters.
+        dtype: their type.
+
+    Raises:
+        ValueError: another ``output_stride``, or attention that these units have no place for.
+    """
+
+    def __init__(
+            self,
+            layers: Sequence[int] = (4, 8, 4),
+            channels: Sequence[int] = (24, 116, 232, 464, 1024),
+            attn: AttentionSpec | None = None,
+            num_classes: int = 1000,
+            in_chans: int = 3,
+            global_pool: str = 'avg',
+            output_stride: int = 32,
+            drop_rate: float = 0.0,
+            device: torch.device | str | None = None,
+            dtype: torch.dtype | None = None,
+    ) -> None:
+        if output_stride not in (8, 16, 32):
+            raise ValueError(f'output_stride={output_stride!r} is not allowed; allowed: 8, 16, 32')
+        if attn is not None:
+            checked_for_addition(attn, 'a ShuffleNet', selects_kernels=True)
+        super().__init__(list(layers), list(channels), num_classes=1)
+        self.num_classes = num_classes
+        self.in_chans = in_chans
+        self.drop_rate = drop_rate
+        self.grad_checkpointing = False
+        self.conv1[0] = StemConv2d(in_chans, channels[0], 3, stride=2, padding=1, bias=False)
+        self.num_features = channels[-1]
+        del self.fc
+        self.global_pool: Any
+        self.fc: Any
+        self.global_pool, self.fc = create_classifier(self.num_features, num_classes, pool_type=global_pool)
+        self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
+        self.feature_info: list[dict[str, Any]] = [
+            {'num_chs': channels[0], 'reduction': 2, 'module': 'conv1'},
+            {'num_chs': channels[0], 'reduction': 4, 'module': 'maxpool'}]
+        reduction, dilation = 4, 1
+        for number, (name, width) in enumerate(zip(_STAGES, channels[1:4], strict=True), start=1):
+            units = getattr(self, name)
+            if reduction < output_stride:
+                reduction *= 2
+            else:
+                _dilate(units, dilation, 2 * dilation)
+                dilation *= 2
+            if attn is not None:
+                for unit in units:
+                    _attend(unit.branch2, attn, number)
+            self.feature_info.append({'num_chs': width, 'reduction': reduction, 'module': name})
+        self.to(device=device, dtype=dtype)
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """timm's: parameters grouped by depth, from the stem to the last convolution."""
+        return {
+            'stem': r'^conv1',
+            'blocks': r'^stage(\d+)' if coarse else [(r'^stage(\d+)\.(\d+)', None), (r'^conv5', (99999,))]}
+
+    @torch.jit.ignore
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute each unit in the backward pass instead of keeping its activations."""
+        self.grad_checkpointing = enable
+
+    @torch.jit.ignore
+    def get_classifier(self, name_only: bool = False) -> nn.Module | str:
+        """The classifier, or its name."""
+        return 'fc' if name_only else self.fc
+
+    @torch.jit.ignore
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Give it another classifier; the pooling stays if None is given."""
+        self.num_classes = num_classes
+        if global_pool is None:
+            global_pool = self.global_pool.pool_type
+        self.global_pool, self.fc = create_classifier(
+            self.num_features, num_classes, pool_type=global_pool, **get_device_dtype(self))
+        self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
+        self.global_pool.train(self.training)
+        self.fc.train(self.training)
+
+    @torch.jit.ignore
+    def forward_intermediates(
+            self,
+            x: Tensor,
+            indices: int | list[int] | None = None,
+            norm: bool = False,
+            stop_early: bool = False,
+            output_fmt: str = 'NCHW',
+            intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """timm's: the stem, its pooling and the stages, and what :meth:`forward_features` gives.
+
+        Args:
+            x: images.
+            indices: the last n levels, or their indices, or all.
+            norm: without effect, there is no norm at the end.
+            stop_early: compute no stage that is not needed.
+            output_fmt: ``'NCHW'``.
+            intermediates_only: return the levels alone.
+        """
+        if output_fmt != 'NCHW':
+            raise ValueError(f'output_fmt={output_fmt!r} is not allowed; allowed: NCHW')
+        taken, last = feature_take_indices(len(self.feature_info), indices)
+        modules = [self.get_submodule(info['module']) for info in self.feature_info]
+        if stop_early:
+            modules = modules[:last + 1]
+        intermediates = []
+        for index, module in enumerate(modules):
+            x = checkpoint_seq(module, x) if self.grad_checkpointing and index > 1 else module(x)
+            if index in taken:
+                intermediates.append(x)
+        if intermediates_only:
+            return intermediates
+        return x if len(modules) < len(self.feature_info) else self.conv5(x), intermediates
+
+    @torch.jit.ignore
+    def prune_intermediate_layers(
+            self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True,
+    ) -> list[int]:
+        """timm's: empty the stages after the last level wanted, and return the indices of the wanted."""
+        taken, last = feature_take_indices(len(self.feature_info), indices)
+        for info in self.feature_info[last + 1:]:
+            setattr(self, info['module'], nn.Sequential())
+        if last < len(self.feature_info) - 1:
+            self.conv5 = nn.Sequential()
+            self.num_features = self.feature_info[last]['num_chs']
+        if prune_head or last < len(self.feature_info) - 1:
+            self.reset_classifier(0, '')
+        return taken
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Shape: (N, in_chans, H, W) -> (N, num_features, H / 32, W / 32)."""
+        x = self.conv1(x)
+        x = self.maxpool(x)
+        if self.grad_checkpointing and not torch.jit.is_scripting():
+            x = checkpoint_seq([self.stage2, self.stage3, self.stage4], x, flatten=True)
+        else:
+            x = self.stage2(x)
+            x = self.stage3(x)
+            x = self.stage4(x)
+        return self.conv5(x)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Pool and classify. Shape: (N, num_features, H, W) -> (N, num_classes)."""
+        x = self.global_pool(x)
+        if self.drop_rate:
+            x = F.dropout(x, p=float(self.drop_rate), training=self.training)
+        return x if pre_logits else self.fc(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits of images."""
+        x = self.forward_features(x)
+        return self.forward_head(x)
+
+
+def _dilate(units: nn.Sequential, first_dilation: int, dilation: int) -> None:
+    """Take a stage's stride away, and dilate its 3x3 convolutions instead; the first unit as the stage before."""
+    for index, unit in enumerate(units):
+        for conv in unit.modules():
+            if isinstance(conv, nn.Conv2d) and conv.kernel_size == (3, 3):
+                size = first_dilation if index == 0 else dilation
+                conv.stride, conv.dilation, conv.padding = (1, 1), (size, size), (size, size)
+
+
+def _attend(branch: nn.Sequential, attn: AttentionSpec, stage: int) -> None:
+    """Give attention to the residual branch of a unit: 1x1, norm, activation, 3x3, norm, 1x1, norm, activation."""
+    depthwise: Any = branch[3]
+    if attn.selects_kernels(stage):
+        branch[3] = attn.create_selective_kernel(depthwise, stride=depthwise.stride[0])
+        branch[4] = nn.Identity()  # every kernel has its own norm
+    if attn.recalibrates(stage):
+        branch.add_module('se', attn.create(depthwise.out_channels))

@@ -1,0 +1,31 @@
+"""Draw annotated boxes beside detected ones, for some pictures of a test set.
+
+python tools/compare_detections.py faster-rcnn_se-r18_fpn_bccd <checkpoint> --output results/bccd-detections.png
+"""
+
+import argparse
+
+from mmengine.config import DictAction
+
+from timm_se_plugin.detection.configs import read_config
+from timm_se_plugin.detection.inference import compare
+
+
+def main() -> None:
+    """Read the arguments and draw."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('config', help='a file, or the name of one in mmdet_configs')
+    parser.add_argument('checkpoint', help='weights of this very detector')
+    parser.add_argument('--output', default='work_dirs/comparison.png', help='the picture to write')
+    parser.add_argument('--count', type=int, default=6, help='how many pictures')
+    parser.add_argument('--score', type=float, default=0.5, help='detections below it are left out')
+    parser.add_argument('--device', default='cpu')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, metavar='KEY=VALUE')
+    args = parser.parse_args()
+    compare(read_config(args.config, args.cfg_options), args.checkpoint, args.output, args.count, args.score,
+            args.device)
+    print(f'written to {args.output}')
+
+
+if __name__ == '__main__':
+    main()
