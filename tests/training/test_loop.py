@@ -36,6 +36,16 @@ def test_a_run_leaves_what_it_was_and_how_it_went(digits, tmp_path):
     assert [line['epoch'] for line in curves] == ['0', '1']
 
 
+@pytest.mark.filterwarnings('ignore::DeprecationWarning')  # of tensorboard's own imports
+def test_tensorboard_has_the_curves(digits, tmp_path):
+    pytest.importorskip('tensorboard', reason='the [train] extra brings it')
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    run(digits, tmp_path / 'run', '--tensorboard')
+    events = EventAccumulator(str(tmp_path / 'run' / 'tensorboard')).Reload()
+    rows = read_table(tmp_path / 'run' / 'summary.csv')
+    assert [event.value for event in events.Scalars('val_top1')] == pytest.approx([float(r['val_top1']) for r in rows])
+
+
 def test_a_diverged_run_stops_with_the_step_and_its_images_and_keeps_the_checkpoint(digits, tmp_path):
     folder = tmp_path / 'run'
     run(digits, folder)
