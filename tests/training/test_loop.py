@@ -6,7 +6,7 @@ from digit_runs import TINY, equal, weights
 
 from timm_se_plugin.training import parse_options, train_classifier
 from timm_se_plugin.training.checkpoint import CheckpointError, is_whole, newest_whole, read_checkpoint
-from timm_se_plugin.training.data import UnreadableImageError
+from timm_se_plugin.training.images import UnreadableImageError
 from timm_se_plugin.training.records import read_table
 from timm_se_plugin.training.run import NonFiniteLossError
 from timm_se_plugin.training.timing import plain_name

@@ -65,7 +65,7 @@ def train_epoch(run: Run, termination: Termination) -> None:
     for x, y in run.train_loader(run.epoch, run.batch) if run.batch < count else ():
         update = (run.batch + 1) % steps == 0
         run.seed_step(run.batch)
-        inputs, targets = run.augmented(x, y)
+        inputs, targets = run.augment(x, y, run.epoch)
         with nullcontext() if update else run.task.no_sync():
             with run.autocast():
                 result = run.task(inputs, targets)
