@@ -6,13 +6,12 @@ import signal
 import pytest
 import torch
 
+from timm_se_plugin.files import UnwritableFileError, is_whole, write_atomically
 from timm_se_plugin.training.checkpoint import (
     CheckpointError,
-    is_whole,
     newest_whole,
     read_checkpoint,
     save_checkpoint,
-    write_atomically,
 )
 
 
@@ -82,7 +81,7 @@ def _save_with_limit(folder, limit, answers):
         try:
             write()
             answers.put('')
-        except CheckpointError as error:
+        except UnwritableFileError as error:
             answers.put(str(error))
 
 
@@ -103,7 +102,7 @@ def test_files_that_cannot_grow_leave_those_before(tmp_path):
 
 def test_a_full_disk_leaves_the_checkpoint_before(small_disk):
     save_checkpoint(small_disk, state(0, size=1_200_000))  # 4.8 of 8 MiB
-    with pytest.raises(CheckpointError, match='No space left on device; files from before are intact'):
+    with pytest.raises(UnwritableFileError, match='No space left on device; files from before are intact'):
         save_checkpoint(small_disk, state(1, size=1_200_000))
     assert number(small_disk) == 0
     assert [p.name for p in small_disk.iterdir()] == ['last.pth.tar']

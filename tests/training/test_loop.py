@@ -4,10 +4,11 @@ import torch
 import yaml
 from digit_runs import TINY, equal, weights
 
+from timm_se_plugin.files import UnwritableFileError, is_whole
+from timm_se_plugin.tables import read_table
 from timm_se_plugin.training import parse_options, train_classifier
-from timm_se_plugin.training.checkpoint import CheckpointError, is_whole, newest_whole, read_checkpoint
+from timm_se_plugin.training.checkpoint import newest_whole, read_checkpoint
 from timm_se_plugin.training.images import UnreadableImageError
-from timm_se_plugin.training.records import read_table
 from timm_se_plugin.training.run import NonFiniteLossError
 from timm_se_plugin.training.timing import plain_name
 
@@ -73,7 +74,7 @@ def test_a_corrupt_image_stops_the_run_by_name(tmp_path):
 
 def test_a_full_disk_ends_the_run_and_keeps_the_checkpoint(digits, small_disk):
     folder = small_disk / 'run'
-    with pytest.raises(CheckpointError, match='No space left on device; files from before are intact'):
+    with pytest.raises(UnwritableFileError, match='No space left on device; files from before are intact'):
         run(digits, folder, '--epochs', '9')
     assert is_whole(newest_whole(folder))
 
