@@ -112,7 +112,8 @@ def build(arch: Architecture, pretrained: bool = False, **kwargs: Any) -> nn.Mod
 
     def built(pretrained: bool) -> nn.Module:
         theirs = {name: model_args[name] for name in ('feature_cfg', 'block_args') if name in model_args}
-        args = {**model_args, **copy.deepcopy(theirs)}  # timm writes into them, and there may be two networks to build
+        # timm writes into them, and there may be two networks to build.
+        args: dict[str, Any] = {**model_args, **copy.deepcopy(theirs)}
         return build_model_with_cfg(plan.model_cls, plan.variant, pretrained, pretrained_cfg=cfg, attn=placed, **args)
 
     if pretrained:
