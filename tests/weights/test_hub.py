@@ -71,7 +71,8 @@ def test_what_is_pushed_comes_back_in_another_process(hub, tmp_path):
     models = {
         'se': small(), 'sk': small('sk_test_resnet_plugin'), 'warm': warm_started(tmp_path),
         'grey': small(in_chans=1), 'fused': small(attn_fused=True), 'apart': small(attn_fused=False),
-        'channels-last': trained_in_channels_last(), 'other': small('test_resnet_plugin', attn='se', attn_gate='tanh'),
+        'channels-last': trained_in_channels_last(), 'inception': small('se_bn_inception_plugin'),
+        'other': small('test_resnet_plugin', attn='se', attn_gate='tanh'),
     }
     for name, model in models.items():
         push_to_hub(model, f'me/{name}')

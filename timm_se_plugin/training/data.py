@@ -1,0 +1,205 @@
+"""timm's data sets, and loaders that start at any batch of any epoch."""
+
+import logging
+from argparse import Namespace
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from timm.data import create_dataset, create_transform, resolve_data_config
+from timm.data.distributed_sampler import RepeatAugSampler
+from timm.data.loader import PrefetchLoader, fast_collate
+from torch import nn
+from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
+
+from .augmentation import train_transform
+from .images import Batches, Images, seed_of
+from .place import Place
+
+__all__ = ['Loader', 'class_names', 'data_config', 'eval_loader', 'number_of_classes', 'open_split', 'train_loader']
+
+_logger = logging.getLogger(__name__)
+_SYNONYMS = {'train': ('train', 'training'), 'validation': ('validation', 'val', 'valid', 'eval', 'evaluation')}
+class Loader:
+    """Batches on the device, normalised by timm's prefetcher, from any batch of any epoch on.
+
+    Args:
+        dataset: :class:`Images`, or a stream of timm.
+        config: timm's data configuration of the model.
+        options: of the run.
+        place: this process among all.
+        batches: of a map-style data set.
+        training: whether a stream is one for training.
+    """
+
+    def __init__(
+            self, dataset: Any, config: dict[str, Any], options: Namespace, place: Place,
+            batches: Batches | None, training: bool,
+    ) -> None:
+        self.dataset, self.config, self.options, self.place = dataset, config, options, place
+        self.batches, self.training = batches, training
+        self._loader: Any = None
+
+    def __len__(self) -> int:
+        if self.batches is not None:
+            return len(self.batches)
+        count = len(self._stream_loader(0))
+        whole = self.options.grad_accum_steps
+        return count // whole * whole if self.training else count
+
+    def __call__(self, epoch: int = 0, start: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Batches `start` and on of an epoch: images (N, C, H, W) and targets (N)."""
+        if self.batches is None:
+            if not (self.training or self.place.primary):
+                return
+            self.dataset.set_epoch(epoch)
+            yield from islice(self._prefetched(self._stream_loader(epoch)), start, len(self) if self.training else None)
+            return
+        self.batches.epoch, self.batches.start = epoch, start
+        if self._loader is None:
+            self._loader = self._prefetched(DataLoader(
+                self.dataset, batch_sampler=self.batches, persistent_workers=self.options.workers > 0,
+                num_workers=self.options.workers, **self._common(0)))
+        yield from self._loader
+
+    def names(self, batch: int) -> str:
+        """Images of a batch, to say which they were."""
+        if self.batches is None:
+            return f'batch {batch} of the stream'
+        names = [self.dataset.name(index) for index in self.batches.indices(batch)]
+        return ', '.join(names[:8]) + (f' and {len(names) - 8} more' if len(names) > 8 else '')
+
+    def _common(self, seed: int) -> dict[str, Any]:
+        return {
+            'collate_fn': fast_collate, 'pin_memory': self.options.pin_mem,
+            'generator': torch.Generator().manual_seed(seed)}  # else the loader draws from the process's
+
+    def _stream_loader(self, epoch: int) -> DataLoader:
+        # A stream's randomness is its worker's: fresh ones for each epoch, so that an interrupted one can be repeated.
+        return DataLoader(
+            self.dataset, batch_size=_batch_size(self.options, self.training), drop_last=self.training,
+            num_workers=max(1, self.options.workers), worker_init_fn=_seed_numpy,
+            **self._common(seed_of(self.options.seed, epoch, self.place.rank)))
+
+    def _prefetched(self, loader: DataLoader) -> PrefetchLoader:
+        return PrefetchLoader(
+            loader, mean=self.config['mean'], std=self.config['std'], channels=self.config['input_size'][0],
+            device=self.place.device, img_dtype=getattr(torch, self.options.model_dtype))
+
+
+def _seed_numpy(worker: int) -> None:
+    np.random.seed(torch.initial_seed() % 2 ** 32)
+
+
+def _batch_size(options: Namespace, training: bool) -> int:
+    return options.batch_size if training else options.validation_batch_size or options.batch_size
+
+
+def open_split(options: Namespace, split: str, training: bool) -> Any:
+    """A split of the data, by timm; of a folder with tar files, that of the split.
+
+    Raises:
+        ValueError: no data there.
+    """
+    root = options.data_dir
+    if not options.dataset and root:
+        tars = [Path(root, f'{name}.tar') for name in _SYNONYMS.get(split, (split,))]
+        root = next((str(tar) for tar in tars if tar.is_file()), root)
+    if not options.dataset and not (root and Path(root).exists()):
+        raise ValueError(f'no data at {root!r}; --data-dir says where it is, or --dataset what')
+    streams = {'batch_size': _batch_size(options, training), 'seed': options.seed,
+               'num_samples': options.train_num_samples if training else options.val_num_samples}
+    dataset = create_dataset(
+        options.dataset, root=root, split=split, is_training=training, download=options.dataset_download,
+        class_map=options.class_map, **(streams if _is_stream(options.dataset) else {}))
+    if not _is_stream(options.dataset) and not len(dataset):
+        raise ValueError(f'no images in {root!r}')
+    return dataset
+
+
+def _is_stream(name: str) -> bool:
+    return name.partition('/')[0].lower() in ('wds', 'hfids', 'tfds') and '/' in name
+
+
+def class_names(dataset: Any) -> list[str] | None:
+    """Names of the classes in the order of their indices, where the data set knows them."""
+    for source in (dataset, getattr(dataset, 'reader', None)):
+        for attribute in ('class_to_idx', 'class_name_to_idx'):
+            names = getattr(source, attribute, None)
+            if names:
+                return [str(name) for name, _ in sorted(names.items(), key=lambda item: item[1])]
+    return None
+
+
+def number_of_classes(options: Namespace, *datasets: Any) -> int:
+    """Number of classes, of the data if it knows it.
+
+    Raises:
+        ValueError: the splits have other classes, the data has more than the option says, or nobody says.
+    """
+    names = [known for known in map(class_names, datasets) if known]
+    if len(names) == 2 and names[0] != names[1]:
+        different = sorted(set(names[0]) ^ set(names[1]))
+        raise ValueError(f'the splits have different classes: {", ".join(different[:5]) or "another order"}')
+    if options.num_classes is None:
+        if not names:
+            raise ValueError('this data does not say how many classes it has; --num-classes does')
+        return len(names[0])
+    if names and len(names[0]) > options.num_classes:
+        raise ValueError(f'--num-classes {options.num_classes} is not allowed; the data has {len(names[0])}')
+    return options.num_classes
+
+
+def data_config(options: Namespace, model: nn.Module) -> dict[str, Any]:
+    """timm's data configuration: the options over those of the model."""
+    return resolve_data_config(vars(options), model=model)
+
+
+def train_loader(options: Namespace, dataset: Any, config: dict[str, Any], place: Place) -> Loader:
+    """Shuffled, augmented batches; each process sees its own images.
+
+    Raises:
+        ValueError: fewer images than one step takes.
+    """
+    transform = train_transform(options, config)
+    if isinstance(dataset, IterableDataset):
+        stream: Any = dataset
+        stream.transform = transform
+        stream.set_loader_cfg(num_workers=max(1, options.workers))
+        return Loader(stream, config, options, place, None, training=True)
+    order: Any
+    if options.aug_repeats:
+        order = RepeatAugSampler(
+            dataset, num_replicas=place.world_size, rank=place.rank, num_repeats=options.aug_repeats)
+    else:
+        order = DistributedSampler(dataset, num_replicas=place.world_size, rank=place.rank, seed=options.seed)
+    batches = Batches(order, options.batch_size, place, whole=options.grad_accum_steps)
+    if not len(batches):
+        step = options.batch_size * options.grad_accum_steps * place.world_size
+        raise ValueError(f'{len(dataset)} training images do not fill one step of {step}')
+    images = Images(dataset, transform, options.seed, options.corrupt_images, options.cache_images, replace=True)
+    return Loader(images, config, options, place, batches, training=True)
+
+
+def eval_loader(options: Namespace, dataset: Any, config: dict[str, Any], place: Place) -> Loader:
+    """Every image once, over all processes; nothing is padded, so nothing counts twice."""
+    size = config['input_size'][-2:]
+    transform = create_transform(
+        size if size[0] != size[1] else size[0], is_training=False, interpolation=config['interpolation'],
+        mean=config['mean'], std=config['std'], crop_pct=config['crop_pct'], crop_mode=config['crop_mode'],
+        use_prefetcher=True)
+    if isinstance(dataset, IterableDataset):
+        stream: Any = dataset
+        # Among several processes timm's readers even out their shares, so that images count twice or not at all. One
+        # process reads them all.
+        stream.reader.dist_rank, stream.reader.dist_num_replicas = 0, 1
+        stream.transform = transform
+        stream.set_loader_cfg(num_workers=max(1, options.workers))
+        return Loader(stream, config, options, place, None, training=False)
+    order = range(place.rank, len(dataset), place.world_size)
+    batches = Batches(order, _batch_size(options, training=False), place)
+    images = Images(dataset, transform, options.seed, options.corrupt_images, options.cache_images, replace=False)
+    return Loader(images, config, options, place, batches, training=False)
