@@ -111,7 +111,7 @@ def build(arch: Architecture, pretrained: bool = False, **kwargs: Any) -> nn.Mod
         source.key_map if source else None, new_attention=gains_attention, their_filter=their_filter))
 
     def built(pretrained: bool) -> nn.Module:
-        theirs = {name: model_args[name] for name in ('feature_cfg', 'block_args') if name in model_args}
+        theirs: dict[str, Any] = {k: model_args[k] for k in ('feature_cfg', 'block_args') if k in model_args}
         # timm writes into them, and there may be two networks to build.
         args: dict[str, Any] = {**model_args, **copy.deepcopy(theirs)}
         return build_model_with_cfg(plan.model_cls, plan.variant, pretrained, pretrained_cfg=cfg, attn=placed, **args)
