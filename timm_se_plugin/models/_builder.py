@@ -89,7 +89,7 @@ def build(arch: Architecture, pretrained: bool = False, **kwargs: Any) -> nn.Mod
     attn, gains_attention = resolve(arch, options, cfg, saved) if pretrained else (_requested(arch, options), False)
 
     plan = arch.plan
-    model_args = copy.deepcopy(plan.kwargs)  # timm writes into feature_cfg
+    model_args = dict(plan.kwargs)
     if 'attn' in options and plan.kwargs.get('pruned'):
         raise ValueError(f'{arch.name} was pruned together with its attention: attn is not allowed')
     placed = attn
@@ -111,7 +111,9 @@ def build(arch: Architecture, pretrained: bool = False, **kwargs: Any) -> nn.Mod
         source.key_map if source else None, new_attention=gains_attention, their_filter=their_filter))
 
     def built(pretrained: bool) -> nn.Module:
-        args = {**model_args, 'feature_cfg': dict(model_args.get('feature_cfg') or {})}  # timm writes into it
+        theirs: dict[str, Any] = {k: model_args[k] for k in ('feature_cfg', 'block_args') if k in model_args}
+        # timm writes into them, and there may be two networks to build.
+        args: dict[str, Any] = {**model_args, **copy.deepcopy(theirs)}
         return build_model_with_cfg(plan.model_cls, plan.variant, pretrained, pretrained_cfg=cfg, attn=placed, **args)
 
     if pretrained:
