@@ -7,6 +7,7 @@ if a table is stale.
 import argparse
 import csv
 import re
+import statistics
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -97,6 +98,24 @@ def draw_speed(device: str, path: Path) -> None:
     plt.close(figure)
 
 
+def training_table(name: str) -> str:
+    """Mean and range of the accuracy of each network over its seeds."""
+    runs: dict[tuple[str, str, str], list[Row]] = {}
+    for row in read(name):
+        runs.setdefault((row['model'], row['recipe'], row['epochs']), []).append(row)
+    body = []
+    for (model, recipe, epochs), rows in runs.items():
+        top1 = [100 * float(row['top1']) for row in rows]
+        times = [float(row['time_ratio']) for row in rows if row['time_ratio']]
+        body.append([
+            model, recipe, epochs, str(len(rows)),
+            f'{statistics.mean(top1):.2f}', f'{min(top1):.2f} to {max(top1):.2f}',
+            f'{int(rows[0]["parameters"]):,}', f'{int(rows[0]["macs"]):,}',
+            f'{statistics.median(times):.2f}' if times else ''])
+    return markdown(
+        ['model', 'recipe', 'epochs', 'seeds', 'top-1 %, mean', 'range', 'parameters', 'MACs', 'step time'], body)
+
+
 def bccd_table() -> str:
     """Detectors on BCCD's validation set, and the epoch that was best."""
     curves = read('bccd-curves.csv')
@@ -122,6 +141,8 @@ def detector_cost_table() -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     'speed-cpu': lambda: speed_table('cpu'),
+    'cifar10': lambda: training_table('cifar10.csv'),
+    'flowers': lambda: training_table('flowers.csv'),
     'bccd': bccd_table,
     'detector-cost': detector_cost_table,
 }

@@ -1,0 +1,81 @@
+"""Training runs of a tiny network on scikit-learn's handwritten digits, in processes that can be killed."""
+
+import multiprocessing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+_PROCESSES = multiprocessing.get_context('forkserver')  # imports torch once for all of them
+_PROCESSES.set_forkserver_preload(['timm_se_plugin.training'])
+
+# 96 images in 6 batches: enough for every kind of interruption, and a fraction of a second for each epoch.
+TINY = (
+    '--model', 'se_test_resnet_plugin', '--img-size', '32', '--crop-pct', '1.0', '--batch-size', '16', '--workers', '0',
+    '--epochs', '2', '--lr', '0.05', '--deterministic', '--device', 'cpu', '--log-interval', '1')
+
+
+def save_digits(folder: Path, train: int = 96, val: int = 50) -> Path:
+    """Write real digits as PNG files: ``train/<digit>/*.png`` and ``val/<digit>/*.png``."""
+    from sklearn.datasets import load_digits
+    images, labels = load_digits(return_X_y=True)
+    for i, (pixels, label) in enumerate(zip(images[:train + val], labels[:train + val], strict=True)):
+        path = folder / ('train' if i < train else 'val') / str(label) / f'{i:04d}.png'
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((pixels.reshape(8, 8) * 15.9).astype('uint8')).convert('RGB').resize((32, 32)).save(path)
+    return folder
+
+
+def _train(arguments: Sequence[str], log: str) -> None:
+    import logging
+    import sys
+
+    torch.set_num_threads(1)
+    sys.stderr = open(log, 'a', buffering=1)
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, force=True)
+
+    import timm_se_plugin.training
+    options = timm_se_plugin.training.parse_options(arguments)
+    timm_se_plugin.training.train_classifier(options)
+
+
+def start(folder: Path, *arguments: str) -> Any:
+    """Start a run in a process of its own; what it says goes to ``<folder>.log``."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    arguments = (*TINY, '--output', str(folder.parent), '--experiment', folder.name, *arguments)
+    process = _PROCESSES.Process(target=_train, args=(arguments, f'{folder}.log'))
+    process.start()
+    return process
+
+
+def finish(process: Any) -> int:
+    """Exit code of a run; negative for the signal that ended it."""
+    process.join(120)
+    assert process.exitcode is not None, 'the run hangs'
+    return process.exitcode
+
+
+def said(folder: Path) -> str:
+    """What a run said."""
+    log = Path(f'{folder}.log')
+    return log.read_text() if log.exists() else ''
+
+
+def weights(folder: Path, ema: bool = False) -> dict[str, torch.Tensor]:
+    """Weights in the last checkpoint of a run."""
+    from timm_se_plugin.training.checkpoint import read_checkpoint
+    return read_checkpoint(folder / 'last.pth.tar')['state_dict_ema' if ema else 'state_dict']
+
+
+def equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    """Whether two state dicts are the same, bit by bit."""
+    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+
+
+def summary(folder: Path) -> list[dict[str, str]]:
+    """Rows of ``summary.csv`` without the seconds."""
+    from timm_se_plugin.training.records import read_table
+    rows = read_table(folder / 'summary.csv')
+    return [{key: value for key, value in row.items() if key != 'seconds'} for row in rows]

@@ -1,0 +1,78 @@
+import re
+
+import pytest
+import timm
+from digit_runs import save_digits
+
+from timm_se_plugin.training import list_recipes, parse_options, train_classifier
+from timm_se_plugin.training.config import read_recipe
+
+
+def recipe(folder, text):
+    path = folder / 'mine.yaml'
+    path.write_text(text)
+    return str(path)
+
+
+def test_the_command_line_stands_over_the_recipe_and_the_recipe_over_the_defaults(tmp_path):
+    path = recipe(tmp_path, 'epochs: 7\nlr: 1e-3\namp: true\nmean: [0.5, 0.4, 0.3]\nmodel_kwargs: {attn: se}\n')
+    options = parse_options(['--config', path, '--epochs', '9', '--no-amp'])
+    assert (options.epochs, options.lr, options.amp, options.mean) == (9, 1e-3, False, [0.5, 0.4, 0.3])
+    assert options.model_kwargs == {'attn': 'se'}
+    assert options.momentum == parse_options([]).momentum
+
+
+def test_a_key_that_is_no_option_is_named_with_what_was_meant(tmp_path):
+    with pytest.raises(ValueError, match=r"'weight_decy' of the recipe .* \(did you mean weight_decay\?\)"):
+        parse_options(['--config', recipe(tmp_path, 'weight_decy: 1')])
+
+
+def test_a_missing_recipe_is_answered_with_those_there_are():
+    with pytest.raises(ValueError, match="no recipe 'cifar'; allowed: a file, or one of cifar10,"):
+        read_recipe('cifar')
+
+
+@pytest.mark.parametrize(('text', 'said'), [
+    ('epochs: 0', '--epochs: .0. is not allowed; allowed: a positive integer'),
+    ('smoothing: 2', '--smoothing: .2. is not allowed; allowed: a number from 0 to 1'),
+    ('crop_pct: 320/0', 'allowed: a number above 0'),
+    ('lr: -1', '--lr: .-1. is not allowed'),
+    ('lr: true', 'argument --lr: expected one argument'),
+])
+def test_values_of_a_recipe_are_checked_as_on_the_command_line(tmp_path, capsys, text, said):
+    with pytest.raises(SystemExit):
+        parse_options(['--config', recipe(tmp_path, text)])
+    assert re.search(said, capsys.readouterr().err)
+
+
+def test_crop_pct_takes_the_papers_two_sizes():
+    assert parse_options(['--crop-pct', '224/256']).crop_pct == 0.875
+
+
+def test_every_recipe_says_its_source_and_whether_it_was_run():
+    for name in list_recipes():
+        comment = (read_recipe.__globals__['_RECIPES'] / f'{name}.yaml').read_text().split('\nmodel')[0].lower()
+        assert 'arxiv' in comment or 'from scratch' in comment, name
+        assert 'not yet run' in comment or 'results/' in comment, name
+
+
+@pytest.fixture(scope='module')
+def few(tmp_path_factory):
+    """Eight digits, to train and to evaluate on."""
+    folder = save_digits(tmp_path_factory.mktemp('few'), train=8, val=0)
+    (folder / 'val').symlink_to(folder / 'train')
+    return folder
+
+
+@pytest.mark.parametrize('name', [
+    pytest.param(name, marks=[] if name in ('cifar10-short', 'imagenet-a2') else pytest.mark.slow)
+    for name in list_recipes()])
+@pytest.mark.filterwarnings('ignore:PlateauLRScheduler is deprecated:FutureWarning')
+def test_every_recipe_builds_its_network_and_runs_an_epoch(name, few, tmp_path):
+    options = parse_options([
+        '--config', name, '--dataset', '', '--data-dir', str(few), '--num-classes', '10', '--img-size', '32',
+        '--batch-size', '4', '--validation-batch-size', '8', '--epochs', '1', '--workers', '0',
+        '--warmup-epochs', '0', '--no-pin-mem', '--device', 'cpu', '--amp-dtype', 'bfloat16',
+        '--output', str(tmp_path)])
+    assert timm.is_model(options.model)
+    assert 0 <= train_classifier(options)['top1'] <= 1

@@ -1,0 +1,147 @@
+import random
+
+import numpy as np
+import pytest
+import torch
+from digit_runs import save_digits
+
+from timm_se_plugin.training import parse_options
+from timm_se_plugin.training.data import UnreadableImageError, class_names, eval_loader, open_split, train_loader
+from timm_se_plugin.training.place import Place
+
+CONFIG = {'input_size': (3, 32, 32), 'mean': (0.5,) * 3, 'std': (0.5,) * 3, 'interpolation': 'bilinear',
+          'crop_pct': 1.0, 'crop_mode': 'center'}
+
+
+def options(digits, *arguments):
+    return parse_options(['--data-dir', str(digits), '--batch-size', '16', '--workers', '0', *arguments])
+
+
+def loader(digits, *arguments, rank=0, world_size=1, training=True):
+    given = options(digits, *arguments)
+    split = given.train_split if training else given.val_split
+    make = train_loader if training else eval_loader
+    return make(given, open_split(given, split, training), CONFIG, Place(torch.device('cpu'), rank, world_size))
+
+
+def batches(*args, epoch=0, start=0, **kwargs):
+    return [(x.clone(), y.clone()) for x, y in loader(*args, **kwargs)(epoch, start)]
+
+
+def same(first, second):
+    return len(first) == len(second) and all(
+        torch.equal(x, u) and torch.equal(y, v) for (x, y), (u, v) in zip(first, second, strict=True))
+
+
+def test_workers_do_not_change_the_batches(digits):
+    assert same(batches(digits), batches(digits, '--workers', '2'))
+
+
+@pytest.mark.parametrize('mode', ['rrc', 'pad'])
+def test_an_epoch_continues_in_the_middle_as_if_it_had_not_stopped(digits, mode):
+    whole = batches(digits, '--train-crop-mode', mode, epoch=3)
+    assert same(whole[4:], batches(digits, '--train-crop-mode', mode, epoch=3, start=4))
+
+
+def test_another_epoch_or_seed_brings_other_batches(digits):
+    first = batches(digits)
+    assert not same(first, batches(digits, epoch=1))
+    assert not same(first, batches(digits, '--seed', '1'))
+
+
+def test_two_processes_see_together_what_one_sees(digits):
+    one = batches(digits)
+    two = [batches(digits, '--batch-size', '8', rank=rank, world_size=2) for rank in (0, 1)]
+    for (x, y), (x0, y0), (x1, y1) in zip(one, *two, strict=True):
+        assert torch.equal(torch.stack([x0, x1], 1).flatten(0, 1), x)
+        assert torch.equal(torch.stack([y0, y1], 1).flatten(), y)
+
+
+def test_loading_leaves_the_random_generators_alone(digits):
+    torch.manual_seed(0)
+    np.random.seed(0)
+    random.seed(0)
+    expected = torch.rand(1), np.random.rand(), random.random()
+    torch.manual_seed(0)
+    np.random.seed(0)
+    random.seed(0)
+    batches(digits)
+    assert (torch.rand(1), np.random.rand(), random.random()) == expected
+
+
+def test_images_kept_in_memory_are_the_same(digits):
+    assert same(batches(digits), batches(digits, '--cache-images'))
+
+
+def test_repeated_augmentation_shows_an_image_several_times_differently(digits):
+    x, y = zip(*batches(digits, '--aug-repeats', '3'), strict=True)
+    first = torch.cat(x)[0:3]
+    assert torch.cat(y)[0:3].unique().numel() == 1
+    assert not torch.equal(first[0], first[1])
+
+
+@pytest.mark.parametrize('world_size', [1, 3, 4])
+def test_evaluation_sees_every_image_once_however_many_processes(digits, world_size):
+    seen = [x for rank in range(world_size)
+            for x, _ in batches(digits, rank=rank, world_size=world_size, training=False)]
+    expected = torch.cat([x for x, _ in batches(digits, training=False)])
+    seen = torch.cat(seen)
+    assert len(seen) == 50
+    assert sorted(map(tuple, seen.flatten(1).tolist())) == sorted(map(tuple, expected.flatten(1).tolist()))
+
+
+@pytest.fixture
+def broken(tmp_path):
+    """Digits, of which one training and one validation image are cut off."""
+    save_digits(tmp_path, train=40, val=20)
+    for split in ('train', 'val'):
+        path = sorted((tmp_path / split / '3').glob('*.png'))[0]
+        path.write_bytes(path.read_bytes()[:60])
+    return tmp_path
+
+
+@pytest.mark.parametrize('workers', ['0', '1'])
+def test_a_corrupt_image_ends_the_run_with_its_name(broken, workers):
+    name = sorted((broken / 'train' / '3').glob('*.png'))[0].name
+    with pytest.raises(UnreadableImageError, match=rf'3/{name} cannot be read'):
+        batches(broken, '--workers', workers)
+
+
+def test_a_corrupt_image_is_named_and_replaced_in_training(broken, caplog):
+    seen = batches(broken, '--corrupt-images', 'skip')
+    assert [len(y) for _, y in seen] == [16, 16]
+    assert 'cannot be read' in caplog.text
+    assert '.png' in caplog.text
+
+
+def test_a_corrupt_image_does_not_count_in_evaluation(broken, caplog):
+    y = torch.cat([y for _, y in batches(broken, '--corrupt-images', 'skip', training=False)])
+    assert len(y) == 20
+    assert int((y < 0).sum()) == 1
+    assert 'skipped' in caplog.text
+
+
+def test_no_image_at_all_is_an_error(broken):
+    for path in broken.glob('train/*/*.png'):
+        path.write_bytes(b'')
+    with pytest.raises(UnreadableImageError, match='10 images in a row cannot be read'):
+        batches(broken, '--corrupt-images', 'skip')
+
+
+@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')  # timm's reader leaves the file open
+def test_tar_files_of_the_splits_are_found(digits, tmp_path):
+    import shutil
+    for split in ('train', 'val'):
+        shutil.make_archive(str(tmp_path / split), 'tar', digits / split)
+    assert same(batches(tmp_path), batches(digits))
+    assert class_names(open_split(options(tmp_path), 'validation', False)) == [str(i) for i in range(10)]
+
+
+def test_missing_data_is_an_error_that_says_what_to_give(tmp_path):
+    with pytest.raises(ValueError, match='--data-dir says where it is'):
+        loader(tmp_path / 'nowhere')
+
+
+def test_a_step_larger_than_the_data_is_refused(digits):
+    with pytest.raises(ValueError, match='96 training images do not fill one step of 400'):
+        loader(digits, '--batch-size', '100', '--grad-accum-steps', '2', world_size=2)

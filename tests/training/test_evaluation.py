@@ -1,0 +1,131 @@
+import json
+
+import pytest
+import timm
+import torch
+from digit_runs import TINY
+from sklearn.metrics import confusion_matrix, top_k_accuracy_score
+
+from timm_se_plugin.training import evaluate, evaluate_classifier, parse_evaluation, parse_options, train_classifier
+from timm_se_plugin.training.data import eval_loader, open_split
+from timm_se_plugin.training.place import Place
+from timm_se_plugin.training.records import read_table
+
+CONFIG = {'input_size': (3, 32, 32), 'mean': (0.5,) * 3, 'std': (0.5,) * 3, 'interpolation': 'bilinear',
+          'crop_pct': 1.0, 'crop_mode': 'center'}
+
+
+@pytest.fixture(scope='module')
+def trained(digits, tmp_path_factory):
+    """A short run: its folder and its row."""
+    folder = tmp_path_factory.mktemp('trained')
+    row = train_classifier(parse_options(
+        [*TINY, '--data-dir', str(digits), '--output', str(folder), '--experiment', 'run', '--model-ema']))
+    return folder / 'run', row
+
+
+def place(rank=0, world_size=1):
+    return Place(torch.device('cpu'), rank, world_size)
+
+
+def loader(digits, *arguments):
+    options = parse_options(['--data-dir', str(digits), '--workers', '0', '--batch-size', '16', *arguments])
+    return eval_loader(options, open_split(options, 'validation', training=False), CONFIG, place())
+
+
+def test_accuracies_and_confusion_are_scikit_learns(digits):
+    model = timm.create_model('se_test_resnet_plugin', num_classes=10).train()
+    outputs = []
+    found = evaluate(model, loader(digits), place(), 10, each_output=outputs.append)
+    scores = torch.cat(outputs)
+    truth = torch.cat([y for _, y in loader(digits)()])
+    assert found.images == 50
+    assert found.top1 == pytest.approx(top_k_accuracy_score(truth, scores, k=1, labels=range(10)))
+    assert found.top5 == pytest.approx(top_k_accuracy_score(truth, scores, k=5, labels=range(10)))
+    assert found.loss == pytest.approx(float(torch.nn.functional.cross_entropy(scores, truth)))
+    expected = confusion_matrix(truth, scores.argmax(1), labels=range(10))
+    assert found.confusion.tolist() == expected.tolist()
+    torch.testing.assert_close(
+        found.class_accuracy, torch.from_numpy(expected.diagonal() / expected.sum(1)).float(), equal_nan=True)
+    assert model.training  # as it was
+
+
+def test_a_label_without_a_class_is_an_error(digits):
+    model = timm.create_model('test_resnet', num_classes=5)
+    with pytest.raises(ValueError, match=r'label \d, the model 5 classes; see --num-classes'):
+        evaluate(model, loader(digits), place(), 5)
+
+
+def test_an_unreadable_image_does_not_count(digits, tmp_path):
+    from digit_runs import save_digits
+    save_digits(tmp_path, train=10, val=20)
+    next((tmp_path / 'val').glob('*/*.png')).write_bytes(b'')
+    model = timm.create_model('test_resnet', num_classes=10)
+    assert evaluate(model, loader(tmp_path, '--corrupt-images', 'skip'), place(), 10).images == 19
+
+
+def test_a_checkpoint_knows_its_model_and_data(trained, tmp_path):
+    folder, row = trained
+    metrics = evaluate_classifier(parse_evaluation(
+        ['--checkpoint', str(folder / 'last.pth.tar'), '--output', str(tmp_path)]))
+    assert metrics['top1'] == row['top1']
+    assert metrics['top5'] == row['top5']
+    assert json.loads((tmp_path / 'metrics.json').read_text())['top1'] == row['top1']
+    classes = read_table(tmp_path / 'classes.csv')
+    assert [line['class'] for line in classes] == [str(i) for i in range(10)]
+    assert sum(int(line['images']) for line in classes) == 50
+    assert (tmp_path / 'confusion.png').stat().st_size > 1000
+
+
+def test_the_averaged_weights_are_a_choice(trained):
+    folder, _ = trained
+    results = [evaluate_classifier(parse_evaluation(['--checkpoint', str(folder / 'last.pth.tar'), flag]))['loss']
+               for flag in ('--use-ema', '--no-use-ema')]
+    assert results[0] != results[1]
+
+
+def test_any_model_of_timm_is_evaluated_at_any_size_and_crop(digits):
+    metrics = evaluate_classifier(parse_evaluation(
+        ['--model', 'test_vit', '--num-classes', '10', '--data-dir', str(digits), '--input-size', '3', '160', '160',
+         '--crop-pct', '160/176', '--workers', '0']))
+    assert metrics['images'] == 50
+    assert metrics['input_size'] == '3x160x160'
+
+
+@pytest.mark.parametrize(('size', 'crop', 'resized'), [(224, '224/256', 256), (320, '320/352', 352)])
+def test_the_papers_crops_are_cut_from_the_papers_sizes(digits, size, crop, resized):
+    options = parse_evaluation(['--data-dir', str(digits), '--crop-pct', crop])
+    made = eval_loader(options, open_split(options, 'validation', False), {
+        **CONFIG, 'input_size': (3, size, size), 'crop_pct': options.crop_pct}, place())
+    resize, cut, _ = made.dataset.transform.transforms
+    assert resize.size == resized
+    assert cut.size == (size, size)
+
+
+def test_real_labels_are_for_imagenets_validation_images(digits):
+    with pytest.raises(ValueError, match="ImageNet's 50,000 validation images by name; these are 50"):
+        evaluate_classifier(parse_evaluation(
+            ['--model', 'test_resnet', '--num-classes', '10', '--data-dir', str(digits), '--real-labels']))
+
+
+@pytest.mark.slow
+def test_real_labels_are_timms(tmp_path):
+    import io
+    import pkgutil
+    import tarfile
+
+    from PIL import Image
+    buffer = io.BytesIO()
+    Image.new('RGB', (4, 4)).save(buffer, 'png')
+    with tarfile.open(tmp_path / 'val.tar', 'w') as tar:
+        for i in range(50_000):
+            member = tarfile.TarInfo(f'n{i % 1000:04d}/ILSVRC2012_val_{i + 1:08d}.JPEG')
+            member.size = len(buffer.getvalue())
+            tar.addfile(member, io.BytesIO(buffer.getvalue()))
+    metrics = evaluate_classifier(parse_evaluation(
+        ['--model', 'se_test_resnet_plugin', '--data-dir', str(tmp_path), '--real-labels', '--img-size', '32',
+         '--workers', '0', '--batch-size', '500']))
+    # Every image is the same, so that every guess is, and the accuracy is the share of labels that name it.
+    labels = [label for label in json.loads(pkgutil.get_data('timm.data', '_info/imagenet_real_labels.json')) if label]
+    shares = {sum(guess in label for label in labels) / len(labels) for guess in range(1000)}
+    assert min(abs(metrics['real_top1'] - share) for share in shares) < 1e-9

@@ -1,0 +1,130 @@
+
+import pytest
+import torch
+import yaml
+from digit_runs import TINY, equal, weights
+
+from timm_se_plugin.training import parse_options, train_classifier
+from timm_se_plugin.training.checkpoint import CheckpointError, is_whole, newest_whole, read_checkpoint
+from timm_se_plugin.training.data import UnreadableImageError
+from timm_se_plugin.training.records import read_table
+from timm_se_plugin.training.run import NonFiniteLossError
+from timm_se_plugin.training.timing import plain_name
+
+
+def run(digits, folder, *arguments):
+    return train_classifier(parse_options(
+        [*TINY, '--data-dir', str(digits), '--output', str(folder.parent), '--experiment', folder.name, *arguments]))
+
+
+def test_digits_are_learned(digits, tmp_path):
+    run(digits, tmp_path / 'run', '--epochs', '10', '--no-aug', '--opt', 'adamw', '--lr', '3e-3')
+    losses = [float(row['train_loss']) for row in read_table(tmp_path / 'run' / 'summary.csv')]
+    assert losses[-1] < 0.9 * losses[0]
+
+
+def test_a_run_leaves_what_it_was_and_how_it_went(digits, tmp_path):
+    results = tmp_path / 'results' / 'table.csv'
+    row = run(digits, tmp_path / 'run', '--results', str(results))
+    told = yaml.safe_load((tmp_path / 'run' / 'args.yaml').read_text())
+    assert {'model', 'seed', 'torch', 'timm', 'commit', 'device', 'threads', 'global_batch'} <= told.keys()
+    assert (tmp_path / 'run' / 'curves.png').stat().st_size > 1000
+    written, = read_table(results)
+    assert float(written['top1']) == row['top1']
+    assert 0 <= row['top1'] <= row['top5'] <= 1
+    curves = read_table(results.parent / 'table-curves.csv')
+    assert [line['epoch'] for line in curves] == ['0', '1']
+
+
+def test_a_diverged_run_stops_with_the_step_and_its_images_and_keeps_the_checkpoint(digits, tmp_path):
+    folder = tmp_path / 'run'
+    run(digits, folder)
+    good = weights(folder)
+    checkpoint = read_checkpoint(folder / 'last.pth.tar')
+    checkpoint['args'].epochs = 3
+    torch.save(checkpoint | {'optimizer': {**checkpoint['optimizer'], 'param_groups': [
+        {**group, 'lr': 1e30, 'initial_lr': 1e30} for group in checkpoint['optimizer']['param_groups']]}},
+        folder / 'last.pth.tar')
+    said = r'loss (nan|inf) in epoch 2, batch \d \(step 1\d\) of .*\d{4}\.png.*intact'
+    with pytest.raises(NonFiniteLossError, match=said):
+        run(digits, folder, '--epochs', '3', '--resume', 'auto')
+    assert equal(weights(folder), good)
+
+
+def test_a_corrupt_image_stops_the_run_by_name(tmp_path):
+    from digit_runs import save_digits
+    data = save_digits(tmp_path / 'data', train=32, val=32)
+    path = next((data / 'train').glob('*/*.png'))
+    path.write_bytes(b'no image')
+    with pytest.raises(UnreadableImageError, match=path.name):
+        run(data, tmp_path / 'run')
+    run(data, tmp_path / 'other', '--corrupt-images', 'skip')
+
+
+def test_a_full_disk_ends_the_run_and_keeps_the_checkpoint(digits, small_disk):
+    folder = small_disk / 'run'
+    with pytest.raises(CheckpointError, match='No space left on device; files from before are intact'):
+        run(digits, folder, '--epochs', '9')
+    assert is_whole(newest_whole(folder))
+
+
+FLAT = ('--model', 'test_resnet', '--model-kwargs', 'norm_layer=groupnorm1', '--model-dtype', 'float64')  # no BatchNorm
+
+
+def test_accumulated_gradients_are_those_of_the_whole_batch(digits, tmp_path):
+    run(digits, tmp_path / 'whole', *FLAT)
+    run(digits, tmp_path / 'parts', *FLAT, '--batch-size', '4', '--grad-accum-steps', '4')
+    whole, parts = weights(tmp_path / 'whole'), weights(tmp_path / 'parts')
+    for key in whole:
+        torch.testing.assert_close(parts[key], whole[key], rtol=1e-9, atol=1e-9)
+
+
+def test_the_averaged_network_is_the_one_evaluated_and_saved_beside(digits, tmp_path):
+    run(digits, tmp_path / 'run', '--model-ema', '--model-ema-decay', '0.5')
+    checkpoint = read_checkpoint(tmp_path / 'run' / 'last.pth.tar')
+    assert not equal(checkpoint['state_dict'], checkpoint['state_dict_ema'])
+
+
+@pytest.mark.parametrize('arguments', [
+    ('--amp', '--amp-dtype', 'bfloat16', '--channels-last'),
+    pytest.param(('--amp', '--amp-dtype', 'float16'), marks=pytest.mark.slow),  # emulated on most CPUs
+    ('--mixup', '0.2', '--cutmix', '1', '--smoothing', '0.1', '--mixup-off-epoch', '1'),
+    ('--bce-loss', '--opt', 'lamb', '--clip-grad', '1'),
+    ('--clip-grad', '0.01', '--clip-mode', 'agc', '--grad-checkpointing'),
+    ('--sched', 'plateau', '--eval-metric', 'loss'),
+    ('--aa', 'rand-m7-mstd0.5-inc1', '--reprob', '0.5'),
+])
+@pytest.mark.filterwarnings('ignore:PlateauLRScheduler is deprecated:FutureWarning')
+def test_timms_options_train(digits, tmp_path, arguments):
+    row = run(digits, tmp_path / 'run', *arguments)
+    assert 0 <= row['top1'] <= 1
+
+
+def test_the_learning_rate_follows_the_global_batch(digits, tmp_path):
+    options = ('--lr-base', '0.64', '--lr-base-size', '1024', '--epochs', '1', '--sched', 'none')
+    given = [argument for argument in TINY if argument not in ('--lr', '0.05')]
+    train_classifier(parse_options([*given, *options, '--data-dir', str(digits), '--output', str(tmp_path)]))
+    told = yaml.safe_load(next(tmp_path.glob('train/*/args.yaml')).read_text())
+    assert told['learning_rate'] == pytest.approx(0.01)
+
+
+def test_odd_batches_cannot_be_mixed(digits, tmp_path):
+    with pytest.raises(ValueError, match='--batch-size 15 is not allowed with --mixup'):
+        run(digits, tmp_path / 'run', '--mixup', '0.2', '--batch-size', '15')
+
+
+def test_sync_bn_is_for_cuda(digits, tmp_path):
+    with pytest.raises(ValueError, match='--sync-bn is not allowed on the CPU'):
+        run(digits, tmp_path / 'run', '--sync-bn')
+
+
+def test_more_classes_in_the_data_than_in_the_model_are_refused(digits, tmp_path):
+    with pytest.raises(ValueError, match='--num-classes 9 is not allowed; the data has 10'):
+        run(digits, tmp_path / 'run', '--num-classes', '9')
+
+
+def test_a_plugins_name_says_its_plain_network():
+    assert plain_name('se_resnet50_plugin') == 'resnet50_plugin'
+    assert plain_name('sk_resnet18_plugin') == 'resnet18_plugin'
+    assert plain_name('resnet18_plugin') is None
+    assert plain_name('seresnet50') is None

@@ -1,0 +1,55 @@
+import logging
+import multiprocessing
+
+from timm_se_plugin.training.records import Progress, draw_curves, read_table, record_result
+
+HISTORY = [{'epoch': i, 'train_loss': 1 / (i + 1), 'val_loss': 1.0, 'train_top1': 0.5, 'val_top1': 0.4}
+           for i in range(3)]
+
+
+def row(seed, top1=0.5, **more):
+    return {'model': 'm', 'seed': seed, 'epochs': 3, 'recipe': 'r', 'top1': top1, **more}
+
+
+def test_a_finished_run_has_one_row_however_often_it_is_written(tmp_path):
+    path = tmp_path / 'results.csv'
+    for seed, top1 in ((0, 0.1), (1, 0.2), (0, 0.3)):
+        record_result(path, row(seed, top1), HISTORY)
+    assert [(line['seed'], line['top1']) for line in read_table(path)] == [('1', '0.2'), ('0', '0.3')]
+    assert len(read_table(tmp_path / 'results-curves.csv')) == 6
+
+
+def test_a_new_column_does_not_lose_the_old_rows(tmp_path):
+    path = tmp_path / 'results.csv'
+    record_result(path, row(0), HISTORY)
+    record_result(path, row(1, device='x'), HISTORY)
+    assert [line['device'] for line in read_table(path)] == ['', 'x']
+
+
+def test_runs_that_end_together_all_get_their_row(tmp_path):
+    path = tmp_path / 'results.csv'
+    context = multiprocessing.get_context('forkserver')
+    processes = [context.Process(target=record_result, args=(path, row(seed), HISTORY)) for seed in range(6)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert {line['seed'] for line in read_table(path)} == set('012345')
+    assert len(read_table(tmp_path / 'results-curves.csv')) == 18
+
+
+def test_progress_is_plain_lines_where_there_is_no_terminal(caplog):
+    caplog.set_level(logging.INFO, 'timm_se_plugin')
+    progress = Progress('epoch 1/2', batches=5, start=0, images=8, interval=2, shown=True)
+    for batch in range(5):
+        progress.update(batch, loss=0.5, top1=0.25)
+    lines = [record.getMessage() for record in caplog.records]
+    assert [line.split('  ')[1] for line in lines] == ['2/5', '4/5', '5/5']
+    assert 'loss 0.5  top1 0.25' in lines[0]
+    assert 'images/s' in lines[0]
+    assert lines[-1].endswith('0:00 left')
+
+
+def test_curves_are_drawn(tmp_path):
+    draw_curves(HISTORY, 'title', tmp_path / 'curves.png')
+    assert (tmp_path / 'curves.png').read_bytes().startswith(b'\x89PNG')

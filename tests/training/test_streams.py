@@ -1,0 +1,74 @@
+import json
+
+import pytest
+import torch
+from digit_runs import TINY, equal, weights
+
+from timm_se_plugin.training import parse_options, train_classifier
+from timm_se_plugin.training.data import eval_loader, open_split, train_loader
+from timm_se_plugin.training.place import Place
+
+CONFIG = {'input_size': (3, 32, 32), 'mean': (0.5,) * 3, 'std': (0.5,) * 3, 'interpolation': 'bilinear',
+          'crop_pct': 1.0, 'crop_mode': 'center'}
+
+
+@pytest.fixture(scope='module')
+def shards(digits, tmp_path_factory):
+    """The digits as WebDataset shards, four for training and two for validation."""
+    wds = pytest.importorskip('webdataset', reason='streams need webdataset: the [train] extra')
+    folder = tmp_path_factory.mktemp('shards')
+    splits = {}
+    for split, found, count in (('train', 'train', 4), ('validation', 'val', 2)):
+        paths = sorted((digits / found).glob('*/*.png'))
+        names, lengths = [], []
+        for shard in range(count):
+            names.append(f'{split}-{shard}.tar')
+            mine = paths[shard::count]
+            lengths.append(len(mine))
+            with wds.TarWriter(str(folder / names[-1])) as tar:
+                for path in mine:
+                    tar.write({'__key__': path.stem, 'png': path.read_bytes(), 'cls': path.parent.name})
+        splits[split] = {'name': split, 'num_samples': len(paths), 'filenames': names, 'shard_lengths': lengths}
+    (folder / '_info.json').write_text(json.dumps({'splits': splits}))
+    return folder
+
+
+def options(shards, *arguments):
+    return parse_options([
+        '--dataset', 'wds/digits', '--data-dir', str(shards), '--num-classes', '10', '--batch-size', '16',
+        '--workers', '2', *arguments])
+
+
+def place(rank=0, world_size=1):
+    return Place(torch.device('cpu'), rank, world_size)
+
+
+def test_an_interrupted_epoch_of_a_stream_can_be_continued(shards):
+    def batches(start):
+        given = options(shards)
+        loader = train_loader(given, open_split(given, 'train', training=True), CONFIG, place())
+        return [(x.clone(), y) for x, y in loader(1, start)]
+    whole, rest = batches(0), batches(3)
+    assert len(whole) == len(rest) + 3 == 6
+    for (x, y), (u, v) in zip(whole[3:], rest, strict=True):
+        assert torch.equal(x, u)
+        assert torch.equal(y, v)
+
+
+@pytest.mark.parametrize('world_size', [1, 2])
+def test_every_image_of_a_stream_is_evaluated_once(shards, world_size):
+    given = options(shards)
+    seen = 0
+    for rank in range(world_size):
+        loader = eval_loader(
+            given, open_split(given, 'validation', training=False), CONFIG, place(rank, world_size))
+        seen += sum(len(y) for _, y in loader())
+    assert seen == 50
+
+
+def test_a_run_on_a_stream_is_reproducible(shards, tmp_path):
+    for name in ('first', 'second'):
+        train_classifier(parse_options([
+            *TINY, '--dataset', 'wds/digits', '--data-dir', str(shards), '--num-classes', '10', '--workers', '1',
+            '--epochs', '1', '--output', str(tmp_path), '--experiment', name]))
+    assert equal(weights(tmp_path / 'first'), weights(tmp_path / 'second'))

@@ -1,0 +1,91 @@
+"""Options from recipes and the command line."""
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .checkpoint import read_checkpoint
+from .options import evaluation_parser, training_parser
+
+__all__ = ['list_recipes', 'parse_evaluation', 'parse_options', 'read_recipe']
+
+_RECIPES = resources.files(__package__) / 'recipes'
+
+
+def list_recipes() -> list[str]:
+    """Names of the packaged recipes."""
+    return sorted(Path(entry.name).stem for entry in _RECIPES.iterdir() if entry.name.endswith('.yaml'))
+
+
+def read_recipe(name: str) -> dict[str, Any]:
+    """Options of a recipe: a file, or the name of a packaged one.
+
+    Raises:
+        ValueError: no such recipe, or a key that is no option.
+    """
+    packaged = _RECIPES / f'{name.removesuffix(".yaml")}.yaml'
+    if Path(name).is_file():
+        text = Path(name).read_text()
+    elif packaged.is_file():
+        text = packaged.read_text()
+    else:
+        raise ValueError(f'no recipe {name!r}; allowed: a file, or one of {", ".join(list_recipes())}')
+    options = yaml.safe_load(text) or {}
+    if not isinstance(options, dict):
+        raise ValueError(f'the recipe {name} is no mapping of options to values')
+    allowed = [action.dest for action in _parser()._actions if action.dest not in ('help', 'config')]
+    for key in options:
+        if key not in allowed:
+            close = get_close_matches(str(key), allowed, n=1)
+            hint = f' (did you mean {close[0]}?)' if close else ''
+            raise ValueError(f'{key!r} of the recipe {name} is no option{hint}; allowed: {", ".join(allowed)}')
+    return options
+
+
+def parse_options(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Options from the command line, over those of the recipe that ``--config`` names, over the defaults.
+
+    The recipe's go through the same checks: they stand before the command line's own.
+    """
+    given = list(sys.argv[1:] if argv is None else argv)
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument('--config')
+    config = first.parse_known_args(given)[0].config
+    recipe = list(_as_arguments(read_recipe(config))) if config else []
+    return _parser().parse_args([*recipe, *given])
+
+
+def parse_evaluation(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Options of an evaluation, from the command line, over those that the checkpoint was trained with."""
+    parser = evaluation_parser()
+    checkpoint = parser.parse_args(argv).checkpoint
+    if checkpoint and checkpoint.endswith(('.pth', '.tar', '.pt')):
+        trained = read_checkpoint(checkpoint).get('args', argparse.Namespace())
+        own = {action.dest for action in parser._actions} - {'output'}
+        parser.set_defaults(**{key: value for key, value in vars(trained).items() if key in own})
+    return parser.parse_args(argv)
+
+
+def _as_arguments(options: dict[str, Any]) -> Iterator[str]:
+    for key, value in options.items():
+        flag = key.replace('_', '-')
+        if value is None:
+            continue
+        if isinstance(value, bool):
+            yield f'--{flag}' if value else f'--no-{flag}'
+        elif isinstance(value, dict):
+            yield from (f'--{flag}', *(f'{k}={v!r}' for k, v in value.items()))
+        elif isinstance(value, list):
+            yield from (f'--{flag}', *map(str, value))
+        else:
+            yield f'--{flag}={value}'
+
+
+def _parser() -> argparse.ArgumentParser:
+    return training_parser(', '.join(list_recipes()))

@@ -1,0 +1,163 @@
+"""The training loop."""
+
+import logging
+import time
+from argparse import Namespace
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import yaml
+from timm.utils import distribute_bn
+
+from ..complexity import complexity
+from .checkpoint import write_atomically
+from .evaluation import evaluate
+from .place import placed
+from .records import Progress, draw_curves, provenance, record_result, write_table
+from .run import Run
+from .termination import TerminatedError, Termination
+from .timing import step_time_ratio
+
+__all__ = ['train_classifier']
+
+_logger = logging.getLogger(__name__)
+
+
+def train_classifier(options: Namespace) -> dict[str, Any] | None:
+    """Train, evaluating after each epoch; returns the row of results, or None if SIGTERM ended it before.
+
+    Args:
+        options: of :func:`~timm_se_plugin.training.config.parse_options`.
+
+    Raises:
+        ValueError: options that do not go together, or not with the data or the checkpoint.
+        NonFiniteLossError: the loss is NaN or infinite.
+        UnreadableImageError: an image is corrupt.
+        CheckpointError: a checkpoint cannot be written or read.
+    """
+    with placed(options) as place, Termination() as termination:
+        run = Run(options, place)
+        _write_down(run)
+        try:
+            while run.epoch < run.epochs:
+                train_epoch(run, termination)
+                finish_epoch(run, termination)
+        except TerminatedError:
+            _logger.info('stopped by SIGTERM in epoch %d, batch %d; --resume auto continues', run.epoch, run.batch)
+            return None
+        return _finish(run)
+
+
+def train_epoch(run: Run, termination: Termination) -> None:
+    """Train from where the run stands to the end of the epoch, and save.
+
+    Raises:
+        TerminatedError: SIGTERM came; the state is saved.
+    """
+    options, place, steps, count = run.options, run.place, run.options.grad_accum_steps, len(run.train_loader)
+    look = options.log_interval if place.device.type == 'cuda' or place.distributed else 1
+    progress = Progress(
+        f'epoch {run.epoch + 1}/{run.epochs}', count, run.batch, options.batch_size * place.world_size,
+        options.log_interval, place.primary)
+    run.task.train()
+    start = time.perf_counter()
+    for x, y in run.train_loader(run.epoch, run.batch) if run.batch < count else ():
+        update = (run.batch + 1) % steps == 0
+        run.seed_step(run.batch)
+        inputs, targets = run.augmented(x, y)
+        with nullcontext() if update else run.task.no_sync():
+            with run.autocast():
+                result = run.task(inputs, targets)
+            run.learn(result['loss'] / steps, update)
+        run.count(result, y)
+        run.batch += 1
+        if update:
+            run.updated()
+        if run.batch % look == 0:
+            run.check()
+            loss, right, images = run.sums.tolist()
+            progress.update(run.batch - 1, loss=loss / images, top1=right / images)
+        if update and run.batch < count:
+            stop = run.batch % look < steps and place.any(termination.received)
+            if stop or (options.recovery_interval and run.batch % options.recovery_interval < steps):
+                run.seconds += time.perf_counter() - start
+                run.save()
+                start = time.perf_counter()
+            if stop:
+                raise TerminatedError
+    progress.close()
+    run.seconds += time.perf_counter() - start
+    run.save()
+
+
+def finish_epoch(run: Run, termination: Termination) -> None:
+    """Evaluate, write the epoch down, save.
+
+    Raises:
+        TerminatedError: SIGTERM came during the evaluation, before which the state was saved.
+    """
+    options, place = run.options, run.place
+    if place.distributed:
+        distribute_bn(run.model, place.world_size, reduce=True)
+    lr = run.optimizer.param_groups[0]['lr']
+    termination.at_once = True
+    if place.any(termination.received):
+        raise TerminatedError
+    evaluation = evaluate(
+        run.evaluated, run.eval_loader, place, run.classes, run.autocast, options.channels_last)
+    termination.at_once = False
+    loss, right, images = place.total(run.sums).tolist()
+    row = {
+        'epoch': run.epoch, 'train_loss': loss / images, 'train_top1': right / images, 'val_loss': evaluation.loss,
+        'val_top1': evaluation.top1, 'val_top5': evaluation.top5, 'lr': lr, 'seconds': round(run.seconds, 2)}
+    run.history.append(row)
+    run.epoch, run.batch = run.epoch + 1, 0
+    run.sums.zero_()
+    if run.scheduler:
+        run.scheduler.step(run.epoch, row[f'val_{options.eval_metric}'])
+    score = -evaluation.loss if options.eval_metric == 'loss' else evaluation.top1
+    best, run.best = score > run.best, max(run.best, score)
+    run.save(best)
+    if place.primary:
+        write_table(run.folder / 'summary.csv', run.history)
+        if run.writer is not None:
+            for name, number in row.items():
+                run.writer.add_scalar(name, number, run.epoch)
+            run.writer.flush()
+        _logger.info('epoch %d/%d  train loss %.4f  top-1 %.4f  val loss %.4f  top-1 %.4f  top-5 %.4f  lr %.3g',
+                     run.epoch, run.epochs, row['train_loss'], row['train_top1'], row['val_loss'], row['val_top1'],
+                     row['val_top5'], lr)
+
+
+def _write_down(run: Run) -> None:
+    """What the run is, beside its checkpoints."""
+    if not run.place.primary:
+        return
+    if run.options.tensorboard:
+        from torch.utils.tensorboard import SummaryWriter
+        run.writer = SummaryWriter(str(run.folder / 'tensorboard'), purge_step=run.epoch)
+    told = {**vars(run.options), **provenance(run.place.device), 'processes': run.place.world_size,
+            'global_batch': run.global_batch, 'learning_rate': run.learning_rate}
+    write_atomically(run.folder / 'args.yaml', yaml.safe_dump(told, sort_keys=True).encode())
+
+
+def _finish(run: Run) -> dict[str, Any]:
+    """The row of results, and what is drawn and written at the end."""
+    options, last = run.options, run.history[-1]
+    cost = complexity(run.model, run.input_size)
+    ratio = step_time_ratio(run) if options.results and run.place.primary else None
+    row = {
+        'model': options.model, 'seed': options.seed, 'epochs': run.epochs, 'top1': last['val_top1'],
+        'top5': last['val_top5'], 'parameters': cost.params, 'macs': cost.macs,
+        'time_ratio': round(ratio, 3) if ratio else '', 'seconds': round(run.seconds),
+        'recipe': Path(options.config).stem if options.config else '',
+        'global_batch': run.global_batch, 'amp': options.amp_dtype if options.amp else '',
+        **provenance(run.place.device)}
+    if run.place.primary:
+        write_table(run.folder / 'summary.csv', run.history)  # a run that was killed after its last checkpoint lacks it
+        draw_curves(run.history, f'{options.model}, seed {options.seed}', run.folder / 'curves.png')
+        if options.results:
+            record_result(Path(options.results), row, run.history)
+        _logger.info('finished: top-1 %.4f, top-5 %.4f; %s', row['top1'], row['top5'], run.folder)
+    return row

@@ -1,0 +1,56 @@
+"""This process among those of a run."""
+
+import logging
+from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from timm.utils.distributed import init_distributed_device_so
+
+__all__ = ['Place', 'placed']
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a process stands: its device, its rank, and how many there are."""
+
+    device: torch.device
+    rank: int = 0
+    world_size: int = 1
+
+    @property
+    def distributed(self) -> bool:
+        """Whether there are others."""
+        return self.world_size > 1
+
+    @property
+    def primary(self) -> bool:
+        """Whether this one writes the files."""
+        return self.rank == 0
+
+    def total(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Sum of a tensor over all processes."""
+        if self.distributed:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set in any process."""
+        return bool(self.total(torch.tensor(int(flag), device=self.device)))
+
+
+@contextmanager
+def placed(options: Namespace) -> Iterator[Place]:
+    """This process's place, by the environment that torchrun or Slurm gives; the group ends with the block."""
+    device = options.device or ('cuda' if torch.cuda.is_available() else 'cpu')
+    world = init_distributed_device_so(device, dist_backend=options.dist_backend)
+    place = Place(torch.device(world['device']), world['global_rank'], world['world_size'])
+    logging.getLogger('timm_se_plugin').setLevel(logging.INFO if place.primary else logging.WARNING)
+    try:
+        yield place
+    finally:
+        if world['distributed']:
+            dist.destroy_process_group()

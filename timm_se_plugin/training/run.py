@@ -1,0 +1,303 @@
+"""A training run: its parts, built by timm from the options, and its state."""
+
+import logging
+from argparse import Namespace
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.data import Mixup
+from timm.data.random_erasing import RandomErasing
+from timm.layers import convert_sync_batchnorm
+from timm.optim import create_optimizer_v2, optimizer_kwargs
+from timm.scheduler import create_scheduler
+from timm.task import ClassificationTask
+from timm.utils import NativeScaler, dispatch_clip_grad, random_seed
+from torch import Tensor, nn
+
+from .checkpoint import newest_whole, read_checkpoint, save_checkpoint
+from .data import class_names, data_config, eval_loader, open_split, seed_of, train_loader
+from .options import RUNTIME
+from .place import Place
+
+__all__ = ['NonFiniteLossError', 'Run']
+
+_logger = logging.getLogger(__name__)
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss is NaN or infinite."""
+
+
+class Run:
+    """Everything that a training loop needs, and where it stands.
+
+    All randomness of a step is seeded by the seed, the rank, the epoch and the batch, that of an image by its place in
+    the epoch (:class:`~timm_se_plugin.training.data.Images`). So a checkpoint needs no states of random generators, and
+    a run continued from it computes what it would have computed.
+
+    Args:
+        options: of :func:`~timm_se_plugin.training.config.parse_options`.
+        place: this process.
+
+    Raises:
+        ValueError: options that do not go together or with the data, or a folder that holds another run.
+    """
+
+    def __init__(self, options: Namespace, place: Place) -> None:
+        train_data = open_split(options, options.train_split, training=True)
+        val_data = open_split(options, options.val_split, training=False)
+        self.classes = _classes(options, train_data, val_data)
+        options = Namespace(**{**vars(options), 'num_classes': self.classes})
+        self.options, self.place = options, place
+        self.folder = _folder(options)
+        self._set_up_torch()
+        random_seed(options.seed)
+        model = self.create_model(options.model)
+        config = data_config(options, model)
+        self.input_size: tuple[int, int, int] = tuple(config['input_size'])
+        self.train_loader = train_loader(options, train_data, config, place)
+        self.eval_loader = eval_loader(options, val_data, config, place)
+        self.updates = len(self.train_loader) // options.grad_accum_steps
+
+        self.mixup, self.erase = _mixup(options, self.classes), _erasing(options, place)
+        self.task = ClassificationTask(
+            model, device=place.device, verbose=False,
+            criterion_kwargs={
+                'loss_type': 'bce' if options.bce_loss else 'ce', 'smoothing': options.smoothing,
+                'soft_targets': self.mixup is not None,
+                'bce_target_thresh': options.bce_target_thresh if options.bce_loss else None})
+        self.optimizer = create_optimizer_v2(
+            model, **optimizer_kwargs(Namespace(**{**vars(options), 'lr': self.learning_rate})), **options.opt_kwargs)
+        self.scheduler, self.epochs = create_scheduler(options, self.optimizer, self.updates)
+        scales = options.amp and options.amp_dtype == 'float16'
+        self.scaler = NativeScaler(place.device.type) if scales else None
+        if options.model_ema:
+            self.task.setup_ema(decay=options.model_ema_decay, use_warmup=options.model_ema_warmup)
+
+        self.epoch = 0
+        self.batch = 0  # of the epoch, the next one
+        self.sums = torch.zeros(3, dtype=torch.float64, device=place.device)  # of the epoch: loss, right, images
+        self.seconds = 0.0
+        self.best = float('-inf')
+        self.history: list[dict[str, Any]] = []
+        self.writer: Any = None  # TensorBoard's
+        self._losses: list[Tensor] = []  # not looked at yet: a look makes a GPU wait
+        self._resume()
+        if place.distributed:
+            self.task.prepare_distributed(
+                device_ids=[place.device] if place.device.type == 'cuda' else None)
+
+    @property
+    def model(self) -> nn.Module:
+        """The network, without wrappers."""
+        return timm.utils.unwrap_model(self.task.get_trainable_module())
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The network whose accuracy counts: the averaged one if there is one."""
+        return timm.utils.unwrap_model(self.task.get_trainable_module(ema=self.task.has_ema()))
+
+    @property
+    def global_batch(self) -> int:
+        """Images of one update, of all processes."""
+        return self.options.batch_size * self.options.grad_accum_steps * self.place.world_size
+
+    @property
+    def learning_rate(self) -> float:
+        """That of the optimizer: as given, or scaled to the global batch."""
+        return self.options.lr or self.options.lr_base * self.global_batch / self.options.lr_base_size
+
+    def autocast(self) -> AbstractContextManager:
+        """Context of a forward pass."""
+        if not self.options.amp:
+            return nullcontext()
+        return torch.autocast(self.place.device.type, dtype=getattr(torch, self.options.amp_dtype))
+
+    def seed_step(self, batch: int) -> None:
+        """Seed the randomness of a batch: mixing, erasing, dropout."""
+        random_seed(seed_of(self.options.seed, self.epoch, batch, 1) // 2, self.place.rank)
+
+    def augmented(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """The batch as the network gets it: memory format, erasing, mixing."""
+        if self.options.channels_last:
+            x = x.contiguous(memory_format=torch.channels_last)
+        if self.erase is not None:
+            x = self.erase(x)
+        if self.mixup is not None:
+            self.mixup.mixup_enabled = not 0 < self.options.mixup_off_epoch <= self.epoch
+            x, y = self.mixup(x, y)
+        return x, y
+
+    def learn(self, loss: Tensor, update: bool) -> None:
+        """Compute gradients; with `update`, clip them and step."""
+        clip, mode = self.options.clip_grad, self.options.clip_mode
+        parameters = self.task.get_clip_parameters(exclude_head=mode == 'agc')
+        if self.scaler:
+            self.scaler(
+                loss, self.optimizer, clip_grad=clip, clip_mode=mode, parameters=parameters, need_update=update)
+            return
+        loss.backward()
+        if update:
+            if clip is not None:
+                dispatch_clip_grad(parameters, clip, mode=mode)
+            self.optimizer.step()
+
+    def updated(self) -> None:
+        """What follows a step of the optimizer."""
+        self.optimizer.zero_grad()
+        number = self.epoch * self.updates + self.batch // self.options.grad_accum_steps
+        self.task.update_ema(step=number)
+        if self.scheduler:
+            self.scheduler.step_update(number)
+
+    def count(self, result: dict[str, Tensor], y: Tensor) -> None:
+        """Add a batch to the sums of the epoch."""
+        loss = result['loss'].detach()
+        self._losses.append(loss)
+        right = (result['output'].detach().argmax(1) == y).sum()
+        self.sums += torch.stack([loss.double() * len(y), right.double(), right.new_tensor(len(y)).double()])
+
+    def check(self) -> None:
+        """Look at the losses since the last look.
+
+        Raises:
+            NonFiniteLossError: one is NaN or infinite; names the step and the images.
+        """
+        losses = torch.stack(self._losses).float() if self._losses else torch.zeros(0, device=self.place.device)
+        first = self.batch - len(self._losses)
+        self._losses.clear()
+        bad = (~losses.isfinite()).nonzero().flatten().tolist()
+        if not self.place.any(bool(bad)):
+            return
+        before = newest_whole(self.folder)
+        intact = f'{before} is from before and intact' if before else 'there is no checkpoint yet'
+        if not bad:
+            raise NonFiniteLossError(f'the loss of another process is not finite; {intact}')
+        batch = first + bad[0]
+        step = self.epoch * self.updates + batch // self.options.grad_accum_steps
+        raise NonFiniteLossError(
+            f'loss {losses[bad[0]].item()} in epoch {self.epoch}, batch {batch} (step {step}) of '
+            f'{self.train_loader.names(batch)}; {intact}')
+
+    def save(self, best: bool = False) -> None:
+        """Write the state; the primary process does, and all take part."""
+        self.check()
+        sums = self.place.total(self.sums.clone()) / self.place.world_size
+        if not self.place.primary:
+            return
+        state = {
+            **self.task.get_checkpoint_state(), **self.task.get_checkpoint_state(ema=True),
+            'arch': self.options.model, 'args': self.options, 'version': 2, 'epoch': self.epoch - 1,
+            'optimizer': self.optimizer.state_dict(),
+            'scheduler': _of_scheduler(self.scheduler).state_dict() if self.scheduler else {},
+            'position': {'epoch': self.epoch, 'batch': self.batch, 'world_size': self.place.world_size},
+            'sums': sums.tolist(), 'seconds': self.seconds, 'best': self.best, 'history': self.history,
+        }
+        if self.scaler:
+            state[self.scaler.state_dict_key] = self.scaler.state_dict()
+        save_checkpoint(self.folder, state, best)
+
+    def _resume(self) -> None:
+        found = newest_whole(self.folder)
+        path = found if self.options.resume == 'auto' else self.options.resume
+        if not self.options.resume and found:
+            raise ValueError(
+                f'{self.folder} holds a run already; --resume auto continues it, --experiment names another folder')
+        if not path:
+            return
+        state = read_checkpoint(path)
+        _check_same_run(state, self.options, self.place, path)
+        self.task.load_checkpoint_state(state['state_dict'])
+        if self.task.has_ema():
+            self.task.load_checkpoint_state(state['state_dict_ema'], ema=True)
+        self.optimizer.load_state_dict(state['optimizer'])
+        if self.scheduler:
+            _of_scheduler(self.scheduler).load_state_dict(state['scheduler'])
+        if self.scaler:
+            self.scaler.load_state_dict(state[self.scaler.state_dict_key])
+        self.epoch, self.batch = state['position']['epoch'], state['position']['batch']
+        self.sums += torch.tensor(state['sums'], dtype=torch.float64, device=self.place.device)
+        self.seconds, self.best, self.history = state['seconds'], state['best'], state['history']
+        _logger.info('resumed from %s: epoch %d, batch %d', path, self.epoch, self.batch)
+
+    def create_model(self, name: str) -> nn.Module:
+        """A network as the options want it."""
+        options = self.options
+        model = timm.create_model(
+            name, pretrained=options.pretrained, num_classes=self.classes,
+            drop_path_rate=options.drop_path, **options.model_kwargs)  # timm leaves out what is None
+        if options.grad_checkpointing:
+            model.set_grad_checkpointing(True)
+        if options.sync_bn:
+            if self.place.device.type != 'cuda':
+                raise ValueError('--sync-bn is not allowed on the CPU: torch.nn.SyncBatchNorm is for CUDA')
+            model = convert_sync_batchnorm(model)
+        model = model.to(device=self.place.device, dtype=getattr(torch, options.model_dtype))
+        return model.to(memory_format=torch.channels_last) if options.channels_last else model
+
+    def _set_up_torch(self) -> None:
+        cuda = self.place.device.type == 'cuda'
+        if self.options.deterministic:
+            torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = cuda and not self.options.deterministic
+
+
+def _of_scheduler(scheduler: Any) -> Any:
+    """What holds a scheduler's state; timm's plateau keeps only a part of that of the torch one inside it."""
+    return getattr(scheduler, 'lr_scheduler', scheduler)
+
+
+def _folder(options: Namespace) -> Path:
+    recipe = Path(options.config).stem if options.config else 'train'
+    return Path(options.output, options.experiment or f'{recipe}/{options.model}-seed{options.seed}')
+
+
+def _classes(options: Namespace, *datasets: Any) -> int:
+    """Number of classes, of the data if it knows it.
+
+    Raises:
+        ValueError: the splits have other classes, the data has more than the option says, or nobody says.
+    """
+    names = [known for known in map(class_names, datasets) if known]
+    if len(names) == 2 and names[0] != names[1]:
+        different = sorted(set(names[0]) ^ set(names[1]))
+        raise ValueError(f'the splits have different classes: {", ".join(different[:5]) or "another order"}')
+    if options.num_classes is None:
+        if not names:
+            raise ValueError('this data does not say how many classes it has; --num-classes does')
+        return len(names[0])
+    if names and len(names[0]) > options.num_classes:
+        raise ValueError(f'--num-classes {options.num_classes} is not allowed; the data has {len(names[0])}')
+    return options.num_classes
+
+
+def _mixup(options: Namespace, classes: int) -> Mixup | None:
+    if not (options.mixup or options.cutmix):
+        return None
+    if options.batch_size % 2:
+        raise ValueError(f'--batch-size {options.batch_size} is not allowed with --mixup or --cutmix; allowed: even')
+    return Mixup(
+        mixup_alpha=options.mixup, cutmix_alpha=options.cutmix, prob=options.mixup_prob,
+        switch_prob=options.mixup_switch_prob, mode=options.mixup_mode, label_smoothing=options.smoothing,
+        num_classes=classes)
+
+
+def _erasing(options: Namespace, place: Place) -> RandomErasing | None:
+    if not options.reprob or options.no_aug:
+        return None
+    return RandomErasing(options.reprob, mode=options.remode, device=place.device)
+
+
+def _check_same_run(state: dict[str, Any], options: Namespace, place: Place, path: Any) -> None:
+    if 'position' not in state:
+        raise ValueError(f'{path} is a checkpoint of another trainer: it does not say where the run stood')
+    then, now = vars(state['args']), vars(options)
+    different = [f'{key}={now.get(key)!r} (was {then.get(key)!r})' for key in sorted(then.keys() | now.keys())
+                 if key not in RUNTIME and then.get(key) != now.get(key)]
+    if state['position']['world_size'] != place.world_size:
+        different.append(f'{place.world_size} processes (were {state["position"]["world_size"]})')
+    if different:
+        raise ValueError(f'{path} is of another run; not allowed: {", ".join(different)}')

@@ -1,0 +1,36 @@
+"""SIGTERM, which a scheduler sends before it takes the machine away."""
+
+import signal
+from types import FrameType, TracebackType
+from typing import Any
+
+__all__ = ['TerminatedError', 'Termination']
+
+
+class TerminatedError(Exception):
+    """SIGTERM came while there was nothing to save."""
+
+
+class Termination:
+    """Receives SIGTERM inside a ``with`` block.
+
+    Attributes:
+        received: whether it came.
+        at_once: whether it then raises :class:`TerminatedError`; else the loop looks at ``received`` and saves.
+    """
+
+    def __init__(self) -> None:
+        self.received = self.at_once = False
+
+    def __enter__(self) -> 'Termination':
+        self._before: Any = signal.signal(signal.SIGTERM, self._receive)
+        return self
+
+    def __exit__(
+            self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        signal.signal(signal.SIGTERM, self._before)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self.received = True
+        if self.at_once:
+            raise TerminatedError

@@ -1,0 +1,55 @@
+"""What a training step of a network with attention costs beside one of its plain network."""
+
+import re
+import statistics
+import time
+
+import timm
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from .run import Run
+
+__all__ = ['plain_name', 'step_time_ratio']
+
+
+def plain_name(model: str) -> str | None:
+    """Name of the network without the attention that a plugin's name says; None for any other name."""
+    match = re.fullmatch(r'(?:se|sk)_(\w+_plugin)', model)
+    return match[1] if match and timm.is_model(match[1]) else None
+
+
+def step_time_ratio(run: Run, rounds: int = 15) -> float | None:
+    """Median ratio of the times of two training steps, in turns, on a batch of the run as it trains.
+
+    None where the run's network has no plain one.
+    """
+    plain = plain_name(run.options.model)
+    if plain is None:
+        return None
+    with torch.random.fork_rng():
+        models = [run.create_model(name).train() for name in (plain, run.options.model)]
+    x, y = next(iter(run.train_loader(0)))
+    if run.options.channels_last:
+        x = x.contiguous(memory_format=torch.channels_last)
+
+    def seconds(model: nn.Module) -> float:
+        start = time.perf_counter()
+        with run.autocast():
+            loss = F.cross_entropy(model(x), y)
+        model.zero_grad()
+        loss.backward()
+        if x.is_cuda:
+            torch.cuda.synchronize(x.device)
+        return time.perf_counter() - start
+
+    ratios = []
+    for turn in range(rounds + 3):
+        first = turn % 2
+        times = [0.0, 0.0]
+        for which in (first, 1 - first):  # neither always follows the other
+            times[which] = seconds(models[which])
+        if turn >= 3:
+            ratios.append(times[1] / times[0])
+    return statistics.median(ratios)
