@@ -58,8 +58,8 @@ def write_report(
         'cards': [
             ['images', f'{statistics.images:,}'], ['classes with images', str(len(statistics.seen_classes))],
             ['attentions', str(len(statistics.layers))], ['parameters', f'{cost.params:,}'],
-            ['of which attention', f'{params / cost.params:.2%}'], ['MACs', f'{cost.macs:,}'],
-            ['of which attention', f'{macs / cost.macs:.2%}']],
+            ['of which attention', f'{100 * params / cost.params:.2g} %'], ['MACs', f'{cost.macs:,}'],
+            ['of which attention', f'{100 * macs / cost.macs:.2g} %']],
         'modules': [[m.name, m.type, m.params, m.macs] for m in cost.modules],
         'layers': [_layer(layer, indices) for layer in statistics.layers],
         'pictures': [_picture(picture, statistics.classes, mean, std) for picture in pictures],
