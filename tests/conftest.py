@@ -6,6 +6,25 @@ import torch
 os.environ['HF_HUB_OFFLINE'] = '1'  # a test that would need the network fails at once
 
 
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A Hub on loopback that huggingface_hub talks to, with an empty cache."""
+    import hub_server
+    from huggingface_hub import constants
+
+    with hub_server.hub() as server:
+        changed = {
+            'ENDPOINT': server.url,
+            'HUGGINGFACE_CO_URL_TEMPLATE': server.url + '/{repo_id}/resolve/{revision}/{filename}',
+            'HF_HUB_CACHE': str(tmp_path / 'hub-cache'), 'HF_TOKEN_PATH': str(tmp_path / 'no-token'),
+            'HF_HUB_OFFLINE': False, 'HF_HUB_DISABLE_XET': True, 'HF_HUB_DISABLE_TELEMETRY': True}
+        for name, value in changed.items():
+            monkeypatch.setattr(constants, name, value)
+        for name in ('HF_TOKEN', 'HUGGING_FACE_HUB_TOKEN'):
+            monkeypatch.delenv(name, raising=False)
+        yield server
+
+
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)

@@ -4,8 +4,11 @@ Importing the package registers its models with timm.
 """
 
 from . import models
-from .placement import AttentionSpec, fuse_for_inference
+from .hub import push_to_hub
+from .placement import AttentionSpec, add_attention, fuse_for_inference, remove_attention
 
-__all__ = ['AttentionSpec', '__version__', 'fuse_for_inference', 'models']
+__all__ = [
+    'AttentionSpec', '__version__', 'add_attention', 'fuse_for_inference', 'models', 'push_to_hub', 'remove_attention',
+]
 
 __version__ = '0.1.0'

@@ -84,6 +84,9 @@ def complexity(model: nn.Module, input_size: tuple[int, int, int] | None = None)
         _, height, width = cfg.get('input_size', (3, 224, 224))
         input_size = (int(getattr(model, 'in_chans', 3)), height, width)
     counted = copy.deepcopy(model).to('meta').eval()
+    for module in counted.modules():
+        if getattr(module, 'fused', None) is True:  # it refuses the meta device, and multiplies as often
+            module.fused = 'auto'  # type: ignore[assignment]
     dtype = next((p.dtype for p in counted.parameters()), None)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         counted(torch.empty(1, *input_size, device='meta', dtype=dtype))

@@ -1,34 +1,53 @@
 """Tables of measurements as CSV files."""
 
 import csv
-from collections.abc import Mapping, Sequence
+import io
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ['replace_rows']
+from .files import write_atomically
+
+__all__ = ['read_table', 'replace_rows', 'table', 'write_table']
+
+
+def table(rows: Iterable[Mapping[str, Any]]) -> str:
+    """Rows as CSV; the columns are those of all rows."""
+    rows = list(rows)
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval='', lineterminator='\n')
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def read_table(path: Path) -> list[dict[str, str]]:
+    """Rows of a CSV file; none if it is not there."""
+    return list(csv.DictReader(io.StringIO(path.read_text()))) if path.exists() else []
+
+
+def write_table(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write a CSV file, whole or not at all."""
+    write_atomically(path, table(rows).encode())
 
 
 def replace_rows(path: str | Path, rows: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> None:
     """Add rows to a table, in the place of those that agree with one of them in all ``keys``.
 
+    Processes that do it at the same time wait for one another.
+
     Args:
-        path: the CSV file; it and its folder are made where they are missing. Columns that only the old or only the
-            new rows have are kept, and empty in the others.
+        path: the CSV file; it and its folder are made where they are missing.
         rows: what to add.
         keys: the columns that say what a row is about.
     """
+    import fcntl  # not on every platform
+
     path = Path(path)
-    old: list[dict[str, str]] = []
-    if path.exists():
-        with path.open(newline='') as file:
-            old = list(csv.DictReader(file))
-    new = {tuple(str(row[key]) for key in keys) for row in rows}
-    kept = [row for row in old if tuple(row.get(key, '') for key in keys) not in new]
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f'{path.name}.part')  # a table that took hours is not lost to a full disk
-    with part.open('w', newline='') as file:
-        columns = dict.fromkeys(key for row in [*rows, *kept] for key in row)
-        writer = csv.DictWriter(file, list(columns), restval='', lineterminator='\n')
-        writer.writeheader()
-        writer.writerows([*kept, *rows])
-    part.replace(path)
+    new = {tuple(str(row[key]) for key in keys) for row in rows}
+    with path.with_name(f'.{path.name}.lock').open('w') as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        kept = [row for row in read_table(path) if tuple(row.get(key, '') for key in keys) not in new]
+        write_table(path, [*kept, *rows])

@@ -1,6 +1,6 @@
 """Draw annotated boxes beside detected ones, for some pictures of a test set.
 
-python tools/compare_detections.py faster-rcnn_se-r18_fpn_bccd <checkpoint> --output results/bccd-detections.png
+python tools/compare_detections.py faster-rcnn_se-r18_fpn_bccd <checkpoint> --output results/bccd-detections.jpg
 """
 
 import argparse

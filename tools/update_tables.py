@@ -29,7 +29,9 @@ def read(name: str) -> list[Row]:
 
 
 def markdown(header: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table."""
+    """A Markdown table; says so if nothing was run."""
+    if not rows:
+        return 'Not yet run.'
     lines = [header, ['---'] * len(header), *rows]
     return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
 

@@ -8,7 +8,8 @@ import torch
 if importlib.util.find_spec('mmdet') is None:
     pytest.skip('needs the [mmdet] or the [onedl] extra', allow_module_level=True)
 
-from timm_se_plugin.detection.checkpoint_hook import AtomicBackend, is_whole
+from timm_se_plugin.detection.checkpoint_hook import AtomicBackend
+from timm_se_plugin.files import is_whole
 
 pytestmark = pytest.mark.mmdet
 

@@ -8,14 +8,13 @@ import re
 import pytest
 import timm
 import torch
-from networks import parametrised_names, shallow
+from networks import parametrised_names, resnets, shallow
 from parity import images, relative_error, saved
 from timm.models import FeatureGraphNet, save_for_hf
 from timm.optim import create_optimizer_v2
 from torch import fx
 
 import timm_se_plugin
-from timm_se_plugin.models._registry import architectures
 
 names = pytest.mark.parametrize('name', parametrised_names())
 SIZE = 64
@@ -36,7 +35,7 @@ def test_forward_and_backward_reach_every_parameter(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name', sorted(architectures))
+@pytest.mark.parametrize('name', resnets())
 def test_whole_network_trains(name):
     assert_trains(timm.create_model(name, num_classes=42))
 

@@ -14,7 +14,7 @@ def test_kwargs_round_trip_through_json():
 
 def test_every_field_is_an_option_of_some_attention():
     fields = {field.name for field in dataclasses.fields(AttentionSpec)} - {'attn'}
-    assert {f'attn_{name}' for name in fields} == AttentionSpec('sk+se').to_kwargs().keys() - {'attn'}
+    assert fields == set().union(*ATTENTIONS.values())
 
 
 @pytest.mark.parametrize('attn', ATTENTIONS)
@@ -25,6 +25,20 @@ def test_defaults_of_every_attention_come_back(attn):
 def test_identity_init_brings_its_gate():
     assert AttentionSpec('se', init='identity').gate == 'double_sigmoid'
     assert AttentionSpec('se').gate == 'sigmoid'
+    assert (AttentionSpec('ese').gate, AttentionSpec('ese', init='identity').gate) == ('hard_sigmoid', 'double_sigmoid')
+    assert AttentionSpec('scse', init='identity').gate == 'sigmoid'  # of the sum of two halves
+
+
+def test_a_ratio_is_the_papers():
+    assert {attn: AttentionSpec(attn).rd_ratio for attn in ATTENTIONS} == {
+        **{attn: 1 / 16 for attn in ('se', 'sk', 'sk+se', 'cbam', 'gc', 'bam')}, 'cse': 1 / 2, 'scse': 1 / 2,
+        'eca': None, 'ese': None, 'sse': None}
+
+
+def test_sites_take_the_place_of_integration_and_stages():
+    spec = AttentionSpec('se', integration='pre', stages=2).updated({'attn_sites': 'layer1'})
+    assert spec == AttentionSpec('se', sites='layer1')
+    assert not any(spec.recalibrates(stage) for stage in (1, 2, 3, 4))
 
 
 def test_a_ratio_may_be_written_as_a_fraction():
@@ -42,7 +56,11 @@ def test_differences_leave_out_what_does_not_change_the_computation():
 
 
 @pytest.mark.parametrize(('options', 'message'), [
-    ({'attn': 'sse'}, "attn='sse' is unknown; allowed: se, "),
+    ({'attn': 'xse'}, "attn='xse' is unknown; allowed: se, "),
+    ({'attn_sites': '('}, r"attn_sites='\(' is not allowed; allowed: a regular expression"),
+    ({'attn_sites': 'layer1', 'attn_stages': 2}, r"attn_stages=\(2,\) is not allowed; allowed: nothing beside"),
+    ({'attn': 'sk', 'attn_sites': 'layer1'}, "attn='sk' has no option attn_sites"),
+    ({'attn': 'scse', 'attn_init': 'identity', 'attn_gate': 'tanh'}, "allowed: sigmoid with attn_init='identity'"),
     ({'attn_rd_ratio': 16}, r'did you mean 1/16\?\); allowed: a fraction in \(0, 1\]'),
     ({'attn_rd_ratio': 0}, 'attn_rd_ratio=0 is not allowed; allowed: a fraction'),
     ({'attn_rd_ratio': -0.5}, 'attn_rd_ratio=-0.5 is not allowed'),
@@ -68,7 +86,7 @@ def test_differences_leave_out_what_does_not_change_the_computation():
     ({'attn': 'sk', 'attn_select': 'max'}, "attn_select='max' is not allowed; allowed: softmax, sum"),
     ({'attn': 'sk', 'attn_gate': 'tanh'}, "attn='sk' has no option attn_gate"),
     ({'attn_ratio': 0.5}, r'attn_ratio \(did you mean attn_rd_ratio\?\); allowed: '),
-    ({'attn': 'eca', 'attn_gate': 'tanh'}, "attn='eca' has no option attn_gate"),
+    ({'attn': 'eca', 'attn_bias': False}, "attn='eca' has no option attn_bias"),
 ])
 def test_bad_option_is_one_clear_error(options, message):
     with pytest.raises(ValueError, match=message):
@@ -76,5 +94,5 @@ def test_bad_option_is_one_clear_error(options, message):
 
 
 def test_bad_option_given_directly_is_refused_too():
-    with pytest.raises(ValueError, match="attn='eca' has no option attn_gate"):
-        AttentionSpec('eca', gate='tanh')
+    with pytest.raises(ValueError, match="attn='eca' has no option attn_bias"):
+        AttentionSpec('eca', bias=False)

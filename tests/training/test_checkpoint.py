@@ -6,9 +6,9 @@ import signal
 import pytest
 import torch
 
+from timm_se_plugin.files import UnwritableFileError, is_whole, write_atomically
 from timm_se_plugin.training.checkpoint import (
     CheckpointError,
-    is_whole,
     newest_whole,
     read_checkpoint,
     save_checkpoint,
@@ -76,27 +76,33 @@ def test_what_is_no_checkpoint_is_said_to_be_none(tmp_path):
 def _save_with_limit(folder, limit, answers):
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-    try:
-        save_checkpoint(folder, state(1, size=100_000))
-    except CheckpointError as error:
-        answers.put(str(error))
+    for write in (lambda: save_checkpoint(folder, state(1, size=100_000)),
+                  lambda: write_atomically(folder / 'table.csv', bytes(200_000))):
+        try:
+            write()
+            answers.put('')
+        except UnwritableFileError as error:
+            answers.put(str(error))
 
 
-def test_a_file_that_cannot_grow_leaves_the_checkpoint_before(tmp_path):
+def test_files_that_cannot_grow_leave_those_before(tmp_path):
     save_checkpoint(tmp_path, state(0))
+    write_atomically(tmp_path / 'table.csv', b'a,b')
     context = multiprocessing.get_context('forkserver')
     answers = context.Queue()
     process = context.Process(target=_save_with_limit, args=(tmp_path, 100_000, answers))
     process.start()
-    assert 'cannot be written: [Errno 27] File too large; files from before are intact' in answers.get(timeout=60)
+    for _ in range(2):
+        assert 'cannot be written: [Errno 27] File too large; files from before are intact' in answers.get(timeout=60)
     process.join()
     assert number(tmp_path) == 0
-    assert [p.name for p in tmp_path.iterdir()] == ['last.pth.tar']
+    assert (tmp_path / 'table.csv').read_bytes() == b'a,b'
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['last.pth.tar', 'table.csv']
 
 
 def test_a_full_disk_leaves_the_checkpoint_before(small_disk):
     save_checkpoint(small_disk, state(0, size=1_200_000))  # 4.8 of 8 MiB
-    with pytest.raises(CheckpointError, match='No space left on device; files from before are intact'):
+    with pytest.raises(UnwritableFileError, match='No space left on device; files from before are intact'):
         save_checkpoint(small_disk, state(1, size=1_200_000))
     assert number(small_disk) == 0
     assert [p.name for p in small_disk.iterdir()] == ['last.pth.tar']

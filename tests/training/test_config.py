@@ -65,7 +65,7 @@ def few(tmp_path_factory):
 
 
 @pytest.mark.parametrize('name', [
-    pytest.param(name, marks=[] if name in ('cifar10-short', 'imagenet-a2') else pytest.mark.slow)
+    pytest.param(name, marks=[] if name == 'cifar10-short' else pytest.mark.slow)
     for name in list_recipes()])
 @pytest.mark.filterwarnings('ignore:PlateauLRScheduler is deprecated:FutureWarning')
 def test_every_recipe_builds_its_network_and_runs_an_epoch(name, few, tmp_path):

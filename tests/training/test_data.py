@@ -6,7 +6,8 @@ import torch
 from digit_runs import save_digits
 
 from timm_se_plugin.training import parse_options
-from timm_se_plugin.training.data import UnreadableImageError, class_names, eval_loader, open_split, train_loader
+from timm_se_plugin.training.data import class_names, eval_loader, open_split, train_loader
+from timm_se_plugin.training.images import UnreadableImageError
 from timm_se_plugin.training.place import Place
 
 CONFIG = {'input_size': (3, 32, 32), 'mean': (0.5,) * 3, 'std': (0.5,) * 3, 'interpolation': 'bilinear',

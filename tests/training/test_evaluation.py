@@ -6,10 +6,10 @@ import torch
 from digit_runs import TINY
 from sklearn.metrics import confusion_matrix, top_k_accuracy_score
 
+from timm_se_plugin.tables import read_table
 from timm_se_plugin.training import evaluate, evaluate_classifier, parse_evaluation, parse_options, train_classifier
 from timm_se_plugin.training.data import eval_loader, open_split
 from timm_se_plugin.training.place import Place
-from timm_se_plugin.training.records import read_table
 
 CONFIG = {'input_size': (3, 32, 32), 'mean': (0.5,) * 3, 'std': (0.5,) * 3, 'interpolation': 'bilinear',
           'crop_pct': 1.0, 'crop_mode': 'center'}

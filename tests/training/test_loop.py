@@ -4,10 +4,11 @@ import torch
 import yaml
 from digit_runs import TINY, equal, weights
 
+from timm_se_plugin.files import UnwritableFileError, is_whole
+from timm_se_plugin.tables import read_table
 from timm_se_plugin.training import parse_options, train_classifier
-from timm_se_plugin.training.checkpoint import CheckpointError, is_whole, newest_whole, read_checkpoint
-from timm_se_plugin.training.data import UnreadableImageError
-from timm_se_plugin.training.records import read_table
+from timm_se_plugin.training.checkpoint import newest_whole, read_checkpoint
+from timm_se_plugin.training.images import UnreadableImageError
 from timm_se_plugin.training.run import NonFiniteLossError
 from timm_se_plugin.training.timing import plain_name
 
@@ -34,6 +35,16 @@ def test_a_run_leaves_what_it_was_and_how_it_went(digits, tmp_path):
     assert 0 <= row['top1'] <= row['top5'] <= 1
     curves = read_table(results.parent / 'table-curves.csv')
     assert [line['epoch'] for line in curves] == ['0', '1']
+
+
+@pytest.mark.filterwarnings('ignore::DeprecationWarning')  # of tensorboard's own imports
+def test_tensorboard_has_the_curves(digits, tmp_path):
+    pytest.importorskip('tensorboard', reason='the [train] extra brings it')
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    run(digits, tmp_path / 'run', '--tensorboard')
+    events = EventAccumulator(str(tmp_path / 'run' / 'tensorboard')).Reload()
+    rows = read_table(tmp_path / 'run' / 'summary.csv')
+    assert [event.value for event in events.Scalars('val_top1')] == pytest.approx([float(r['val_top1']) for r in rows])
 
 
 def test_a_diverged_run_stops_with_the_step_and_its_images_and_keeps_the_checkpoint(digits, tmp_path):
@@ -63,7 +74,7 @@ def test_a_corrupt_image_stops_the_run_by_name(tmp_path):
 
 def test_a_full_disk_ends_the_run_and_keeps_the_checkpoint(digits, small_disk):
     folder = small_disk / 'run'
-    with pytest.raises(CheckpointError, match='No space left on device; files from before are intact'):
+    with pytest.raises(UnwritableFileError, match='No space left on device; files from before are intact'):
         run(digits, folder, '--epochs', '9')
     assert is_whole(newest_whole(folder))
 

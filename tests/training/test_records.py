@@ -1,7 +1,10 @@
+import io
 import logging
 import multiprocessing
+import sys
 
-from timm_se_plugin.training.records import Progress, draw_curves, read_table, record_result
+from timm_se_plugin.tables import read_table
+from timm_se_plugin.training.records import Progress, draw_curves, record_result
 
 HISTORY = [{'epoch': i, 'train_loss': 1 / (i + 1), 'val_loss': 1.0, 'train_top1': 0.5, 'val_top1': 0.4}
            for i in range(3)]
@@ -48,6 +51,24 @@ def test_progress_is_plain_lines_where_there_is_no_terminal(caplog):
     assert 'loss 0.5  top1 0.25' in lines[0]
     assert 'images/s' in lines[0]
     assert lines[-1].endswith('0:00 left')
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_progress_is_a_bar_on_a_terminal(monkeypatch):
+    monkeypatch.setattr(sys, 'stderr', Terminal())
+    progress = Progress('epoch 1/2', batches=5, start=2, images=8, interval=2, shown=True)
+    for batch in range(2, 5):
+        progress.update(batch, loss=0.5, top1=0.25)
+    progress.bar.refresh()
+    line = sys.stderr.getvalue().split('\r')[-1]
+    progress.close()
+    assert line.startswith('epoch 1/2: 100%')
+    assert '40.0/40.0' in line
+    assert 'images/s, loss 0.5  top1 0.25' in line
 
 
 def test_curves_are_drawn(tmp_path):

@@ -13,7 +13,7 @@ from timm.models import save_for_hf
 from timm_se_plugin import AttentionSpec
 from timm_se_plugin.layers import SqueezeExcite
 from timm_se_plugin.models._registry import architectures
-from timm_se_plugin.placement.spec import ATTENTIONS
+from timm_se_plugin.placement.spec import ATTENTIONS, STARTS_AT_IDENTITY
 
 
 @pytest.fixture(scope='module')
@@ -50,7 +50,7 @@ def test_every_published_tag_of_a_base_is_a_tag_of_its_plugin_name():
 
 def test_names_carry_the_tags_of_timms_trained_networks():
     tags = {name: sorted(key.partition('.')[2] for key in timm.models.get_arch_pretrained_cfgs(name)
-                         if timm.models.is_model_pretrained(key))
+                         if timm.models.is_model_pretrained(key) and '.from_' not in key)
             for name, arch in architectures.items() if not arch.flag_is_open and arch.source}
     assert tags == {
         'sk_resnet18_plugin': ['ra_in1k'], 'sk_resnet34_plugin': ['ra_in1k'], 'sk_resnext50_32x4d_plugin': ['ra_in1k'],
@@ -61,6 +61,35 @@ def test_names_carry_the_tags_of_timms_trained_networks():
         'se_resnext101_32x8d_plugin': ['ah_in1k'],
         'se_resnext101_64x4d_plugin': ['gluon_in1k'],
     }
+
+
+def test_every_se_name_starts_from_each_published_tag_of_its_base():
+    started = 0
+    for name, arch in architectures.items():
+        if name.startswith('se_') and timm.is_model(arch.base):
+            base = timm.models.get_arch_pretrained_cfgs(arch.base)
+            expected = {f'from_{key.partition(".")[2]}': cfg for key, cfg in base.items() if cfg.has_weights}
+            ours = {key.partition('.')[2]: cfg for key, cfg in timm.models.get_arch_pretrained_cfgs(name).items()}
+            assert {tag for tag in ours if tag.startswith('from_')} == expected.keys(), name
+            for tag, cfg in expected.items():
+                assert (ours[tag].hf_hub_id, ours[tag].url, ours[tag].input_size) == (
+                    cfg.hf_hub_id, cfg.url, cfg.input_size)
+                started += 1
+    assert started > 300
+
+
+def test_a_plain_tag_starts_a_network_with_attention(plain, attended):
+    model = create('se_resnet18_plugin.from_a1_in1k', plain[1])
+    assert AttentionSpec.of(model) == AttentionSpec('se', init='identity')
+    torch.testing.assert_close(logits(model), logits(plain[0]), rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match=r'does not fit se_resnet50_plugin: missing nothing; unexpected layer1.0.se'):
+        create('se_resnet50_plugin.from_a1_in1k', attended[1], layers=(1, 1, 1, 1))
+
+
+def test_without_a_tag_trained_attention_comes_first_and_then_the_plain_default():
+    assert timm.get_pretrained_cfg('se_resnet50_plugin').tag == 'a1_in1k'
+    assert timm.get_pretrained_cfg('se_resnet18_plugin').tag == f'from_{timm.get_pretrained_cfg("resnet18").tag}'
+    assert timm.get_pretrained_cfg('se_resnet50t_plugin').tag is None
 
 
 def test_a_tag_brings_the_specification_of_its_weights(attended):
@@ -109,9 +138,18 @@ def test_weights_with_attention_do_not_load_into_a_plain_network(attended):
         create('seresnet50_plugin', attended[1], attn='eca')
 
 
-@pytest.mark.parametrize('attn', [attn for attn in ATTENTIONS if attn != 'se'])
+@pytest.mark.parametrize('attn', STARTS_AT_IDENTITY)
+def test_plain_weights_gain_any_attention_that_can_start_at_identity(plain, attn):
+    model = create('resnet18_plugin', plain[1], attn=attn)
+    assert AttentionSpec.of(model).init == 'identity'
+    torch.testing.assert_close(logits(model), logits(plain[0]), rtol=1e-5, atol=1e-5)
+    model.init_weights()  # begins again, with gates that change nothing
+    assert torch.equal(model.layer1[0].se.eval()(x := images(2, 64, 8, 8, dtype=torch.float32)), x)
+
+
+@pytest.mark.parametrize('attn', [attn for attn in ATTENTIONS if attn not in STARTS_AT_IDENTITY])
 def test_plain_weights_gain_nothing_that_would_change_them(plain, attn):
-    message = re.escape(f'weights of a plain resnet18 cannot gain attn={attn!r}; allowed: se')
+    message = re.escape(f'weights of a plain resnet18 cannot gain attn={attn!r}; allowed: se, eca, ese, cbam, gc')
     with pytest.raises(ValueError, match=message):
         create('resnet18_plugin', plain[1], attn=attn)
 

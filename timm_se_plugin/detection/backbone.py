@@ -21,6 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ..models._builder import resolve
 from ..models._registry import architectures
 from ..placement import AttentionSpec
+from ..placement.attention_layers import start_at_identity
 from ..placement.sites import attention_modules
 from ..weights.loading import shortened
 
@@ -225,7 +226,7 @@ class TimmAttentionBackbone(BaseModule):
     def _restore_identity(self) -> None:
         for module in attention_modules(self).values():
             if getattr(module, 'init', None) == 'identity':
-                module.init_identity()  # type: ignore[operator]
+                start_at_identity(module)
 
     def _load_pretrained(self) -> None:
         """Let timm build the same network with its weights, with all of its checks and ours, and take them."""

@@ -1,7 +1,5 @@
 """Checkpoints that a killed run cannot spoil."""
 
-import os
-import zipfile
 from collections import deque
 from pathlib import Path
 from typing import Any
@@ -12,33 +10,20 @@ from mmengine.hooks import CheckpointHook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
-__all__ = ['AtomicBackend', 'WholeCheckpointHook', 'is_whole']
+from ..files import is_whole, write_atomically
+
+__all__ = ['AtomicBackend', 'WholeCheckpointHook']
 
 
 class AtomicBackend(LocalBackend):
     """Local files that appear under their name only when all their bytes are on the disk."""
 
     def put(self, obj: bytes, filepath: str | Path) -> None:
-        """Write ``obj`` beside ``filepath``, then rename."""
-        part = Path(f'{filepath}.part')
-        part.parent.mkdir(parents=True, exist_ok=True)
-        with part.open('wb') as file:
-            file.write(obj)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, filepath)
+        """Write ``obj`` whole or not at all."""
+        write_atomically(Path(filepath), obj)
 
 
 register_backend('atomic', AtomicBackend, force=True)
-
-
-def is_whole(path: str | Path) -> bool:
-    """Whether all of a checkpoint that torch.save wrote is there: its table of contents and every checksum."""
-    try:
-        with zipfile.ZipFile(path) as file:
-            return file.testzip() is None
-    except (OSError, zipfile.BadZipFile):
-        return False
 
 
 @HOOKS.register_module()

@@ -14,6 +14,7 @@ from mmengine.config import Config
 from mmengine.model.utils import revert_sync_batchnorm
 from mmengine.registry import init_default_scope
 from mmengine.runner import CheckpointLoader
+from safetensors.torch import load_file
 from torch import nn
 
 from .running import check_fit
@@ -24,7 +25,12 @@ _COLOURS = ((60, 60, 220), (200, 60, 90), (0, 160, 240), (60, 170, 60), (180, 0,
 
 
 def load_detector(config: Config, checkpoint: str, device: str = 'cpu') -> nn.Module:
-    """Detector with the weights of a checkpoint that training wrote, ready to infer.
+    """Detector with the weights of a checkpoint that training wrote, or a shared one's, ready to infer.
+
+    Args:
+        config: the detector; beside ``.safetensors`` weights, which say nothing of them, with the ``dataset_meta``.
+        checkpoint: its weights.
+        device: where to compute.
 
     Raises:
         FileNotFoundError: there is no such checkpoint.
@@ -32,7 +38,10 @@ def load_detector(config: Config, checkpoint: str, device: str = 'cpu') -> nn.Mo
     """
     init_default_scope(config.get('default_scope', 'mmdet'))
     model = revert_sync_batchnorm(MODELS.build(config.model))
-    loaded = CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu')
+    if checkpoint.endswith('.safetensors'):
+        loaded = {'state_dict': load_file(checkpoint), 'meta': {'dataset_meta': config.get('dataset_meta', {})}}
+    else:
+        loaded = CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu')
     state_dict = loaded.get('state_dict', loaded)
     check_fit(model, state_dict, checkpoint)
     model.load_state_dict(state_dict, strict=False)  # check_fit has found all but counters

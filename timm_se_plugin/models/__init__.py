@@ -1,5 +1,5 @@
 """Registered timm models."""
 
-from . import plugin_cifar, plugin_resnet, plugin_shufflenet
+from . import plugin_cifar, plugin_families, plugin_inception, plugin_resnet, plugin_shufflenet
 
-__all__ = ['plugin_cifar', 'plugin_resnet', 'plugin_shufflenet']
+__all__ = ['plugin_cifar', 'plugin_families', 'plugin_inception', 'plugin_resnet', 'plugin_shufflenet']

@@ -1,5 +1,6 @@
 """How timm builds a network, without building it."""
 
+from collections.abc import Callable
 from functools import cache
 from types import FunctionType
 from typing import Any, NamedTuple
@@ -13,7 +14,7 @@ __all__ = ['Blueprint', 'blueprint']
 class Blueprint(NamedTuple):
     """What a timm entrypoint asks timm's builder for: the class, the variant's name and the class's arguments."""
 
-    model_cls: type[nn.Module]
+    model_cls: Callable[..., nn.Module]
     variant: str
     kwargs: dict[str, Any]
 
@@ -28,12 +29,12 @@ def blueprint(name: str) -> Blueprint:
     entrypoint = timm.models.model_entrypoint(name)
     recorded: list[Blueprint] = []
 
-    def record(model_cls: type[nn.Module], variant: str, pretrained: bool, **kwargs: Any) -> None:
+    def record(model_cls: Callable[..., nn.Module], variant: str, pretrained: bool, **kwargs: Any) -> None:
         recorded.append(Blueprint(model_cls, variant, kwargs))
 
     names = dict(entrypoint.__globals__, build_model_with_cfg=record)
     for key, value in entrypoint.__globals__.items():
-        if isinstance(value, FunctionType) and key.startswith('_create_'):
+        if isinstance(value, FunctionType) and key.startswith('_') and value.__globals__ is entrypoint.__globals__:
             names[key] = _rebound(value, names)
     _rebound(entrypoint, names)()
     if not recorded:

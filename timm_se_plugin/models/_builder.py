@@ -2,8 +2,9 @@
 
 import copy
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import timm
@@ -12,10 +13,11 @@ from timm.models._input import update_model_args  # private: timm exports it now
 from torch import nn
 
 from ..placement import AttentionSpec
-from ..placement.spec import ATTENTIONS, applicable, is_option, split_attention_kwargs
-from ..weights import Source, checkpoint_filter
+from ..placement.spec import ATTENTIONS, STARTS_AT_IDENTITY, applicable, is_option, split_attention_kwargs
+from ..weights import Source, check_saved_weights, checkpoint_filter
+from ..weights.sources import WARM_START
 from ._blueprint import Blueprint, blueprint
-from ._networks import AttentionResNet
+from ._networks import AttentionResNet, with_attention
 
 __all__ = ['Architecture', 'build', 'resolve']
 
@@ -32,9 +34,10 @@ class Architecture:
         attn: the attention it has when no flag is given; None for a plain network.
         flag_is_open: whether the flag may choose another attention (``resnet50_plugin``, not ``se_resnet50_plugin``).
         source: the published weights that fit it, if there are any.
-        model_cls: builds the network.
+        model_cls: builds the network, with the argument ``attn``; None for timm's class with attention put into it.
         model_args: arguments of the network that differ from the base's; without a base, all of them.
         stages: how many stages may carry attention.
+        plain_source: the plain weights that its tags ``from_<tag>`` start from.
     """
 
     name: str
@@ -42,15 +45,22 @@ class Architecture:
     attn: AttentionSpec | None
     flag_is_open: bool = True
     source: Source | None = None
-    model_cls: type[nn.Module] = AttentionResNet
+    model_cls: Callable[..., nn.Module] | None = AttentionResNet
     model_args: dict[str, Any] = field(default_factory=dict)
     stages: int = 4
+    plain_source: Source | None = None
 
     @property
     def plan(self) -> Blueprint:
         """How the network is built, before anybody asks for something else."""
-        theirs = blueprint(self.base) if timm.is_model(self.base) else Blueprint(self.model_cls, self.base, {})
-        return Blueprint(self.model_cls, theirs.variant, {**theirs.kwargs, **self.model_args})
+        if not timm.is_model(self.base):
+            assert self.model_cls is not None
+            return Blueprint(self.model_cls, self.base, self.model_args)
+        theirs = blueprint(self.base)
+        model_cls = self.model_cls or partial(with_attention, theirs.model_cls)
+        # The weights are chosen here, and checked by their keys.
+        args = {k: v for k, v in theirs.kwargs.items() if k not in ('pretrained_cfg', 'pretrained_strict')}
+        return Blueprint(model_cls, theirs.variant, {**args, **self.model_args})
 
 
 def build(arch: Architecture, pretrained: bool = False, **kwargs: Any) -> nn.Module:
@@ -66,6 +76,9 @@ def build(arch: Architecture, pretrained: bool = False, **kwargs: Any) -> nn.Mod
     """
     options = split_attention_kwargs(kwargs)
     merged = split_attention_kwargs(dict(kwargs.get('pretrained_model_args') or {}))
+    unknown = [name for name in merged if name != 'attn' and not is_option(name)]
+    if unknown:
+        raise ValueError(f'the saved model has {unknown[0]}; this version of timm_se_plugin has no option {unknown[0]}')
     saved = applicable(merged)
     replaces = 'attn' in options and options['attn'] != saved.get('attn')
     for name, value in merged.items():  # by timm, into the user's own
@@ -76,22 +89,36 @@ def build(arch: Architecture, pretrained: bool = False, **kwargs: Any) -> nn.Mod
     attn, gains_attention = resolve(arch, options, cfg, saved) if pretrained else (_requested(arch, options), False)
 
     plan = arch.plan
-    model_args = copy.deepcopy(plan.kwargs)  # timm writes into feature_cfg
-    block_args = dict(model_args.pop('block_args', None) or {})
-    if 'attn' in options:
-        if plan.kwargs.get('pruned'):
-            raise ValueError(f'{arch.name} was pruned together with its attention: attn is not allowed')
-        block_args.pop('attn_layer', None)
-    placed = attn if 'attn_layer' not in block_args else None  # without a flag timm's own layer stays as it is
-    block_args.update(kwargs.pop('block_args', None) or {})
-    if placed and 'attn_layer' in block_args:
-        raise ValueError(f"block_args with 'attn_layer' is not allowed beside attn={placed.attn!r}")
+    model_args = dict(plan.kwargs)
+    if 'attn' in options and plan.kwargs.get('pruned'):
+        raise ValueError(f'{arch.name} was pruned together with its attention: attn is not allowed')
+    placed = attn
+    asked = kwargs.pop('block_args', None)
+    if asked or isinstance(model_args.get('block_args'), dict):  # not every network has them
+        block_args = dict(model_args.pop('block_args', None) or {})
+        if 'attn' in options:
+            block_args.pop('attn_layer', None)
+        placed = attn if 'attn_layer' not in block_args else None  # without a flag timm's own layer stays as it is
+        block_args.update(asked or {})
+        if placed and 'attn_layer' in block_args:
+            raise ValueError(f"block_args with 'attn_layer' is not allowed beside attn={placed.attn!r}")
+        model_args['block_args'] = block_args
 
-    key_map = arch.source.key_map if arch.source else None
-    model_args.update(kwargs, **({'block_args': block_args} if block_args else {}))  # not every network has them
-    model_args.setdefault('pretrained_filter_fn', checkpoint_filter(key_map, new_attention=gains_attention))
-    model = build_model_with_cfg(
-        plan.model_cls, plan.variant, pretrained, pretrained_cfg=cfg, attn=placed, **model_args)
+    source = _source(arch, cfg)
+    their_filter = model_args.pop('pretrained_filter_fn', None)
+    model_args.update(kwargs)
+    model_args.setdefault('pretrained_filter_fn', checkpoint_filter(
+        source.key_map if source else None, new_attention=gains_attention, their_filter=their_filter))
+
+    def built(pretrained: bool) -> nn.Module:
+        theirs: dict[str, Any] = {k: model_args[k] for k in ('feature_cfg', 'block_args') if k in model_args}
+        # timm writes into them, and there may be two networks to build.
+        args: dict[str, Any] = {**model_args, **copy.deepcopy(theirs)}
+        return build_model_with_cfg(plan.model_cls, plan.variant, pretrained, pretrained_cfg=cfg, attn=placed, **args)
+
+    if pretrained:
+        check_saved_weights(cfg, built)
+    model = built(pretrained)
     if placed:
         update_model_args(model, **placed.to_kwargs())
     elif 'attn' in options:
@@ -175,16 +202,22 @@ def _tags(arch: Architecture) -> set[str]:
 _SAVED = ('hf-hub', 'local-dir')  # sources that come with the arguments their model was built with
 
 
+def _source(arch: Architecture, cfg: PretrainedCfg) -> Source | None:
+    """Where a configuration's weights come from."""
+    return arch.plain_source if (cfg.tag or '').startswith(WARM_START) else arch.source
+
+
 def _attention_is_declared(arch: Architecture, cfg: PretrainedCfg) -> bool:
     """Whether the weights say which attention is theirs: a tag's and a saved model's do, a user's own file doesn't."""
     return cfg.source in _SAVED or (
-        arch.source is not None and cfg.architecture == arch.name and (cfg.tag or '') in _tags(arch))
+        _source(arch, cfg) is not None and cfg.architecture == arch.name and (cfg.tag or '') in _tags(arch))
 
 
 def _attention_of_weights(arch: Architecture, cfg: PretrainedCfg, saved: Mapping[str, Any]) -> AttentionSpec | None:
     """Attention that the weights have; None for those of a plain network."""
     if cfg.source not in _SAVED:
-        return arch.source.attn if arch.source else None
+        source = _source(arch, cfg)
+        return source.attn if source else None
     if 'attn' not in saved:
         return arch.attn
     return AttentionSpec.from_kwargs(saved) if saved['attn'] != 'none' else None
@@ -192,15 +225,16 @@ def _attention_of_weights(arch: Architecture, cfg: PretrainedCfg, saved: Mapping
 
 def _warm_started(arch: Architecture, attn: AttentionSpec | None, options: Mapping[str, Any]) -> AttentionSpec | None:
     """Attention that a plain network's weights gain: unless told otherwise its gates start at 1."""
-    if attn is None or attn.attn.startswith('sk') or 'init' not in ATTENTIONS[attn.attn]:
-        raise ValueError(f'weights of a plain {arch.base} cannot gain attn={attn and attn.attn!r}; allowed: se')
+    if attn is None or attn.attn not in STARTS_AT_IDENTITY:
+        raise ValueError(f'weights of a plain {arch.base} cannot gain attn={attn and attn.attn!r}; '
+                         f'allowed: {", ".join(STARTS_AT_IDENTITY)}')
     if 'attn_init' in options:
         return attn
     if 'attn_gate' not in options:
         _logger.warning(
-            "%s: the plain network's weights gain attention whose gates start at 1 (attn_init='identity', "
-            "attn_gate='double_sigmoid'); say attn_init='identity' whenever you load a checkpoint of it by hand",
-            arch.name)
+            "%s: the plain network's weights gain attention that changes nothing at the start (attn_init='identity', "
+            "attn_gate=%r); say attn_init='identity' whenever you load a checkpoint of it by hand",
+            arch.name, replace(attn, gate=None, init='identity').gate)
     return attn.updated({**options, 'attn_init': 'identity'})
 
 

@@ -1,6 +1,6 @@
 """timm's ResNet class with attention where a specification says."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -8,10 +8,19 @@ from timm.layers import BatchNormAct2d, to_ntuple
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import Tensor, nn
 
-from ..layers import SqueezeExcite
-from ..placement import AttentionSpec, attention_blocks
+from ..placement import AttentionSpec, add_attention, attention_blocks
+from ..placement.attention_layers import start_at_identity
+from ..placement.sites import attention_modules
 
-__all__ = ['AttentionResNet', 'LegacyResNet']
+__all__ = ['AttentionResNet', 'LegacyResNet', 'with_attention']
+
+
+def with_attention(model_cls: Callable[..., nn.Module], attn: AttentionSpec | None = None, **kwargs: Any) -> nn.Module:
+    """A network of a timm class, with attention put into it."""
+    model = model_cls(**kwargs)
+    if attn:
+        add_attention(model, attn)
+    return model
 
 
 def checked_channels(x: Tensor, channels: int) -> Tensor:
@@ -53,14 +62,16 @@ class AttentionResNet(ResNet):
         super().__init__(attention_blocks(blocks, attn) if attn else blocks, layers, **kwargs)
         stem = self.conv1 if isinstance(self.conv1, nn.Conv2d) else self.conv1[0]
         stem.__class__ = StemConv2d  # the same parameters and keys
+        if attn and attn.sites is not None:
+            add_attention(self, attn)
 
     @torch.jit.ignore
     def init_weights(self, zero_init_last: bool = True) -> None:
         """Initialize as timm does, which gives every convolution random weights, and gates that start at 1 as such."""
         super().init_weights(zero_init_last=zero_init_last)
-        for module in self.modules():
-            if isinstance(module, SqueezeExcite) and module.init == 'identity':
-                module.init_identity()
+        for attention in attention_modules(self).values():
+            if getattr(attention, 'init', 'default') == 'identity':
+                start_at_identity(attention)
 
 
 class LegacyResNet(AttentionResNet):

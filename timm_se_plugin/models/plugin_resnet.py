@@ -19,7 +19,7 @@ from timm.models.resnet import BasicBlock, Bottleneck
 from timm.models.sknet import SelectiveKernelBasic, SelectiveKernelBottleneck
 
 from ..placement import AttentionSpec
-from ..weights.sources import TIMM_SE, Source, legacy_keys, published_cfgs, sk_keys, without_weights
+from ..weights.sources import TIMM_SE, Source, legacy_keys, published_cfgs, sk_keys, with_warm_starts, without_weights
 from ._blueprint import Blueprint, blueprint
 from ._builder import Architecture
 from ._networks import LegacyResNet
@@ -89,15 +89,19 @@ def _register_all() -> None:
         if timm.models.is_model_pretrained(name)]
     for base in bases:
         source = Source(base, carried[base])
-        base_cfg = published_cfgs(source)
+        base_cfg = published_cfgs(source, classifier='fc')
         _register(Architecture(f'{base}_plugin', base, carried[base], source=source), base_cfg)
         if carried[base] is not None:
             continue
         for attn, theirs in ((AttentionSpec('se'), se_networks), (AttentionSpec('sk'), sk_networks)):
             fitting = next((source for source in theirs if _same_but_for_attention(source.timm_name, base)), None)
+            cfgs = published_cfgs(fitting, classifier='fc') if fitting else without_weights(base_cfg.default)
+            warm = attn.attn == 'se'
             _register(
-                Architecture(f'{attn.attn}_{base}_plugin', base, attn, flag_is_open=False, source=fitting),
-                published_cfgs(fitting) if fitting else without_weights(base_cfg.default))
+                Architecture(
+                    f'{attn.attn}_{base}_plugin', base, attn, flag_is_open=False, source=fitting,
+                    plain_source=source if warm else None),
+                with_warm_starts(cfgs, base_cfg) if warm else cfgs)
 
     _register(  # SKNet-26; SKNet-50 and -101 are sk_resnext50_32x4d_plugin and sk_resnext101_32x4d_plugin
         Architecture(
@@ -112,7 +116,7 @@ def _register_all() -> None:
             Architecture(
                 f'{name}_plugin', base, AttentionSpec('se'), source=source, model_cls=LegacyResNet,
                 model_args={'drop_rate': 0.2, **model_args}),  # timm's default for them
-            published_cfgs(source, first_conv))
+            published_cfgs(source, first_conv, classifier='fc'))
 
 
 _register_all()

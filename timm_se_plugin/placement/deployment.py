@@ -51,8 +51,10 @@ def _fold_norms(parent: nn.Module) -> None:
     previous: tuple[nn.Module, str, nn.Module] | None = None
     child: Any
     for name, child in list(parent.named_children()):
-        if (previous and isinstance(previous[2], nn.Conv2d) and type(child) in (nn.BatchNorm2d, BatchNormAct2d)
-                and child.num_features == previous[2].out_channels):  # else it follows more than this convolution
+        # A convolution with a child carries attention, which comes before the norm; a norm of another width follows
+        # more than this convolution.
+        if (previous and isinstance(previous[2], nn.Conv2d) and not list(previous[2].children())
+                and type(child) in (nn.BatchNorm2d, BatchNormAct2d) and child.num_features == previous[2].out_channels):
             holder, conv_name, _ = previous
             setattr(holder, conv_name, fuse_conv_bn_eval(getattr(holder, conv_name), child))
             setattr(parent, name, child.act if isinstance(child, BatchNormAct2d) else nn.Identity())

@@ -9,10 +9,11 @@ from timm.layers import create_aa
 from timm.models.resnet import BasicBlock, Bottleneck
 from torch import Tensor, nn
 
+from ..layers import SelectiveKernel
 from ..layers.residual_tail import can_fuse, residual_tail
 from .spec import AttentionSpec
 
-__all__ = ['AttentionBasicBlock', 'AttentionBottleneck', 'attention_blocks']
+__all__ = ['AttentionBasicBlock', 'AttentionBottleneck', 'attend', 'attention_blocks', 'attention_channels', 'detach']
 
 
 class AttentionBasicBlock(BasicBlock):
@@ -31,9 +32,8 @@ class AttentionBasicBlock(BasicBlock):
         super().__init__(*args, **kwargs)
         self.fused = attn.fused
         self.integration = attn.integration if attn.recalibrates(stage) else 'none'
-        channels = {'pre': self.conv1.in_channels, '3x3': self.conv1.out_channels}
         self.se = nn.Identity() if self.integration == 'none' else attn.create(
-            channels.get(attn.integration, self.conv2.out_channels), kwargs.get('device'), kwargs.get('dtype'))
+            attention_channels(self, attn), kwargs.get('device'), kwargs.get('dtype'))
         if attn.selects_kernels(stage):
             conv: Any = self.conv1
             self.conv1: nn.Module = attn.create_selective_kernel(conv, stride=self.stride, **_branch_layers(kwargs))
@@ -91,9 +91,8 @@ class AttentionBottleneck(Bottleneck):
         super().__init__(*args, **kwargs)
         self.fused = attn.fused
         self.integration = attn.integration if attn.recalibrates(stage) else 'none'
-        channels = {'pre': self.conv1.in_channels, '3x3': self.conv2.out_channels}
         self.se = nn.Identity() if self.integration == 'none' else attn.create(
-            channels.get(attn.integration, self.conv3.out_channels), kwargs.get('device'), kwargs.get('dtype'))
+            attention_channels(self, attn), kwargs.get('device'), kwargs.get('dtype'))
         if attn.selects_kernels(stage):
             conv: Any = self.conv2
             self.conv2: nn.Module = attn.create_selective_kernel(conv, stride=self.stride, **_branch_layers(kwargs))
@@ -140,6 +139,22 @@ class AttentionBottleneck(Bottleneck):
         return x
 
 
+def attention_channels(block: Any, attn: AttentionSpec) -> int:
+    """Channels where a block's attention sits.
+
+    Raises:
+        ValueError: a class of block that is neither timm's nor the plugin's.
+    """
+    if type(block) not in _WITH_ATTENTION and not isinstance(block, tuple(_WITH_ATTENTION.values())):
+        raise ValueError(f'a {type(block).__name__} is not allowed; allowed: BasicBlock, Bottleneck')
+    is_bottleneck = isinstance(block, Bottleneck)
+    if attn.integration == 'pre':
+        return block.conv1.in_channels
+    if attn.integration == '3x3':
+        return block.conv2.out_channels if is_bottleneck else block.conv1.out_channels
+    return block.conv3.out_channels if is_bottleneck else block.conv2.out_channels
+
+
 def _branch_layers(kwargs: dict[str, Any]) -> dict[str, Any]:
     """What timm's ResNet gives a block for its 3x3 convolution, as SelectiveKernel takes it."""
     aa_layer = kwargs.get('aa_layer')
@@ -182,7 +197,14 @@ def attention_blocks(
         blocks: the block class of each stage: timm's ``BasicBlock`` or ``Bottleneck``, or one that takes ``attn`` and
             ``stage`` itself.
         attn: the attention; a stage that it does not name keeps timm's block.
+
+    Raises:
+        ValueError: what is no class of block, as a word from a config.json.
     """
+    blocks = tuple(blocks)
+    for block in blocks:
+        if not (isinstance(block, type) and issubclass(block, nn.Module)):
+            raise ValueError(f'block={block!r} is not allowed; allowed: a class of block, as timm\'s Bottleneck')
     return tuple(
         _constructor(_WITH_ATTENTION.get(block, block), attn, stage)
         if attn.recalibrates(stage) or attn.selects_kernels(stage) else block
@@ -193,6 +215,27 @@ _WITH_ATTENTION: dict[type[nn.Module], type[nn.Module]] = {
     BasicBlock: AttentionBasicBlock,
     Bottleneck: AttentionBottleneck,
 }
+
+
+def attend(block: Any, attn: AttentionSpec, attention: nn.Module) -> None:
+    """Give a block that is built its attention; it becomes what :func:`attention_blocks` builds."""
+    block.se = attention
+    block.fused, block.integration = attn.fused, attn.integration
+    block.__class__ = _WITH_ATTENTION.get(type(block), type(block))
+
+
+def detach(block: Any) -> nn.Module:
+    """Take a block's attention away, and return it; the block is timm's again, or keeps its Selective Kernel."""
+    attention: nn.Module = block.se
+    plain = {ours: theirs for theirs, ours in _WITH_ATTENTION.items()}.get(type(block))
+    if plain is None or any(isinstance(child, SelectiveKernel) for child in block.children()):
+        block.se, block.integration = nn.Identity(), 'none'
+        return attention
+    del block.se
+    block.se = None
+    del block.fused, block.integration
+    block.__class__ = plain
+    return attention
 
 
 def _constructor(block: Any, attn: AttentionSpec, stage: int) -> Callable[..., nn.Module]:

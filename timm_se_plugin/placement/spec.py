@@ -8,27 +8,44 @@ from fractions import Fraction
 from typing import Any
 
 import torch
-from timm.layers import EcaModule, get_act_layer
+from timm.layers import get_act_layer
 from torch import nn
 
-from ..layers import SelectiveKernel, SqueezeExcite
+from ..layers import SelectiveKernel
 from ..layers.selective_kernel import SELECTS
 from ..layers.squeeze_excite import GATES, SQUEEZES
+from .attention_layers import create_attention
 
-__all__ = ['ATTENTIONS', 'INTEGRATIONS', 'AttentionSpec', 'split_attention_kwargs']
+__all__ = ['ATTENTIONS', 'INTEGRATIONS', 'STARTS_AT_IDENTITY', 'AttentionSpec', 'split_attention_kwargs']
 
 INTEGRATIONS = ('standard', 'pre', 'post', 'identity', '3x3')
 # The options of each attention.
-_PLACEMENT = ('stages', 'fused')
+_BLOCKS = ('stages', 'fused')
+_PLACEMENT = (*_BLOCKS, 'integration', 'sites')
 _WIDTH = ('rd_ratio', 'rd_channels', 'rd_divisor')
-_SE = (*_WIDTH, 'integration', 'squeeze', 'act_layer', 'gate', 'bias', 'init')
+_GATE = ('gate', 'init')
+_SE = (*_WIDTH, 'squeeze', 'act_layer', *_GATE, 'bias')
 _SK = (*_WIDTH, 'rd_min_channels', 'kernels', 'keep_3x3', 'groups', 'split_input', 'select')
 ATTENTIONS: dict[str, tuple[str, ...]] = {
     'se': (*_PLACEMENT, *_SE),
-    'sk': (*_PLACEMENT, *_SK),
-    'sk+se': (*_PLACEMENT, *dict.fromkeys(_SK + _SE), 'sk_stages'),
-    'eca': (*_PLACEMENT, 'integration'),
+    'sk': (*_BLOCKS, *_SK),
+    'sk+se': (*_BLOCKS, 'integration', *dict.fromkeys(_SK + _SE), 'sk_stages'),
+    'eca': (*_PLACEMENT, *_GATE),
+    'ese': (*_PLACEMENT, *_GATE),
+    'cbam': (*_PLACEMENT, *_WIDTH, 'act_layer', *_GATE),
+    'gc': (*_PLACEMENT, *_WIDTH, 'act_layer', *_GATE),
+    'cse': (*_PLACEMENT, *_WIDTH, 'act_layer', *_GATE, 'bias'),
+    'sse': (*_PLACEMENT, *_GATE, 'bias'),
+    'scse': (*_PLACEMENT, *_WIDTH, 'act_layer', *_GATE, 'bias'),
+    'bam': (*_PLACEMENT, *_WIDTH, 'act_layer'),
 }
+# Those that a plain network's weights can gain.
+STARTS_AT_IDENTITY = tuple(attn for attn, options in ATTENTIONS.items() if 'init' in options and attn != 'sk+se')
+# What differs from SE's defaults, by paper: r = 2 in arXiv 1803.02579, eSE's gate in arXiv 1911.06667.
+_RATIOS = {'cse': 1 / 2, 'scse': 1 / 2}
+_DEFAULT_GATES = {'ese': 'hard_sigmoid'}
+# With a zero last layer this gate gives x: 2 * sigmoid(0) = 1, and for the sum of two halves sigmoid(0) = 1/2.
+_IDENTITY_GATES = {'scse': 'sigmoid'}
 # Options that do not change what a network computes with given weights.
 _RUNTIME = ('fused', 'init')
 
@@ -38,18 +55,25 @@ class AttentionSpec:
     """Attention and its place in a network; every field is the model keyword ``attn_<field>``.
 
     Args:
-        attn: the attention, a key of ``ATTENTIONS``: ``'se'``, ``'sk'``, both, …
+        attn: the attention, a key of ``ATTENTIONS``: ``'se'``, ``'sk'``, both, ``'eca'`` (arXiv 1910.03151), ``'ese'``
+            (1911.06667), ``'cbam'`` (1807.06521), ``'gc'`` (1904.11492, its context fused by a gate), ``'cse'``,
+            ``'sse'`` and ``'scse'`` (1803.02579), ``'bam'`` (1807.06514).
         integration: where it sits in a residual unit (SE paper, Figure 5, Tables 14 and 15): ``'standard'`` on the
             residual branch before the addition, ``'pre'`` before the unit, ``'post'`` after addition and activation,
-            ``'identity'`` on the shortcut, ``'3x3'`` after the (first) 3x3 convolution and its normalisation.
-        stages: which of timm's layer1..layer4 (the paper's stages 2 to 5) carry it; an integer for one of them.
-        rd_ratio: 1 / r, a fraction in (0, 1], or a string such as ``'1/16'``; in ``'sk+se'`` this and the next two hold
-            for both.
+            ``'identity'`` on the shortcut, ``'3x3'`` after the (first) 3x3 convolution and its normalisation. Other
+            networks than ResNets have those that ``placement/families.py`` lists.
+        stages: which of timm's layer1..layer4 (the paper's stages 2 to 5) carry it; an integer for one of them. In
+            other networks, stage 1 is what is computed before the last feature level but three, and so on.
+        sites: regular expression for the names of modules after which it sits, instead of ``integration`` and
+            ``stages``.
+        rd_ratio: 1 / r, a fraction in (0, 1], or a string such as ``'1/16'``; if None 1/2 in ``'cse'`` and ``'scse'``,
+            1/16 elsewhere. In ``'sk+se'`` this and the next two hold for both.
         rd_channels: inner width; takes the place of ``rd_ratio``.
         rd_divisor: 1 for the papers' widths, C // r and max(C / r, L); anything else for timm's rule.
         squeeze: ``'avg'``, ``'max'`` or ``'none'``.
         act_layer: the inner activation, by timm's name.
-        gate: a name in ``GATES``; ``'sigmoid'`` unless ``init='identity'`` asks for ``'double_sigmoid'``.
+        gate: a name in ``GATES``; if None the paper's, ``'sigmoid'`` (in ``'ese'`` ``'hard_sigmoid'``), or with
+            ``init='identity'`` ``'double_sigmoid'`` (in ``'scse'`` ``'sigmoid'``).
         bias: bias in the excitation's layers.
         init: ``'identity'`` starts with every gate at exactly 1.
         kernels: SK's branches, odd sizes; a 5 is a 3x3 of dilation 2 (SK paper, Table 7).
@@ -69,7 +93,8 @@ class AttentionSpec:
     attn: str = 'se'
     integration: str = 'standard'
     stages: tuple[int, ...] = (1, 2, 3, 4)
-    rd_ratio: float = 1 / 16
+    sites: str | None = None
+    rd_ratio: float | None = None
     rd_channels: int | None = None
     rd_divisor: int = 1
     squeeze: str = 'avg'
@@ -99,7 +124,10 @@ class AttentionSpec:
                 value = (value,)
             self._set(name, tuple(sorted(value)) if 'stages' in name and _are_counts(value) else value)
         if self.gate is None and 'gate' in ATTENTIONS[self.attn]:
-            self._set('gate', 'double_sigmoid' if self.init == 'identity' else 'sigmoid')
+            default = _DEFAULT_GATES.get(self.attn, 'sigmoid')
+            self._set('gate', self._identity_gate if self.init == 'identity' else default)
+        if self.rd_ratio is None and 'rd_ratio' in ATTENTIONS[self.attn]:
+            self._set('rd_ratio', _RATIOS.get(self.attn, 1 / 16))
         for field in fields(self)[1:]:
             value = getattr(self, field.name)
             if field.name in ATTENTIONS[self.attn]:
@@ -110,9 +138,17 @@ class AttentionSpec:
                 raise _unknown_option(field.name, self.attn)
         if isinstance(self.groups, tuple) and len(self.groups) != len(self.kernels):
             raise _not_allowed('groups', self.groups, f'one number, or one for each of the kernels {self.kernels}')
-        if self.init == 'identity' and self.gate != 'double_sigmoid':
-            allowed = "double_sigmoid with attn_init='identity' (it is 1 at 0), any with attn_init='default'"
+        if self.init == 'identity' and self.gate != self._identity_gate:
+            allowed = f"{self._identity_gate} with attn_init='identity' (it gives x at 0), any with attn_init='default'"
             raise _not_allowed('gate', self.gate, allowed)
+        if self.sites is not None:
+            for name in ('integration', 'stages'):
+                if getattr(self, name) != getattr(AttentionSpec, name):
+                    raise _not_allowed(name, getattr(self, name), f'nothing beside attn_sites={self.sites!r}')
+
+    @property
+    def _identity_gate(self) -> str:
+        return _IDENTITY_GATES.get(self.attn, 'double_sigmoid')
 
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)  # the dataclass is frozen to everybody else
@@ -136,6 +172,9 @@ class AttentionSpec:
         mine = self.to_kwargs()
         if kwargs.get('attn_init') == 'identity' and self.init != 'identity':
             mine.pop('attn_gate', None)
+        if kwargs.get('attn_sites') is not None:  # they take the place of these
+            mine.pop('attn_integration', None)
+            mine.pop('attn_stages', None)
         return self.from_kwargs({**mine, **kwargs, 'attn': self.attn})
 
     @classmethod
@@ -159,7 +198,7 @@ class AttentionSpec:
 
     def recalibrates(self, stage: int) -> bool:
         """Whether the blocks of a stage get an attention layer (SE and its like)."""
-        return self.attn != 'sk' and stage in self.stages
+        return self.attn != 'sk' and self.sites is None and stage in self.stages
 
     def selects_kernels(self, stage: int) -> bool:
         """Whether the blocks of a stage get a Selective Kernel in the place of their 3x3 convolution."""
@@ -172,12 +211,7 @@ class AttentionSpec:
             dtype: torch.dtype | None = None,
     ) -> nn.Module:
         """Attention layer for `channels` channels. Shape: (N, C, H, W) -> (N, C, H, W)."""
-        if self.attn == 'eca':
-            return EcaModule(channels, device=device, dtype=dtype)
-        return SqueezeExcite(
-            channels, rd_ratio=self.rd_ratio, rd_channels=self.rd_channels, rd_divisor=self.rd_divisor,
-            squeeze=self.squeeze, bias=self.bias, act_layer=get_act_layer(self.act_layer), gate=str(self.gate),
-            init=self.init, device=device, dtype=dtype)
+        return create_attention(self, channels, device, dtype)
 
     def create_selective_kernel(self, conv: nn.Conv2d, **kwargs: Any) -> SelectiveKernel:
         """Selective Kernel in the place of a 3x3 convolution, its norm and its activation.
@@ -186,6 +220,7 @@ class AttentionSpec:
             conv: the convolution that it replaces.
             **kwargs: what else the block gives :class:`SelectiveKernel`: stride, layers, device, dtype.
         """
+        assert self.rd_ratio is not None  # resolved
         return SelectiveKernel(
             conv.in_channels, conv.out_channels, kernels=self.kernels, keep_3x3=self.keep_3x3,
             groups=self.groups or conv.groups, dilation=conv.dilation[0], split_input=self.split_input,
@@ -229,6 +264,13 @@ def _is_stages(value: Any) -> bool:
     return _are_counts(value) and len(set(value)) == len(value) and max(value) <= 4
 
 
+def _is_pattern(value: Any) -> bool:
+    try:
+        return value is None or (isinstance(value, str) and bool(re.compile(value)))
+    except re.error:
+        return False
+
+
 def _is_act(value: Any) -> bool:
     try:
         return isinstance(value, str) and get_act_layer(value) is not None
@@ -248,6 +290,7 @@ def _listed(values: Iterable[Any]) -> str:
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     'integration': _one_of(*INTEGRATIONS),
     'stages': (_is_stages, "one or more of 1, 2, 3, 4 (timm's layer1 to layer4)"),
+    'sites': (_is_pattern, 'a regular expression for module names'),
     'sk_stages': (_is_stages, "one or more of 1, 2, 3, 4 (timm's layer1 to layer4)"),
     'rd_ratio': (_is_fraction, 'a fraction in (0, 1]'),
     'rd_channels': (lambda value: value is None or _is_count(value), 'a positive integer'),

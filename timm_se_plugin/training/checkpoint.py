@@ -1,16 +1,17 @@
-"""Files that are whole or not there, and the state of a run in them."""
+"""The state of a run in files that are whole or not there."""
 
 import io
 import logging
 import os
-import zipfile
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-__all__ = ['CheckpointError', 'is_whole', 'newest_whole', 'read_checkpoint', 'save_checkpoint', 'write_atomically']
+from ..files import is_whole, sync_folder, write_atomically
+
+__all__ = ['CheckpointError', 'newest_whole', 'read_checkpoint', 'save_checkpoint']
 
 _logger = logging.getLogger(__name__)
 
@@ -18,49 +19,7 @@ LAST, PREVIOUS, BEST = 'last.pth.tar', 'previous.pth.tar', 'model_best.pth.tar' 
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint that cannot be written or read."""
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Make `content` appear under `path` only when all of it is on the disk.
-
-    Raises:
-        CheckpointError: it cannot be written (a full disk, …); what was there before is as it was.
-    """
-    part = path.with_name(f'{path.name}.part')
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open('wb') as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise CheckpointError(
-            f'{path} ({len(content):,} bytes) cannot be written: {error}; files from before are intact') from error
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Put the folder's names on the disk too, where folders can be opened."""
-    try:
-        descriptor = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def is_whole(path: str | Path) -> bool:
-    """Whether all of a checkpoint that torch.save wrote is there: its table of contents and every checksum."""
-    try:
-        with zipfile.ZipFile(path) as file:
-            return file.testzip() is None
-    except (OSError, zipfile.BadZipFile):
-        return False
+    """A checkpoint that cannot be read."""
 
 
 def save_checkpoint(folder: Path, state: dict[str, Any], best: bool = False) -> None:
@@ -72,7 +31,7 @@ def save_checkpoint(folder: Path, state: dict[str, Any], best: bool = False) -> 
         best: keep it as the best one too.
 
     Raises:
-        CheckpointError: the disk is full, …; the checkpoints from before are as they were.
+        UnwritableFileError: the disk is full, …; the checkpoints from before are as they were.
     """
     buffer = io.BytesIO()  # a file of torch's own that meets a full disk ends in a RuntimeError that says nothing
     torch.save(state, buffer)
@@ -82,7 +41,7 @@ def save_checkpoint(folder: Path, state: dict[str, Any], best: bool = False) -> 
     if last.exists():
         os.replace(last, folder / PREVIOUS)
     os.replace(new, last)  # between these two lines there is no last one, and newest_whole takes the new one
-    _sync_folder(folder)
+    sync_folder(folder)
     if best:
         write_atomically(folder / BEST, content)
 

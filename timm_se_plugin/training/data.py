@@ -1,168 +1,28 @@
-"""timm's data sets in batches whose content depends on the seed, the epoch and the place in it, and on nothing else."""
+"""timm's data sets, and loaders that start at any batch of any epoch."""
 
 import logging
-import random
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from timm.data import create_dataset, create_transform, resolve_data_config
 from timm.data.distributed_sampler import RepeatAugSampler
 from timm.data.loader import PrefetchLoader, fast_collate
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset, Sampler
-from torchvision import transforms
+from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
 
+from .augmentation import train_transform
+from .images import Batches, Images, seed_of
 from .place import Place
 
-__all__ = [
-    'Batches', 'Images', 'Loader', 'UnreadableImageError', 'class_names', 'data_config', 'eval_loader', 'open_split',
-    'seed_of', 'train_loader']
+__all__ = ['Loader', 'class_names', 'data_config', 'eval_loader', 'number_of_classes', 'open_split', 'train_loader']
 
 _logger = logging.getLogger(__name__)
 _SYNONYMS = {'train': ('train', 'training'), 'validation': ('validation', 'val', 'valid', 'eval', 'evaluation')}
-_TRIES = 10  # unreadable images in a row that are passed over, as many as timm's
-
-Draw = tuple[int, int, int]  # epoch, place in the epoch, index of the image
-
-
-class UnreadableImageError(RuntimeError):
-    """An image that cannot be read, with its name."""
-
-
-def seed_of(*numbers: int) -> int:
-    """A seed below 2^32 for any few numbers, in which near ones are not near."""
-    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
-
-
-@contextmanager
-def _randomness_apart() -> Iterator[None]:
-    """Leave the process's random generators as they were: with no workers the loading runs between training steps."""
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    try:
-        yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.set_rng_state(states[2])
-
-
-class Images(Dataset):
-    """Images of a map-style data set of timm, each augmented with randomness of its own.
-
-    That of a drawn image is seeded by the seed, the epoch and the place in the epoch: the number of workers, the number
-    of processes and where a run was interrupted do not change it.
-
-    Args:
-        dataset: what :func:`timm.data.create_dataset` gave.
-        transform: from a PIL image to an array or tensor.
-        seed: of the run.
-        corrupt: ``'fail'`` raises at an unreadable image; ``'skip'`` names it and takes the next one.
-        keep: keep decoded images in memory (of each worker).
-        replace: whether a skipped image is replaced by the next; else its target is -1, so that nothing counts twice.
-    """
-
-    def __init__(self, dataset: Any, transform: Any, seed: int, corrupt: str, keep: bool, replace: bool) -> None:
-        self.dataset, self.transform, self.seed = dataset, transform, seed
-        self.corrupt, self.replace = corrupt, replace
-        self.kept: dict[int, tuple[Image.Image, int]] | None = {} if keep else None
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, draw: Draw) -> tuple[Any, int]:
-        return self.__getitems__([draw])[0]
-
-    def __getitems__(self, draws: Sequence[Draw]) -> list[tuple[Any, int]]:
-        items = []
-        with _randomness_apart():
-            for epoch, place, index in draws:
-                image, target = self._image(index)
-                seed = seed_of(self.seed, epoch, place)
-                random.seed(seed)
-                np.random.seed(seed)
-                torch.default_generator.manual_seed(seed)
-                items.append((self.transform(image), target))
-        return items
-
-    def name(self, index: int) -> str:
-        """File of an image, where the data set knows it."""
-        try:
-            return str(self.dataset.filename(index))
-        except (AttributeError, AssertionError, NotImplementedError):
-            return f'image {index}'
-
-    def _image(self, index: int) -> tuple[Image.Image, int]:
-        if self.kept is None:
-            return self._load(index)
-        if index not in self.kept:
-            self.kept[index] = self._load(index)
-        return self.kept[index]
-
-    def _load(self, index: int) -> tuple[Image.Image, int]:
-        for _ in range(_TRIES):
-            try:
-                return self._read(index)
-            except (OSError, SyntaxError, EOFError) as error:  # what PIL says to broken files
-                message = f'{self.name(index)} cannot be read: {error}'
-                if self.corrupt == 'fail':
-                    raise UnreadableImageError(f'{message} (--corrupt-images skip goes on without it)') from error
-                _logger.warning('%s; skipped', message)
-            if not self.replace:
-                return Image.new('RGB', (32, 32)), -1
-            index = (index + 1) % len(self.dataset)
-        raise UnreadableImageError(f'{_TRIES} images in a row cannot be read, the last is {self.name(index)}')
-
-    def _read(self, index: int) -> tuple[Image.Image, int]:
-        if not hasattr(self.dataset, 'reader'):  # torchvision's
-            image, target = self.dataset[index]
-            return image, int(target)
-        file, target = self.dataset.reader[index]  # not dataset[index], which skips without a name
-        with file:
-            return Image.open(file).convert(self.dataset.input_img_mode), -1 if target is None else int(target)
-
-
-class Batches(Sampler[list[Draw]]):
-    """Batches of draws of one process; ``epoch`` and ``start``, the first batch, are set before each pass.
-
-    Args:
-        order: indices of this process in an epoch; one with ``set_epoch`` is shuffled anew in each.
-        batch_size: of this process.
-        place: this process among all.
-        whole: leave out a smaller last batch, and the last ones that do not fill a group of `whole` batches.
-    """
-
-    def __init__(self, order: Any, batch_size: int, place: Place, whole: int = 0) -> None:
-        self.order, self.batch_size, self.place, self.whole = order, batch_size, place, whole
-        self.epoch = self.start = 0
-
-    def __len__(self) -> int:
-        if self.whole:
-            return len(self.order) // self.batch_size // self.whole * self.whole
-        return -(-len(self.order) // self.batch_size)
-
-    def __iter__(self) -> Iterator[list[Draw]]:
-        draws = self._draws()
-        for batch in range(self.start, len(self)):
-            yield draws[batch * self.batch_size:(batch + 1) * self.batch_size]
-
-    def indices(self, batch: int) -> list[int]:
-        """Images of a batch of the present epoch."""
-        return [index for _, _, index in self._draws()[batch * self.batch_size:(batch + 1) * self.batch_size]]
-
-    def _draws(self) -> list[Draw]:
-        if hasattr(self.order, 'set_epoch'):
-            self.order.set_epoch(self.epoch)
-        rank, world_size = self.place.rank, self.place.world_size
-        return [(self.epoch, rank + world_size * i, int(index)) for i, index in enumerate(self.order)]
-
-
 class Loader:
     """Batches on the device, normalised by timm's prefetcher, from any batch of any epoch on.
 
@@ -274,6 +134,25 @@ def class_names(dataset: Any) -> list[str] | None:
     return None
 
 
+def number_of_classes(options: Namespace, *datasets: Any) -> int:
+    """Number of classes, of the data if it knows it.
+
+    Raises:
+        ValueError: the splits have other classes, the data has more than the option says, or nobody says.
+    """
+    names = [known for known in map(class_names, datasets) if known]
+    if len(names) == 2 and names[0] != names[1]:
+        different = sorted(set(names[0]) ^ set(names[1]))
+        raise ValueError(f'the splits have different classes: {", ".join(different[:5]) or "another order"}')
+    if options.num_classes is None:
+        if not names:
+            raise ValueError('this data does not say how many classes it has; --num-classes does')
+        return len(names[0])
+    if names and len(names[0]) > options.num_classes:
+        raise ValueError(f'--num-classes {options.num_classes} is not allowed; the data has {len(names[0])}')
+    return options.num_classes
+
+
 def data_config(options: Namespace, model: nn.Module) -> dict[str, Any]:
     """timm's data configuration: the options over those of the model."""
     return resolve_data_config(vars(options), model=model)
@@ -285,7 +164,7 @@ def train_loader(options: Namespace, dataset: Any, config: dict[str, Any], place
     Raises:
         ValueError: fewer images than one step takes.
     """
-    transform = _train_transform(options, config)
+    transform = train_transform(options, config)
     if isinstance(dataset, IterableDataset):
         stream: Any = dataset
         stream.transform = transform
@@ -324,18 +203,3 @@ def eval_loader(options: Namespace, dataset: Any, config: dict[str, Any], place:
     batches = Batches(order, _batch_size(options, training=False), place)
     images = Images(dataset, transform, options.seed, options.corrupt_images, options.cache_images, replace=False)
     return Loader(images, config, options, place, batches, training=False)
-
-
-def _train_transform(options: Namespace, config: dict[str, Any]) -> Any:
-    size = config['input_size'][-2:]
-    if options.train_crop_mode == 'pad' and not options.no_aug:
-        # He et al., 2015 (arXiv 1512.03385), section 4.2. timm has no such crop.
-        return transforms.Compose([
-            transforms.Resize(size), transforms.RandomCrop(size, padding=options.crop_padding),
-            transforms.RandomHorizontalFlip(options.hflip), transforms.PILToTensor()])
-    return create_transform(
-        size if size[0] != size[1] else size[0], is_training=True, no_aug=options.no_aug,
-        train_crop_mode=options.train_crop_mode if options.train_crop_mode != 'pad' else None, scale=options.scale,
-        ratio=options.ratio, hflip=options.hflip, vflip=options.vflip, color_jitter=options.color_jitter,
-        auto_augment=options.aa, interpolation=options.interpolation or 'random', mean=config['mean'],
-        std=config['std'], use_prefetcher=True)

@@ -112,7 +112,7 @@ def draw_confusion(evaluation: Evaluation, names: list[str] | None, path: str | 
         for i in range(size):
             for j in range(size):
                 if counts[i, j]:
-                    axis.text(j, i, int(counts[i, j]), ha='center', va='center', fontsize=8,
+                    axis.text(j, i, str(int(counts[i, j])), ha='center', va='center', fontsize=8,
                               color='white' if shares[i, j] > 0.5 else 'black')
     axis.set_xlabel('first guess')
     axis.set_ylabel('true class')

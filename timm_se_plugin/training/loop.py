@@ -11,10 +11,11 @@ import yaml
 from timm.utils import distribute_bn
 
 from ..complexity import complexity
-from .checkpoint import write_atomically
+from ..files import write_atomically
+from ..tables import write_table
 from .evaluation import evaluate
 from .place import placed
-from .records import Progress, draw_curves, provenance, record_result, write_table
+from .records import Progress, draw_curves, provenance, record_result
 from .run import Run
 from .termination import TerminatedError, Termination
 from .timing import step_time_ratio
@@ -34,7 +35,8 @@ def train_classifier(options: Namespace) -> dict[str, Any] | None:
         ValueError: options that do not go together, or not with the data or the checkpoint.
         NonFiniteLossError: the loss is NaN or infinite.
         UnreadableImageError: an image is corrupt.
-        CheckpointError: a checkpoint cannot be written or read.
+        CheckpointError: a checkpoint cannot be read.
+        UnwritableFileError: a checkpoint or a table cannot be written; those from before are intact.
     """
     with placed(options) as place, Termination() as termination:
         run = Run(options, place)
@@ -65,7 +67,7 @@ def train_epoch(run: Run, termination: Termination) -> None:
     for x, y in run.train_loader(run.epoch, run.batch) if run.batch < count else ():
         update = (run.batch + 1) % steps == 0
         run.seed_step(run.batch)
-        inputs, targets = run.augmented(x, y)
+        inputs, targets = run.augment(x, y, run.epoch)
         with nullcontext() if update else run.task.no_sync():
             with run.autocast():
                 result = run.task(inputs, targets)

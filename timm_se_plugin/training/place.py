@@ -1,6 +1,7 @@
 """This process among those of a run."""
 
 import logging
+import os
 from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -44,13 +45,23 @@ class Place:
 
 @contextmanager
 def placed(options: Namespace) -> Iterator[Place]:
-    """This process's place, by the environment that torchrun or Slurm gives; the group ends with the block."""
+    """This process's place, by the environment that torchrun or Slurm gives, and torch set up as the options want it.
+
+    At the end of the block the process group ends, and torch is set up as before.
+    """
     device = options.device or ('cuda' if torch.cuda.is_available() else 'cpu')
     world = init_distributed_device_so(device, dist_backend=options.dist_backend)
     place = Place(torch.device(world['device']), world['global_rank'], world['world_size'])
     logging.getLogger('timm_se_plugin').setLevel(logging.INFO if place.primary else logging.WARNING)
+    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    torch.use_deterministic_algorithms(options.deterministic)
+    torch.backends.cudnn.benchmark = not options.deterministic
+    if options.deterministic:
+        os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')  # without it torch refuses cuBLAS
     try:
         yield place
     finally:
+        torch.use_deterministic_algorithms(before[0])
+        torch.backends.cudnn.benchmark = before[1]
         if world['distributed']:
             dist.destroy_process_group()

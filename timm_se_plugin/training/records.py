@@ -1,22 +1,20 @@
 """What a run leaves to read: progress, logs, curves, and a row in a table of results."""
 
-import csv
-import io
 import logging
 import platform
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
 
-from .checkpoint import write_atomically
+from ..tables import replace_rows
 
-__all__ = ['Progress', 'draw_curves', 'provenance', 'read_table', 'record_result', 'write_table']
+__all__ = ['Progress', 'draw_curves', 'provenance', 'record_result']
 
 _logger = logging.getLogger(__name__)
 
@@ -74,43 +72,15 @@ def provenance(device: torch.device) -> dict[str, Any]:
         'timm': timm.__version__, 'commit': commit}
 
 
-def table(rows: Iterable[Mapping[str, Any]]) -> str:
-    """Rows as CSV; the columns are those of all rows."""
-    rows = list(rows)
-    columns = list(dict.fromkeys(column for row in rows for column in row))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator='\n')
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
-
-
-def read_table(path: Path) -> list[dict[str, str]]:
-    """Rows of a CSV file; none if it is not there."""
-    return list(csv.DictReader(io.StringIO(path.read_text()))) if path.exists() else []
-
-
-def write_table(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write a CSV file, whole or not at all."""
-    write_atomically(path, table(rows).encode())
-
-
 def record_result(path: Path, row: Mapping[str, Any], history: list[dict[str, Any]]) -> None:
     """Put the row of a finished run into a table, and its curves into ``<table>-curves.csv`` beside it.
 
     Rows of the same model, seed, epochs and recipe are replaced. Runs that end at the same time wait for one another.
     """
-    import fcntl  # not on every platform
-
-    path.parent.mkdir(parents=True, exist_ok=True)
     keys = ('model', 'seed', 'epochs', 'recipe')
     name = {key: row[key] for key in keys}
-    curves = [{**name, **epoch} for epoch in history]
-    with open(path.with_name(f'.{path.name}.lock'), 'w') as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        for file, rows in ((path, [row]), (path.with_name(f'{path.stem}-curves.csv'), curves)):
-            kept = [line for line in read_table(file) if any(line[key] != str(name[key]) for key in keys)]
-            write_table(file, [*kept, *rows])
+    replace_rows(path, [row], keys)
+    replace_rows(path.with_name(f'{path.stem}-curves.csv'), [{**name, **epoch} for epoch in history], keys)
 
 
 def draw_curves(history: list[dict[str, Any]], title: str, path: Path) -> None:

@@ -8,8 +8,6 @@ from typing import Any
 
 import timm
 import torch
-from timm.data import Mixup
-from timm.data.random_erasing import RandomErasing
 from timm.layers import convert_sync_batchnorm
 from timm.optim import create_optimizer_v2, optimizer_kwargs
 from timm.scheduler import create_scheduler
@@ -17,8 +15,10 @@ from timm.task import ClassificationTask
 from timm.utils import NativeScaler, dispatch_clip_grad, random_seed
 from torch import Tensor, nn
 
+from .augmentation import BatchAugmentation
 from .checkpoint import newest_whole, read_checkpoint, save_checkpoint
-from .data import class_names, data_config, eval_loader, open_split, seed_of, train_loader
+from .data import data_config, eval_loader, number_of_classes, open_split, train_loader
+from .images import seed_of
 from .options import RUNTIME
 from .place import Place
 
@@ -49,11 +49,10 @@ class Run:
     def __init__(self, options: Namespace, place: Place) -> None:
         train_data = open_split(options, options.train_split, training=True)
         val_data = open_split(options, options.val_split, training=False)
-        self.classes = _classes(options, train_data, val_data)
+        self.classes = number_of_classes(options, train_data, val_data)
         options = Namespace(**{**vars(options), 'num_classes': self.classes})
         self.options, self.place = options, place
         self.folder = _folder(options)
-        self._set_up_torch()
         random_seed(options.seed)
         model = self.create_model(options.model)
         config = data_config(options, model)
@@ -62,12 +61,12 @@ class Run:
         self.eval_loader = eval_loader(options, val_data, config, place)
         self.updates = len(self.train_loader) // options.grad_accum_steps
 
-        self.mixup, self.erase = _mixup(options, self.classes), _erasing(options, place)
+        self.augment = BatchAugmentation(options, self.classes, place.device)
         self.task = ClassificationTask(
             model, device=place.device, verbose=False,
             criterion_kwargs={
                 'loss_type': 'bce' if options.bce_loss else 'ce', 'smoothing': options.smoothing,
-                'soft_targets': self.mixup is not None,
+                'soft_targets': self.augment.mix is not None,
                 'bce_target_thresh': options.bce_target_thresh if options.bce_loss else None})
         self.optimizer = create_optimizer_v2(
             model, **optimizer_kwargs(Namespace(**{**vars(options), 'lr': self.learning_rate})), **options.opt_kwargs)
@@ -119,17 +118,6 @@ class Run:
     def seed_step(self, batch: int) -> None:
         """Seed the randomness of a batch: mixing, erasing, dropout."""
         random_seed(seed_of(self.options.seed, self.epoch, batch, 1) // 2, self.place.rank)
-
-    def augmented(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """The batch as the network gets it: memory format, erasing, mixing."""
-        if self.options.channels_last:
-            x = x.contiguous(memory_format=torch.channels_last)
-        if self.erase is not None:
-            x = self.erase(x)
-        if self.mixup is not None:
-            self.mixup.mixup_enabled = not 0 < self.options.mixup_off_epoch <= self.epoch
-            x, y = self.mixup(x, y)
-        return x, y
 
     def learn(self, loss: Tensor, update: bool) -> None:
         """Compute gradients; with `update`, clip them and step."""
@@ -238,12 +226,6 @@ class Run:
         model = model.to(device=self.place.device, dtype=getattr(torch, options.model_dtype))
         return model.to(memory_format=torch.channels_last) if options.channels_last else model
 
-    def _set_up_torch(self) -> None:
-        cuda = self.place.device.type == 'cuda'
-        if self.options.deterministic:
-            torch.use_deterministic_algorithms(True)
-        torch.backends.cudnn.benchmark = cuda and not self.options.deterministic
-
 
 def _of_scheduler(scheduler: Any) -> Any:
     """What holds a scheduler's state; timm's plateau keeps only a part of that of the torch one inside it."""
@@ -253,42 +235,6 @@ def _of_scheduler(scheduler: Any) -> Any:
 def _folder(options: Namespace) -> Path:
     recipe = Path(options.config).stem if options.config else 'train'
     return Path(options.output, options.experiment or f'{recipe}/{options.model}-seed{options.seed}')
-
-
-def _classes(options: Namespace, *datasets: Any) -> int:
-    """Number of classes, of the data if it knows it.
-
-    Raises:
-        ValueError: the splits have other classes, the data has more than the option says, or nobody says.
-    """
-    names = [known for known in map(class_names, datasets) if known]
-    if len(names) == 2 and names[0] != names[1]:
-        different = sorted(set(names[0]) ^ set(names[1]))
-        raise ValueError(f'the splits have different classes: {", ".join(different[:5]) or "another order"}')
-    if options.num_classes is None:
-        if not names:
-            raise ValueError('this data does not say how many classes it has; --num-classes does')
-        return len(names[0])
-    if names and len(names[0]) > options.num_classes:
-        raise ValueError(f'--num-classes {options.num_classes} is not allowed; the data has {len(names[0])}')
-    return options.num_classes
-
-
-def _mixup(options: Namespace, classes: int) -> Mixup | None:
-    if not (options.mixup or options.cutmix):
-        return None
-    if options.batch_size % 2:
-        raise ValueError(f'--batch-size {options.batch_size} is not allowed with --mixup or --cutmix; allowed: even')
-    return Mixup(
-        mixup_alpha=options.mixup, cutmix_alpha=options.cutmix, prob=options.mixup_prob,
-        switch_prob=options.mixup_switch_prob, mode=options.mixup_mode, label_smoothing=options.smoothing,
-        num_classes=classes)
-
-
-def _erasing(options: Namespace, place: Place) -> RandomErasing | None:
-    if not options.reprob or options.no_aug:
-        return None
-    return RandomErasing(options.reprob, mode=options.remode, device=place.device)
 
 
 def _check_same_run(state: dict[str, Any], options: Namespace, place: Place, path: Any) -> None:

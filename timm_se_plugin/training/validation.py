@@ -16,7 +16,7 @@ from timm.data import RealLabelsImagenet
 from timm.models import load_checkpoint
 
 from ..complexity import complexity
-from .checkpoint import write_atomically
+from ..files import write_atomically
 from .data import class_names, data_config, eval_loader, open_split
 from .evaluation import Evaluation, draw_confusion, evaluate
 from .place import placed

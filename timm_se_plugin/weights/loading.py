@@ -1,6 +1,7 @@
 """What a checkpoint may lack, and what it may not."""
 
 from collections.abc import Callable
+from inspect import signature
 from typing import Any
 
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ StateDict = dict[str, Tensor]
 def checkpoint_filter(
         key_map: Callable[[StateDict], StateDict] | None = None,
         new_attention: bool = False,
+        their_filter: Callable[..., StateDict] | None = None,
 ) -> Callable[[StateDict, nn.Module], StateDict]:
     """Filter for timm's ``pretrained_filter_fn`` that refuses weights which don't fit.
 
@@ -25,12 +27,17 @@ def checkpoint_filter(
         key_map: renames the checkpoint's keys; leaves the model's own alone.
         new_attention: the checkpoint is a plain network's: exactly the attention's keys are missing, and keep their
             initial values.
+        their_filter: timm's own filter for the network, which comes first; it takes the checkpoint, or that and the
+            model.
 
     Returns:
         The filter; it raises ValueError.
     """
 
     def apply(state_dict: StateDict, model: nn.Module) -> StateDict:
+        if their_filter is not None:
+            takes_model = len(signature(their_filter).parameters) > 1
+            state_dict = their_filter(state_dict, model) if takes_model else their_filter(state_dict)
         if key_map is not None:
             state_dict = key_map(state_dict)
         expected = model.state_dict()

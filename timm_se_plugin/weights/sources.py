@@ -11,8 +11,12 @@ from timm.models import DefaultCfg, PretrainedCfg
 from ..placement import AttentionSpec
 from .loading import StateDict
 
-__all__ = ['TIMM_SE', 'Source', 'legacy_keys', 'published_cfgs', 'sk_keys', 'without_weights']
+__all__ = [
+    'TIMM_SE', 'WARM_START', 'Source', 'legacy_keys', 'published_cfgs', 'sk_keys', 'with_warm_starts',
+    'without_weights',
+]
 
+WARM_START = 'from_'  # of a tag: the plain network's weights, which gain attention
 # timm's SEModule: the reduced width is a multiple of 8.
 TIMM_SE = AttentionSpec('se', rd_divisor=8)
 
@@ -32,15 +36,28 @@ class Source:
     key_map: Callable[[StateDict], StateDict] | None = None
 
 
-def published_cfgs(source: Source, first_conv: str | None = None) -> DefaultCfg:
-    """timm's pretrained configurations of a source, for a plugin name that has ResNet's key names."""
+def published_cfgs(source: Source, first_conv: str | None = None, classifier: str | None = None) -> DefaultCfg:
+    """timm's pretrained configurations of a source, for a plugin name that may have other keys."""
     default_cfg = DefaultCfg()
     for name, cfg in timm.models.get_arch_pretrained_cfgs(source.timm_name).items():
         tag = name.partition('.')[2]
         default_cfg.tags.append(tag)
-        default_cfg.cfgs[tag] = replace(cfg, first_conv=first_conv or cfg.first_conv, classifier='fc')
+        default_cfg.cfgs[tag] = replace(
+            cfg, first_conv=first_conv or cfg.first_conv, classifier=classifier or cfg.classifier)
         default_cfg.is_pretrained |= bool(cfg.has_weights)
     return default_cfg
+
+
+def with_warm_starts(default_cfg: DefaultCfg, plain: DefaultCfg) -> DefaultCfg:
+    """The same with a tag ``from_<tag>`` for each published tag of the plain network.
+
+    Weights that belong to the whole network come first, and a configuration without weights only where there are none.
+    """
+    trained = [tag for tag in default_cfg.tags if default_cfg.cfgs[tag].has_weights]
+    warm = {f'{WARM_START}{tag}': plain.cfgs[tag] for tag in plain.tags if tag and plain.cfgs[tag].has_weights}
+    tags = [*trained, *warm] or list(default_cfg.tags)
+    cfgs = {**default_cfg.cfgs, **warm}
+    return DefaultCfg(tags=deque(tags), cfgs={tag: cfgs[tag] for tag in tags}, is_pretrained=bool(trained or warm))
 
 
 def without_weights(cfg: PretrainedCfg) -> DefaultCfg:

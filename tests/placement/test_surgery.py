@@ -1,0 +1,274 @@
+"""Attention for networks that are built: what it does, and what it refuses."""
+
+import copy
+
+import pytest
+import timm
+import torch
+from parity import images, randomised
+from timm.layers import convert_sync_batchnorm
+from timm.models import save_for_hf
+from timm.models.resnet import BasicBlock, Bottleneck
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+import timm_se_plugin
+from timm_se_plugin import AttentionSpec, add_attention, remove_attention
+from timm_se_plugin.layers import BottleneckAttention, SqueezeExcite
+from timm_se_plugin.placement import AttentionBasicBlock, AttentionBottleneck, fuse_for_inference
+from timm_se_plugin.placement.spec import ATTENTIONS, STARTS_AT_IDENTITY
+
+
+def resnet(**kwargs):
+    return randomised(timm.create_model('test_resnet', **kwargs)).eval()
+
+
+@pytest.fixture
+def x():
+    return images(2, 3, 64, 64, dtype=torch.float32)
+
+
+class Plain(nn.Module):
+    """A network of no family, in which one module is used twice and one is held twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3, 2)
+        self.twice = nn.Conv2d(4, 4, 3, padding=1)
+        self.held = nn.ModuleList([nn.ReLU()])
+        self.held.append(self.held[0])
+        self.unused = nn.ReLU()
+        self.norm = nn.BatchNorm2d(4)
+        self.body = nn.Sequential(nn.Conv2d(4, 6, 1), nn.ReLU())
+        self.flat = nn.Flatten()
+
+    def forward(self, x):
+        x = self.norm(self.stem(x))
+        x = self.twice(self.twice(x))
+        x = self.held[0](x)
+        return self.flat(self.body(x))
+
+
+@pytest.mark.parametrize('attn', [attn for attn in ATTENTIONS if not attn.startswith('sk')])
+def test_every_attention_goes_in_learns_and_comes_out(attn, x):
+    model = resnet()
+    plain = copy.deepcopy(model)
+    added = add_attention(model, attn)
+    assert list(added) == [f'layer{stage}.0.se' for stage in (1, 2, 3, 4)]
+    assert AttentionSpec.of(model) == AttentionSpec(attn)
+    model.train()(x).square().sum().backward()
+    assert all(p.grad is not None for layer in added.values() for p in layer.parameters())
+    assert remove_attention(model) == added
+    assert list(model.state_dict()) == list(plain.state_dict())
+    assert [type(m) for m in model.modules()] == [type(m) for m in plain.modules()]
+    assert AttentionSpec.of(model) is None
+
+
+@pytest.mark.parametrize('attn', STARTS_AT_IDENTITY)
+@pytest.mark.parametrize('sites', [None, r'layer\d', r'layer\d\.0\.conv2'])
+def test_identity_changes_nothing_and_its_gates_learn(attn, sites, x):
+    model = resnet()
+    with torch.no_grad():
+        expected = model(x)
+        added = add_attention(model, attn, init='identity', sites=sites)
+        torch.testing.assert_close(model(x), expected, rtol=1e-5, atol=1e-5)
+    model(x).square().sum().backward()
+    for layer in added.values():
+        assert any(p.grad.abs().max() > 0 for p in layer.parameters())
+
+
+def test_resnets_get_the_plugins_blocks_in_any_place(x):
+    for integration in ('standard', 'pre', 'post', 'identity', '3x3'):
+        model = resnet()
+        add_attention(model, 'se', integration=integration, stages=(1, 3))
+        built = timm.create_model('se_test_resnet_plugin', attn_integration=integration, attn_stages=(1, 3)).eval()
+        assert [type(m) for m in model.modules()][5:] == [type(m) for m in built.modules()][5:]
+        built.load_state_dict(model.state_dict())
+        with torch.no_grad():
+            assert torch.equal(model(x), built(x))
+
+
+def test_blocks_keep_their_selective_kernels():
+    model = timm.create_model('resnet18_plugin', attn='sk+se')
+    assert len(remove_attention(model)) == 8
+    assert type(model.layer1[0]) is AttentionBasicBlock
+    model(torch.zeros(2, 3, 64, 64))
+
+
+def test_device_type_and_mode_follow_the_network():
+    model = timm.create_model('resnet50', layers=(1, 1, 1, 1)).to(torch.bfloat16).eval()
+    for layer in add_attention(model).values():
+        assert not layer.training
+        assert {p.dtype for p in layer.parameters()} == {torch.bfloat16}
+    assert type(model.layer1[0]) is AttentionBottleneck
+    model = timm.create_model('vgg11_bn', mlp_ratio=1 / 64, device='meta').double()
+    for layer in add_attention(model).values():
+        assert layer.training
+        assert {(p.dtype, p.device.type) for p in layer.parameters()} == {(torch.float64, 'meta')}
+
+
+def test_a_network_in_training_stays_so_and_counts_no_batch():
+    model = timm.create_model('densenet121', block_config=(2, 2, 2, 2)).train()
+    model.features.norm5.eval()
+    add_attention(model)
+    assert model.training
+    assert not model.features.norm5.training
+    assert model.features.norm0.num_batches_tracked == 0
+    assert not any(p.is_meta for p in model.parameters())
+
+
+def test_sites_follow_a_module_of_any_network(x):
+    model = Plain().eval()
+    plain = copy.deepcopy(model)
+    added = add_attention(model, 'se', sites=r'stem|body(\.0)?', rd_channels=2)
+    widths = {name: layer.fc2.out_channels for name, layer in added.items()}
+    assert widths == {'stem.se': 4, 'body.se': 6, 'body.0.se': 6}
+    assert plain.state_dict().keys() < model.state_dict().keys()
+    for name, layer in added.items():
+        layer.gate = nn.Threshold(1e9, {'stem.se': 0.5, 'body.0.se': 3., 'body.se': 7.}[name])
+    with torch.no_grad():
+        y = plain.norm(0.5 * plain.stem(x))
+        y = plain.held[0](plain.twice(plain.twice(y)))
+        torch.testing.assert_close(model(x), 7 * (3 * plain.body[0](y)).relu().flatten(1))
+    assert remove_attention(model) == added
+
+
+def test_sites_are_a_flag_too_and_come_back(x, tmp_path):
+    """BAM where its paper has it: at the end of the first three stages."""
+    model = timm.create_model('test_resnet_plugin', attn='bam', attn_sites='layer[1-3]').eval()
+    assert [name for name, m in model.named_modules() if isinstance(m, BottleneckAttention)] == [
+        f'layer{stage}.se' for stage in (1, 2, 3)]
+    assert {type(m) for m in model.modules()} >= {BasicBlock, Bottleneck}
+    save_for_hf(model, tmp_path, safe_serialization=True)
+    again = timm.create_model(f'local-dir:{tmp_path}', pretrained=True).eval()
+    with torch.no_grad():
+        assert torch.equal(again(x), model(x))
+
+
+@pytest.mark.parametrize('base', ['test_resnet', 'mobilenetv2_035', 'convnext_atto'])
+def test_a_network_that_gained_attention_saves_and_comes_back(base, x, tmp_path):
+    model = timm.create_model(base, num_classes=5)
+    add_attention(model, 'se', rd_ratio=1 / 4)
+    save_for_hf(model, tmp_path, safe_serialization=True)
+    again = timm.create_model(f'local-dir:{tmp_path}', pretrained=True).eval()
+    assert AttentionSpec.of(again) == AttentionSpec('se', rd_ratio=1 / 4)
+    with torch.no_grad():
+        torch.testing.assert_close(again(x), model.eval()(x))
+
+
+def test_a_network_that_lost_attention_saves_and_comes_back(x, tmp_path):
+    model = timm.create_model('se_mobilenetv2_035_plugin', num_classes=5).eval()
+    remove_attention(model)
+    save_for_hf(model, tmp_path, safe_serialization=True)
+    again = timm.create_model(f'local-dir:{tmp_path}', pretrained=True).eval()
+    assert AttentionSpec.of(again) is None
+    with torch.no_grad():
+        assert torch.equal(again(x), model(x))
+
+
+def test_a_part_of_a_larger_network_can_gain_attention(x):
+    class Detector(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.backbone = timm.create_model('resnetv2_18', features_only=True, layers=(1, 1, 1, 1))
+
+        def forward(self, x):
+            return self.backbone(x)[-1]
+
+    detector = Detector().eval()
+    shape = detector(x).shape
+    added = add_attention(detector)
+    assert list(added) == [f'backbone.stages_{i}.blocks.0.conv2.se' for i in range(4)]
+    assert detector(x).shape == shape
+    assert list(remove_attention(detector.backbone)) == [name.removeprefix('backbone.') for name in added]
+
+
+def test_conversion_of_norms_keeps_the_attention():
+    model = timm.create_model('se_mobilenetv1_100_plugin')
+    names = [name for name, m in model.named_modules() if isinstance(m, SqueezeExcite)]
+    converted = convert_sync_batchnorm(model)
+    assert [name for name, m in converted.named_modules() if isinstance(m, SqueezeExcite)] == names
+    act = converted.blocks[0][0].bn2.act
+    assert act(y := torch.ones(1, 64, 2, 2)).equal(act.se(y))
+
+
+def test_folding_leaves_a_norm_after_attention(x):
+    model = resnet()
+    add_attention(model, sites=r'layer\d\.0\.conv2')
+    with torch.no_grad():
+        torch.testing.assert_close(fuse_for_inference(model)(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+def compiled(model):
+    return torch.compile(model, backend='eager')
+
+
+def distributed(model):
+    torch.distributed.init_process_group('gloo', store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        return DistributedDataParallel(model)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize(('wrap', 'kind'), [
+    (distributed, 'DistributedDataParallel'), (nn.DataParallel, 'DataParallel'), (compiled, 'OptimizedModule'),
+    (torch.jit.script, 'ScriptModule'), (torch.fx.symbolic_trace, 'GraphModule')])
+def test_wrapped_networks_are_refused(wrap, kind):
+    wrapped = wrap(resnet(scriptable=True))
+    for operate in (add_attention, remove_attention):
+        with pytest.raises(ValueError, match=f'a {kind} is not allowed; allowed: the network before it is wrapped'):
+            operate(wrapped)
+
+
+@pytest.mark.parametrize(('sites', 'message'), [
+    ('twice', 'twice is not allowed: the network computes it 2 times in a pass; allowed: once'),
+    ('unused', 'unused is not allowed: the network computes it never in a pass'),
+    (r'held\.0', r'held.0 is not allowed: the network holds the module in more than one place'),
+    ('norm', 'matches norm, a BatchNorm2d, which a conversion to SyncBatchNorm replaces'),
+    ('flat', r'flat is not allowed: its result has the shape \[1, \d+\]; allowed: \(N, C, H, W\)'),
+    ('layer1', "attn_sites='layer1' matches no module; names are stem, twice, held"),
+    ('(', r"attn_sites='\(' is not allowed; allowed: a regular expression"),
+])
+def test_a_site_that_cannot_be_is_one_clear_error_and_changes_nothing(sites, message):
+    model = Plain()
+    before = [(name, type(m), m.training) for name, m in model.named_modules()]
+    with pytest.raises(ValueError, match=message):
+        add_attention(model, sites=sites)
+    assert [(name, type(m), m.training) for name, m in model.named_modules()] == before
+    assert not any(m._forward_hooks for m in model.modules())
+
+
+def test_what_cannot_be_is_one_clear_error():
+    with pytest.raises(ValueError, match='Plain has no known place for attention; allowed: sites='):
+        add_attention(Plain())
+    with pytest.raises(ValueError, match=r"attn='se' has no option attn_ratio \(did you mean attn_rd_ratio"):
+        add_attention(resnet(), 'se', ratio=0.5)
+    with pytest.raises(ValueError, match="attn='sk' is not allowed for a network that is built"):
+        add_attention(resnet(), 'sk')
+    with pytest.raises(ValueError, match=r'Plain does not take an image of \(1, 64, 64\) on the meta device'):
+        add_attention(Plain(), sites='stem', input_size=(1, 64, 64))
+    with pytest.raises(ValueError, match="attn_fused=True is not allowed for Plain; allowed: 'auto', False"):
+        add_attention(Plain(), sites='stem', fused=True)
+    with pytest.raises(ValueError, match='ResNet has no attention of the plugin to take away'):
+        remove_attention(resnet())
+    with pytest.raises(ValueError, match='attn_stages is not allowed for FeatureListNet, which has no feature_info'):
+        add_attention(timm.create_model('resnetv2_18', features_only=True, layers=(1, 1, 1, 1)), stages=2)
+
+
+@pytest.mark.parametrize('name', ['test_resnet', 'mobilenetv2_035', 'res2net50_26w_4s', 'resnetv2_18'])
+def test_a_second_application_is_refused(name):
+    model = timm.create_model(name)
+    add_attention(model, stages=3)
+    for attn, options in (('se', {}), ('eca', {'stages': 2}), ('se', {'sites': 'conv1|conv_stem|stem'})):
+        with pytest.raises(ValueError, match=r'carries attention already, at .*; allowed: remove_attention first'):
+            add_attention(model, attn, **options)
+
+
+def test_attention_of_the_networks_own_is_refused_and_left():
+    model = timm.create_model('seresnet18')
+    with pytest.raises(ValueError, match=r'ResNet carries attention already, at layer1\.0'):
+        add_attention(model)
+    with pytest.raises(ValueError, match='has no attention of the plugin'):
+        remove_attention(model)
+    assert timm_se_plugin.add_attention is add_attention

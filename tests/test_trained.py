@@ -1,0 +1,82 @@
+"""A run's folder, as timm's CheckpointSaver leaves it, is shared as the model that it measured."""
+
+import argparse
+from collections import OrderedDict
+
+import pytest
+import timm
+import torch
+from parity import images, randomised
+from timm.utils import CheckpointSaver, ModelEmaV3, update_summary
+
+from timm_se_plugin import AttentionSpec, push_to_hub
+from timm_se_plugin.trained import read_run
+
+
+def run(folder, name='se_test_resnet_plugin', model=None, ema=None, **args):
+    """The folder after three epochs, of which the second was the best."""
+    args = argparse.Namespace(**{
+        'model': name, 'num_classes': 5, 'model_kwargs': {}, 'pretrained': False, 'data_dir': '/home/somebody/flowers',
+        'dataset': '', 'epochs': 3, 'opt': 'sgd', 'lr': 0.1, 'mean': [0.2, 0.3, 0.4], 'config': '/home/x/short.yaml',
+        **args})
+    model = model or randomised(timm.create_model(name, num_classes=args.num_classes, **args.model_kwargs))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    saver = CheckpointSaver(model, optimizer, args, model_ema=ema, checkpoint_dir=str(folder), recovery_dir=str(folder))
+    weights = None
+    for epoch, top1 in enumerate((50.0, 70.0, 60.0)):
+        with torch.no_grad():
+            model.fc.bias.fill_(epoch)
+        if epoch == 1:
+            weights = {key: value.clone() for key, value in model.state_dict().items()}
+        update_summary(epoch, OrderedDict(loss=1.0), OrderedDict(top1=top1), str(folder / 'summary.csv'),
+                       write_header=epoch == 0)
+        saver.save_checkpoint(epoch, metric=top1)
+    return weights
+
+
+def test_the_best_epoch_is_shared_with_its_row(hub, tmp_path):
+    weights = run(tmp_path)
+    shared = push_to_hub(tmp_path, 'me/flowers')
+    model = timm.create_model('hf-hub:me/flowers', pretrained=True)
+    assert all(torch.equal(value, weights[key]) for key, value in model.state_dict().items())
+    assert tuple(model.pretrained_cfg['mean']) == (0.2, 0.3, 0.4)
+    card = shared.texts['README.md']
+    assert '| 1 | 1.0 | 70.0 |' in card
+    assert '`short`: epochs 3, opt sgd, lr 0.1' in card
+    assert '## Data\n\nflowers' in card
+    assert not any('somebody' in text or '/home' in text for text in shared.texts.values())
+    from timm_se_plugin.weights.model_card import Facts
+    card = push_to_hub(tmp_path, 'me/flowers', Facts(data='17 kinds of flowers'), dry_run=True).texts['README.md']
+    assert '17 kinds of flowers' in card
+    assert '| 70.0 |' in card
+
+
+def test_the_averaged_weights_are_those_that_were_measured(tmp_path):
+    model = randomised(timm.create_model('se_test_resnet_plugin', num_classes=5))
+    ema = ModelEmaV3(model)
+    with torch.no_grad():
+        ema.module.fc.bias.fill_(9.0)
+    run(tmp_path, model=model, ema=ema)
+    assert float(read_run(tmp_path).model.fc.bias[0].detach()) == 9
+
+
+def test_attention_that_plain_weights_gained_keeps_its_gate(tmp_path):
+    name, kwargs = 'resnet18_plugin', {'attn': 'se', 'layers': [1, 1, 1, 1]}
+    trained = randomised(timm.create_model(name, attn_init='identity', num_classes=5, **kwargs))
+    run(tmp_path, name, trained, pretrained=True, model_kwargs=kwargs)
+    model = read_run(tmp_path).model
+    assert AttentionSpec.of(model).gate == 'double_sigmoid'
+    with torch.no_grad():
+        trained.fc.bias.fill_(1)
+        x = images(2, 3, 64, 64, dtype=torch.float32)
+        assert torch.equal(model.eval()(x), trained.eval()(x))
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path):
+    assert read_run(tmp_path) is None
+    torch.save({'state_dict': {'a': torch.zeros(1)}}, tmp_path / 'last.pth.tar')
+    with pytest.raises(ValueError, match='does not say which model it is of'):
+        push_to_hub(tmp_path, 'me/a', dry_run=True)
+    (tmp_path / 'last.pth.tar').write_bytes(b'half')
+    with pytest.raises(ValueError, match='or it is broken'):
+        push_to_hub(tmp_path, 'me/a', dry_run=True)

@@ -1,0 +1,288 @@
+"""Models that travel: to a Hub on loopback, into another process, and back."""
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from parity import images, randomised
+from safetensors.torch import load_file
+from torch import nn
+
+import timm_se_plugin
+from timm_se_plugin import AttentionSpec, push_to_hub
+from timm_se_plugin.weights.hub import merged_card, write_model
+from timm_se_plugin.weights.model_card import Facts, classifier_card, csv_row
+
+
+def small(name='se_test_resnet_plugin', **kwargs):
+    return randomised(timm.create_model(name, **{'num_classes': 5, **kwargs})).eval()
+
+
+@torch.no_grad()
+def logits(model):
+    return model.eval()(images(2, model.in_chans, 64, 64, dtype=torch.float32))
+
+
+def warm_started(tmp_path):
+    plain = small('test_resnet_plugin', num_classes=1000)
+    path = tmp_path / 'plain.pth'
+    torch.save(plain.state_dict(), path)
+    return timm.create_model(
+        'test_resnet_plugin', attn='se', pretrained=True,
+        pretrained_cfg_overlay=dict(file=str(path))).eval()
+
+
+def trained_in_channels_last():
+    model = small().to(memory_format=torch.channels_last).train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    model(images(4, 3, 64, 64, dtype=torch.float32).to(memory_format=torch.channels_last)).square().mean().backward()
+    optimizer.step()
+    assert not model.layer1[0].conv1.weight.is_contiguous()
+    return model
+
+
+PULL = """
+import sys, torch, timm, timm_se_plugin
+outputs = {}
+for name in sys.argv[2:]:
+    model = timm.create_model(f'hf-hub:me/{name}', pretrained=True).eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        outputs[name] = model(torch.randn(2, model.in_chans, 64, 64, generator=generator, dtype=torch.float32))
+torch.save(outputs, sys.argv[1])
+"""
+
+
+def in_another_process(code, *args, **env):
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(('HF_', 'HUGGING'))}
+    return subprocess.run(
+        [sys.executable, '-c', code, *map(str, args)], capture_output=True, text=True, timeout=120,
+        env={**kept, 'PYTHONPATH': str(Path(timm_se_plugin.__file__).parents[1]), 'OMP_NUM_THREADS': '1',
+             'HF_HUB_DISABLE_TELEMETRY': '1', **env})
+
+
+def test_what_is_pushed_comes_back_in_another_process(hub, tmp_path):
+    models = {
+        'se': small(), 'sk': small('sk_test_resnet_plugin'), 'warm': warm_started(tmp_path),
+        'grey': small(in_chans=1), 'fused': small(attn_fused=True), 'apart': small(attn_fused=False),
+        'channels-last': trained_in_channels_last(), 'inception': small('se_bn_inception_plugin'),
+        'other': small('test_resnet_plugin', attn='se', attn_gate='tanh'),
+    }
+    for name, model in models.items():
+        push_to_hub(model, f'me/{name}')
+    assert any(request.startswith('PUT /large/') for request in hub.requests)
+    done = in_another_process(
+        PULL, tmp_path / 'outputs.pt', *models, HF_ENDPOINT=hub.url, HF_HOME=str(tmp_path / 'home'))
+    assert done.returncode == 0, done.stderr
+    outputs = torch.load(tmp_path / 'outputs.pt')
+    for name, model in models.items():
+        model = model.to(memory_format=torch.contiguous_format)
+        torch.testing.assert_close(outputs[name], logits(model), rtol=1e-5, atol=1e-5, msg=name)
+
+
+def test_a_hub_without_large_files_will_do(hub):
+    hub.lfs_from = 10**9
+    model = small()
+    push_to_hub(model, 'me/a')
+    assert not any('large' in request for request in hub.requests)
+    assert torch.equal(logits(timm.create_model('hf-hub:me/a', pretrained=True)), logits(model))
+
+
+def test_pushing_leaves_the_model_as_it_is(hub):
+    model = trained_in_channels_last()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    push_to_hub(model, 'me/a')
+    assert model.training
+    assert not model.layer1[0].conv1.weight.is_contiguous()
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+
+
+def test_the_repository_holds_safetensors_and_what_the_plugin_knows(hub):
+    model = small(attn_gate='tanh')
+    shared = push_to_hub(model, 'me/a')
+    assert shared.url.endswith(hub.repos['me/a'].branches['main'])
+    files = hub.repos['me/a'].files('main')
+    assert sorted(files) == ['.gitattributes', 'README.md', 'config.json', 'model.safetensors']
+    assert {name: len(files[name]) for name in shared.files} == shared.files
+    config = json.loads(files['config.json'])
+    assert config['architecture'] == 'se_test_resnet_plugin'
+    plugin = config['timm_se_plugin']
+    assert plugin['version'] == timm_se_plugin.__version__
+    assert AttentionSpec.from_kwargs(plugin['attention']) == AttentionSpec.of(model)
+    assert AttentionSpec.of(timm.create_model('hf-hub:me/a')) == AttentionSpec.of(model)
+
+
+def test_a_dry_run_shows_every_file_and_sends_nothing(hub):
+    shared = push_to_hub(small(), 'me/a', dry_run=True)
+    assert sorted(shared.files) == ['README.md', 'config.json', 'model.safetensors']
+    assert 'architecture' in shared.texts['config.json']
+    assert 'hf-hub:me/a' in shared.texts['README.md']
+    assert shared.url is None
+    assert hub.requests == []
+
+
+def test_a_branch_is_made_and_pulled_by_its_name(hub):
+    first, second = small(), small(attn_squeeze='max')
+    push_to_hub(first, 'me/a')
+    push_to_hub(second, 'me/a', revision='max')
+    assert AttentionSpec.of(timm.create_model('hf-hub:me/a', pretrained=True)).squeeze == 'avg'
+    model = timm.create_model('hf-hub:me/a@max', pretrained=True)
+    assert torch.equal(logits(model), logits(second))
+    assert b'hf-hub:me/a@max' in hub.repos['me/a'].files('max')['README.md']
+
+
+def test_private_is_private_and_never_silently_public(hub):
+    push_to_hub(small(), 'me/secret', private=True)
+    assert hub.repos['me/secret'].private
+    push_to_hub(small(), 'me/open')
+    sent = len(hub.repos['me/open'].commits)
+    with pytest.raises(ValueError, match='me/open exists and is public; private=True does not change that'):
+        push_to_hub(small(), 'me/open', private=True)
+    assert len(hub.repos['me/open'].commits) == sent
+
+
+def test_what_has_arrived_is_not_sent_again_after_a_broken_upload(hub):
+    from huggingface_hub.errors import HfHubHTTPError
+
+    model = small()
+    hub.fail('POST /api/models/me/a/commit', status=500)
+    with pytest.raises(HfHubHTTPError, match='500'):
+        push_to_hub(model, 'me/a')
+    assert 'model.safetensors' not in hub.repos['me/a'].files('main')
+    assert sum(request.startswith('PUT') for request in hub.requests) == 1
+    push_to_hub(model, 'me/a')
+    assert sum(request.startswith('PUT') for request in hub.requests) == 1
+    assert torch.equal(logits(timm.create_model('hf-hub:me/a', pretrained=True)), logits(model))
+
+
+def test_a_saved_folder_is_pushed_as_the_model_in_it(hub, tmp_path):
+    model = small()
+    timm.models.save_for_hf(model, tmp_path / 'saved', safe_serialization=True)
+    push_to_hub(tmp_path / 'saved', 'me/a')
+    assert torch.equal(logits(timm.create_model('hf-hub:me/a', pretrained=True)), logits(model))
+    with pytest.raises(ValueError, match=r'is not allowed; allowed: a folder with config.json'):
+        push_to_hub(tmp_path, 'me/a')
+
+
+def test_what_would_not_come_back_is_refused(hub):
+    with pytest.raises(ValueError, match=r'Linear is not allowed; allowed: a model that timm.create_model made'):
+        push_to_hub(nn.Linear(1, 1), 'me/a')
+    with pytest.raises(ValueError, match=r'would not come back from its config.json.*fuse_for_inference'):
+        push_to_hub(timm_se_plugin.fuse_for_inference(small()), 'me/a')
+    model = small()
+    model.layer1[0].act2 = nn.Tanh()
+    with pytest.raises(ValueError, match='computes something else after it is loaded'):
+        push_to_hub(model, 'me/a')
+    with pytest.raises(ValueError, match=r'not allowed|would not come back'):
+        push_to_hub(timm.create_model('se_test_resnet_plugin', features_only=True), 'me/a')
+    assert hub.requests == []
+
+
+def test_a_wrapped_model_is_pushed_without_its_wrapper(tmp_path):
+    model = small()
+    wrapped = nn.Module()
+    wrapped.module = model
+    write_model(wrapped, tmp_path)
+    assert load_file(tmp_path / 'model.safetensors').keys() == model.state_dict().keys()
+
+
+def test_labels_and_preprocessing_travel(tmp_path):
+    write_model(small(), tmp_path, model_config={'label_names': list('abcde')},
+                data_config={'mean': (0.1,) * 3, 'input_size': (3, 64, 64)})
+    cfg = timm.create_model(f'local-dir:{tmp_path}', pretrained=True).pretrained_cfg
+    assert (cfg['label_names'], cfg['mean'], cfg['input_size']) == (list('abcde'), [0.1] * 3, (3, 64, 64))
+
+
+# The card.
+
+def test_the_first_lines_of_a_card_say_which_import_is_missing(hub, tmp_path):
+    push_to_hub(small(), 'me/a')
+    text = hub.repos['me/a'].files('main')['README.md'].decode()
+    body = text.split('---\n', 2)[2].split('\n')
+    lines = [line for line in body if line and not line.startswith('<!--')]
+    assert lines[0].startswith('**`import timm_se_plugin` first**')
+    code = "import timm\ntry: timm.create_model('hf-hub:me/a', pretrained=True)\nexcept RuntimeError as e: print(e)"
+    done = in_another_process(code, HF_ENDPOINT=hub.url, HF_HOME=str(tmp_path / 'home'))
+    assert done.stdout.strip() == 'Unknown model (se_test_resnet_plugin)', done.stderr
+    assert 'Unknown model (se_test_resnet_plugin)' in lines[0]
+
+
+def test_a_card_says_what_is_known_and_nothing_else(hub):
+    text = push_to_hub(small(), 'me/a', dry_run=True).texts['README.md']
+    assert 'license' not in text.lower()
+    for heading in ('## Data', '## Training', '## Results'):
+        assert heading not in text
+    facts = Facts('mit', 'digits', 'AdamW, 6 epochs', {'top1': '97.5', 'seed': '0'}, 'results/digits.csv')
+    text = push_to_hub(small(), 'me/a', facts, dry_run=True).texts['README.md']
+    for part in ('license: mit', '## Data\n\ndigits', '## Training\n\nAdamW, 6 epochs', '| top1 | seed |',
+                 '| 97.5 | 0 |', '`results/digits.csv`'):
+        assert part in text
+    assert '**: None' not in text
+
+
+def test_the_code_of_a_card_runs(hub, tmp_path):
+    from PIL import Image
+    push_to_hub(small(), 'me/a')
+    text = hub.repos['me/a'].files('main')['README.md'].decode()
+    code = text.split('```python\n')[1].split('```')[0]
+    assert len(code.strip().splitlines()) == 5
+    scope = {'image': Image.new('RGB', (300, 200))}
+    exec(code, scope)
+    assert scope['probabilities'].shape == (1, 5)
+    assert float(scope['probabilities'].detach().sum()) == pytest.approx(1)
+
+
+def test_the_numbers_of_a_card_are_the_models():
+    text = classifier_card(timm.create_model('se_resnet50_plugin'), 'me/a', Facts())
+    assert '28,088,024, 2,530,992 of them attention' in text  # SE paper: 25,557,032 without
+
+
+def test_an_edited_card_keeps_what_its_owner_wrote(hub):
+    push_to_hub(small(), 'me/a')
+    repo = hub.repos['me/a']
+    edited = repo.files('main')['README.md'].decode() + '\nMy own words.\n'
+    repo.commit('main', {'README.md': edited.encode()})
+    push_to_hub(small(attn_gate='tanh'), 'me/a')
+    text = repo.files('main')['README.md'].decode()
+    assert "attn_gate='tanh'" in text
+    assert "attn_gate='sigmoid'" not in text
+    assert text.endswith('\nMy own words.\n')
+    assert merged_card('all theirs', text) == 'all theirs'
+
+
+def test_a_row_of_a_csv_file_has_to_be_chosen(tmp_path):
+    path = tmp_path / 'a.csv'
+    path.write_text('epoch,top1\n1,50\n2,60\n')
+    assert csv_row(path, 2) == csv_row(path, -1) == {'epoch': '2', 'top1': '60'}
+    for row in (None, 0, 3, -3):
+        with pytest.raises(ValueError, match=r'row .* is not allowed; allowed: 1 to 2'):
+            csv_row(path, row)
+    path.write_text('epoch\n')
+    with pytest.raises(ValueError, match='no row below its header'):
+        csv_row(path)
+
+
+@pytest.mark.parametrize('fault', [None, 403, 500])
+def test_no_token_reaches_a_log(hub, caplog, capfd, fault):
+    hub.token = 'hf_verySecretToken'
+    caplog.set_level(logging.DEBUG)
+    logging.getLogger('huggingface_hub').setLevel(logging.DEBUG)
+    said = ''
+    if fault:
+        hub.fail('POST /api/models/me/a/commit', status=fault)
+    try:
+        push_to_hub(small(), 'me/a', token=hub.token)
+        assert fault is None
+    except OSError as error:
+        said = repr(error) + str(error)
+        assert str(fault) in said
+    out = capfd.readouterr()
+    assert 'verySecret' not in caplog.text + out.out + out.err + said
+    files = hub.repos['me/a'].files('main')
+    assert not any(b'verySecret' in data for data in files.values())

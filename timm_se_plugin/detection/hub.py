@@ -1,0 +1,189 @@
+"""A detector as a folder for the Hub, and back: weights, and a configuration that is read and not run."""
+
+import copy
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import mmcv.ops
+from mmdet.registry import MODELS, TASK_UTILS, TRANSFORMS
+from mmdet.utils import get_test_pipeline_cfg, register_all_modules
+from mmengine.config import Config
+from safetensors.torch import save_file
+from torch import nn
+
+from ..weights.fetching import CONFIG, WEIGHTS, fetch, read_config, tensor_shapes
+from ..weights.hub import plugin_config
+from ..weights.mm_config import parse_config
+from ..weights.model_card import Facts, model_card
+from .backbone import TimmAttentionBackbone
+from .inference import load_detector
+from .running import check_fit
+
+__all__ = ['fetch_detector', 'load_trained_detector', 'pull_detector', 'write_detector']
+
+DETECTOR = 'detector.py'
+
+
+def write_detector(
+        model: nn.Module, folder: str | Path, repo_id: str, facts: Facts | None = None, revision: str | None = None,
+) -> None:
+    """Write a detector: ``model.safetensors``, ``detector.py``, ``config.json`` and a card.
+
+    ``detector.py`` is a configuration of MMDetection's with everything that inference needs. Where the weights came
+    from before training (``pretrained``, ``init_cfg``) is not part of it; the attention is written out instead.
+
+    Args:
+        model: of MMDetection, with ``cfg`` and ``dataset_meta`` (:func:`~.inference.load_detector` sets them).
+        folder: where to.
+        repo_id: where it will be, for the card.
+        facts: for the card.
+        revision: for the card.
+
+    Raises:
+        ValueError: the configuration has something that can't be written, or that gives another detector.
+    """
+    detector: Any = copy.deepcopy(model).cpu()
+    backbone = detector.backbone
+    network = _without_sources(detector.cfg.model.to_dict())
+    attn = getattr(backbone, 'attn', None)
+    if isinstance(backbone, TimmAttentionBackbone) and attn:
+        network['backbone'].update(attn.to_kwargs())
+    config = Config(dict(
+        custom_imports=dict(imports=['timm_se_plugin.detection'], allow_failed_imports=False),
+        default_scope=detector.cfg.get('default_scope', 'mmdet'), model=network,
+        test_dataloader=dict(dataset=dict(pipeline=[step.to_dict() for step in get_test_pipeline_cfg(detector.cfg)])),
+        dataset_meta={key: value for key, value in detector.dataset_meta.items() if key in ('classes', 'palette')}))
+    Path(folder, DETECTOR).write_text(config.pretty_text, encoding='utf-8')
+    state = {key: value.detach().contiguous().clone() for key, value in detector.state_dict().items()}
+    save_file(state, Path(folder, WEIGHTS), metadata={'format': 'pt'})
+    classes = list(detector.dataset_meta.get('classes', []))
+    described = {'task': 'object-detection', 'library': 'mmdet', 'detector': network['type'], 'classes': classes,
+                 'timm_se_plugin': plugin_config(attn)}
+    Path(folder, CONFIG).write_text(json.dumps(described, indent=2), encoding='utf-8')
+    loaded: Any = pull_detector(f'local-dir:{folder}')
+    check_fit(loaded, state, 'what was written')
+    if getattr(loaded.backbone, 'attn', None) != attn:
+        raise ValueError(f"the configuration gives another attention than the detector has: {loaded.backbone.attn}")
+    card = _card(detector, network, attn, classes, repo_id, facts or Facts(), revision)
+    Path(folder, 'README.md').write_text(card, encoding='utf-8')
+
+
+def _without_sources(config: Any) -> Any:
+    if isinstance(config, Mapping):
+        return {key: _without_sources(value) for key, value in config.items() if key not in ('init_cfg', 'pretrained')}
+    if isinstance(config, (list, tuple)):
+        return type(config)(_without_sources(item) for item in config)
+    return config
+
+
+def _card(
+        detector: Any, network: Mapping[str, Any], attn: Any, classes: list[str], repo_id: str, facts: Facts,
+        revision: str | None,
+) -> str:
+    from .. import __version__
+
+    place = f'hf-hub:{repo_id}' + (f'@{revision}' if revision else '')
+    backbone = network['backbone']
+    return model_card(
+        lead=f'**Needs `timm_se_plugin` and MMDetection** (`pip install "timm-se-plugin[mmdet]"`, {__version__} or '
+             'newer): `import timm_se_plugin.detection` first.',
+        title=repo_id.rpartition('/')[2],
+        usage=f"""import timm_se_plugin.detection
+from mmdet.apis import inference_detector
+from timm_se_plugin.detection.hub import pull_detector
+detector = pull_detector('{place}')
+found = inference_detector(detector, 'picture.jpg').pred_instances
+
+# or: python tools/detect_image.py {place} pictures/ --output found""",
+        rows=(
+            ('Detector', network['type']),
+            ('Backbone', f"`{backbone.get('model_name', backbone['type'])}`"),
+            ('Attention', attn and ', '.join(f'`{key}={value!r}`' for key, value in attn.to_kwargs().items())),
+            ('Classes', f'{len(classes)}: {", ".join(classes[:20])}{", …" if len(classes) > 20 else ""}'
+             if classes else None),
+            ('Parameters', f'{sum(p.numel() for p in detector.parameters()):,}'),
+            ('Saved with', f'timm_se_plugin {__version__}'),
+        ),
+        facts=facts, library_name='mmdet', pipeline_tag='object-detection', tags=['mmdet', 'timm_se_plugin'])
+
+
+def fetch_detector(place: str) -> tuple[Config, str]:
+    """Configuration and weights of a shared detector, as :func:`~.inference.load_detector` and ``detect`` take them.
+
+    The configuration is a stranger's: it is read without running it, and may build only what MMDetection registers.
+
+    Args:
+        place: ``'hf-hub:user/repo'``, ``'hf-hub:user/repo@revision'`` or ``'local-dir:folder'``.
+
+    Raises:
+        ValueError: a configuration or weights that are refused, and why.
+        FileNotFoundError: a file is not there.
+        ConnectionError: the Hub can't be reached, and the files are not in the cache.
+    """
+    described = read_config(place)
+    if described.get('task') != 'object-detection':
+        raise ValueError(f'{place} holds no detector of timm_se_plugin: its {CONFIG} says '
+                         f'{described.get("architecture") or described.get("task")!r}')
+    kind, _, where = place.partition(':')
+    paths = [fetch(where, name) if kind == 'hf-hub' else Path(where, name) for name in (DETECTOR, WEIGHTS)]
+    tensor_shapes(paths[1])
+    parsed = parse_config(paths[0].read_text(encoding='utf-8'))
+    names = ('default_scope', 'model', 'test_dataloader', 'dataset_meta')
+    config = {name: parsed[name] for name in names if name in parsed}
+    if not {'model', 'test_dataloader'} <= config.keys():
+        raise ValueError(f'{place}: {DETECTOR} has no model and test_dataloader')
+    register_all_modules()  # mmdet's classes, and mmdet as the scope to look in
+    unknown = sorted({repr(name) for name in _types(config) if not _is_allowed(name)})
+    if unknown:
+        raise ValueError(f'{place}: {DETECTOR} asks for {", ".join(unknown)}; allowed: what MMDetection registers')
+    return Config(_without_sources(config)), str(paths[1])
+
+
+def _types(config: Any) -> Iterator[Any]:
+    if isinstance(config, Mapping):
+        if 'type' in config:
+            yield config['type']
+        config = list(config.values())
+    if isinstance(config, (list, tuple)):
+        for item in config:
+            yield from _types(item)
+
+
+def _is_allowed(name: Any) -> bool:
+    """Whether a ``type`` is a registered class or an operator: MMEngine imports any other name, mmcv evaluates it."""
+    if name in mmcv.ops.__all__:
+        return True
+    for registry in (MODELS, TASK_UTILS, TRANSFORMS):
+        level = registry
+        while level is not None and isinstance(name, str):
+            if name in level.module_dict:
+                return '.tracking.' not in level.module_dict[name].__module__  # which evaluates options
+            level = level.parent
+    return False
+
+
+def pull_detector(place: str, device: str = 'cpu') -> nn.Module:
+    """Shared detector, ready to infer.
+
+    Args:
+        place: as for :func:`fetch_detector`, which says what is refused.
+        device: where to compute.
+    """
+    return load_detector(*fetch_detector(place), device)
+
+
+def load_trained_detector(work_dir: str | Path, device: str = 'cpu') -> nn.Module:
+    """Detector of a training's work folder: the configuration that MMEngine left there, and the last checkpoint.
+
+    Raises:
+        FileNotFoundError: one of them is not there.
+    """
+    folder = Path(work_dir)
+    configs = sorted(folder.glob('*.py'), key=lambda path: path.stat().st_mtime)
+    named = Path((folder / 'last_checkpoint').read_text().strip())
+    checkpoint = named if named.is_file() else folder / named.name  # the folder was moved
+    if not configs or not checkpoint.is_file():
+        raise FileNotFoundError(f'{folder} has no {"configuration (*.py)" if not configs else checkpoint.name}')
+    return load_detector(Config.fromfile(configs[-1]), str(checkpoint), device)

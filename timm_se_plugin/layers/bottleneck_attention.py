@@ -1,0 +1,68 @@
+"""Bottleneck Attention Module (Park et al., arXiv 1807.06514)."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .squeeze_excite import reduced_channels, spatial_mean
+
+__all__ = ['BottleneckAttention']
+
+
+class BottleneckAttention(nn.Module):
+    """BAM: ``x + x * sigmoid(channel(x) + spatial(x))``.
+
+    Paper: "BAM: Bottleneck Attention Module", https://arxiv.org/abs/1807.06514, equations 1 to 4, Figure 2. The paper
+    places one at the end of each of a network's first three stages, before its resolution is halved. Between the
+    convolutions of the spatial branch there are norms and activations, which equation 4 leaves out: without them they
+    would be one linear map.
+
+    Shape: (N, C, H, W) -> (N, C, H, W).
+
+    Args:
+        channels: C.
+        rd_ratio: 1 / r, of both branches.
+        rd_channels: inner width; takes the place of ``rd_ratio``.
+        rd_divisor: 1 for C // r, 8 for timm's rule.
+        dilation: d, of the spatial branch's two 3x3 convolutions.
+        act_layer: the inner activation; called with ``inplace=True``.
+        device: where to create the parameters.
+        dtype: their type.
+
+    Raises:
+        ValueError: a ratio outside (0, 1].
+    """
+
+    def __init__(
+            self,
+            channels: int,
+            rd_ratio: float = 1 / 16,
+            rd_channels: int | None = None,
+            rd_divisor: int = 1,
+            dilation: int = 4,
+            act_layer: type[nn.Module] = nn.ReLU,
+            device: torch.device | str | None = None,
+            dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        dd: dict[str, Any] = {'device': device, 'dtype': dtype}
+        width = rd_channels or reduced_channels(channels, rd_ratio, rd_divisor)
+        self.channel = nn.Sequential(  # equation 3: its norm is the last layer
+            nn.Conv2d(channels, width, 1, **dd),
+            act_layer(inplace=True),
+            nn.Conv2d(width, channels, 1, **dd),
+            nn.BatchNorm2d(channels, **dd),
+        )
+        layers: list[nn.Module] = [nn.Conv2d(channels, width, 1, **dd), nn.BatchNorm2d(width, **dd)]
+        for _ in range(2):
+            layers += [
+                act_layer(inplace=True), nn.Conv2d(width, width, 3, padding=dilation, dilation=dilation, **dd),
+                nn.BatchNorm2d(width, **dd)]
+        self.spatial = nn.Sequential(  # equation 4
+            *layers, act_layer(inplace=True), nn.Conv2d(width, 1, 1, **dd), nn.BatchNorm2d(1, **dd))
+        self.gate = nn.Sigmoid()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Recalibrate x, equation 1."""
+        return x + x * self.gate(self.channel(spatial_mean(x)) + self.spatial(x))

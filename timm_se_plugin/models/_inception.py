@@ -1,0 +1,104 @@
+"""timm's Inceptions with attention, gradient checkpointing and the classifier's name, which timm's lack."""
+
+from typing import Any
+
+import torch
+from timm.models import checkpoint_seq
+from timm.models.inception_resnet_v2 import InceptionResnetV2
+from timm.models.inception_v3 import InceptionV3
+from timm.models.inception_v4 import InceptionV4
+from torch import Tensor, nn
+
+from ..placement import AttentionSpec, add_attention
+from ..placement.recalibration import renamed
+
+__all__ = ['AttentionInceptionResnetV2', 'AttentionInceptionV3', 'AttentionInceptionV4', 'without_auxiliary']
+
+
+class _Completed(nn.Module):
+    """What the three have in common.
+
+    Args:
+        *args: as timm's class.
+        attn: the attention; None leaves the network as timm builds it.
+        **kwargs: as timm's class.
+    """
+
+    classifier_name = ''
+
+    def __init__(self, *args: Any, attn: AttentionSpec | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.grad_checkpointing = False
+        if attn:
+            add_attention(self, attn)
+
+    @torch.jit.ignore
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Keep only the modules' inputs for the backward pass, and compute the rest again."""
+        self.grad_checkpointing = enable
+
+    @torch.jit.ignore
+    def get_classifier(self, name_only: bool = False) -> str | nn.Module:
+        """The classifier, or its name."""
+        return self.classifier_name if name_only else self.get_submodule(self.classifier_name)
+
+
+def _layers(model: Any) -> list[nn.Module]:
+    """The layers in their order, as timm's network lists them; each of a sequence's for itself."""
+    layers = [model.get_submodule(name) for name in model.layer_names]
+    return [part for layer in layers for part in (layer if isinstance(layer, nn.Sequential) else (layer,))]
+
+
+class AttentionInceptionV3(_Completed, InceptionV3):
+    """timm's ``InceptionV3``."""
+
+    aux_logits: torch.jit.Final[bool]  # type: ignore[misc]  # TorchScript looks for it in the class itself
+    classifier_name = 'fc'
+    _forward_preaux = renamed(InceptionV3.forward_preaux, '_forward_preaux')
+    _forward_postaux = renamed(InceptionV3.forward_postaux, '_forward_postaux')
+
+    def forward_preaux(self, x: Tensor) -> Tensor:
+        """As timm's, to the place of the auxiliary classifier."""
+        if self.grad_checkpointing and not torch.jit.is_scripting():
+            return checkpoint_seq(_layers(self)[:-3], x)
+        return self._forward_preaux(x)
+
+    def forward_postaux(self, x: Tensor) -> Tensor:
+        """As timm's, from there."""
+        if self.grad_checkpointing and not torch.jit.is_scripting():
+            return checkpoint_seq(_layers(self)[-3:], x)
+        return self._forward_postaux(x)
+
+
+class AttentionInceptionV4(_Completed, InceptionV4):
+    """timm's ``InceptionV4``."""
+
+    classifier_name = 'last_linear'
+    _forward_features = renamed(InceptionV4.forward_features, '_forward_features')
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """As timm's."""
+        if self.grad_checkpointing and not torch.jit.is_scripting():
+            return checkpoint_seq(self.features, x)
+        return self._forward_features(x)
+
+
+class AttentionInceptionResnetV2(_Completed, InceptionResnetV2):
+    """timm's ``InceptionResnetV2``."""
+
+    classifier_name = 'classif'
+    _forward_features = renamed(InceptionResnetV2.forward_features, '_forward_features')
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """As timm's."""
+        if self.grad_checkpointing and not torch.jit.is_scripting():
+            return checkpoint_seq(_layers(self), x)
+        return self._forward_features(x)
+
+
+def without_auxiliary(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Keys without the auxiliary classifier, where the network has none; its own where the checkpoint has none."""
+    expected = model.state_dict()
+    kept = {key: value for key, value in state_dict.items() if not key.startswith('AuxLogits.') or key in expected}
+    own = {key: value for key, value in expected.items() if key.startswith('AuxLogits.')}
+    return {**own, **kept}

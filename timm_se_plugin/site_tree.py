@@ -1,0 +1,137 @@
+"""Where attention sits in a network, and its share of parameters and multiply-accumulates: a tree, and a picture."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from .complexity import CONVENTION, Complexity, complexity
+from .placement.sites import attention_modules
+
+__all__ = ['Node', 'draw_sites', 'site_tree']
+
+
+@dataclass(frozen=True)
+class Node:
+    """A module and all that is in it.
+
+    Args:
+        name: its name in the network; empty for the network.
+        type: its class.
+        params: parameters.
+        macs: multiply-accumulates for one image.
+        attention_params: parameters of the attention in it.
+        attention_macs: multiply-accumulates of that.
+        sites: attention layers in it, itself maybe.
+        children: the modules in it, where more than one attention is; and of the network.
+        input_size: (C, H, W) of the image.
+    """
+
+    name: str
+    type: str
+    params: int
+    macs: int
+    attention_params: int
+    attention_macs: int
+    sites: tuple[str, ...]
+    children: tuple['Node', ...]
+    input_size: tuple[int, int, int]
+
+    def units(self) -> Iterator['Node']:
+        """The parts of the network in its order: each has one attention, or none."""
+        if not self.children:
+            yield self
+        for child in self.children:
+            yield from child.units()
+
+    def __str__(self) -> str:
+        width = 2 + max(len(line[0]) for line in self._lines())
+        head = f'{"":<{width}}{"parameters":>12}{"MACs":>16}{"of them attention":>22}'
+        body = [f'{label:<{width}}{node.params:>12,}{node.macs:>16,}'
+                + (f'{_share(node.attention_params, node.params):>12}{_share(node.attention_macs, node.macs):>10}'
+                   if node.sites else '') for label, node in self._lines()]
+        size = 'x'.join(map(str, self.input_size))
+        return '\n'.join([f'{len(self.sites)} attention layers, image {size}; {CONVENTION}', head, *body])
+
+    def _lines(self, prefix: str = '', label: str = '') -> Iterator[tuple[str, 'Node']]:
+        yield f'{label}{self.type}' + (f' + {self.site_names()}' if self.sites and not self.children else ''), self
+        runs = [list(run) for _, run in groupby(self.children, Node._kind)]
+        for i, run in enumerate(runs):
+            branch, below = ('└─ ', '   ') if i == len(runs) - 1 else ('├─ ', '│  ')
+            names = [node.name.rpartition('.')[2] for node in run]
+            several = f'{names[0]} to {names[-1]}, each: ' if len(run) > 1 else f'{names[0]}: '
+            yield from run[0]._lines(prefix + below, f'{prefix}{branch}{several}')
+
+    def _kind(self) -> tuple[Any, ...]:
+        """What siblings that are shown once have in common."""
+        inner = tuple(site.removeprefix(self.name) for site in self.sites)
+        return self.type, self.params, self.macs, inner
+
+    def site_names(self) -> str:
+        """The attention, by its name in the module."""
+        return ', '.join(site.removeprefix(self.name).removeprefix('.') or 'attention' for site in self.sites)
+
+
+def site_tree(model: nn.Module, input_size: tuple[int, int, int] | None = None) -> Node:
+    """Tree of a network; ``print`` shows it, with equal neighbours as one.
+
+    Args:
+        model: any network that takes one image batch.
+        input_size: (C, H, W) of the image; that of the model's pretrained configuration if None.
+    """
+    return _node(model, '', complexity(model, input_size), tuple(attention_modules(model)))
+
+
+def _node(module: nn.Module, name: str, cost: Complexity, sites: tuple[str, ...]) -> Node:
+    mine = [m for m in cost.modules if not name or m.name == name or m.name.startswith(f'{name}.')]
+    attention = [m for m in mine if m.is_attention]
+    here = tuple(site for site in sites if not name or site == name or site.startswith(f'{name}.'))
+    children = tuple(
+        _node(child, f'{name}.{child_name}' if name else child_name, cost, here)
+        for child_name, child in module.named_children()) if len(here) > 1 or (here and not name) else ()
+    return Node(
+        name, type(module).__name__.removeprefix('Recalibrated'),
+        sum(m.params for m in mine), sum(m.macs for m in mine),
+        sum(m.params for m in attention), sum(m.macs for m in attention), here, children, cost.input_size)
+
+
+def _share(part: int, whole: int) -> str:
+    return f'{100 * part / whole:.2f} %' if whole else '0 %'
+
+
+def draw_sites(tree: Node, path: str | Path, title: str = '') -> None:
+    """Draw the parts of a network in their order, with the attention's share of each, into an image file.
+
+    Args:
+        tree: of :func:`site_tree`.
+        path: PNG, SVG or PDF, by its ending.
+        title: above the picture.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    units = [unit for unit in tree.units() if unit.params or unit.macs or unit.sites]
+    labels = [f'{unit.name or unit.type}  ●' if unit.sites else unit.name for unit in units]
+    figure = Figure(figsize=(10, 1.6 + 0.19 * len(units)), layout='constrained')
+    FigureCanvasAgg(figure)
+    for axes, what, whole in zip(figure.subplots(1, 2, sharey=True), ('params', 'macs'), (tree.params, tree.macs),
+                                 strict=True):
+        shares = [[100 * value / whole for value in values] for values in (
+            [getattr(unit, what) - getattr(unit, f'attention_{what}') for unit in units],
+            [getattr(unit, f'attention_{what}') for unit in units])]
+        axes.barh(range(len(units)), shares[0], color='#b9c4cc', label='the network')
+        axes.barh(range(len(units)), shares[1], left=shares[0], color='#d1495b', label='attention')
+        part = getattr(tree, f'attention_{what}')
+        name = {'params': 'parameters', 'macs': 'MACs'}[what]
+        axes.set_title(f'{name}: {whole:,}\nattention {part:,} ({_share(part, whole)})', fontsize=9)
+        axes.set_xlabel(f'% of all {name}', fontsize=8)
+        axes.tick_params(labelsize=7)
+        axes.set_yticks(range(len(units)), labels)
+        axes.margins(y=0.01)
+    axes.invert_yaxis()
+    axes.legend(fontsize=7, loc='lower right')
+    figure.suptitle(f'{title}  ({len(tree.sites)} attention layers, ●)', fontsize=10)
+    figure.savefig(path, dpi=120)

@@ -1,0 +1,132 @@
+"""The SENet authors' Caffe release (github.com/hujie-frank/SENet): its files, and its layers as ResNet's keys."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .loading import StateDict
+
+__all__ = ['INPUT', 'caffe_keys', 'caffe_layers', 'is_caffe']
+
+# The prototxt files: BGR from 0 to 255 less 104, 117, 123. As timm's mean and std of RGB from 0 to 1.
+INPUT = {'mean': (123 / 255, 117 / 255, 104 / 255), 'std': (1 / 255,) * 3}
+
+# A layer's name, up to /bn and /bn/scale, as ResNet's convolution and norm.
+_STEM = {
+    'conv1/7x7_s2': ('conv1', 'bn1'),
+    'conv1_1/3x3_s2': ('conv1.0', 'conv1.1'), 'conv1_2/3x3': ('conv1.3', 'conv1.4'), 'conv1_3/3x3': ('conv1.6', 'bn1'),
+}
+_BLOCK = {
+    '1x1_reduce': ('conv1', 'bn1'), '3x3': ('conv2', 'bn2'), '1x1_increase': ('conv3', 'bn3'),
+    '1x1_proj': ('downsample.0', 'downsample.1'), '1x1_down': ('se.fc1', ''), '1x1_up': ('se.fc2', ''),
+}
+
+
+def is_caffe(keys: Any) -> bool:
+    """Whether state-dict keys are names of Caffe's layers."""
+    return any('_1x1_reduce' in key for key in keys)
+
+
+def _place(layer: str) -> tuple[str, str] | None:
+    if layer in _STEM:
+        return _STEM[layer]
+    found = re.fullmatch(r'conv(\d)_(\d+)_(\w+)', layer)
+    if found is None or found[3] not in _BLOCK:
+        return None
+    block = f'layer{int(found[1]) - 1}.{int(found[2]) - 1}'
+    conv, norm = _BLOCK[found[3]]
+    return f'{block}.{conv}', f'{block}.{norm}'
+
+
+def caffe_keys(state_dict: StateDict) -> tuple[StateDict, dict[str, str]]:
+    """Blobs by the name ``<layer>.<number>`` as ResNet's weights, and which blob each of them is from.
+
+    Caffe's BatchNorm has the mean, the variance and a number to divide both by; its Scale weight and bias. The first
+    convolution's input channels are turned from BGR to RGB.
+    """
+    weights: StateDict = {}
+    origin: dict[str, str] = {}
+
+    def put(key: str, blob: str, value: Tensor) -> None:
+        weights[key], origin[key] = value, blob
+
+    for blob, value in state_dict.items():
+        layer, _, number = blob.rpartition('.')
+        kind = 'weight' if number == '0' else 'bias'
+        if layer == 'classifier':
+            put(f'fc.{kind}', blob, value.flatten(0, -2) if number == '0' else value.flatten())
+        elif layer.endswith('/bn/scale'):
+            place = _place(layer.removesuffix('/bn/scale'))
+            put(f'{place[1]}.{kind}' if place else blob, blob, value.flatten())
+        elif layer.endswith('/bn'):
+            place = _place(layer.removesuffix('/bn'))
+            if place and number != '2':
+                factor = float(state_dict[f'{layer}.2'].flatten()[0]) or 1.0
+                put(f'{place[1]}.running_{"mean" if number == "0" else "var"}', blob, value.flatten() / factor)
+        else:
+            place = _place(layer)
+            first = layer in ('conv1/7x7_s2', 'conv1_1/3x3_s2')
+            put(f'{place[0]}.{kind}' if place else blob, blob, value.flip(1) if first else value)
+    return weights, origin
+
+
+def caffe_layers(path: str | Path) -> StateDict:
+    """Blobs of a ``.caffemodel`` by the name ``<layer>.<number>``.
+
+    Needs the ``protobuf`` package, which comes with the ``[export]`` extra.
+
+    Raises:
+        ValueError: the file is no network of Caffe's, or a blob has fewer numbers than its shape says.
+    """
+    from google.protobuf.message import DecodeError
+
+    net = _net_parameter()()
+    try:
+        net.ParseFromString(Path(path).read_bytes())
+    except DecodeError as error:
+        raise ValueError(f'{path} is not a .caffemodel: {error}') from error
+    blobs = {}
+    for layer in net.layer:
+        for i, blob in enumerate(layer.blobs):
+            shape = tuple(blob.shape.dim) or (blob.num, blob.channels, blob.height, blob.width)
+            values = torch.tensor(blob.data)
+            if len(values) != torch.Size(shape).numel():
+                raise ValueError(f'blob {i} of {layer.name} has {len(values)} numbers for shape {shape}')
+            blobs[f'{layer.name}.{i}'] = values.view(shape)
+    if not blobs:
+        raise ValueError(f'{path} is not a .caffemodel: it has no layer with weights')
+    return blobs
+
+
+def _net_parameter() -> Any:
+    """The few fields of ``caffe.NetParameter`` that weights are in, as in Caffe's caffe.proto."""
+    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+
+    file = descriptor_pb2.FileDescriptorProto(name='timm_se_plugin/caffe.proto', package='timm_se_plugin.caffe')
+    field = descriptor_pb2.FieldDescriptorProto
+    messages: dict[str, list[tuple[str, int, int, int, str]]] = {
+        'BlobShape': [('dim', 1, field.LABEL_REPEATED, field.TYPE_INT64, '')],
+        'BlobProto': [
+            *((name, number, field.LABEL_OPTIONAL, field.TYPE_INT32, '')
+              for number, name in enumerate(('num', 'channels', 'height', 'width'), start=1)),
+            ('data', 5, field.LABEL_REPEATED, field.TYPE_FLOAT, ''),
+            ('shape', 7, field.LABEL_OPTIONAL, field.TYPE_MESSAGE, 'BlobShape')],
+        'LayerParameter': [
+            ('name', 1, field.LABEL_OPTIONAL, field.TYPE_STRING, ''),
+            ('blobs', 7, field.LABEL_REPEATED, field.TYPE_MESSAGE, 'BlobProto')],
+        'NetParameter': [('layer', 100, field.LABEL_REPEATED, field.TYPE_MESSAGE, 'LayerParameter')],
+    }
+    for name, fields in messages.items():
+        message = file.message_type.add(name=name)
+        for field_name, number, label, kind, type_name in fields:
+            added = message.field.add(name=field_name, number=number, label=label, type=kind)
+            if type_name:
+                added.type_name = f'.timm_se_plugin.caffe.{type_name}'
+            if kind in (field.TYPE_INT64, field.TYPE_FLOAT):
+                added.options.packed = True
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName('timm_se_plugin.caffe.NetParameter'))

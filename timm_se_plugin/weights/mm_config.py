@@ -1,0 +1,68 @@
+"""Configurations of MMEngine's, read without running them, and the attention that one gives its backbone."""
+
+import ast
+from collections.abc import Mapping
+from typing import Any
+
+from ..placement import AttentionSpec
+
+__all__ = ['backbone_attention', 'backbone_config', 'parse_config']
+
+
+def parse_config(text: str) -> dict[str, Any]:
+    """The variables of a configuration as MMEngine writes them, without running it.
+
+    Raises:
+        ValueError: a text that is more than names with numbers, strings, lists, tuples and dicts.
+    """
+    try:
+        lines = [line for line in ast.parse(text).body if not isinstance(line, ast.Expr)]
+        return {ast.unparse(line.targets[0]): _literal(line.value) for line in lines}  # type: ignore[attr-defined]
+    except (AttributeError, RecursionError, SyntaxError, TypeError, ValueError) as error:
+        raise ValueError(f'a configuration with more than names and values is not read: {error}') from error
+
+
+def _literal(node: ast.expr) -> Any:
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == 'dict' and not node.args:
+        return {str(keyword.arg): _literal(keyword.value) for keyword in node.keywords}
+    if isinstance(node, ast.List):
+        return [_literal(item) for item in node.elts]
+    if isinstance(node, ast.Tuple):
+        return tuple(_literal(item) for item in node.elts)
+    if isinstance(node, ast.Dict):
+        return {_literal(key): _literal(value) for key, value in zip(node.keys, node.values, strict=True) if key}
+    return ast.literal_eval(node)
+
+
+def backbone_config(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """``model.backbone`` of the configuration that MMEngine writes into a checkpoint, as text; {} if it has none."""
+    text = meta.get('cfg')
+    return dict(parse_config(text).get('model', {}).get('backbone') or {}) if isinstance(text, str) else {}
+
+
+def backbone_attention(backbone: Mapping[str, Any]) -> AttentionSpec:
+    """Attention of a backbone: of ``TimmAttentionBackbone``, or of ``SEPlugin`` in a ResNet of MMDetection's.
+
+    Raises:
+        ValueError: there is none that a network of timm's can have.
+    """
+    options = {key: value for key, value in backbone.items() if key == 'attn' or key.startswith('attn_')}
+    prefix = str(backbone.get('model_name')).partition('_')[0]
+    if prefix in ('se', 'sk'):
+        options.setdefault('attn', prefix)
+    elif backbone.get('pretrained') and options.get('attn') == 'se':
+        options.setdefault('attn_init', 'identity')  # plain weights that gained it
+    plugins = [plugin for plugin in backbone.get('plugins') or [] if plugin['cfg'].get('type') == 'SEPlugin']
+    if len(plugins) == 1:
+        cfg = {key: value for key, value in plugins[0]['cfg'].items() if key not in ('type', 'postfix')}
+        place = 'after_conv2' if backbone.get('depth') in (18, 34) else 'after_conv3'
+        if plugins[0]['position'] != place:
+            raise ValueError(f"the checkpoint's SEPlugin is {plugins[0]['position']}; allowed: {place}, where timm's "
+                             'block has its attention')
+        stages = plugins[0].get('stages') or (True,) * 4
+        options = {'attn': 'se', 'attn_init': 'identity', **{f'attn_{key}': value for key, value in cfg.items()},
+                   'attn_stages': [i for i, has in enumerate(stages, start=1) if has]}
+    if 'attn' not in options:
+        raise ValueError('the checkpoint has attention and does not say which: there is no configuration in it with '
+                         'TimmAttentionBackbone, or one SEPlugin')
+    return AttentionSpec.from_kwargs(options)
