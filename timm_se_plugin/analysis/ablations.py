@@ -14,7 +14,7 @@ from typing import Any
 
 import timm
 
-from ..tables import replace_rows
+from ..tables import read_table, replace_rows
 from .studies import Row, study_rows
 
 __all__ = ['draw_ablation', 'open_network', 'run_study', 'summary']
@@ -124,7 +124,6 @@ def _run(
         if code or not result.exists():
             _logger.warning('%s failed with exit code %d: %s', name, code, folder / f'{name}.log')
             return None
-    from ..training.records import read_table
     return read_table(result)[0]
 
 

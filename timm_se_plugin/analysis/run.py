@@ -1,7 +1,6 @@
 """Everything that this package can say about one network and one data set, in one folder."""
 
 import argparse
-import csv
 import logging
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
@@ -13,6 +12,7 @@ import torch
 from timm.models import load_checkpoint
 from torch import Tensor, nn
 
+from ..tables import write_table
 from .figures import draw_activations, draw_depth, draw_deviations, draw_gate_maps, draw_scale
 from .gates import find_gates
 from .pictures import gate_map, unusual_images
@@ -108,11 +108,7 @@ def _draw(
     draw_depth(statistics, folder / 'depth.png', f'Gates by depth: {shown}')
     if scale:
         draw_scale(scale, folder / 'scale.png', f'Attention and the size of the object: {shown}')
-        with (folder / 'scale.csv').open('w', newline='') as file:
-            rows = list(scale.rows())
-            writer = csv.DictWriter(file, list(rows[0]), lineterminator='\n')
-            writer.writeheader()
-            writer.writerows(rows)
+        write_table(folder / 'scale.csv', scale.rows())
 
 
 def _draw_maps(folder: Path, model: nn.Module, x: Tensor, config: dict[str, Any], shown: str) -> None:
