@@ -22,8 +22,9 @@ def main() -> None:
         cost = complexity(model, (3, one.size, one.size))
         rows.append({
             'network': one.network, 'source': one.source, 'model': one.model, 'attn': one.options.get('attn', ''),
-            'size': one.size, 'parameters': cost.params, 'macs': cost.macs, 'attention_parameters': cost.attention_params,
-            'paper_parameters_millions': one.parameters or '', 'paper_gmacs': one.gmacs or '', 'timm': timm.__version__})
+            'size': one.size, 'parameters': cost.params, 'macs': cost.macs,
+            'attention_parameters': cost.attention_params, 'paper_parameters_millions': one.parameters or '',
+            'paper_gmacs': one.gmacs or '', 'timm': timm.__version__})
     replace_rows(path, rows, ('network', 'source'))
 
 

@@ -156,9 +156,10 @@ def complexity_table() -> str:
 
 def ablation_table() -> str:
     """Each row of each study beside the paper's."""
-    body = [[line['study'], line['row'], line['model'], f'{line["recipe"]}, {line["epochs"]} epochs', str(line['seeds']),
-             f'{line["error"]:.2f}', f'{line["low"]:.2f} to {line["high"]:.2f}', f'{line["parameters"]:,}', line['paper'],
-             line['paper_parameters']] for line in summary(read('ablations.csv'))]
+    body = [[line['study'], line['row'], line['model'], f'{line["recipe"]}, {line["epochs"]} epochs',
+             str(line['seeds']), f'{line["error"]:.2f}', f'{line["low"]:.2f} to {line["high"]:.2f}',
+             f'{line["parameters"]:,}', line['paper'], line['paper_parameters']]
+            for line in summary(read('ablations.csv'))]
     return markdown(['study', 'row', 'model', 'recipe', 'seeds', 'top-1 error %, mean', 'range', 'parameters',
                      "paper's error %, ImageNet", "paper's M parameters"], body)
 

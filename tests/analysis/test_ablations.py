@@ -12,7 +12,8 @@ def test_every_row_builds_and_differs_from_the_others(study):
     built = set()
     for row in STUDIES[study]:
         model = timm.create_model('resnet50_plugin', device='meta', **row.options)
-        built.add(repr(model) + str([getattr(block, 'integration', '') for block in model.modules()]))
+        settings = [(getattr(m, 'integration', ''), getattr(m, 'squeeze_type', '')) for m in model.modules()]
+        built.add(repr(model) + str(settings))
         if row.parameters:  # the paper rounds up: 45.68 million are its 45.7, and 30.59 its 30.7
             millions = sum(p.numel() for p in model.parameters()) / 1e6
             assert row.parameters - 0.12 < millions < row.parameters + 0.05, row.name

@@ -83,7 +83,7 @@ def test_classes_weigh_as_much_as_they_have_images():
 @pytest.mark.parametrize(('gate', 'values', 'shares'), [
     (nn.Hardsigmoid(), [-3, 0, 3, 3], (0.25, 0.5)),
     (nn.Tanh(), [-9, 0, 9, 9], (0.25, 0.5)),
-    (timm_se_plugin.layers.squeeze_excite.DoubleSigmoid(), [-9, 3, 9, 9], (0.25, 0.75)),  # 2σ(3) = 1.905
+    (timm_se_plugin.layers.squeeze_excite.DoubleSigmoid(), [-9, 3, 9, 9], (0.25, 0.75)),  # 2 * sigmoid(3) = 1.905
 ])
 def test_saturation_is_the_share_near_an_end_of_the_gates_range(gate, values, shares):
     assert of_known(values, [0, 1, 0, 1], gate).saturation == shares

@@ -131,7 +131,8 @@ def summary(rows: Sequence[dict[str, str]]) -> list[dict[str, Any]]:
     """Rows of the table with their seeds together: mean and range of the top-1 error in per cent."""
     together: dict[tuple[str, ...], list[dict[str, str]]] = {}
     for row in rows:
-        together.setdefault(tuple(str(row[key]) for key in ('study', 'row', 'model', 'recipe', 'epochs')), []).append(row)
+        key = tuple(str(row[column]) for column in ('study', 'row', 'model', 'recipe', 'epochs'))
+        together.setdefault(key, []).append(row)
     result = []
     for (study, name, model, recipe, epochs), runs in together.items():
         errors = [100 - 100 * float(run['top1']) for run in runs]
@@ -153,8 +154,9 @@ def draw_ablation(rows: Sequence[dict[str, str]], path: str | Path) -> None:
     figure, axes = plt.subplots(2, 1, figsize=(max(5, 1.3 * len(lines)), 6), sharex=True)
     x = range(len(lines))
     mean = [line['error'] for line in lines]
-    axes[0].errorbar(x, mean, yerr=[[m - line['low'] for m, line in zip(mean, lines, strict=True)],
-                                    [line['high'] - m for m, line in zip(mean, lines, strict=True)]], fmt='o', capsize=4)
+    below = [line['error'] - line['low'] for line in lines]
+    above = [line['high'] - line['error'] for line in lines]
+    axes[0].errorbar(x, mean, yerr=[below, above], fmt='o', capsize=4)
     first = lines[0]
     axes[0].set_title(f'{first["study"]}: {first["model"]}, {first["recipe"]}, {first["epochs"]} epochs')
     axes[0].set_ylabel('top-1 error %, here')

@@ -62,8 +62,8 @@ def draw_activations(
         for axis, layer in zip(axes, layers, strict=True):
             channels = sampled_channels(layer.means.shape[2])
             for name, k in zip(classes, indices, strict=True):
-                axis.plot(layer.means[k, -1, channels], linewidth=1, label=name)
-            axis.plot(layer.mean[-1, channels], linewidth=1, color='black', linestyle='--', label='all')
+                axis.plot(layer.means[k, -1, channels].numpy(), linewidth=1, label=name)
+            axis.plot(layer.mean[-1, channels].numpy(), linewidth=1, color='black', linestyle='--', label='all')
             _finish(axis, layer)
         axes[0].legend(fontsize=7)
 
@@ -82,8 +82,8 @@ def draw_deviations(
         for axis, layer in zip(axes, layers, strict=True):
             channels = sampled_channels(layer.means.shape[2])
             for i, (name, k) in enumerate(zip(classes, indices, strict=True)):
-                mean = layer.means[k, -1, channels]
-                std = layer.variances[k, -1, channels].sqrt()
+                mean = layer.means[k, -1, channels].numpy()
+                std = layer.variances[k, -1, channels].sqrt().numpy()
                 axis.plot(mean, linewidth=1, label=name, color=f'C{i}')
                 axis.fill_between(range(len(channels)), mean - std, mean + std, alpha=0.25, color=f'C{i}')
             _finish(axis, layer)
@@ -120,7 +120,7 @@ def draw_depth(statistics: GateStatistics, path: str | Path, title: str = 'gates
 
 
 def draw_scale(scales: ScaleStatistics, path: str | Path, title: str = 'attention and the size of the object') -> None:
-    """Weight of the largest kernel by channel, and its difference to the smallest's by unit (SK paper, Figures 3, 4)."""
+    """Weight of the largest kernel by channel, its difference to the smallest's by unit (SK paper, Figures 3, 4)."""
     layers = scales.statistics[0].last_of_stages
     with _axes(len(layers) + 1, path, title) as axes:
         for axis, layer in zip(axes, layers, strict=False):
@@ -128,13 +128,13 @@ def draw_scale(scales: ScaleStatistics, path: str | Path, title: str = 'attentio
             # The paper averages adjacent channels.
             smooth = F.adaptive_avg_pool1d(weights, min(25, weights.shape[1]))
             for scale, line in zip(scales.scales, smooth, strict=True):
-                axis.plot(line, linewidth=1, label=f'{scale:g}x')
+                axis.plot(line.numpy(), linewidth=1, label=f'{scale:g}x')
             axis.set_title(f'{layer.name}: weight of {layer.branches[-1]}', fontsize=9)
             axis.set_xlabel('channels, adjacent ones averaged', fontsize=8)
             axis.grid(alpha=0.3)
         axes[0].legend(fontsize=7)
         for scale, line in zip(scales.scales, scales.difference(), strict=True):
-            axes[-1].plot(line, marker='.', linewidth=1, label=f'{scale:g}x')
+            axes[-1].plot(line.numpy(), marker='.', linewidth=1, label=f'{scale:g}x')
         branches = layers[0].branches
         axes[-1].set_title(f'mean({branches[-1]}) - mean({branches[0]}) by unit', fontsize=9)
         axes[-1].set_xticks(range(len(scales.units)), scales.units, rotation=90, fontsize=6)
@@ -147,7 +147,7 @@ def draw_gate_maps(pictures: Tensor, maps: Tensor, path: str | Path, title: str 
     """Images (N, 3, H, W) in 0..1 and their gate maps (N, h, w) beside them."""
     with _axes(2 * len(pictures), path, title, columns=8, size=2) as axes:
         for i, (picture, values) in enumerate(zip(pictures, maps, strict=True)):
-            axes[2 * i].imshow(picture.movedim(0, 2).clamp(0, 1))
-            axes[2 * i + 1].imshow(values, cmap='viridis')
+            axes[2 * i].imshow(picture.movedim(0, 2).clamp(0, 1).numpy())
+            axes[2 * i + 1].imshow(values.numpy(), cmap='viridis')
             for axis in axes[2 * i:2 * i + 2]:
                 axis.axis('off')

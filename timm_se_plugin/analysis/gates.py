@@ -39,7 +39,7 @@ class Gate:
 
     @property
     def type(self) -> str:
-        """Class of the module that gives the values: Sigmoid, SelectiveKernelAttn, …"""
+        """Class of the module that gives the values: Sigmoid, SelectiveKernelAttn and others."""
         return type(self.module).__name__
 
     @property
@@ -62,7 +62,7 @@ class Gate:
         return re.sub(r'(?<=\d)[a-z]$', '', parts[0])  # Mixed_5b, Mixed_5c, …
 
     def values(self, output: Tensor) -> Tensor:
-        """What the module gave as (N, branches, C, positions): one branch unless it selects, one position unless spatial.
+        """What the module gave as (N, branches, C, positions); one position unless it is spatial.
 
         Raises:
             ValueError: a shape that is none of a gate's.
@@ -99,12 +99,12 @@ def find_gates(model: nn.Module) -> list[Gate]:
                     and not any(True for _ in child.parameters())):
                 gates.append(Gate(name, child, isinstance(module, SqueezeExciteCl)))
     if not gates:
-        raise ValueError(f'{type(model).__name__} has no attention with a gate; allowed: networks with SE, SK and alike')
+        raise ValueError(f'{type(model).__name__} has no attention with a gate; allowed: networks with SE, SK, …')
     return gates
 
 
 def kernel_names(model: nn.Module, gate: Gate) -> list[str]:
-    """What the branches of a Selective Kernel are called: their kernels' extent, 3x3, 5x5, …"""
+    """What the branches of a Selective Kernel are called: their kernels' extent, such as 3x3 and 5x5."""
     if not gate.selects:
         return ['']
     owner: Any = model.get_submodule(gate.name.rpartition('.')[0])

@@ -107,7 +107,7 @@ def _module_by_module(model: nn.Module) -> Iterator[None]:
     for module in fused:
         module.fused = False  # type: ignore[assignment]
     for module in products:
-        module.__class__ = nn.Conv2d
+        module.__class__ = nn.Conv2d  # type: ignore[assignment]
     try:
         yield
     finally:

@@ -32,7 +32,7 @@ def parse_analysis(argv: Sequence[str] | None = None) -> Namespace:
     parser = argparse.ArgumentParser(
         prog='analyze_attention', allow_abbrev=False, add_help=False,
         description="Statistics, figures and a report of a network's gates; and every option of evaluate_classifier:")
-    parser.add_argument('--classes', nargs='+', metavar='NAME', help='to draw, two or more; the first four if not given')
+    parser.add_argument('--classes', nargs='+', metavar='NAME', help='to draw; the first four if not given')
     parser.add_argument('--table', choices=('csv', 'parquet'), default='csv')
     parser.add_argument('--pictures', type=int, default=12, metavar='N', help='images in the report')
     parser.add_argument('-h', '--help', action='store_true')

@@ -260,7 +260,7 @@ def gate_statistics(
             bad = int((~values.isfinite()).flatten(1).any(1).nonzero()[0])
             raise ValueError(f'the gate of {gate.name} is not finite for image {place + bad} of the data')
         if gate.name not in sums:
-            sums[gate.name] = _Sums(len(classes), *values.shape[1:3], device=device)
+            sums[gate.name] = _Sums(len(classes), values.shape[1], values.shape[2], device)
         known = labels >= 0
         sums[gate.name].add(values[known], labels[known], gate.bounds)
 
@@ -283,17 +283,17 @@ def gate_statistics(
         tuple(sums[gate.name].result(gate, kernel_names(model, gate)) for gate in gates), tuple(classes))
     absent = sorted(set(classes) - set(result.seen_classes))
     if absent:
-        _logger.warning('no images, and so no statistics, of %d of the classes: %s', len(absent), ', '.join(absent[:10]))
+        _logger.warning('no images, so no statistics, of %d of the classes: %s', len(absent), ', '.join(absent[:10]))
     return result
 
 
 def _gather(gates: list[Gate], sums: dict[str, _Sums], classes: int, device: torch.device) -> None:
     if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
         return
-    mine = {name: tuple(layer.means.shape[1:]) for name, layer in sums.items()}
+    mine = {name: (layer.means.shape[1], layer.means.shape[2]) for name, layer in sums.items()}
     everyones: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(everyones, mine)
     shapes = {name: shape for theirs in everyones for name, shape in theirs.items()}
     for gate in gates:  # a process without images has no sums
         if gate.name in shapes:
-            sums.setdefault(gate.name, _Sums(classes, *shapes[gate.name], device=device)).gather()
+            sums.setdefault(gate.name, _Sums(classes, *shapes[gate.name], device)).gather()
