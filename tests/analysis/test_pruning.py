@@ -73,3 +73,22 @@ def test_what_cannot_be_pruned_is_refused():
     model = network('se_resnet20_cifar_plugin')  # its shortcuts pad channels
     with pytest.raises(ValueError, match='does not follow'):
         prune_by_gates(model, statistics(model), 0.5, SIZE)
+
+
+def test_a_study_tabulates_accuracy_against_macs(tmp_path):
+    pytest.importorskip('sklearn', reason='the digits come with scikit-learn: the [train] extra')
+    from digit_runs import TINY, save_digits
+
+    from timm_se_plugin.analysis.pruning_study import pruning_study
+    from timm_se_plugin.training import parse_options, train_classifier
+    data = save_digits(tmp_path / 'digits')
+    train_classifier(parse_options([
+        *TINY, '--data-dir', str(data), '--output', str(tmp_path), '--experiment', 'run', '--epochs', '1']))
+    whole, quarter, half = pruning_study(
+        tmp_path / 'run' / 'last.pth.tar', [0.25, 0.5], ['mean'], 1, 0.01, tmp_path / 'table.csv')
+    assert whole['macs'] > quarter['macs'] > half['macs']
+    assert whole['top1_pruned'] == whole['top1']
+    assert all(0 <= row['top1'] <= 1 for row in (quarter, half))
+    assert len((tmp_path / 'table.csv').read_text().splitlines()) == 4
+    with pytest.raises(ValueError, match='no options colour'):
+        pruning_study(tmp_path / 'run' / 'last.pth.tar', [0.25], ['mean'], 1, 0.01, tmp_path / 't.csv', colour=1)
