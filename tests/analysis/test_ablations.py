@@ -37,6 +37,7 @@ def test_seeds_are_put_together():
     assert (line['seeds'], line['error'], line['low'], line['high']) == (2, 37.5, 25, 50)
 
 
+@pytest.mark.slow
 def test_a_study_trains_resumes_and_tabulates(tmp_path, monkeypatch):
     pytest.importorskip('sklearn', reason='the digits come with scikit-learn: the [train] extra')
     from digit_runs import TINY, save_digits

@@ -197,7 +197,7 @@ def test_the_weights_of_branches_sum_to_one_and_are_called_by_their_kernels():
     torch.testing.assert_close(layer.mean.sum(0), torch.ones(layer.mean.shape[1], dtype=torch.float64))
 
 
-@pytest.mark.parametrize('share', ['uneven', 'one'])
+@pytest.mark.parametrize('share', ['uneven', pytest.param('one', marks=pytest.mark.slow)])
 def test_two_processes_have_the_statistics_of_one(share, tmp_path):
     script = Path(__file__).parent.parent / 'gate_worker.py'
     run = subprocess.run(

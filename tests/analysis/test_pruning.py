@@ -75,6 +75,7 @@ def test_what_cannot_be_pruned_is_refused():
         prune_by_gates(model, statistics(model), 0.5, SIZE)
 
 
+@pytest.mark.slow
 def test_a_study_tabulates_accuracy_against_macs(tmp_path):
     pytest.importorskip('sklearn', reason='the digits come with scikit-learn: the [train] extra')
     from digit_runs import TINY, save_digits
