@@ -5,7 +5,7 @@ ONEDL := .venv-onedl/bin
 
 .PHONY: demo test test-all lint bench tables clean
 
-.venv/.installed: EXTRAS := dev,train,mmdet,export
+.venv/.installed: EXTRAS := dev,train,analysis,mmdet,export
 .venv-onedl/.installed: EXTRAS := dev,train,onedl
 .venv/.installed .venv-onedl/.installed: %/.installed: pyproject.toml
 	test -x $*/bin/python || $(PYTHON) -m venv $*

@@ -12,6 +12,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from timm_se_plugin.analysis.ablations import summary
+
 ROOT = Path(__file__).resolve().parent.parent
 Row = dict[str, str]
 
@@ -141,12 +143,35 @@ def detector_cost_table() -> str:
                      "of the backbone's"], body)
 
 
+def complexity_table() -> str:
+    """Parameters and MACs beside the published ones."""
+    def compared(ours: float, paper: str, digits: int) -> list[str]:
+        return [f'{ours:.{digits}f}', paper, f'{ours - float(paper):+.{digits}f}' if paper else '']
+    body = [[row['network'], row['source'], row['model'] + (' without attention' if row['attn'] == 'none' else ''),
+             *compared(int(row['parameters']) / 1e6, row['paper_parameters_millions'], 2),
+             *compared(int(row['macs']) / 1e9, row['paper_gmacs'], 3)] for row in read('complexity.csv')]
+    return markdown(['network', 'paper', 'model', 'M parameters', 'published', 'difference', 'G MACs', 'published',
+                     'difference'], body)
+
+
+def ablation_table() -> str:
+    """Each row of each study beside the paper's."""
+    body = [[line['study'], line['row'], line['model'], f'{line["recipe"]}, {line["epochs"]} epochs',
+             str(line['seeds']), f'{line["error"]:.2f}', f'{line["low"]:.2f} to {line["high"]:.2f}',
+             f'{line["parameters"]:,}', line['paper'], line['paper_parameters']]
+            for line in summary(read('ablations.csv'))]
+    return markdown(['study', 'row', 'model', 'recipe', 'seeds', 'top-1 error %, mean', 'range', 'parameters',
+                     "paper's error %, ImageNet", "paper's M parameters"], body)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     'speed-cpu': lambda: speed_table('cpu'),
     'cifar10': lambda: training_table('cifar10.csv'),
     'flowers': lambda: training_table('flowers.csv'),
     'bccd': bccd_table,
     'detector-cost': detector_cost_table,
+    'complexity': complexity_table,
+    'ablations': ablation_table,
 }
 
 

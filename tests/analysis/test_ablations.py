@@ -1,0 +1,76 @@
+import csv
+
+import pytest
+import timm
+
+from timm_se_plugin.analysis.ablations import draw_ablation, open_network, run_study, summary
+from timm_se_plugin.analysis.studies import STUDIES, study_rows
+
+
+@pytest.mark.parametrize('study', STUDIES)
+def test_every_row_builds_and_differs_from_the_others(study):
+    built = set()
+    for row in STUDIES[study]:
+        model = timm.create_model('resnet50_plugin', device='meta', **row.options)
+        settings = [(getattr(m, 'integration', ''), getattr(m, 'squeeze_type', '')) for m in model.modules()]
+        built.add(repr(model) + str(settings))
+        if row.parameters:  # the paper rounds up: 45.68 million are its 45.7, and 30.59 its 30.7
+            millions = sum(p.numel() for p in model.parameters()) / 1e6
+            assert row.parameters - 0.12 < millions < row.parameters + 0.05, row.name
+    if study != 'branches':  # the sum keeps its branches and drops the attention
+        assert len(built) == len(STUDIES[study])
+
+
+def test_the_attention_of_a_name_is_opened():
+    assert open_network('se_resnet50_plugin') == open_network('resnet50_plugin') == 'resnet50_plugin'
+    for name in ('resnet50', 'se_nothing_plugin'):
+        with pytest.raises(ValueError, match='is not allowed in an ablation'):
+            open_network(name)
+    with pytest.raises(ValueError, match="no study is called 'x'; allowed: ratio"):
+        study_rows('x')
+
+
+def test_seeds_are_put_together():
+    run = {'study': 's', 'row': 'a', 'model': 'm', 'recipe': 'r', 'epochs': '1', 'parameters': '5', 'macs': '6',
+           'paper_top1_error': '22.28', 'paper_parameters_millions': ''}
+    line, = summary([{**run, 'top1': '0.5'}, {**run, 'top1': '0.75'}])
+    assert (line['seeds'], line['error'], line['low'], line['high']) == (2, 37.5, 25, 50)
+
+
+@pytest.mark.slow
+def test_a_study_trains_resumes_and_tabulates(tmp_path, monkeypatch):
+    pytest.importorskip('sklearn', reason='the digits come with scikit-learn: the [train] extra')
+    from digit_runs import TINY, save_digits
+    monkeypatch.setenv('OMP_NUM_THREADS', '1')
+    data = save_digits(tmp_path / 'digits')
+    recipe = tmp_path / 'tiny.yaml'
+    recipe.write_text('epochs: 1\nworkers: 0\nimg_size: 32\nbatch_size: 16\nlog_interval: 1\n')
+    arguments = [*TINY[TINY.index('--img-size'):TINY.index('--epochs')], '--data-dir', str(data)]
+    table = tmp_path / 'table.csv'
+
+    def study(*more):
+        return run_study('squeeze', str(recipe), 'se_test_resnet_plugin', [0], tmp_path / 'runs', table,
+                         devices=('cpu',), arguments=[*arguments, *more])
+
+    with pytest.raises(RuntimeError, match='2 of 2 runs failed; their logs are in'):
+        study('--lr', 'much')
+    assert "'much' is not allowed" in (tmp_path / 'runs/squeeze/max-seed0.log').read_text()
+    study()
+    rows = list(csv.DictReader(table.read_text().splitlines()))
+    assert [(row['row'], row['paper_top1_error'], row['epochs']) for row in rows] == [
+        ('max', '22.57', '1'), ('avg', '22.28', '1')]
+    assert all(0 <= float(row['top1']) <= 1 for row in rows)
+    before = (tmp_path / 'runs/squeeze/max-seed0/result.csv').stat().st_mtime_ns
+    (tmp_path / 'runs/squeeze/avg-seed0/result.csv').unlink()  # as if it had been killed before its end
+    study()
+    assert (tmp_path / 'runs/squeeze/max-seed0/result.csv').stat().st_mtime_ns == before
+    assert list(csv.DictReader(table.read_text().splitlines()))[1]['top1'] == rows[1]['top1']
+    draw_ablation(rows, tmp_path / 'plot.png')
+    assert (tmp_path / 'plot.png').stat().st_size > 5000
+
+
+def test_rows_without_a_place_are_left_out(caplog):
+    from timm_se_plugin.analysis.ablations import _has_place
+    fourth = next(row for row in STUDIES['stages'] if row.name == 'fourth')
+    assert not _has_place('resnet20_cifar_plugin', fourth)  # it has three stages
+    assert "'fourth' is left out" in caplog.text

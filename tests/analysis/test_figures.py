@@ -1,0 +1,126 @@
+import csv
+
+import pytest
+import timm
+import torch
+from parity import images, randomised
+from PIL import Image
+
+from timm_se_plugin.analysis import enlarged, gate_map, gate_statistics, scale_statistics, unusual_images
+from timm_se_plugin.analysis.figures import (
+    draw_activations,
+    draw_depth,
+    draw_deviations,
+    draw_gate_maps,
+    draw_scale,
+    sampled_channels,
+    shown_layers,
+)
+from timm_se_plugin.analysis.run import analyze, parse_analysis
+
+pytest.importorskip('matplotlib', reason='figures need the [analysis] extra')
+
+
+def network(name='se_test_resnet_plugin', **kwargs):
+    return randomised(timm.create_model(name, num_classes=2, **kwargs))
+
+
+def data(count=6):
+    return [(images(count, 3, 32, 32, dtype=torch.float32), torch.arange(count) % 2)]
+
+
+def test_fifty_channels_are_sampled_evenly():
+    assert sampled_channels(4) == [0, 1, 2, 3]
+    assert sampled_channels(99)[:3] == [0, 2, 4]
+    assert len(sampled_channels(2048)) == 50
+    assert sampled_channels(2048)[-1] == 2047
+
+
+def test_the_last_attention_of_each_stage_and_all_of_the_last_stage_are_shown():
+    result = gate_statistics(network('se_resnet18_plugin'), data(2), 'ab')
+    assert [layer.name for layer in shown_layers(result)] == [
+        'layer1.1.se', 'layer2.1.se', 'layer3.1.se', 'layer4.0.se', 'layer4.1.se']
+
+
+def test_the_centre_is_enlarged():
+    x = torch.zeros(1, 1, 8, 8)
+    x[:, :, 2:6, 2:6] = 1  # the half of each side that a scale of 2 keeps
+    assert torch.equal(enlarged(x, 2), torch.ones(1, 1, 8, 8))
+    assert enlarged(x, 1) is x
+    assert enlarged(x, 1.5).shape == x.shape
+    with pytest.raises(ValueError, match=r'scale=0\.5 is not allowed'):
+        enlarged(x, 0.5)
+
+
+def test_scale_statistics_are_those_of_the_enlarged_images():
+    model = network('sk_test_resnet_plugin')
+    result = scale_statistics(model, data, 'ab', scales=(1, 2))
+    x, y = data()[0]
+    layer = gate_statistics(model, [(enlarged(x, 2), y)], 'ab').layers[1]
+    torch.testing.assert_close(result.attention(layer.name)[1], layer.mean[-1])
+    torch.testing.assert_close(result.difference()[1, 1], (layer.mean[1] - layer.mean[0]).mean())
+    assert not torch.allclose(result.difference()[0], result.difference()[1], atol=1e-5)
+    assert len(list(result.rows())) == 2 * 4 * 2  # scales, units, branches
+    with pytest.raises(ValueError, match='has no Selective Kernel'):
+        scale_statistics(network(), data, 'ab')
+
+
+def test_the_images_that_differ_most_are_found_wherever_they_are():
+    model = network()
+    x, y = images(12, 3, 32, 32, dtype=torch.float32), torch.arange(12) % 2
+    x[7] = 8
+    x[3] = -5
+    batches = list(zip(x.split(5), y.split(5), strict=True))
+    found = unusual_images(model, batches, gate_statistics(model, batches, 'ab'), count=3)
+    assert {found[0].place, found[1].place} == {3, 7}
+    assert found[0].deviation >= found[1].deviation >= found[2].deviation
+    assert torch.equal(found[0].image, x[found[0].place])
+    assert found[0].label == found[0].place % 2
+
+
+def test_a_gate_map_is_the_mean_gate_of_every_position():
+    model = network(attn_squeeze='none')
+    x = data()[0][0]
+    seen = []
+    handle = model.layer2[0].se.gate.register_forward_hook(lambda module, args, output: seen.append(output))
+    with torch.no_grad():
+        model.eval()(x)
+    handle.remove()
+    torch.testing.assert_close(gate_map(model, 'layer2.0.se', x), seen[0].mean(1))
+    with pytest.raises(ValueError, match='one for the whole map'):
+        gate_map(network(), 'layer2.0.se', x)
+    with pytest.raises(ValueError, match="no attention is called 'x'"):
+        gate_map(model, 'x', x)
+
+
+def test_every_figure_is_drawn(tmp_path):
+    model = network('sk_test_resnet_plugin')
+    result = gate_statistics(model, data(), 'ab')
+    draw_activations(result, 'ab', tmp_path / 'a.png')
+    draw_deviations(result, 'ab', tmp_path / 'b.png')
+    draw_depth(result, tmp_path / 'c.png')
+    draw_scale(scale_statistics(model, data, 'ab', (1, 2)), tmp_path / 'd.png')
+    spatial = network(attn_squeeze='none')
+    x = data()[0][0]
+    draw_gate_maps(x, gate_map(spatial, 'layer1.0.se', x), tmp_path / 'e.png')
+    for name in 'abcde':
+        assert len(set(Image.open(tmp_path / f'{name}.png').convert('L').tobytes())) > 20
+    with pytest.raises(ValueError, match="no class is called 'z'"):
+        draw_activations(result, 'z', tmp_path / 'z.png')
+
+
+def test_the_tool_writes_table_figures_and_report(tmp_path):
+    pytest.importorskip('sklearn', reason='the digits come with scikit-learn: the [train] extra')
+    from digit_runs import save_digits
+    folder = save_digits(tmp_path / 'digits', train=2, val=30)
+    options = parse_analysis([
+        '--model', 'sk_test_resnet_plugin', '--num-classes', '10', '--data-dir', str(folder), '--img-size', '32',
+        '--workers', '0', '--device', 'cpu', '--output', str(tmp_path / 'out'), '--pictures', '3'])
+    result = analyze(options)
+    assert result.images == 30
+    assert {path.name for path in (tmp_path / 'out').iterdir()} == {
+        'activations.png', 'deviations.png', 'depth.png', 'scale.png', 'scale.csv', 'gates.csv', 'report.html'}
+    rows = list(csv.DictReader((tmp_path / 'out' / 'gates.csv').read_text().splitlines()))
+    assert len(rows) == sum(layer.means.numel() for layer in result.layers)
+    with pytest.raises(ValueError, match='--output is needed'):
+        analyze(parse_analysis(['--model', 'se_test_resnet_plugin']))

@@ -1,0 +1,95 @@
+import pytest
+import timm
+import torch
+from parity import images, randomised
+
+from timm_se_plugin.analysis import gate_statistics
+from timm_se_plugin.analysis.pruning import prune_by_gates
+from timm_se_plugin.complexity import complexity
+
+pytest.importorskip('torch_pruning', reason='pruning needs the [analysis] extra')
+SIZE = (3, 32, 32)
+
+
+def network(name, **kwargs):
+    return randomised(timm.create_model(name, num_classes=3, **kwargs)).double().eval()
+
+
+def statistics(model):
+    return gate_statistics(model, [(images(4, *SIZE), torch.tensor([0, 1, 2, 0]))], 'abc')
+
+
+@pytest.mark.parametrize(('name', 'kwargs'), [
+    ('se_resnet26_plugin', {'attn_integration': '3x3'}), ('mobilenetv3_small_050', {})])
+def test_channels_whose_gate_is_always_shut_leave_without_a_change_of_the_output(name, kwargs):
+    model = network(name, **kwargs)
+    for layer in statistics(model).layers:
+        attention = model.get_submodule(layer.name)
+        first, last = (m for m in attention.modules() if isinstance(m, torch.nn.Conv2d))
+        quarter = torch.randperm(last.out_channels)[:last.out_channels // 4]
+        with torch.no_grad():
+            last.bias[quarter] = -1e4
+            first.weight[:, quarter] = 0
+    pruned = prune_by_gates(model, statistics(model), 0.25, SIZE)
+    x = images(2, *SIZE, seed=5)
+    torch.testing.assert_close(pruned.eval()(x), model(x), rtol=1e-9, atol=1e-9)
+    assert complexity(pruned, SIZE).macs < 0.9 * complexity(model, SIZE).macs
+
+
+@pytest.mark.parametrize('name', ['se_test_resnet_plugin', 'seresnet18', 'regnety_002'])
+def test_a_quarter_of_every_gate_leaves_and_the_network_still_learns(name):
+    model = network(name)
+    before = statistics(model)
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    pruned = prune_by_gates(model, before, 0.25, SIZE)
+    for layer, smaller in zip(before.layers, statistics(pruned).layers, strict=True):
+        assert smaller.means.shape[2] == layer.means.shape[2] * 3 // 4
+    pruned.train()(images(2, *SIZE)).sum().backward()
+    assert all(p.grad is not None for p in pruned.parameters())
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+
+
+def test_a_pruned_network_still_has_the_fused_tail():
+    pruned = prune_by_gates(network('se_test_resnet_plugin'), statistics(network('se_test_resnet_plugin')), 0.25, SIZE)
+    assert {module.fused for module in pruned.modules() if hasattr(module, 'fused')} == {'auto'}
+    assert type(pruned.layer1[0].se.fc1).__name__ == 'Pointwise'
+    x = images(2, *SIZE)
+    fused = pruned.eval()(x)
+    for module in pruned.modules():
+        if hasattr(module, 'fused'):
+            module.fused = False
+    torch.testing.assert_close(fused, pruned(x), rtol=1e-9, atol=1e-9)
+
+
+def test_what_cannot_be_pruned_is_refused():
+    model = network('se_test_resnet_plugin')
+    with pytest.raises(ValueError, match="criterion='size' is unknown; allowed: mean"):
+        prune_by_gates(model, statistics(model), 0.5, SIZE, 'size')
+    with pytest.raises(ValueError, match='share=1 is not allowed'):
+        prune_by_gates(model, statistics(model), 1, SIZE)
+    model = network('sk_test_resnet_plugin')
+    with pytest.raises(ValueError, match='no channels that an SE gate scales'):
+        prune_by_gates(model, statistics(model), 0.5, SIZE)
+    model = network('se_resnet20_cifar_plugin')  # its shortcuts pad channels
+    with pytest.raises(ValueError, match='does not follow'):
+        prune_by_gates(model, statistics(model), 0.5, SIZE)
+
+
+@pytest.mark.slow
+def test_a_study_tabulates_accuracy_against_macs(tmp_path):
+    pytest.importorskip('sklearn', reason='the digits come with scikit-learn: the [train] extra')
+    from digit_runs import TINY, save_digits
+
+    from timm_se_plugin.analysis.pruning_study import pruning_study
+    from timm_se_plugin.training import parse_options, train_classifier
+    data = save_digits(tmp_path / 'digits')
+    train_classifier(parse_options([
+        *TINY, '--data-dir', str(data), '--output', str(tmp_path), '--experiment', 'run', '--epochs', '1']))
+    whole, quarter, half = pruning_study(
+        tmp_path / 'run' / 'last.pth.tar', [0.25, 0.5], ['mean'], 1, 0.01, tmp_path / 'table.csv')
+    assert whole['macs'] > quarter['macs'] > half['macs']
+    assert whole['top1_pruned'] == whole['top1']
+    assert all(0 <= row['top1'] <= 1 for row in (quarter, half))
+    assert len((tmp_path / 'table.csv').read_text().splitlines()) == 4
+    with pytest.raises(ValueError, match='no options colour'):
+        pruning_study(tmp_path / 'run' / 'last.pth.tar', [0.25], ['mean'], 1, 0.01, tmp_path / 't.csv', colour=1)

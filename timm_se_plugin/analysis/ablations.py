@@ -1,0 +1,172 @@
+"""Running an ablation: every row with every seed, each in a process of its own, resumed where it stopped."""
+
+import logging
+import os
+import queue
+import re
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import timm
+
+from ..tables import read_table, replace_rows
+from .studies import Row, study_rows
+
+__all__ = ['draw_ablation', 'open_network', 'run_study', 'summary']
+
+_logger = logging.getLogger(__name__)
+_TRAIN = (
+    'import logging, timm_se_plugin; from timm_se_plugin.training import parse_options, train_classifier; '
+    'logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING); train_classifier(parse_options())')
+
+
+def open_network(model: str) -> str:
+    """The network whose attention is still open: ``resnet50_plugin`` of ``se_resnet50_plugin``.
+
+    Raises:
+        ValueError: it is none of the plugin's.
+    """
+    name = re.sub(r'^(se|sk)_', '', model)
+    if not name.endswith('_plugin') or not timm.is_model(name):
+        raise ValueError(f'{model!r} is not allowed in an ablation; allowed: the networks of the plugin, *_plugin')
+    return name
+
+
+def run_study(
+        study: str, recipe: str, model: str, seeds: Sequence[int], folder: str | Path, table: str | Path,
+        devices: Sequence[str] = ('cpu',), arguments: Sequence[str] = (),
+) -> list[dict[str, Any]]:
+    """Train and evaluate each row of a study with each seed, and tabulate them beside the paper's numbers.
+
+    Call it again after an interruption: finished runs are not repeated and others continue from their checkpoint.
+
+    Args:
+        study: a key of :data:`~timm_se_plugin.analysis.studies.STUDIES`.
+        recipe: of :mod:`timm_se_plugin.training`, a name or a file.
+        model: a network of the plugin; its attention is that of each row.
+        seeds: of the runs.
+        folder: for the runs.
+        table: CSV file that gets one line for each run.
+        devices: as many rows are trained at once as there are entries, each on its own: ``cuda:0``, ``cpu``, …
+        arguments: further options of the training.
+
+    Raises:
+        ValueError: no such study, a network that is not the plugin's, or none of the rows has a place in it.
+        RuntimeError: runs failed; all others are finished and tabulated.
+    """
+    network = open_network(model)
+    rows = [row for row in study_rows(study) if _has_place(network, row)]
+    if not rows:
+        raise ValueError(f'no row of the study {study!r} has a place in {network}')
+    free: queue.SimpleQueue[str] = queue.SimpleQueue()
+    for device in devices:
+        free.put(device)
+    where = Path(folder, study)
+
+    def run(task: tuple[Row, int]) -> dict[str, Any] | None:
+        row, seed = task
+        device = free.get()
+        try:
+            done = _run(row, seed, recipe, network, where, device, arguments)
+        finally:
+            free.put(device)
+        if done is None:
+            return None
+        return {
+            'study': study, 'row': row.name, 'seed': seed, 'epochs': done['epochs'], 'recipe': done['recipe'],
+            'model': network, 'options': ' '.join(_keywords(row)), 'top1': done['top1'], 'top5': done['top5'],
+            'parameters': done['parameters'], 'macs': done['macs'], 'paper_top1_error': row.top1_error or '',
+            'paper_parameters_millions': row.parameters or '', 'seconds': done['seconds'],
+            **{key: done[key] for key in ('device', 'threads', 'torch', 'timm', 'commit')}}
+
+    with ThreadPoolExecutor(len(devices)) as pool:
+        results = list(pool.map(run, [(row, seed) for seed in seeds for row in rows]))
+    finished = [result for result in results if result]
+    if finished:
+        replace_rows(table, finished, ('study', 'row', 'seed', 'epochs', 'recipe', 'model'))
+    if len(finished) < len(results):
+        raise RuntimeError(f'{len(results) - len(finished)} of {len(results)} runs failed; their logs are in {where}')
+    return finished
+
+
+def _has_place(network: str, row: Row) -> bool:
+    try:
+        timm.create_model(network, device='meta', **row.options)
+    except ValueError as error:
+        _logger.warning('the row %r is left out: %s', row.name, error)
+        return False
+    return True
+
+
+def _keywords(row: Row) -> list[str]:
+    return [f'{key}={value!r}' for key, value in row.options.items()]
+
+
+def _run(
+        row: Row, seed: int, recipe: str, network: str, folder: Path, device: str, arguments: Sequence[str],
+) -> dict[str, Any] | None:
+    name = f'{re.sub(r"[^0-9a-zA-Z]+", "-", row.name).strip("-")}-seed{seed}'
+    result = folder / name / 'result.csv'
+    if not result.exists():
+        result.parent.mkdir(parents=True, exist_ok=True)
+        command = [
+            sys.executable, '-c', _TRAIN, '--config', recipe, *arguments, '--model', network, '--model-kwargs',
+            *_keywords(row), '--seed', str(seed), '--device', device, '--output', str(folder), '--experiment', name,
+            '--resume', 'auto', '--results', str(result)]
+        _logger.info('%s on %s', name, device)
+        with (folder / f'{name}.log').open('a') as log:
+            code = subprocess.run(command, stdout=log, stderr=log, env=dict(os.environ), check=False).returncode
+        if code or not result.exists():
+            _logger.warning('%s failed with exit code %d: %s', name, code, folder / f'{name}.log')
+            return None
+    return read_table(result)[0]
+
+
+def summary(rows: Sequence[dict[str, str]]) -> list[dict[str, Any]]:
+    """Rows of the table with their seeds together: mean and range of the top-1 error in per cent."""
+    together: dict[tuple[str, ...], list[dict[str, str]]] = {}
+    for row in rows:
+        key = tuple(str(row[column]) for column in ('study', 'row', 'model', 'recipe', 'epochs'))
+        together.setdefault(key, []).append(row)
+    result = []
+    for (study, name, model, recipe, epochs), runs in together.items():
+        errors = [100 - 100 * float(run['top1']) for run in runs]
+        result.append({
+            'study': study, 'row': name, 'model': model, 'recipe': recipe, 'epochs': epochs, 'seeds': len(runs),
+            'error': statistics.mean(errors), 'low': min(errors), 'high': max(errors),
+            'parameters': int(runs[0]['parameters']), 'macs': int(runs[0]['macs']),
+            'paper': runs[0]['paper_top1_error'], 'paper_parameters': runs[0]['paper_parameters_millions']})
+    return result
+
+
+def draw_ablation(rows: Sequence[dict[str, str]], path: str | Path) -> None:
+    """Our error of each row, mean and range over seeds, above the paper's, each on its own axis."""
+    import matplotlib
+    matplotlib.use('Agg')
+    from matplotlib import pyplot as plt
+
+    lines = summary(rows)
+    figure, axes = plt.subplots(2, 1, figsize=(max(5, 1.3 * len(lines)), 6), sharex=True)
+    x = range(len(lines))
+    mean = [line['error'] for line in lines]
+    below = [line['error'] - line['low'] for line in lines]
+    above = [line['high'] - line['error'] for line in lines]
+    axes[0].errorbar(x, mean, yerr=[below, above], fmt='o', capsize=4)
+    first = lines[0]
+    axes[0].set_title(f'{first["study"]}: {first["model"]}, {first["recipe"]}, {first["epochs"]} epochs')
+    axes[0].set_ylabel('top-1 error %, here')
+    axes[1].plot(x, [float(line['paper']) if line['paper'] else float('nan') for line in lines], 's', color='tab:gray')
+    axes[1].set_ylabel('top-1 error %, paper, ImageNet')
+    axes[1].set_xticks(x, [line['row'] for line in lines])
+    for axis in axes:
+        axis.grid(alpha=0.3)
+        axis.margins(x=0.1)
+    figure.tight_layout()
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)

@@ -1,0 +1,140 @@
+"""Where a network's gates are, and seeing their values with one forward hook on each."""
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from timm.layers.selective_kernel import SelectiveKernelAttn as TimmSelectiveKernelAttn
+from timm.layers.squeeze_excite import SqueezeExciteCl
+from torch import Tensor, nn
+
+from ..layers.selective_kernel import SelectiveKernelAttn
+
+__all__ = ['Gate', 'find_gates', 'kernel_names', 'observed']
+
+# Least and largest value of a gate, by the class of its activation; others (ReLU) have no upper end.
+_BOUNDS = {
+    'Sigmoid': (0.0, 1.0), 'Hardsigmoid': (0.0, 1.0), 'HardSigmoid': (0.0, 1.0), 'HardSigmoidMe': (0.0, 1.0),
+    'DoubleSigmoid': (0.0, 2.0), 'Tanh': (-1.0, 1.0), 'SelectiveKernelAttn': (0.0, 1.0)}
+_SELECTIONS = (SelectiveKernelAttn, TimmSelectiveKernelAttn)
+_NAMES = ('gate', 'sigmoid')  # the second in timm's legacy networks
+
+
+@dataclass(frozen=True)
+class Gate:
+    """One gate of a network.
+
+    Args:
+        name: the attention module that it belongs to.
+        module: what gives its values.
+        channels_last: whether the values are (N, 1, 1, C).
+    """
+
+    name: str
+    module: nn.Module
+    channels_last: bool = False
+
+    @property
+    def type(self) -> str:
+        """Class of the module that gives the values: Sigmoid, SelectiveKernelAttn and others."""
+        return type(self.module).__name__
+
+    @property
+    def selects(self) -> bool:
+        """Whether it weights the branches of a Selective Kernel."""
+        return isinstance(self.module, _SELECTIONS)
+
+    @property
+    def bounds(self) -> tuple[float, float] | None:
+        """The ends of its range, None where it has none."""
+        return _BOUNDS.get(self.type)
+
+    @property
+    def stage(self) -> str:
+        """The part of the network before the block's number: ``layer1`` of ``layer1.2.se``."""
+        parts = self.name.split('.')
+        for i in range(len(parts) - 1, 0, -1):
+            if re.fullmatch(r'b?\d+', parts[i]):
+                return '.'.join(parts[:i])
+        return re.sub(r'(?<=\d)[a-z]$', '', parts[0])  # Mixed_5b, Mixed_5c, …
+
+    def values(self, output: Tensor) -> Tensor:
+        """What the module gave as (N, branches, C, positions); one position unless it is spatial.
+
+        Raises:
+            ValueError: a shape that is none of a gate's.
+        """
+        if output.ndim == 5:  # (N, M, C, 1, 1)
+            return output.flatten(3)
+        if output.ndim == 4:
+            output = output.movedim(-1, 1) if self.channels_last else output
+            return output.flatten(2)[:, None]
+        if output.ndim == 3:  # (N, 1, C), of ECA's one-dimensional convolution
+            return output[..., None]
+        if output.ndim == 2:
+            return output[:, None, :, None]
+        raise ValueError(f'the gate of {self.name} has shape {tuple(output.shape)}; allowed: two to five dimensions')
+
+
+def find_gates(model: nn.Module) -> list[Gate]:
+    """Every gate of a network, in the order of its modules: of the plugin's attentions, and of timm's.
+
+    A gate is an activation without parameters that its module calls ``gate`` (``sigmoid`` in timm's ``legacy_*``): SE,
+    effective SE, ECA, CBAM and their like, wherever they are; or the softmax over the branches of a Selective Kernel.
+
+    Raises:
+        ValueError: there is none.
+    """
+    gates = []
+    for name, module in model.named_modules():
+        if isinstance(module, _SELECTIONS):
+            gates.append(Gate(name, module))
+            continue
+        for attribute in _NAMES:
+            child = getattr(module, attribute, None)
+            if (isinstance(child, nn.Module) and not isinstance(child, nn.Identity)
+                    and not any(True for _ in child.parameters())):
+                gates.append(Gate(name, child, isinstance(module, SqueezeExciteCl)))
+    if not gates:
+        raise ValueError(f'{type(model).__name__} has no attention with a gate; allowed: networks with SE, SK, …')
+    return gates
+
+
+def kernel_names(model: nn.Module, gate: Gate) -> list[str]:
+    """What the branches of a Selective Kernel are called: their kernels' extent, such as 3x3 and 5x5."""
+    if not gate.selects:
+        return ['']
+    owner: Any = model.get_submodule(gate.name.rpartition('.')[0])
+    names = []
+    for path in owner.paths:
+        extent = path.conv.dilation[0] * (path.conv.kernel_size[0] - 1) + 1
+        names.append(f'{extent}x{extent}')
+    return names
+
+
+@contextmanager
+def observed(model: nn.Module, gates: Sequence[Gate], see: Callable[[Gate, Tensor], None]) -> Iterator[None]:
+    """Call `see` with each gate's values, (N, branches, C, positions), whenever the network computes them.
+
+    Inside the block the network is in evaluation mode and keeps no gradients. After it, however it ends, it is as
+    before: no hook remains, and each module is in the mode that it was in.
+    """
+    modes = {module: module.training for module in model.modules()}
+    handles = []
+
+    def hook(gate: Gate) -> Callable[[nn.Module, tuple, Tensor], None]:
+        return lambda module, args, output: see(gate, gate.values(output))
+
+    try:
+        handles = [gate.module.register_forward_hook(hook(gate)) for gate in gates]
+        model.eval()
+        with torch.no_grad():
+            yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, mode in modes.items():
+            module.training = mode

@@ -1,0 +1,99 @@
+"""Gates of single images: those that differ most from the rest, and gates over the image."""
+
+import heapq
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .gates import Gate, find_gates, observed
+from .statistics import GateStatistics
+
+__all__ = ['UnusualImage', 'gate_map', 'unusual_images']
+
+
+@dataclass(frozen=True)
+class UnusualImage:
+    """An image whose gates differ from the others'.
+
+    Args:
+        deviation: root mean square, over all layers and channels, of the gate's distance from its mean over all
+            images, in standard deviations; a usual image has about 1.
+        layer: the attention in which it differs most.
+        image: as the network got it, (C, H, W).
+        label: its class.
+        place: its place in the data.
+    """
+
+    deviation: float
+    layer: str
+    image: Tensor
+    label: int
+    place: int
+
+
+def unusual_images(
+        model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], statistics: GateStatistics, count: int = 12,
+) -> list[UnusualImage]:
+    """The images whose gates differ most from the mean, in a second pass that keeps no more than these.
+
+    Args:
+        model: the network of the statistics.
+        batches: their images, or others.
+        statistics: of :func:`~timm_se_plugin.analysis.gate_statistics`.
+        count: how many images.
+    """
+    gates = find_gates(model)
+    device = next(model.parameters()).device
+    usual = {layer.name: (layer.mean.to(device), layer.std.to(device)) for layer in statistics.layers}
+    distances: dict[str, Tensor] = {}
+
+    def see(gate: Gate, values: Tensor) -> None:
+        mean, std = usual[gate.name]
+        distance = (values.double().mean(3) - mean) / std.clamp(min=1e-12)
+        distances[gate.name] = torch.where(std > 0, distance ** 2, 0).flatten(1).mean(1)
+
+    heap: list[tuple[float, int, UnusualImage]] = []
+    place = 0
+    with observed(model, gates, see):
+        for x, y in batches:
+            model(x.to(device))
+            squares = torch.stack(list(distances.values()))  # (layers, N)
+            total = squares.mean(0).sqrt().tolist()
+            worst = squares.argmax(0).tolist()
+            for i, deviation in enumerate(total):
+                if int(y[i]) < 0 or (len(heap) == count and deviation <= heap[0][0]):
+                    continue
+                found = UnusualImage(
+                    deviation, list(distances)[worst[i]], x[i].cpu().clone(), int(y[i]), place + i)
+                heapq.heappush(heap, (deviation, -place - i, found))
+                if len(heap) > count:
+                    heapq.heappop(heap)
+            place += len(x)
+    return [found for _, _, found in sorted(heap, reverse=True)]
+
+
+def gate_map(model: nn.Module, layer: str, x: Tensor) -> Tensor:
+    """A spatial gate over the image: its mean over channels, (N, H, W) of the layer's grid.
+
+    Raises:
+        ValueError: no such layer, or its gate is one number for the whole map.
+    """
+    gates = {gate.name: gate for gate in find_gates(model)}
+    if layer not in gates:
+        raise ValueError(f'no attention is called {layer!r}; allowed: {", ".join(gates)}')
+    maps: list[Tensor] = []
+    gate = gates[layer]
+    with observed(model, [], lambda gate, values: None):
+        handle = gate.module.register_forward_hook(lambda module, args, output: maps.append(output))
+        try:
+            model(x.to(next(model.parameters()).device))
+        finally:
+            handle.remove()
+    found = maps[0]
+    if gate.selects or found.ndim != 4 or found.shape[2] * found.shape[3] == 1 or gate.channels_last:
+        raise ValueError(
+            f"the gate of {layer} has shape {tuple(found.shape)}, one for the whole map; allowed: a gate for every "
+            "position, such as attn_squeeze='none' gives")
+    return found.mean(1).cpu()

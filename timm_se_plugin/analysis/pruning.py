@@ -1,0 +1,117 @@
+"""Removing the channels that the gates use least, as the SE paper suggests at its end."""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..layers.squeeze_excite import Pointwise
+from .statistics import GateStatistics
+
+__all__ = ['CRITERIA', 'prune_by_gates']
+
+CRITERIA = ('mean', 'deviation', 'random')
+
+
+def prune_by_gates(
+        model: nn.Module, statistics: GateStatistics, share: float, input_size: tuple[int, int, int],
+        criterion: str = 'mean', seed: int = 0,
+) -> nn.Module:
+    """Copy of `model` without the channels that its SE gates use least; the surgery is Torch-Pruning's.
+
+    A channel leaves together with all that depends on it. Where several gates scale the same channel, as the blocks of
+    a residual stage do, their average decides. Channels that no gate scales stay.
+
+    Args:
+        model: a network with SE, the plugin's or timm's; it is left as it was.
+        statistics: of its gates.
+        share: of the gated channels to remove, in every group of them; between 0 and 1.
+        input_size: (C, H, W) of an image.
+        criterion: ``'mean'`` removes the channels whose gate is smallest in magnitude on average; ``'deviation'`` those
+            whose gate changes least from image to image; ``'random'`` any, to compare with.
+        seed: of ``'random'``.
+
+    Returns:
+        The smaller network, to be trained further.
+
+    Raises:
+        ValueError: an unknown criterion, a share that is not in (0, 1), no channel that an SE gate scales, or a network
+            that Torch-Pruning can't follow.
+    """
+    import torch_pruning as tp
+
+    if criterion not in CRITERIA:
+        raise ValueError(f'criterion={criterion!r} is unknown; allowed: {", ".join(CRITERIA)}')
+    if not 0 < share < 1:
+        raise ValueError(f'share={share} is not allowed; allowed: a number between 0 and 1')
+    pruned = copy.deepcopy(model)
+    device = next(pruned.parameters()).device
+    gates = {}
+    for layer in statistics.layers:
+        last = _last_layer(pruned.get_submodule(layer.name))
+        if last is not None and last.out_channels == layer.means.shape[2] and len(layer.branches) == 1:
+            gates[last] = (layer.std if criterion == 'deviation' else layer.mean.abs())[0]
+    generator = torch.Generator().manual_seed(seed)
+    found = []
+
+    def importance(group: Any) -> Tensor | None:
+        scores = []
+        for dependency, indices in group:
+            module = dependency.target.module
+            if module in gates and dependency.handler.__name__ == 'prune_out_channels' and \
+                    len(indices) == len(gates[module]):
+                scores.append(gates[module][torch.as_tensor(list(indices))])
+        if not scores:
+            return None
+        found.append(group)
+        return torch.rand(len(scores[0]), generator=generator) if criterion == 'random' else torch.stack(scores).mean(0)
+
+    x = torch.zeros(1, *input_size, device=device, dtype=next(pruned.parameters()).dtype)
+    with _module_by_module(pruned):
+        pruner = tp.pruner.BasePruner(
+            pruned, x, importance=importance, pruning_ratio=share, ignored_layers=_outputs(pruned))
+        for group in pruner.step(interactive=True):
+            group.prune()
+    if not found:
+        raise ValueError(f'{type(model).__name__} has no channels that an SE gate scales; allowed: networks with SE')
+    try:
+        with torch.no_grad():
+            copy.deepcopy(pruned).eval()(x)
+    except RuntimeError as error:
+        raise ValueError(
+            f'{type(model).__name__} does something with its channels that Torch-Pruning does not follow (a shortcut '
+            'that pads channels, …); allowed: networks whose channels meet in convolutions, norms, gates, additions'
+        ) from error
+    return pruned
+
+
+def _last_layer(attention: nn.Module) -> Any:
+    """The layer that gives one number for each gate."""
+    convs = [module for module in attention.modules() if isinstance(module, nn.Conv2d)]
+    return convs[-1] if convs else None
+
+
+def _outputs(model: nn.Module) -> list[nn.Module]:
+    """Layers whose outputs are the network's."""
+    return [module for module in model.modules() if isinstance(module, nn.Linear)]
+
+
+@contextmanager
+def _module_by_module(model: nn.Module) -> Iterator[None]:
+    """Let Torch-Pruning see each layer: no fused tail, and matrix products as the convolutions that they are."""
+    fused = {module: module.fused for module in model.modules() if hasattr(module, 'fused')}
+    products = [module for module in model.modules() if type(module) is Pointwise]
+    for module in fused:
+        module.fused = False  # type: ignore[assignment]
+    for module in products:
+        module.__class__ = nn.Conv2d  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        for module, value in fused.items():
+            module.fused = value  # type: ignore[assignment]
+        for module in products:
+            module.__class__ = Pointwise

@@ -1,0 +1,104 @@
+"""Accuracy against MACs of networks pruned by their gates."""
+
+import logging
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from ..complexity import complexity
+from ..tables import replace_rows
+from .pruning import prune_by_gates
+from .statistics import gate_statistics
+
+__all__ = ['pruning_study']
+
+_logger = logging.getLogger(__name__)
+
+
+def pruning_study(
+        checkpoint: str | Path, shares: Sequence[float], criteria: Sequence[str], epochs: int, lr: float,
+        table: str | Path, **changes: Any,
+) -> list[dict[str, Any]]:
+    """Prune a trained network by each criterion and share, fine-tune, and tabulate accuracy against MACs.
+
+    The gates are read on the training images, without augmentation; the accuracy is that of the validation images.
+
+    Args:
+        checkpoint: of :func:`~timm_se_plugin.training.train_classifier`, whose options hold.
+        shares: of the gated channels to remove.
+        criteria: as :func:`~timm_se_plugin.analysis.pruning.prune_by_gates` takes them.
+        epochs: of fine-tuning, with momentum and a cosine to zero.
+        lr: its learning rate.
+        table: CSV file for the rows, one for each criterion and share, one for the whole network.
+        **changes: options to change: ``data_dir``, ``device``, …
+
+    Raises:
+        ValueError: what :func:`~timm_se_plugin.analysis.pruning.prune_by_gates` raises, or an unknown option.
+    """
+    from ..training import evaluate
+    from ..training.checkpoint import read_checkpoint
+    from ..training.data import class_names, data_config, eval_loader, open_split, train_loader
+    from ..training.place import placed
+    from ..training.records import provenance
+
+    state = read_checkpoint(checkpoint)
+    options = Namespace(**{**vars(state['args']), **changes})
+    unknown = set(changes) - set(vars(state['args']))
+    if unknown:
+        raise ValueError(f'the training has no options {", ".join(sorted(unknown))}')
+    with placed(options) as place:
+        train_data, val_data = (open_split(options, split, training=False) for split in (
+            options.train_split, options.val_split))
+        model = timm.create_model(options.model, num_classes=options.num_classes, **options.model_kwargs)
+        model.load_state_dict(state.get('state_dict_ema', state['state_dict']))
+        model = model.to(place.device)
+        config = data_config(options, model)
+        size = tuple(config['input_size'])
+        classes = class_names(train_data) or [str(i) for i in range(model.num_classes)]
+        statistics = gate_statistics(model, eval_loader(options, train_data, config, place)(), classes)
+        validation = eval_loader(options, val_data, config, place)
+        training = train_loader(options, train_data, config, place)
+
+        def top1(network: nn.Module) -> float:
+            return evaluate(network, validation, place, model.num_classes).top1
+
+        def row(network: nn.Module, criterion: str, share: float, before: float, after: float) -> dict[str, Any]:
+            cost = complexity(network, size)
+            line = {
+                'model': options.model, 'checkpoint_seed': options.seed, 'criterion': criterion, 'share': share,
+                'epochs': epochs if share else 0, 'lr': lr if share else 0, 'parameters': cost.params,
+                'macs': cost.macs, 'top1_pruned': before, 'top1': after, **provenance(place.device)}
+            _logger.info('%s %g: %s MACs, top-1 %.4f, fine-tuned %.4f', criterion, share, cost.macs, before, after)
+            return line
+
+        whole = top1(model)
+        rows = [row(model, 'whole', 0, whole, whole)]
+        for criterion in criteria:
+            for share in shares:
+                pruned = prune_by_gates(model, statistics, share, size, criterion)
+                before = top1(pruned)
+                _fine_tune(pruned, training, epochs, lr, options)
+                rows.append(row(pruned, criterion, share, before, top1(pruned)))
+        replace_rows(table, rows, ('model', 'checkpoint_seed', 'criterion', 'share', 'epochs', 'lr'))
+        return rows
+
+
+def _fine_tune(model: nn.Module, loader: Any, epochs: int, lr: float, options: Namespace) -> None:
+    torch.manual_seed(options.seed)
+    optimizer = torch.optim.SGD(
+        model.parameters(), lr=lr, momentum=options.momentum, nesterov=True, weight_decay=options.weight_decay)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, epochs * len(loader)))
+    model.train()
+    for epoch in range(epochs):
+        for x, y in loader(epoch):
+            loss = F.cross_entropy(model(x), y, label_smoothing=options.smoothing)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            scheduler.step()

@@ -1,0 +1,126 @@
+"""Everything that this package can say about one network and one data set, in one folder."""
+
+import argparse
+import logging
+from argparse import Namespace
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.models import load_checkpoint
+from torch import Tensor, nn
+
+from ..tables import write_table
+from .figures import draw_activations, draw_depth, draw_deviations, draw_gate_maps, draw_scale
+from .gates import find_gates
+from .pictures import gate_map, unusual_images
+from .report import write_report
+from .scale import ScaleStatistics, scale_statistics
+from .statistics import GateStatistics, gate_statistics
+
+__all__ = ['analyze', 'parse_analysis']
+
+_logger = logging.getLogger(__name__)
+
+
+def parse_analysis(argv: Sequence[str] | None = None) -> Namespace:
+    """Options: those of an evaluation, and what to draw."""
+    from ..training import parse_evaluation
+
+    parser = argparse.ArgumentParser(
+        prog='analyze_attention', allow_abbrev=False, add_help=False,
+        description="Statistics, figures and a report of a network's gates; and every option of evaluate_classifier:")
+    parser.add_argument('--classes', nargs='+', metavar='NAME', help='to draw; the first four if not given')
+    parser.add_argument('--table', choices=('csv', 'parquet'), default='csv')
+    parser.add_argument('--pictures', type=int, default=12, metavar='N', help='images in the report')
+    parser.add_argument('-h', '--help', action='store_true')
+    mine, rest = parser.parse_known_args(argv)
+    if mine.help:
+        parser.print_help()
+        rest = ['--help']
+    return Namespace(**{**vars(parse_evaluation(rest)), **vars(mine)})
+
+
+def analyze(options: Namespace) -> GateStatistics:
+    """Write ``gates.csv``, the papers' figures and ``report.html`` into ``options.output``.
+
+    Under torchrun each process reads its share of the images and the first one writes.
+
+    Args:
+        options: of :func:`parse_analysis`.
+
+    Raises:
+        ValueError: what :func:`~timm_se_plugin.analysis.gate_statistics` raises, an unknown class, or no output folder.
+    """
+    from ..training.data import class_names, data_config, eval_loader, open_split
+    from ..training.place import placed
+
+    if not options.output:
+        raise ValueError('--output is needed: the folder for the table, the figures and the report')
+    with placed(options) as place:
+        dataset = open_split(options, options.val_split, training=False)
+        model = timm.create_model(
+            options.model, pretrained=options.pretrained, num_classes=options.num_classes, **options.model_kwargs)
+        if options.checkpoint:
+            load_checkpoint(model, options.checkpoint, use_ema=options.use_ema)
+        model = model.to(place.device, getattr(torch, options.model_dtype))
+        find_gates(model)  # a network without attention is refused before the data is read
+        config = data_config(options, model)
+        loader = eval_loader(options, dataset, config, place)
+        classes = class_names(dataset) or [str(i) for i in range(model.num_classes)]
+        statistics = gate_statistics(model, loader(), classes)
+        drawn = options.classes or statistics.seen_classes[:4]
+        for name in drawn:
+            statistics.class_index(name)
+        scale = None
+        if any(gate.selects for gate in find_gates(model)):
+            scale = scale_statistics(model, loader, classes)
+        if place.primary:
+            folder = Path(options.output)
+            shown = f'{options.model}, {statistics.images:,} images'
+            statistics.save(folder / f'gates.{options.table}')
+            _draw(folder, statistics, scale, drawn, shown)
+            _draw_maps(folder, model, next(iter(loader()))[0][:8], config, shown)
+            pictures = unusual_images(model, loader(), statistics, options.pictures)
+            write_report(
+                folder / 'report.html', model, statistics, title=f'Gates of {options.model}',
+                note=_note(options, statistics, place.world_size), classes=drawn if options.classes else None,
+                pictures=pictures, mean=config['mean'], std=config['std'], scale=scale,
+                input_size=tuple(config['input_size']))
+            _logger.info('written: %s', folder / 'report.html')
+        return statistics
+
+
+def _note(options: Namespace, statistics: GateStatistics, processes: int) -> str:
+    weights = f'weights of {Path(options.checkpoint).name}' if options.checkpoint else \
+        'published weights' if options.pretrained else 'random weights, not trained'
+    share = f'; the images below are of the first of {processes} processes' if processes > 1 else ''
+    return f'{weights}; split {options.val_split}, {statistics.images:,} images{share}'
+
+
+def _draw(
+        folder: Path, statistics: GateStatistics, scale: ScaleStatistics | None, classes: Sequence[str], shown: str,
+) -> None:
+    draw_activations(statistics, classes, folder / 'activations.png', f'Mean gate by class: {shown}')
+    draw_deviations(statistics, classes[:2], folder / 'deviations.png', f'Mean gate ± standard deviation: {shown}')
+    draw_depth(statistics, folder / 'depth.png', f'Gates by depth: {shown}')
+    if scale:
+        draw_scale(scale, folder / 'scale.png', f'Attention and the size of the object: {shown}')
+        write_table(folder / 'scale.csv', scale.rows())
+
+
+def _draw_maps(folder: Path, model: nn.Module, x: Tensor, config: dict[str, Any], shown: str) -> None:
+    mean, std = (torch.tensor(config[key]).view(-1, 1, 1) for key in ('mean', 'std'))
+    pictures = (x.float().cpu() * std + mean).expand(-1, 3, -1, -1)
+    for name, maps in _spatial_maps(model, x):
+        draw_gate_maps(pictures, maps, folder / f'map-{name}.png', f'Gate of {name} over the image: {shown}')
+
+
+def _spatial_maps(model: nn.Module, x: Tensor) -> Iterator[tuple[str, Tensor]]:
+    for name in dict.fromkeys(gate.name for gate in find_gates(model)):
+        try:
+            yield name, gate_map(model, name, x)
+        except ValueError:  # one number for the whole map
+            continue

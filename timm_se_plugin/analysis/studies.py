@@ -1,0 +1,68 @@
+"""The papers' ablations as data: what each row builds, and what the paper measured."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+__all__ = ['STUDIES', 'Row', 'study_rows']
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of an ablation.
+
+    Args:
+        name: of the row, as the paper has it.
+        options: model keywords, beside those of its network.
+        top1_error: the paper's, in per cent on ImageNet; None where it has no such row.
+        parameters: the paper's, in millions.
+    """
+
+    name: str
+    options: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    top1_error: float | None = None
+    parameters: float | None = None
+
+
+def _se(name: str, error: float | None, millions: float | None = None, **options: Any) -> Row:
+    # The ablations of the SE paper have no bias in the excitation, by their parameter counts.
+    return Row(name, {'attn': 'se', 'attn_bias': False, **options}, error, millions)
+
+
+def _sk(name: str, error: float | None, *kernels: int, select: str = 'softmax') -> Row:
+    return Row(name, {'attn': 'sk', 'attn_kernels': kernels, 'attn_select': select}, error)
+
+
+_PLAIN = Row('without', {'attn': 'none'}, 23.30, 25.6)
+# SE-ResNet-50 in the SE paper (arXiv 1709.01507v4, Tables 10 to 16), SKNet-50 in the SK paper (arXiv 1903.06586,
+# Table 7); errors of single crops on ImageNet.
+STUDIES: dict[str, tuple[Row, ...]] = {
+    'ratio': (
+        *(_se(f'r = {r}', error, millions, attn_rd_ratio=1 / r) for r, error, millions in (
+            (2, 22.29, 45.7), (4, 22.25, 35.7), (8, 22.26, 30.7), (16, 22.28, 28.1), (32, 22.72, 26.9))), _PLAIN),
+    'squeeze': (_se('max', 22.57, attn_squeeze='max'), _se('avg', 22.28)),
+    'excitation': (
+        _se('ReLU', 23.47, attn_gate='relu'), _se('tanh', 23.00, attn_gate='tanh'), _se('sigmoid', 22.28)),
+    'stages': (
+        _PLAIN, _se('first', 23.03, 25.6, attn_stages=1), _se('second', 23.04, 25.7, attn_stages=2),
+        _se('third', 22.68, 26.4, attn_stages=3), _se('fourth', None, attn_stages=4), _se('all', 22.28, 28.1)),
+    'integration': (
+        _se('standard', 22.28), _se('pre', 22.23, attn_integration='pre'), _se('post', 22.78, attn_integration='post'),
+        _se('identity', 22.20, attn_integration='identity'), _se('3x3', 22.48, 25.8, attn_integration='3x3')),
+    'no_squeeze': (_PLAIN, _se('NoSqueeze', 22.93, 28.1, attn_squeeze='none'), _se('SE', 22.28, 28.1)),
+    'branches': (
+        _sk('3x3 + 5x5, SK', 20.79, 3, 5), _sk('3x3 + 7x7, SK', 20.97, 3, 7),
+        _sk('3x3 + 5x5 + 7x7, SK', 20.76, 3, 5, 7), _sk('3x3 + 5x5, sum', None, 3, 5, select='sum')),
+}
+
+
+def study_rows(study: str) -> tuple[Row, ...]:
+    """Rows of a study.
+
+    Raises:
+        ValueError: there is none of this name.
+    """
+    if study not in STUDIES:
+        raise ValueError(f'no study is called {study!r}; allowed: {", ".join(STUDIES)}')
+    return STUDIES[study]

@@ -1,0 +1,51 @@
+"""What the papers say about the cost of their networks."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+__all__ = ['PUBLISHED', 'PublishedCost']
+
+
+@dataclass(frozen=True)
+class PublishedCost:
+    """A row of a paper's table.
+
+    Args:
+        network: the paper's name.
+        source: the table.
+        model: name here.
+        options: its keywords.
+        parameters: in millions; None where the paper gives none.
+        gmacs: multiply-accumulates in 10^9, which the papers call FLOPs; None where the paper gives none.
+        size: side of the image.
+    """
+
+    network: str
+    source: str
+    model: str
+    parameters: float | None
+    gmacs: float | None
+    options: dict[str, Any] = field(default_factory=dict)
+    size: int = 224
+
+
+def _pair(network: str, base: str, plain: float, se: float, before: float | None = None, after: float | None = None,
+          size: int = 224) -> list[PublishedCost]:
+    return [
+        PublishedCost(network, 'SE, Table 2', f'{base}_plugin', before, plain, {'attn': 'none'}, size),
+        PublishedCost(f'SE-{network}', 'SE, Table 2', f'{base}_plugin', after, se, {'attn': 'se'}, size)]
+
+
+# The SE paper is arXiv 1709.01507v4; parameters from its Table 10. Its ResNets have the stride in the first 1x1
+# convolution of a block, as timm's legacy networks do. The SK paper is arXiv 1903.06586, Table 2.
+PUBLISHED = (
+    *_pair('ResNet-50', 'legacy_seresnet50', 3.86, 3.87, 25.6, 28.1),
+    *_pair('ResNet-101', 'legacy_seresnet101', 7.58, 7.60),
+    *_pair('ResNet-152', 'legacy_seresnet152', 11.30, 11.32),
+    *_pair('ResNeXt-50', 'legacy_seresnext50_32x4d', 4.24, 4.25),
+    *_pair('ResNeXt-101', 'legacy_seresnext101_32x4d', 7.99, 8.00),
+    PublishedCost('ResNeXt-50', 'SK, Table 2', 'resnext50_32x4d_plugin', 25.0, 4.24),
+    PublishedCost('SENet-50', 'SK, Table 2', 'se_resnext50_32x4d_plugin', 27.7, 4.25),
+    PublishedCost('SKNet-50', 'SK, Table 2', 'sk_resnext50_32x4d_plugin', 27.5, 4.47),
+    PublishedCost('SKNet-101', 'SK, Table 2', 'sk_resnext101_32x4d_plugin', 48.9, 8.46),
+)

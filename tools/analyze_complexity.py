@@ -1,0 +1,32 @@
+"""Parameters and MACs of the papers' networks beside the published ones, into results/complexity.csv."""
+
+import argparse
+from pathlib import Path
+
+import timm
+
+import timm_se_plugin  # noqa: F401  (registers the models)
+from timm_se_plugin.complexity import complexity
+from timm_se_plugin.published import PUBLISHED
+from timm_se_plugin.tables import replace_rows
+
+
+def main() -> None:
+    """Count."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('--output', type=Path, default=Path('results/complexity.csv'))
+    path = parser.parse_args().output
+    rows = []
+    for one in PUBLISHED:
+        model = timm.create_model(one.model, device='meta', **one.options)
+        cost = complexity(model, (3, one.size, one.size))
+        rows.append({
+            'network': one.network, 'source': one.source, 'model': one.model, 'attn': one.options.get('attn', ''),
+            'size': one.size, 'parameters': cost.params, 'macs': cost.macs,
+            'attention_parameters': cost.attention_params, 'paper_parameters_millions': one.parameters or '',
+            'paper_gmacs': one.gmacs or '', 'timm': timm.__version__})
+    replace_rows(path, rows, ('network', 'source'))
+
+
+if __name__ == '__main__':
+    main()
