@@ -296,4 +296,5 @@ def _gather(gates: list[Gate], sums: dict[str, _Sums], classes: int, device: tor
     shapes = {name: shape for theirs in everyones for name, shape in theirs.items()}
     for gate in gates:  # a process without images has no sums
         if gate.name in shapes:
-            sums.setdefault(gate.name, _Sums(classes, *shapes[gate.name], device)).gather()
+            branches, channels = shapes[gate.name]
+            sums.setdefault(gate.name, _Sums(classes, branches, channels, device)).gather()
