@@ -2,6 +2,7 @@ import csv
 import logging
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch import nn
 
 import timm_se_plugin
 from timm_se_plugin.analysis import find_gates, gate_statistics, observed
+from timm_se_plugin.placement.spec import ATTENTIONS
 
 
 class Attention(nn.Module):
@@ -178,6 +180,12 @@ def test_timms_own_attentions_are_found_by_depth_and_stage(name, count, last, st
     model = timm.create_model(name, device='meta')
     gates = find_gates(model)
     assert (len(gates), gates[-1].name, len({gate.stage for gate in gates})) == (count, last, stages)
+
+
+@pytest.mark.parametrize('attn', ATTENTIONS)
+def test_every_attention_of_the_plugin_has_gates_in_every_block(attn):
+    gates = find_gates(timm.create_model('resnet18_plugin', attn=attn, device='meta'))
+    assert len({re.match(r'layer\d\.\d', gate.name)[0] for gate in gates}) == 8
 
 
 def test_gates_of_channels_last_and_one_dimensional_attentions_are_read_by_channel():
