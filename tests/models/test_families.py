@@ -118,10 +118,6 @@ def test_fx_graph_is_equal(network, base, x, expected):
         assert torch.equal(fx.symbolic_trace(network)(x), expected)
 
 
-# An output, an input, a slot; a sequence is among the slow ones.
-@pytest.mark.parametrize('base', [
-    pytest.param(base, marks=[] if base in ('convnext_atto', 'regnetx_002', 'resnetv2_18') else pytest.mark.slow)
-    for base in family_bases()], scope='module')
 def test_exported_program_is_equal(network, x, expected):
     with torch.no_grad():
         assert relative_error(torch.export.export(network, (x,)).module()(x), expected) < 1e-4
