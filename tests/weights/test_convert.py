@@ -14,7 +14,7 @@ from timm_se_plugin.models._registry import architectures
 from timm_se_plugin.weights.convert import convert, convert_file, convert_to_timm, read_weights
 
 DEPTH = dict(layers=(2, 1, 1, 1))
-LEGACY = [name for name in timm.list_models('legacy_*') if f'{name}_plugin' in architectures]
+LEGACY = [name for name in timm.list_models('legacy_se*') if f'{name}_plugin' in architectures]
 
 
 @torch.no_grad()
