@@ -244,7 +244,7 @@ def test_the_table_is_tidy_and_leaves_out_classes_without_images(tmp_path, caplo
 
 def test_parquet_holds_the_same_table(tmp_path):
     parquet = pytest.importorskip('pyarrow.parquet', reason='pyarrow, which is optional, is not installed')
-    result = gate_statistics(Known(), [(constant(1, 5), torch.tensor([0, 1]))], 'ab')
+    result = gate_statistics(Known(nn.Hardsigmoid()), [(constant(1, 2), torch.tensor([0, 1]))], 'ab')
     result.save(tmp_path / 'gates.parquet')
     assert parquet.read_table(tmp_path / 'gates.parquet').to_pylist() == list(result.rows())
 
