@@ -24,8 +24,9 @@ def create(name, base, **kwargs):
 
 
 def plain_twin(base, **kwargs):
-    """timm's own network, or of one that timm has not, the plugin's without attention."""
-    return create(base if timm.is_model(base) else f'{base}_plugin', base, **kwargs)
+    """timm's own network; of one that timm has not, or whose depth timm fixes, the plugin's without attention."""
+    is_timms = timm.is_model(base) and not base.endswith('_bit')
+    return create(base if is_timms else f'{base}_plugin', base, **kwargs)
 
 
 class One(torch.nn.Module):
