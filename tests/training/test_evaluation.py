@@ -109,6 +109,7 @@ def test_real_labels_are_for_imagenets_validation_images(digits):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')  # timm's reader leaves its tar file open
 def test_real_labels_are_timms(tmp_path):
     import io
     import pkgutil
