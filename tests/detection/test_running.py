@@ -32,8 +32,8 @@ def small_model(attn=None):
     }
 
 
-def on_folder(folder, name='faster-rcnn_se-r50_fpn_1x_coco', **options):
-    config = read_config(name, {**small_model('se'), **options}, str(folder / 'work'))
+def on_folder(folder, name='faster-rcnn_se-r50_fpn_1x_coco', small=True, **options):
+    config = read_config(name, {**(small_model('se') if small else {}), **options}, str(folder / 'work'))
     data = dict(data_root=str(folder), ann_file='annotations.json', data_prefix=dict(img='images/'),
                 metainfo=dict(classes=('blue', 'red')))
     for split in ('train', 'val', 'test'):
@@ -97,6 +97,36 @@ def test_a_coco_configuration_trains_validates_tests_resumes_and_detects(coco_fo
     other.load_from = last
     with pytest.raises(ValueError, match='does not fit resnet18_plugin'):  # MMEngine itself would load what fits
         train_detector(other)
+
+
+def replace_everywhere(part, replacements):
+    """Give a part of a configuration, and whatever it holds, other values for keys that are there."""
+    for value in part.values() if isinstance(part, dict) else part if isinstance(part, list) else ():
+        replace_everywhere(value, replacements)
+    if isinstance(part, dict):
+        part.update({key: value for key, value in replacements.items() if key in part})
+
+
+@pytest.mark.slow
+# of mmdet's masks under numpy 2
+@pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")
+@pytest.mark.parametrize('name', sorted(path.stem for path in config_path(
+    'faster-rcnn_se-r50_fpn_1x_coco').parent.glob('*_coco.py')))
+def test_every_coco_configuration_trains_validates_and_tests(coco_folder, name):
+    def configured():
+        config = on_folder(coco_folder, name, small=False)
+        replace_everywhere(config.model, {'num_classes': 2, 'score_thr': 0.})  # an untrained one is never sure
+        backbone = config.model.backbone  # without published weights, which are a download, and their statistics
+        backbone.update({'pretrained': False} if backbone.type == 'TimmAttentionBackbone' else {'init_cfg': None})
+        backbone.norm_eval = False
+        return config
+    runner = train_detector(configured())
+    assert runner.iter == 2
+    for metric in ('bbox', 'segm') if 'mask' in name else ('bbox',):
+        val = runner.message_hub.get_scalar(f'val/coco/{metric}_mAP').current()
+        checkpoint = coco_folder / 'work' / 'epoch_1.pth'
+        assert test_detector(configured(), str(checkpoint))[f'coco/{metric}_mAP'] == val
+    checkpoint.unlink()  # hundreds of megabytes
 
 
 def test_missing_annotations_are_named(coco_folder):
