@@ -84,7 +84,7 @@ class Images(Dataset):
         """File of an image, where the data set knows it."""
         try:
             return str(self.dataset.filename(index))
-        except (AttributeError, AssertionError, NotImplementedError):  # torchvision's sets; timm's readers without names
+        except (AttributeError, AssertionError, NotImplementedError):  # torchvision's, timm's streams
             return f'image {index}'
 
     def _image(self, index: int) -> tuple[Image.Image, int]:
