@@ -14,11 +14,12 @@ __all__ = ['BatchAugmentation', 'train_transform']
 
 def train_transform(options: Namespace, config: dict[str, Any]) -> Any:
     """Transform of a training image: from a PIL image to bytes, (C, H, W)."""
-    size = config['input_size'][-2:]
+    full = config['input_size'][-2:]
+    size = (options.train_img_size,) * 2 if options.train_img_size else full
     if options.train_crop_mode == 'pad' and not options.no_aug:
         # He et al., 2015 (arXiv 1512.03385), section 4.2. timm has no such crop.
         return transforms.Compose([
-            transforms.Resize(size), transforms.RandomCrop(size, padding=options.crop_padding),
+            transforms.Resize(full), transforms.RandomCrop(size, padding=options.crop_padding),
             transforms.RandomHorizontalFlip(options.hflip), transforms.PILToTensor()])
     return create_transform(
         size if size[0] != size[1] else size[0], is_training=True, no_aug=options.no_aug,

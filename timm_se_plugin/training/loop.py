@@ -154,7 +154,7 @@ def _finish(run: Run) -> dict[str, Any]:
         'top5': last['val_top5'], 'parameters': cost.params, 'macs': cost.macs,
         'time_ratio': round(ratio, 3) if ratio else '', 'seconds': round(run.seconds),
         'recipe': Path(options.config).stem if options.config else '',
-        'global_batch': run.global_batch, 'amp': options.amp_dtype if options.amp else '',
+        'global_batch': run.global_batch, 'amp': run.place.amp_dtype(options),
         **provenance(run.place.device)}
     if run.place.primary:
         write_table(run.folder / 'summary.csv', run.history)  # a run that was killed after its last checkpoint lacks it

@@ -4,7 +4,7 @@ import logging
 import os
 from argparse import Namespace
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +12,8 @@ import torch.distributed as dist
 from timm.utils.distributed import init_distributed_device_so
 
 __all__ = ['Place', 'placed']
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,19 @@ class Place:
         """Whether this one writes the files."""
         return self.rank == 0
 
+    def amp_dtype(self, options: Namespace) -> str:
+        """Data type of autocast: ``bfloat16``, ``float16``, or empty for none.
+
+        None too on a CPU that has to emulate bfloat16, where a step takes ten times as long as in float32.
+        """
+        emulated = self.device.type == 'cpu' and options.amp_dtype == 'bfloat16' and not _has_bfloat16()
+        return options.amp_dtype if options.amp and not emulated else ''
+
+    def autocast(self, options: Namespace) -> AbstractContextManager:
+        """Context of a forward pass."""
+        dtype = self.amp_dtype(options)
+        return torch.autocast(self.device.type, dtype=getattr(torch, dtype)) if dtype else nullcontext()
+
     def total(self, tensor: torch.Tensor) -> torch.Tensor:
         """Sum of a tensor over all processes."""
         if self.distributed:
@@ -41,6 +56,12 @@ class Place:
     def any(self, flag: bool) -> bool:
         """Whether the flag is set in any process."""
         return bool(self.total(torch.tensor(int(flag), device=self.device)))
+
+
+def _has_bfloat16() -> bool:
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, 'get_capabilities') else {}  # newer than our floor
+    known = [capabilities[name] for name in ('avx512_bf16', 'amx_bf16') if name in capabilities]
+    return not known or any(known)
 
 
 @contextmanager
@@ -53,6 +74,8 @@ def placed(options: Namespace) -> Iterator[Place]:
     world = init_distributed_device_so(device, dist_backend=options.dist_backend)
     place = Place(torch.device(world['device']), world['global_rank'], world['world_size'])
     logging.getLogger('timm_se_plugin').setLevel(logging.INFO if place.primary else logging.WARNING)
+    if options.amp and not place.amp_dtype(options):
+        _logger.warning('float32 instead of bfloat16, which this CPU would have to emulate')
     before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
     torch.use_deterministic_algorithms(options.deterministic)
     torch.backends.cudnn.benchmark = not options.deterministic

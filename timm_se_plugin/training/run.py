@@ -2,7 +2,7 @@
 
 import logging
 from argparse import Namespace
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -111,9 +111,7 @@ class Run:
 
     def autocast(self) -> AbstractContextManager:
         """Context of a forward pass."""
-        if not self.options.amp:
-            return nullcontext()
-        return torch.autocast(self.place.device.type, dtype=getattr(torch, self.options.amp_dtype))
+        return self.place.autocast(self.options)
 
     def seed_step(self, batch: int) -> None:
         """Seed the randomness of a batch: mixing, erasing, dropout."""

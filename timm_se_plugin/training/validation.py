@@ -5,7 +5,6 @@ import io
 import json
 import logging
 from argparse import Namespace
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -47,11 +46,9 @@ def evaluate_classifier(options: Namespace) -> dict[str, Any]:
             model = model.to(memory_format=torch.channels_last)
         config = data_config(options, model)
         real = _real_labels(options, dataset, place.world_size) if options.real_labels is not None else None
-        autocast = partial(torch.autocast, place.device.type, dtype=getattr(torch, options.amp_dtype)) \
-            if options.amp else nullcontext
         evaluation = evaluate(
-            model, eval_loader(options, dataset, config, place), place, model.num_classes, autocast,
-            options.channels_last, each_output=real.add_result if real else None)
+            model, eval_loader(options, dataset, config, place), place, model.num_classes,
+            partial(place.autocast, options), options.channels_last, each_output=real.add_result if real else None)
         cost = complexity(model, tuple(config['input_size']))
         metrics = {
             'model': options.model, 'checkpoint': options.checkpoint or '', 'split': options.val_split,
