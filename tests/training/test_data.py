@@ -70,6 +70,27 @@ def test_loading_leaves_the_random_generators_alone(digits):
     assert (torch.rand(1), np.random.rand(), random.random()) == expected
 
 
+@pytest.mark.parametrize('mode', ['rrc', 'pad'])
+def test_training_sees_smaller_images_than_evaluation(digits, mode):
+    small = ('--train-crop-mode', mode, '--train-img-size', '24', '--crop-padding', '0')
+    assert {x.shape[-2:] for x, _ in batches(digits, *small)} == {(24, 24)}
+    assert {x.shape[-2:] for x, _ in batches(digits, *small, training=False)} == {(32, 32)}
+
+
+def test_a_padded_crop_is_a_part_of_the_whole_image(digits):
+    whole, parts = (torch.cat([x for x, _ in batches(
+        digits, '--train-crop-mode', 'pad', '--crop-padding', '0', '--hflip', '0', '--train-img-size', size)])
+        for size in ('32', '24'))
+    for one, part in zip(whole, parts, strict=True):
+        windows = one.unfold(1, 24, 1).unfold(2, 24, 1).permute(1, 2, 0, 3, 4).flatten(0, 1)
+        assert (windows == part).flatten(1).all(1).any()
+
+
+def test_a_crop_larger_than_the_padded_image_is_refused(digits):
+    with pytest.raises(ValueError, match=r'--train-img-size 41 is not allowed .* allowed: up to 40'):
+        loader(digits, '--train-crop-mode', 'pad', '--train-img-size', '41')
+
+
 def test_images_kept_in_memory_are_the_same(digits):
     assert same(batches(digits), batches(digits, '--cache-images'))
 

@@ -9,6 +9,7 @@ from timm_se_plugin.tables import read_table
 from timm_se_plugin.training import parse_options, train_classifier
 from timm_se_plugin.training.checkpoint import newest_whole, read_checkpoint
 from timm_se_plugin.training.images import UnreadableImageError
+from timm_se_plugin.training.place import Place
 from timm_se_plugin.training.run import NonFiniteLossError
 from timm_se_plugin.training.timing import plain_name
 
@@ -109,6 +110,18 @@ def test_the_averaged_network_is_the_one_evaluated_and_saved_beside(digits, tmp_
 def test_timms_options_train(digits, tmp_path, arguments):
     row = run(digits, tmp_path / 'run', *arguments)
     assert 0 <= row['top1'] <= 1
+
+
+@pytest.mark.parametrize(('capabilities', 'expected'), [
+    ({'avx512_bf16': False, 'amx_bf16': False}, ''),
+    ({'avx512_bf16': True, 'amx_bf16': False}, 'bfloat16'),
+    ({}, 'bfloat16'),  # nothing known, as on ARM
+])
+def test_a_cpu_that_would_emulate_bfloat16_trains_in_float32(monkeypatch, capabilities, expected):
+    monkeypatch.setattr(torch.cpu, 'get_capabilities', lambda: capabilities, raising=False)
+    options = parse_options(['--amp', '--amp-dtype', 'bfloat16'])
+    assert Place(torch.device('cpu')).amp_dtype(options) == expected
+    assert Place(torch.device('cuda')).amp_dtype(options) == 'bfloat16'
 
 
 def test_the_learning_rate_follows_the_global_batch(digits, tmp_path):

@@ -13,11 +13,19 @@ __all__ = ['BatchAugmentation', 'train_transform']
 
 
 def train_transform(options: Namespace, config: dict[str, Any]) -> Any:
-    """Transform of a training image: from a PIL image to bytes, (C, H, W)."""
+    """Transform of a training image: from a PIL image to bytes, (C, H, W).
+
+    Raises:
+        ValueError: a padded image smaller than the crops of it.
+    """
     full = config['input_size'][-2:]
     size = (options.train_img_size,) * 2 if options.train_img_size else full
     if options.train_crop_mode == 'pad' and not options.no_aug:
         # He et al., 2015 (arXiv 1512.03385), section 4.2. timm has no such crop.
+        largest = min(full) + 2 * options.crop_padding
+        if max(size) > largest:
+            raise ValueError(f'--train-img-size {max(size)} is not allowed with --train-crop-mode pad; allowed: '
+                             f'up to {largest}, the padded image')
         return transforms.Compose([
             transforms.Resize(full), transforms.RandomCrop(size, padding=options.crop_padding),
             transforms.RandomHorizontalFlip(options.hflip), transforms.PILToTensor()])

@@ -91,7 +91,7 @@ def _add_augmentation(root: argparse.ArgumentParser) -> None:
     add('--train-split', default='train')
     add('--train-num-samples', type=_count, help='of a stream')
     add('--no-aug', action=argparse.BooleanOptionalAction, default=False)
-    add('--train-img-size', type=_count, help='smaller, to train faster than at the size that is evaluated')
+    add('--train-img-size', type=_count, help='smaller than that of the evaluation, to train faster')
     add('--train-crop-mode', choices=('rrc', 'rkrc', 'rkrr', 'pad'), default='rrc',
         help="timm's, or pad: zeros around the resized image and a random crop of it, as the papers do for CIFAR")
     add('--crop-padding', type=_natural, default=4, help='pixels on each side, for pad')

@@ -59,7 +59,7 @@ class Place:
 
 
 def _has_bfloat16() -> bool:
-    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, 'get_capabilities') else {}  # newer than our floor
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, 'get_capabilities') else {}  # not in torch 2.6
     known = [capabilities[name] for name in ('avx512_bf16', 'amx_bf16') if name in capabilities]
     return not known or any(known)
 
