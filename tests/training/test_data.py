@@ -72,9 +72,10 @@ def test_loading_leaves_the_random_generators_alone(digits):
 
 @pytest.mark.parametrize('mode', ['rrc', 'pad'])
 def test_training_sees_smaller_images_than_evaluation(digits, mode):
-    small = ('--train-crop-mode', mode, '--train-img-size', '24', '--crop-padding', '0')
-    assert {x.shape[-2:] for x, _ in batches(digits, *small)} == {(24, 24)}
-    assert {x.shape[-2:] for x, _ in batches(digits, *small, training=False)} == {(32, 32)}
+    small = ('--train-crop-mode', mode, '--train-img-size', '24', '--epochs', '5', '--full-size-epochs', '2')
+    sizes = [{x.shape[-1] for x, _ in batches(digits, *small, epoch=epoch)} for epoch in (2, 3)]
+    assert sizes == [{24}, {32}]
+    assert {x.shape[-1] for x, _ in batches(digits, *small, training=False)} == {32}
 
 
 def test_a_padded_crop_is_a_part_of_the_whole_image(digits):
@@ -87,8 +88,8 @@ def test_a_padded_crop_is_a_part_of_the_whole_image(digits):
 
 
 def test_a_crop_larger_than_the_padded_image_is_refused(digits):
-    with pytest.raises(ValueError, match=r'--train-img-size 41 is not allowed .* allowed: up to 40'):
-        loader(digits, '--train-crop-mode', 'pad', '--train-img-size', '41')
+    with pytest.raises(ValueError, match=r'--train-img-size 33 is not allowed .* allowed: up to 32'):
+        loader(digits, '--train-crop-mode', 'pad', '--train-img-size', '33')
 
 
 def test_images_kept_in_memory_are_the_same(digits):

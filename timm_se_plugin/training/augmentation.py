@@ -1,6 +1,7 @@
 """Augmentation: of an image by timm's transforms, of a batch by timm's erasing and mixing."""
 
 from argparse import Namespace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,25 +10,44 @@ from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 from torchvision import transforms
 
-__all__ = ['BatchAugmentation', 'train_transform']
+__all__ = ['BatchAugmentation', 'Transforms', 'train_transforms']
 
 
-def train_transform(options: Namespace, config: dict[str, Any]) -> Any:
-    """Transform of a training image: from a PIL image to bytes, (C, H, W).
+@dataclass(frozen=True)
+class Transforms:
+    """Transform of images in an epoch, from a PIL image to bytes (C, H, W): `early` before epoch `switch`, then `late`."""
+
+    early: Any
+    late: Any
+    switch: int = 0
+
+    def __call__(self, epoch: int) -> Any:
+        """Transform of this epoch, counted from 0."""
+        return self.early if epoch < self.switch else self.late
+
+
+def train_transforms(options: Namespace, config: dict[str, Any]) -> Transforms:
+    """Transforms of training images: to ``--train-img-size``, in the last ``--full-size-epochs`` to the whole size.
 
     Raises:
         ValueError: a padded image smaller than the crops of it.
     """
-    full = config['input_size'][-2:]
-    size = (options.train_img_size,) * 2 if options.train_img_size else full
+    full = tuple(config['input_size'][-2:])
+    small = (options.train_img_size,) * 2 if options.train_img_size else full
+    return Transforms(
+        _train_transform(options, config, full, small), _train_transform(options, config, full, full),
+        options.epochs - options.full_size_epochs)
+
+
+def _train_transform(options: Namespace, config: dict[str, Any], full: tuple[int, ...], size: tuple[int, ...]) -> Any:
     if options.train_crop_mode == 'pad' and not options.no_aug:
         # He et al., 2015 (arXiv 1512.03385), section 4.2. timm has no such crop.
-        largest = min(full) + 2 * options.crop_padding
-        if max(size) > largest:
+        padding = options.crop_padding if size == full else 0
+        if max(size) > min(full) + 2 * padding:
             raise ValueError(f'--train-img-size {max(size)} is not allowed with --train-crop-mode pad; allowed: '
-                             f'up to {largest}, the padded image')
+                             f'up to {min(full)}, the size of the image')
         return transforms.Compose([
-            transforms.Resize(full), transforms.RandomCrop(size, padding=options.crop_padding),
+            transforms.Resize(full), transforms.RandomCrop(size, padding=padding),
             transforms.RandomHorizontalFlip(options.hflip), transforms.PILToTensor()])
     return create_transform(
         size if size[0] != size[1] else size[0], is_training=True, no_aug=options.no_aug,

@@ -15,7 +15,7 @@ from timm.data.loader import PrefetchLoader, fast_collate
 from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
 
-from .augmentation import train_transform
+from .augmentation import Transforms, train_transforms
 from .images import Batches, Images, seed_of
 from .place import Place
 
@@ -32,15 +32,16 @@ class Loader:
         options: of the run.
         place: this process among all.
         batches: of a map-style data set.
+        transforms: by epoch, for a stream.
         training: whether a stream is one for training.
     """
 
     def __init__(
             self, dataset: Any, config: dict[str, Any], options: Namespace, place: Place,
-            batches: Batches | None, training: bool,
+            batches: Batches | None, transforms: Transforms, training: bool,
     ) -> None:
         self.dataset, self.config, self.options, self.place = dataset, config, options, place
-        self.batches, self.training = batches, training
+        self.batches, self.transforms, self.training = batches, transforms, training
         self._loader: Any = None
 
     def __len__(self) -> int:
@@ -56,6 +57,7 @@ class Loader:
             if not (self.training or self.place.primary):
                 return
             self.dataset.set_epoch(epoch)
+            self.dataset.transform = self.transforms(epoch)
             yield from islice(self._prefetched(self._stream_loader(epoch)), start, len(self) if self.training else None)
             return
         self.batches.epoch, self.batches.start = epoch, start
@@ -164,12 +166,11 @@ def train_loader(options: Namespace, dataset: Any, config: dict[str, Any], place
     Raises:
         ValueError: fewer images than one step takes.
     """
-    transform = train_transform(options, config)
+    by_epoch = train_transforms(options, config)
     if isinstance(dataset, IterableDataset):
         stream: Any = dataset
-        stream.transform = transform
         stream.set_loader_cfg(num_workers=max(1, options.workers))
-        return Loader(stream, config, options, place, None, training=True)
+        return Loader(stream, config, options, place, None, by_epoch, training=True)
     order: Any
     if options.aug_repeats:
         order = RepeatAugSampler(
@@ -180,8 +181,8 @@ def train_loader(options: Namespace, dataset: Any, config: dict[str, Any], place
     if not len(batches):
         step = options.batch_size * options.grad_accum_steps * place.world_size
         raise ValueError(f'{len(dataset)} training images do not fill one step of {step}')
-    images = Images(dataset, transform, options.seed, options.corrupt_images, options.cache_images, replace=True)
-    return Loader(images, config, options, place, batches, training=True)
+    images = Images(dataset, by_epoch, options.seed, options.corrupt_images, options.cache_images, replace=True)
+    return Loader(images, config, options, place, batches, by_epoch, training=True)
 
 
 def eval_loader(options: Namespace, dataset: Any, config: dict[str, Any], place: Place) -> Loader:
@@ -191,15 +192,15 @@ def eval_loader(options: Namespace, dataset: Any, config: dict[str, Any], place:
         size if size[0] != size[1] else size[0], is_training=False, interpolation=config['interpolation'],
         mean=config['mean'], std=config['std'], crop_pct=config['crop_pct'], crop_mode=config['crop_mode'],
         use_prefetcher=True)
+    by_epoch = Transforms(transform, transform)
     if isinstance(dataset, IterableDataset):
         stream: Any = dataset
         # Among several processes timm's readers even out their shares, so that images count twice or not at all. One
         # process reads them all.
         stream.reader.dist_rank, stream.reader.dist_num_replicas = 0, 1
-        stream.transform = transform
         stream.set_loader_cfg(num_workers=max(1, options.workers))
-        return Loader(stream, config, options, place, None, training=False)
+        return Loader(stream, config, options, place, None, by_epoch, training=False)
     order = range(place.rank, len(dataset), place.world_size)
     batches = Batches(order, _batch_size(options, training=False), place)
-    images = Images(dataset, transform, options.seed, options.corrupt_images, options.cache_images, replace=False)
-    return Loader(images, config, options, place, batches, training=False)
+    images = Images(dataset, by_epoch, options.seed, options.corrupt_images, options.cache_images, replace=False)
+    return Loader(images, config, options, place, batches, by_epoch, training=False)

@@ -2,7 +2,7 @@
 
 import logging
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -50,15 +50,17 @@ class Images(Dataset):
 
     Args:
         dataset: what :func:`timm.data.create_dataset` gave.
-        transform: from a PIL image to an array or tensor.
+        transforms: by epoch, from a PIL image to an array or tensor.
         seed: of the run.
         corrupt: ``'fail'`` raises at an unreadable image; ``'skip'`` names it and takes the next one.
         keep: keep decoded images in memory (of each worker).
         replace: whether a skipped image is replaced by the next; else its target is -1, so that nothing counts twice.
     """
 
-    def __init__(self, dataset: Any, transform: Any, seed: int, corrupt: str, keep: bool, replace: bool) -> None:
-        self.dataset, self.transform, self.seed = dataset, transform, seed
+    def __init__(
+            self, dataset: Any, transforms: Callable[[int], Any], seed: int, corrupt: str, keep: bool, replace: bool,
+    ) -> None:
+        self.dataset, self.transforms, self.seed = dataset, transforms, seed
         self.corrupt, self.replace = corrupt, replace
         self.kept: dict[int, tuple[Image.Image, int]] | None = {} if keep else None
 
@@ -77,7 +79,7 @@ class Images(Dataset):
                 random.seed(seed)
                 np.random.seed(seed)
                 torch.default_generator.manual_seed(seed)
-                items.append((self.transform(image), target))
+                items.append((self.transforms(epoch)(image), target))
         return items
 
     def name(self, index: int) -> str:
