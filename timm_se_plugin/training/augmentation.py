@@ -15,7 +15,7 @@ __all__ = ['BatchAugmentation', 'Transforms', 'train_transforms']
 
 @dataclass(frozen=True)
 class Transforms:
-    """Transform of images in an epoch, from a PIL image to bytes (C, H, W): `early` before epoch `switch`, then `late`."""
+    """Transform of an epoch, from a PIL image to bytes (C, H, W): `early` before epoch `switch`, then `late`."""
 
     early: Any
     late: Any
