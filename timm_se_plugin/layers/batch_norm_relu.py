@@ -1,5 +1,7 @@
 """BatchNorm, ReLU and the mean over the map, with nothing stored but the input."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -7,7 +9,8 @@ from torch.autograd.function import once_differentiable
 
 from .squeeze_excite import spatial_mean
 
-__all__ = ['batch_moments', 'batch_norm_relu', 'has_hooks', 'recompute', 'update_running_stats', 'why_not_batch_norm']
+__all__ = ['affine_of', 'batch_moments', 'batch_norm_relu', 'has_hooks', 'recompute', 'update_running_stats',
+           'why_not_batch_norm']
 
 
 def batch_moments(y: Tensor) -> tuple[Tensor, Tensor]:
@@ -57,6 +60,14 @@ def why_not_batch_norm(bn: nn.Module) -> str:
     if bn.running_mean is None:
         return 'BatchNorm without running statistics'
     return ''
+
+
+def affine_of(bn: Any) -> tuple[Tensor, Tensor]:
+    """Factor and offset per channel of the norm by its running statistics, in float32 at least. Shape: (C,), (C,)."""
+    dtype = torch.promote_types(bn.weight.dtype, torch.float32)
+    weight, bias, mean, var = (t.to(dtype) for t in (bn.weight, bn.bias, bn.running_mean, bn.running_var))
+    factor = weight * (var + bn.eps).rsqrt()
+    return factor, torch.addcmul(bias, mean, factor, value=-1)
 
 
 def recompute(recipe: list[Tensor], eps: float) -> Tensor:
