@@ -72,8 +72,12 @@ def affine_of(bn: Any) -> tuple[Tensor, Tensor]:
 
 def recompute(recipe: list[Tensor], eps: float) -> Tensor:
     """U again, from what :func:`batch_norm_relu` returned."""
+    return _before_relu(recipe, eps).relu_()
+
+
+def _before_relu(recipe: list[Tensor], eps: float) -> Tensor:
     y, weight, bias, mean, var = recipe
-    return F.batch_norm(y, mean, var, weight, bias, False, 0.0, eps).relu_()
+    return F.batch_norm(y, mean, var, weight, bias, False, 0.0, eps)
 
 
 class _BatchNormReLU(torch.autograd.Function):
@@ -97,8 +101,8 @@ class _BatchNormReLU(torch.autograd.Function):
             grad_u = grad_u.clone()
         if grad_mean is not None:
             grad_u.add_(grad_mean / (y.shape[2] * y.shape[3]))
-        u = recompute(recipe, ctx.eps)
-        torch.ops.aten.threshold_backward.grad_input(grad_u, u, 0, grad_input=grad_u)
+        before = _before_relu(recipe, ctx.eps)
+        torch.ops.aten.threshold_backward.grad_input(grad_u, before, 0, grad_input=grad_u)
         grads = torch.ops.aten.native_batch_norm_backward(
             grad_u, y, weight, mean, var, mean, (var + ctx.eps).rsqrt(), ctx.training, ctx.eps,
             list(ctx.needs_input_grad[:3]))

@@ -214,7 +214,7 @@ class _Select(torch.autograd.Function):
             first = us[0].sub_(us[1]).mul_(grad).sum((2, 3), keepdim=True, dtype=weights.dtype)
             sums = [first, torch.zeros_like(first)]
             torch.mul(grad, w[:, 0], out=us[0])
-            torch.sub(grad, us[0], out=us[1])
+            torch.mul(grad, 1 - w[:, 0], out=us[1])
         else:
             sums = [u.mul_(grad).sum((2, 3), keepdim=True, dtype=weights.dtype) for u in us]
             for i, u in enumerate(us):
