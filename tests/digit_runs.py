@@ -30,8 +30,10 @@ def save_digits(folder: Path, train: int = 96, val: int = 50) -> Path:
 
 def _train(arguments: Sequence[str], log: str) -> None:
     import logging
+    import os
     import sys
 
+    os.setpgrp()  # so that a signal to the group meets the run and its workers alone
     torch.set_num_threads(1)
     sys.stderr = open(log, 'a', buffering=1)
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, force=True)

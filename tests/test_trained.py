@@ -18,7 +18,7 @@ def run(folder, name='se_test_resnet_plugin', model=None, ema=None, **args):
     args = argparse.Namespace(**{
         'model': name, 'num_classes': 5, 'model_kwargs': {}, 'pretrained': False, 'data_dir': '/home/somebody/flowers',
         'dataset': '', 'epochs': 3, 'opt': 'sgd', 'lr': 0.1, 'mean': [0.2, 0.3, 0.4], 'config': '/home/x/short.yaml',
-        **args})
+        'lr_base': 0.5, 'seed': 0, 'mixup': 0.0, **args})
     model = model or randomised(timm.create_model(name, num_classes=args.num_classes, **args.model_kwargs))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     saver = CheckpointSaver(model, optimizer, args, model_ema=ema, checkpoint_dir=str(folder), recovery_dir=str(folder))
@@ -42,7 +42,7 @@ def test_the_best_epoch_is_shared_with_its_row(hub, tmp_path):
     assert tuple(model.pretrained_cfg['mean']) == (0.2, 0.3, 0.4)
     card = shared.texts['README.md']
     assert '| 1 | 1.0 | 70.0 |' in card
-    assert '`short`: epochs 3, opt sgd, lr 0.1' in card
+    assert '`short`: epochs 3, opt sgd, lr 0.1, seed 0' in card
     assert '## Data\n\nflowers' in card
     assert not any('somebody' in text or '/home' in text for text in shared.texts.values())
     from timm_se_plugin.weights.model_card import Facts
@@ -70,6 +70,14 @@ def test_attention_that_plain_weights_gained_keeps_its_gate(tmp_path):
         trained.fc.bias.fill_(1)
         x = images(2, 3, 64, 64, dtype=torch.float32)
         assert torch.equal(model.eval()(x), trained.eval()(x))
+
+
+def test_the_tags_preprocessing_and_the_learning_rate_of_a_batch_size_are_told(tmp_path):
+    name = 'inception_v3_plugin.gluon_in1k'
+    run(tmp_path, name, pretrained=True, mean=None, lr=None, lr_base=0.1, lr_base_size=256)
+    found = read_run(tmp_path)
+    assert found.data_config['mean'] == (0.485, 0.456, 0.406)
+    assert 'lr_base 0.1, lr_base_size 256' in found.facts.recipe
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path):

@@ -1,12 +1,11 @@
 """What a training run left behind: the model with its weights, and what the run says of itself."""
 
-import argparse
 import csv
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import timm
-import torch
 from timm.data import resolve_data_config
 from torch import nn
 
@@ -16,12 +15,12 @@ from .placement.spec import split_attention_kwargs
 from .weights.convert import read_weights
 from .weights.model_card import Facts
 
-__all__ = ['Run', 'read_run']
+__all__ = ['Run', 'build_model', 'model_kwargs', 'read_run']
 
 # What a card says of the recipe, by the names of timm's options.
 _RECIPE = (
-    'epochs', 'batch_size', 'grad_accum_steps', 'opt', 'lr', 'sched', 'warmup_epochs', 'weight_decay', 'momentum',
-    'smoothing', 'mixup', 'cutmix', 'aa', 'reprob', 'drop_path', 'model_ema', 'amp', 'seed')
+    'epochs', 'batch_size', 'grad_accum_steps', 'opt', 'lr', 'lr_base', 'lr_base_size', 'sched', 'warmup_epochs',
+    'weight_decay', 'momentum', 'smoothing', 'mixup', 'cutmix', 'aa', 'reprob', 'drop_path', 'model_ema', 'amp', 'seed')
 
 
 class Run(NamedTuple):
@@ -44,35 +43,47 @@ def read_run(folder: str | Path) -> Run | None:
     paths = [path for name in ('model_best.pth.tar', 'last.pth.tar') if (path := Path(folder, name)).is_file()]
     if not paths:
         return None
-    weights, _ = read_weights(paths[0])
-    with torch.serialization.safe_globals([argparse.Namespace]):
-        checkpoint = torch.load(paths[0], map_location='cpu', weights_only=True, mmap=True)
-    args = vars(checkpoint.get('args') or argparse.Namespace())
+    weights, said = read_weights(paths[0])
+    args = said.get('args') or {}
     if 'model' not in args:
         raise ValueError(f'{paths[0]} does not say which model it is of; allowed: a checkpoint with the args of timm')
-    model = _model(args)
+    model = build_model(args)
     model.load_state_dict(weights)
     data_config = resolve_data_config(args, model=model)
-    return Run(model, data_config, _facts(args, Path(folder, 'summary.csv'), checkpoint.get('epoch')))
+    return Run(model, data_config, _facts(args, Path(folder, 'summary.csv'), said.get('epoch')))
 
 
-def _model(args: dict[str, Any]) -> nn.Module:
+def build_model(args: Mapping[str, Any]) -> nn.Module:
+    """The network that a run trained, without its weights.
+
+    Args:
+        args: options of the run, of this package's trainer or timm's train.py.
+    """
+    kwargs = model_kwargs(args)
+    if args.get('num_classes') is not None:
+        kwargs.setdefault('num_classes', args['num_classes'])
+    return timm.create_model(args['model'], **kwargs)
+
+
+def model_kwargs(args: Mapping[str, Any]) -> dict[str, Any]:
+    """The ``model_kwargs`` of a run, with all that gives its network again when no weights are asked for."""
     name, _, tag = args['model'].partition('.')
     kwargs = dict(args.get('model_kwargs') or {})
+    if args.get('in_chans') is not None:
+        kwargs.setdefault('in_chans', args['in_chans'])
     arch = architectures.get(name)
     if arch is not None and args.get('pretrained'):  # whose weights have decided on the attention
         options = split_attention_kwargs(kwargs)
         attn, _ = resolve(arch, options, tag or None)
         kwargs.update(attn.to_kwargs() if attn else options)
-    for option in ('num_classes', 'in_chans'):
-        if args.get(option) is not None:
-            kwargs.setdefault(option, args[option])
-    return timm.create_model(name, **kwargs)
+    return kwargs
 
 
-def _facts(args: dict[str, Any], summary: Path, epoch: int | None) -> Facts:
+def _facts(args: Mapping[str, Any], summary: Path, epoch: int | None) -> Facts:
     data = args.get('dataset') or Path(args.get('data_dir') or '').name
-    recipe = ', '.join(f'{name} {args[name]}' for name in _RECIPE if args.get(name) not in (None, '', False))
+    args = {**args, 'lr_base': None, 'lr_base_size': None} if args.get('lr') else args
+    recipe = ', '.join(f'{name} {args[name]}' for name in _RECIPE
+                       if args.get(name) or (name == 'seed' and args.get(name) is not None))
     if args.get('config'):
         recipe = f"`{Path(args['config']).stem}`: {recipe}"
     rows = []

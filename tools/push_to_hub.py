@@ -5,6 +5,7 @@ python tools/push_to_hub.py work_dirs/faster-rcnn_se-r18_fpn_bccd user/cells --d
 """
 
 import argparse
+from pathlib import Path
 
 from timm_se_plugin import push_to_hub
 from timm_se_plugin.weights.model_card import Facts, csv_row
@@ -27,7 +28,8 @@ def main() -> None:
     parser.add_argument('--dry-run', action='store_true', help='show every file and send nothing')
     args = parser.parse_args()
     facts = Facts(
-        args.license, args.data, args.recipe, args.results and csv_row(args.results, args.results_row), args.results)
+        args.license, args.data, args.recipe, args.results and csv_row(args.results, args.results_row),
+        args.results and Path(args.results).name)
     shared = push_to_hub(
         args.source, args.repository, facts, args.revision, args.private, args.message, dry_run=args.dry_run)
     for name, size in shared.files.items():

@@ -104,15 +104,15 @@ def draw_speed(device: str, path: Path) -> None:
 
 def training_table(name: str) -> str:
     """Mean and range of the accuracy of each network over its seeds."""
-    runs: dict[tuple[str, str, str], list[Row]] = {}
+    runs: dict[tuple[str, str, str, str], list[Row]] = {}
     for row in read(name):
-        runs.setdefault((row['model'], row['recipe'], row['epochs']), []).append(row)
+        runs.setdefault((row['model'], row.get('options', ''), row['recipe'], row['epochs']), []).append(row)
     body = []
-    for (model, recipe, epochs), rows in runs.items():
+    for (model, options, recipe, epochs), rows in runs.items():
         top1 = [100 * float(row['top1']) for row in rows]
         times = [float(row['time_ratio']) for row in rows if row['time_ratio']]
         body.append([
-            model, recipe, epochs, str(len(rows)),
+            f'{model} {options}'.strip(), recipe, epochs, str(len(rows)),
             f'{statistics.mean(top1):.2f}', f'{min(top1):.2f} to {max(top1):.2f}',
             f'{int(rows[0]["parameters"]):,}', f'{int(rows[0]["macs"]):,}',
             f'{statistics.median(times):.2f}' if times else ''])

@@ -32,6 +32,14 @@ def test_the_newest_is_read_and_the_one_before_and_the_best_are_kept(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ['last.pth.tar', 'model_best.pth.tar', 'previous.pth.tar']
 
 
+def test_what_says_that_it_was_the_best_is_not_there_before_the_best(tmp_path):
+    save_checkpoint(tmp_path, state(0))
+    (tmp_path / 'model_best.pth.tar').mkdir()  # so that it cannot be written
+    with pytest.raises(UnwritableFileError):
+        save_checkpoint(tmp_path, state(1), best=True)
+    assert number(tmp_path) == 0
+
+
 @pytest.mark.parametrize('share', [0, 0.01, 0.5, 0.99])
 def test_a_truncated_checkpoint_is_passed_over(tmp_path, caplog, share):
     save_checkpoint(tmp_path, state(0))

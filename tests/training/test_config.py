@@ -70,8 +70,8 @@ def few(tmp_path_factory):
 @pytest.mark.filterwarnings('ignore:PlateauLRScheduler is deprecated:FutureWarning')
 def test_every_recipe_builds_its_network_and_runs_an_epoch(name, few, tmp_path):
     options = parse_options([
-        '--config', name, '--dataset', '', '--data-dir', str(few), '--num-classes', '10', '--img-size', '32',
-        '--batch-size', '4', '--validation-batch-size', '8', '--epochs', '1', '--workers', '0',
+        '--config', name, '--dataset', '', '--data-dir', str(few), '--train-split', 'train', '--num-classes', '10',
+        '--img-size', '32', '--batch-size', '4', '--validation-batch-size', '8', '--epochs', '1', '--workers', '0',
         '--warmup-epochs', '0', '--no-pin-mem', '--device', 'cpu', '--amp-dtype', 'bfloat16',
         '--output', str(tmp_path)])
     assert timm.is_model(options.model)

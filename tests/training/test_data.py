@@ -87,6 +87,14 @@ def test_a_padded_crop_is_a_part_of_the_whole_image(digits):
         assert (windows == part).flatten(1).all(1).any()
 
 
+def test_padded_crops_take_timms_other_augmentation(digits):
+    pad = ('--train-crop-mode', 'pad', '--hflip', '0', '--crop-padding', '0')
+    upright, upside_down = (torch.cat([x for x, _ in batches(digits, *pad, '--vflip', p)]) for p in ('0', '1'))
+    assert torch.equal(upside_down, upright.flip(2))
+    names = [type(t).__name__ for t in loader(digits, *pad, '--aa', 'rand-m7').dataset.transforms(0).transforms]
+    assert names == ['Resize', 'RandomCrop', 'RandAugment', 'MaybePILToTensor']
+
+
 def test_a_crop_larger_than_the_padded_image_is_refused(digits):
     with pytest.raises(ValueError, match=r'--train-img-size 33 is not allowed .* allowed: up to 32'):
         loader(digits, '--train-crop-mode', 'pad', '--train-img-size', '33')
@@ -130,6 +138,17 @@ def test_a_corrupt_image_ends_the_run_with_its_name(broken, workers):
         batches(broken, '--workers', workers)
 
 
+@pytest.mark.parametrize('content', [
+    b'P6 x 1 255\n', b'II*\0\x08\0\0\0\x01\0', b'P6 100000 100000 255\n'],
+    ids=['ValueError', 'struct.error', 'DecompressionBombError'])
+def test_whatever_pil_raises_the_image_is_named(broken, content):
+    path = sorted((broken / 'train' / '3').glob('*.png'))[0]
+    path.write_bytes(content)
+    with pytest.raises(UnreadableImageError, match=rf'3/{path.name} cannot be read'):
+        batches(broken)
+    assert len(batches(broken, '--corrupt-images', 'skip')) == 2
+
+
 def test_a_corrupt_image_is_named_and_replaced_in_training(broken, caplog):
     seen = batches(broken, '--corrupt-images', 'skip')
     assert [len(y) for _, y in seen] == [16, 16]
@@ -160,9 +179,33 @@ def test_tar_files_of_the_splits_are_found(digits, tmp_path):
     assert class_names(open_split(options(tmp_path), 'validation', False)) == [str(i) for i in range(10)]
 
 
+@pytest.mark.parametrize(('left', 'asked'), [('train', 'validation'), ('val', 'train'), ('val', 'tset')])
+def test_a_missing_split_is_not_made_of_the_others(digits, tmp_path, left, asked):
+    (tmp_path / left).symlink_to(digits / left)
+    with pytest.raises(ValueError, match=f"has no split '{asked}'; allowed: {left}"):
+        open_split(options(tmp_path), asked, training=False)
+
+
+def test_a_folder_without_splits_is_all_of_them(digits, tmp_path):
+    assert len(open_split(options(digits / 'val'), 'validation', training=False)) == 50
+    for name in ('train', 'car'):  # classes
+        (tmp_path / name).symlink_to(digits / 'val' / '3')
+    assert class_names(open_split(options(tmp_path), 'validation', training=False)) == ['car', 'train']
+
+
+def test_networks_for_one_channel_see_grey_images(digits):
+    given = options(digits)
+    config = {**CONFIG, 'input_size': (1, 32, 32), 'mean': (0.5,), 'std': (0.5,)}
+    for make, training in ((train_loader, True), (eval_loader, False)):
+        made = make(given, open_split(given, 'train', training), config, Place(torch.device('cpu')))
+        assert next(iter(made()))[0].shape == (16, 1, 32, 32)
+
+
 def test_missing_data_is_an_error_that_says_what_to_give(tmp_path):
     with pytest.raises(ValueError, match='--data-dir says where it is'):
         loader(tmp_path / 'nowhere')
+    with pytest.raises(ValueError, match='--dataset torch/cifar100 needs --data-dir'):
+        open_split(parse_options(['--config', 'cifar100']), 'train', training=True)
 
 
 def test_a_step_larger_than_the_data_is_refused(digits):

@@ -47,6 +47,34 @@ def test_two_processes_train_as_one_with_the_same_global_batch(digits, tmp_path)
         assert float(rows[0][key]) == pytest.approx(float(rows[1][key]), rel=1e-6), key
 
 
+def test_statistics_of_both_processes_are_saved_before_and_after_the_evaluation(digits, tmp_path):
+    # Of the first BatchNorm and a single step the mean of the means of two halves is that of the whole.
+    arguments = ('--data-dir', str(digits), '--epochs', '1', '--model-ema', '--model-ema-decay', '0.5')
+    run(1, tmp_path / 'one', *arguments, '--batch-size', '96')
+    run(2, tmp_path / 'two', *arguments, '--batch-size', '48')
+    for name in ('previous.pth.tar', 'last.pth.tar'):
+        one, two = (read_checkpoint(tmp_path / folder / name) for folder in ('one', 'two'))
+        for key in ('state_dict', 'state_dict_ema'):
+            mean, expected = (state[key]['conv1.1.running_mean'] for state in (two, one))
+            torch.testing.assert_close(mean, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_processes_that_stand_at_different_places_are_refused(digits, tmp_path):
+    arguments = ('--data-dir', str(digits), '--batch-size', '8', '--epochs', '1')
+    run(2, tmp_path / '0' / 'run', *arguments)
+    # The second process looks into a folder of its own, as one on another machine would.
+    program = ('import os, runpy, sys; sys.argv += ["--output", sys.argv.pop(1) + "/" + os.environ["RANK"]]; '
+               f'runpy.run_path({str(TOOL)!r}, run_name="__main__")')
+    tool = tmp_path / 'tool.py'
+    tool.write_text(program)
+    line = command(2, tmp_path / 'run', *arguments, '--resume', 'auto')
+    at = line.index(str(TOOL))
+    done = subprocess.run([*line[:at], str(tool), str(tmp_path), *line[at + 1:]], capture_output=True, text=True,
+                          timeout=240, env=environment())
+    assert done.returncode
+    assert 'stands elsewhere for other processes' in done.stderr
+
+
 @pytest.mark.slow
 def test_two_processes_are_ended_and_continue(digits, tmp_path):
     arguments = ('--data-dir', str(digits), '--batch-size', '8', '--epochs', '6', '--mixup', '0.2')

@@ -1,4 +1,5 @@
 import json
+from argparse import Namespace
 
 import pytest
 import timm
@@ -6,6 +7,7 @@ import torch
 from digit_runs import TINY
 from sklearn.metrics import confusion_matrix, top_k_accuracy_score
 
+from timm_se_plugin import AttentionSpec
 from timm_se_plugin.tables import read_table
 from timm_se_plugin.training import evaluate, evaluate_classifier, parse_evaluation, parse_options, train_classifier
 from timm_se_plugin.training.data import eval_loader, open_split
@@ -75,6 +77,36 @@ def test_a_checkpoint_knows_its_model_and_data(trained, tmp_path):
     assert [line['class'] for line in classes] == [str(i) for i in range(10)]
     assert sum(int(line['images']) for line in classes) == 50
     assert (tmp_path / 'confusion.png').stat().st_size > 1000
+
+
+def test_a_checkpoint_that_started_from_published_weights_asks_for_none(tmp_path):
+    name, kwargs = 'resnet18_plugin', {'attn': 'se'}
+    torch.save({'state_dict': timm.create_model(name, attn_init='identity', num_classes=3, **kwargs).state_dict(),
+                'args': Namespace(model=name, model_kwargs=kwargs, num_classes=3, pretrained=True, model_dtype=None)},
+               tmp_path / 'timms.pth.tar')
+    options = parse_evaluation(['--checkpoint', str(tmp_path / 'timms.pth.tar')])
+    assert not options.pretrained
+    assert options.model_dtype == 'float32'
+    assert AttentionSpec.from_kwargs(options.model_kwargs).gate == 'double_sigmoid'
+
+
+@pytest.mark.parametrize('zipped', [True, False])
+def test_bare_weights_are_evaluated(digits, tmp_path, zipped):
+    weights = timm.create_model('test_resnet', num_classes=10).state_dict()
+    torch.save(weights, tmp_path / 'plain.pth', _use_new_zipfile_serialization=zipped)
+    metrics = evaluate_classifier(parse_evaluation(
+        ['--checkpoint', str(tmp_path / 'plain.pth'), '--model', 'test_resnet', '--num-classes', '10',
+         '--data-dir', str(digits), '--img-size', '32', '--workers', '0']))
+    assert metrics['images'] == 50
+
+
+def test_classes_that_the_data_lacks_are_numbers_and_a_warning(digits, tmp_path, caplog):
+    evaluate_classifier(parse_evaluation(
+        ['--model', 'test_resnet', '--num-classes', '12', '--data-dir', str(digits), '--img-size', '32',
+         '--workers', '0', '--output', str(tmp_path)]))
+    rows = read_table(tmp_path / 'classes.csv')
+    assert [row['class'] for row in rows] == list(rows[0])[3:] == [str(i) for i in range(12)]
+    assert 'the data has 10 classes, the model 12' in caplog.text
 
 
 def test_the_averaged_weights_are_a_choice(trained):

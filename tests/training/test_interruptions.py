@@ -35,12 +35,14 @@ def wait_for(condition, process):
         time.sleep(0.002)
 
 
-def test_sigterm_saves_and_the_run_continues_to_the_same_weights(digits, undisturbed, tmp_path):
+@pytest.mark.parametrize('workers', ['0', '1'])
+def test_sigterm_to_every_process_saves_and_the_run_continues_to_the_same_weights(
+        digits, undisturbed, tmp_path, workers):
     folder = tmp_path / 'run'
-    process = start(folder, *arguments(digits))
+    process = start(folder, *arguments(digits), '--workers', workers)
     wait_for(lambda: done(folder) >= 9, process)
-    os.kill(process.pid, signal.SIGTERM)
-    assert finish(process) == 0
+    os.killpg(process.pid, signal.SIGTERM)
+    assert finish(process) == 0, said(folder)
     assert 'stopped by SIGTERM in epoch' in said(folder)
     assert finish(start(folder, *arguments(digits), '--resume', 'auto')) == 0
     assert 'resumed from' in said(folder)

@@ -38,6 +38,16 @@ def test_a_run_leaves_what_it_was_and_how_it_went(digits, tmp_path):
     assert [line['epoch'] for line in curves] == ['0', '1']
 
 
+def test_options_are_part_of_the_result_and_not_of_the_plain_network_beside_it(digits, tmp_path):
+    results = tmp_path / 'table.csv'
+    for place in ('pre', 'post'):
+        run(digits, tmp_path / place, '--epochs', '1', '--model-kwargs', f'attn_integration={place}',
+            '--results', str(results))
+    rows = read_table(results)
+    assert [row['options'] for row in rows] == ["attn_integration='pre'", "attn_integration='post'"]
+    assert all(float(row['time_ratio']) > 0 for row in rows)
+
+
 @pytest.mark.filterwarnings('ignore::DeprecationWarning')  # of tensorboard's own imports
 def test_tensorboard_has_the_curves(digits, tmp_path):
     pytest.importorskip('tensorboard', reason='the [train] extra brings it')

@@ -11,7 +11,7 @@ HISTORY = [{'epoch': i, 'train_loss': 1 / (i + 1), 'val_loss': 1.0, 'train_top1'
 
 
 def row(seed, top1=0.5, **more):
-    return {'model': 'm', 'seed': seed, 'epochs': 3, 'recipe': 'r', 'top1': top1, **more}
+    return {'model': 'm', 'options': '', 'seed': seed, 'epochs': 3, 'recipe': 'r', 'top1': top1, **more}
 
 
 def test_a_finished_run_has_one_row_however_often_it_is_written(tmp_path):
@@ -27,6 +27,16 @@ def test_a_new_column_does_not_lose_the_old_rows(tmp_path):
     record_result(path, row(0), HISTORY)
     record_result(path, row(1, device='x'), HISTORY)
     assert [line['device'] for line in read_table(path)] == ['', 'x']
+
+
+def test_a_row_from_before_there_were_options_is_one_without(tmp_path):
+    path = tmp_path / 'results.csv'
+    path.write_text('model,seed,epochs,recipe,top1\nm,0,3,r,0.1\nm,1,3,r,0.2\n')
+    record_result(path, row(0, 0.3), HISTORY)
+    record_result(path, row(0, 0.4, options="attn='eca'"), HISTORY)
+    assert [(line['options'], line['seed'], line['top1']) for line in read_table(path)] == [
+        ('', '1', '0.2'), ('', '0', '0.3'), ("attn='eca'", '0', '0.4')]
+    assert len(read_table(tmp_path / 'results-curves.csv')) == 6
 
 
 def test_runs_that_end_together_all_get_their_row(tmp_path):
@@ -61,7 +71,7 @@ class Terminal(io.StringIO):
 def test_progress_is_a_bar_on_a_terminal(monkeypatch):
     monkeypatch.setattr(sys, 'stderr', Terminal())
     progress = Progress('epoch 1/2', batches=5, start=2, images=8, interval=2, shown=True)
-    for batch in range(2, 5):
+    for batch in (2, 4):  # as a GPU's, which is not looked at after each
         progress.update(batch, loss=0.5, top1=0.25)
     progress.bar.refresh()
     line = sys.stderr.getvalue().split('\r')[-1]

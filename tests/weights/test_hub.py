@@ -256,6 +256,19 @@ def test_an_edited_card_keeps_what_its_owner_wrote(hub):
     assert merged_card('all theirs', text) == 'all theirs'
 
 
+def test_a_card_gains_the_license_that_is_given_later(hub):
+    push_to_hub(small(), 'me/a')
+    repo = hub.repos['me/a']
+    edited = repo.files('main')['README.md'].decode().replace('---\n', '---\nlanguage: en\n', 1)
+    repo.commit('main', {'README.md': edited.encode()})
+    push_to_hub(small(), 'me/a', Facts('mit'))
+    head = repo.files('main')['README.md'].decode().split('---\n')[1]
+    assert 'license: mit\n' in head
+    assert 'language: en\n' in head
+    push_to_hub(small(), 'me/a')
+    assert repo.files('main')['README.md'].decode().split('---\n')[1] == head
+
+
 def test_a_row_of_a_csv_file_has_to_be_chosen(tmp_path):
     path = tmp_path / 'a.csv'
     path.write_text('epoch,top1\n1,50\n2,60\n')

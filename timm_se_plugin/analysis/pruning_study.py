@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from ..complexity import complexity
 from ..tables import replace_rows
+from ..trained import build_model
 from .pruning import prune_by_gates
 from .statistics import gate_statistics
 
@@ -55,7 +55,7 @@ def pruning_study(
     with placed(options) as place:
         train_data, val_data = (open_split(options, split, training=False) for split in (
             options.train_split, options.val_split))
-        model = timm.create_model(options.model, num_classes=options.num_classes, **options.model_kwargs)
+        model: Any = build_model(vars(options))
         model.load_state_dict(state.get('state_dict_ema', state['state_dict']))
         model = model.to(place.device)
         config = data_config(options, model)

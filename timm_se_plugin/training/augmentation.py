@@ -40,21 +40,21 @@ def train_transforms(options: Namespace, config: dict[str, Any]) -> Transforms:
 
 
 def _train_transform(options: Namespace, config: dict[str, Any], full: tuple[int, ...], size: tuple[int, ...]) -> Any:
-    if options.train_crop_mode == 'pad' and not options.no_aug:
-        # He et al., 2015 (arXiv 1512.03385), section 4.2. timm has no such crop.
+    pads = options.train_crop_mode == 'pad' and not options.no_aug
+    transform = create_transform(
+        size if size[0] != size[1] else size[0], is_training=True, no_aug=options.no_aug,
+        train_crop_mode=options.train_crop_mode if options.train_crop_mode != 'pad' else None, scale=options.scale,
+        ratio=options.ratio, hflip=options.hflip, vflip=options.vflip,
+        color_jitter=None if pads else options.color_jitter, auto_augment=options.aa,
+        interpolation=options.interpolation or 'random', mean=config['mean'], std=config['std'], use_prefetcher=True)
+    if pads:
+        # He et al., 2015 (arXiv 1512.03385), section 4.2. timm has no such crop; its own is the first transform.
         padding = options.crop_padding if size == full else 0
         if max(size) > min(full) + 2 * padding:
             raise ValueError(f'--train-img-size {max(size)} is not allowed with --train-crop-mode pad; allowed: '
                              f'up to {min(full)}, the size of the image')
-        return transforms.Compose([
-            transforms.Resize(full), transforms.RandomCrop(size, padding=padding),
-            transforms.RandomHorizontalFlip(options.hflip), transforms.PILToTensor()])
-    return create_transform(
-        size if size[0] != size[1] else size[0], is_training=True, no_aug=options.no_aug,
-        train_crop_mode=options.train_crop_mode if options.train_crop_mode != 'pad' else None, scale=options.scale,
-        ratio=options.ratio, hflip=options.hflip, vflip=options.vflip, color_jitter=options.color_jitter,
-        auto_augment=options.aa, interpolation=options.interpolation or 'random', mean=config['mean'],
-        std=config['std'], use_prefetcher=True)
+        transform.transforms[:1] = transforms.Resize(full), transforms.RandomCrop(size, padding=padding)
+    return transform
 
 
 class BatchAugmentation:

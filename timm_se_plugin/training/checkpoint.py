@@ -36,14 +36,14 @@ def save_checkpoint(folder: Path, state: dict[str, Any], best: bool = False) -> 
     buffer = io.BytesIO()  # a file of torch's own that meets a full disk ends in a RuntimeError that says nothing
     torch.save(state, buffer)
     content = buffer.getvalue()
+    if best:  # first: a state that says that it was the best is not written again
+        write_atomically(folder / BEST, content)
     last, new = folder / LAST, folder / f'new-{LAST}'
     write_atomically(new, content)
     if last.exists():
         os.replace(last, folder / PREVIOUS)
     os.replace(new, last)  # between these two lines there is no last one, and newest_whole takes the new one
     sync_folder(folder)
-    if best:
-        write_atomically(folder / BEST, content)
 
 
 def newest_whole(folder: Path) -> Path | None:

@@ -10,7 +10,8 @@ from typing import Any
 
 import yaml
 
-from .checkpoint import read_checkpoint
+from ..trained import model_kwargs
+from ..weights.convert import read_weights
 from .options import evaluation_parser, training_parser
 
 __all__ = ['list_recipes', 'parse_evaluation', 'parse_options', 'read_recipe']
@@ -62,13 +63,20 @@ def parse_options(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def parse_evaluation(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Options of an evaluation, from the command line, over those that the checkpoint was trained with."""
+    """Options of an evaluation, from the command line, over those that the checkpoint was trained with.
+
+    Raises:
+        FileNotFoundError: there is no such checkpoint.
+        ValueError: it is broken, or has no weights.
+    """
     parser = evaluation_parser()
     checkpoint = parser.parse_args(argv).checkpoint
     if checkpoint and checkpoint.endswith(('.pth', '.tar', '.pt')):
-        trained = read_checkpoint(checkpoint).get('args', argparse.Namespace())
-        own = {action.dest for action in parser._actions} - {'output'}
-        parser.set_defaults(**{key: value for key, value in vars(trained).items() if key in own})
+        trained = read_weights(checkpoint)[1].get('args') or {}
+        own = {action.dest for action in parser._actions} - {'output', 'pretrained'}
+        parser.set_defaults(**{key: value for key, value in trained.items() if key in own and value is not None})
+        if 'model' in trained:
+            parser.set_defaults(model_kwargs=model_kwargs(trained))
     return parser.parse_args(argv)
 
 

@@ -1,6 +1,10 @@
 """timm's data sets, and loaders that start at any batch of any epoch."""
 
 import logging
+import multiprocessing
+import os
+import signal
+import threading
 from argparse import Namespace
 from collections.abc import Iterator
 from itertools import islice
@@ -22,7 +26,10 @@ from .place import Place
 __all__ = ['Loader', 'class_names', 'data_config', 'eval_loader', 'number_of_classes', 'open_split', 'train_loader']
 
 _logger = logging.getLogger(__name__)
-_SYNONYMS = {'train': ('train', 'training'), 'validation': ('validation', 'val', 'valid', 'eval', 'evaluation')}
+# Names of splits that mean the same, timm's and one that it takes as it is.
+_SPLITS = (('train', 'training'), ('validation', 'val', 'valid', 'eval', 'evaluation'), ('test',))
+
+
 class Loader:
     """Batches on the device, normalised by timm's prefetcher, from any batch of any epoch on.
 
@@ -64,7 +71,7 @@ class Loader:
         if self._loader is None:
             self._loader = self._prefetched(DataLoader(
                 self.dataset, batch_sampler=self.batches, persistent_workers=self.options.workers > 0,
-                num_workers=self.options.workers, **self._common(0)))
+                num_workers=self.options.workers, worker_init_fn=_outlive_sigterm, **self._common(0)))
         yield from self._loader
 
     def names(self, batch: int) -> str:
@@ -83,7 +90,7 @@ class Loader:
         # A stream's randomness is its worker's: fresh ones for each epoch, so that an interrupted one can be repeated.
         return DataLoader(
             self.dataset, batch_size=_batch_size(self.options, self.training), drop_last=self.training,
-            num_workers=max(1, self.options.workers), worker_init_fn=_seed_numpy,
+            num_workers=max(1, self.options.workers), worker_init_fn=_start_stream_worker,
             **self._common(seed_of(self.options.seed, epoch, self.place.rank)))
 
     def _prefetched(self, loader: DataLoader) -> PrefetchLoader:
@@ -92,7 +99,22 @@ class Loader:
             device=self.place.device, img_dtype=getattr(torch, self.options.model_dtype))
 
 
-def _seed_numpy(worker: int) -> None:
+def _outlive_sigterm(worker: int) -> None:
+    """Let SIGTERM end this worker only if it is its own process's: a scheduler sends it to all, and that one saves."""
+    parent = multiprocessing.parent_process()
+    if parent is None or not hasattr(signal, 'sigwaitinfo'):  # macOS, Windows
+        return
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+
+    def wait() -> None:
+        while signal.sigwaitinfo([signal.SIGTERM]).si_pid != parent.pid:
+            pass
+        os._exit(0)  # as torch's own handler does
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def _start_stream_worker(worker: int) -> None:
+    _outlive_sigterm(worker)
     np.random.seed(torch.initial_seed() % 2 ** 32)
 
 
@@ -104,14 +126,15 @@ def open_split(options: Namespace, split: str, training: bool) -> Any:
     """A split of the data, by timm; of a folder with tar files, that of the split.
 
     Raises:
-        ValueError: no data there.
+        ValueError: no data there, or other splits only.
     """
     root = options.data_dir
-    if not options.dataset and root:
-        tars = [Path(root, f'{name}.tar') for name in _SYNONYMS.get(split, (split,))]
-        root = next((str(tar) for tar in tars if tar.is_file()), root)
-    if not options.dataset and not (root and Path(root).exists()):
-        raise ValueError(f'no data at {root!r}; --data-dir says where it is, or --dataset what')
+    if not options.dataset:
+        if not (root and Path(root).exists()):
+            raise ValueError(f'no data at {root!r}; --data-dir says where it is, or --dataset what')
+        root = _split_root(Path(root), split)
+    elif not root and options.dataset.lower().startswith('torch/'):
+        raise ValueError(f'--dataset {options.dataset} needs --data-dir: where it is, or is to be downloaded to')
     streams = {'batch_size': _batch_size(options, training), 'seed': options.seed,
                'num_samples': options.train_num_samples if training else options.val_num_samples}
     dataset = create_dataset(
@@ -120,6 +143,21 @@ def open_split(options: Namespace, split: str, training: bool) -> Any:
     if not _is_stream(options.dataset) and not len(dataset):
         raise ValueError(f'no images in {root!r}')
     return dataset
+
+
+def _split_root(root: Path, split: str) -> str:
+    """The tar file of a split, or the folder in which timm looks for one."""
+    name = split.partition('[')[0]
+    names = (name, *next((names for names in _SPLITS if name in names), ()))
+    tars = [root / f'{name}.tar' for name in names]
+    found = next((tar for tar in tars if tar.is_file()), root)
+    if found.is_dir() and not any((root / name).exists() for name in names):
+        # timm would take the images of all splits. A class folder holds no folders, so a class may be called train.
+        others = [name for names in _SPLITS for name in names
+                  if (root / name).is_dir() and any(entry.is_dir() for entry in (root / name).iterdir())]
+        if others:
+            raise ValueError(f'{root} has no split {split!r}; allowed: {", ".join(others)}')
+    return str(found)
 
 
 def _is_stream(name: str) -> bool:
@@ -160,6 +198,12 @@ def data_config(options: Namespace, model: nn.Module) -> dict[str, Any]:
     return resolve_data_config(vars(options), model=model)
 
 
+def _set_image_mode(dataset: Any, config: dict[str, Any]) -> None:
+    for source in (dataset, getattr(dataset, 'reader', dataset)):
+        if config['input_size'][0] == 1 and hasattr(source, 'input_img_mode'):  # not torchvision's
+            source.input_img_mode = 'L'
+
+
 def train_loader(options: Namespace, dataset: Any, config: dict[str, Any], place: Place) -> Loader:
     """Shuffled, augmented batches; each process sees its own images.
 
@@ -167,6 +211,7 @@ def train_loader(options: Namespace, dataset: Any, config: dict[str, Any], place
         ValueError: fewer images than one step takes.
     """
     by_epoch = train_transforms(options, config)
+    _set_image_mode(dataset, config)
     if isinstance(dataset, IterableDataset):
         stream: Any = dataset
         stream.set_loader_cfg(num_workers=max(1, options.workers))
@@ -193,6 +238,7 @@ def eval_loader(options: Namespace, dataset: Any, config: dict[str, Any], place:
         mean=config['mean'], std=config['std'], crop_pct=config['crop_pct'], crop_mode=config['crop_mode'],
         use_prefetcher=True)
     by_epoch = Transforms(transform, transform)
+    _set_image_mode(dataset, config)
     if isinstance(dataset, IterableDataset):
         stream: Any = dataset
         # Among several processes timm's readers even out their shares, so that images count twice or not at all. One

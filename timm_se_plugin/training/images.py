@@ -100,13 +100,15 @@ class Images(Dataset):
         for _ in range(_TRIES):
             try:
                 return self._read(index)
-            except (OSError, SyntaxError, EOFError) as error:  # what PIL says to broken files
+            except MemoryError:
+                raise
+            except Exception as error:  # PIL's readers let through whatever a broken file makes them raise
                 message = f'{self.name(index)} cannot be read: {error}'
                 if self.corrupt == 'fail':
                     raise UnreadableImageError(f'{message} (--corrupt-images skip goes on without it)') from error
                 _logger.warning('%s; skipped', message)
             if not self.replace:
-                return Image.new('RGB', (32, 32)), -1
+                return Image.new(getattr(self.dataset, 'input_img_mode', 'RGB'), (32, 32)), -1
             index = (index + 1) % len(self.dataset)
         raise UnreadableImageError(f'{_TRIES} images in a row cannot be read, the last is {self.name(index)}')
 

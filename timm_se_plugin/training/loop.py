@@ -81,7 +81,7 @@ def train_epoch(run: Run, termination: Termination) -> None:
             loss, right, images = run.sums.tolist()
             progress.update(run.batch - 1, loss=loss / images, top1=right / images)
         if update and run.batch < count:
-            stop = run.batch % look < steps and place.any(termination.received)
+            stop = (run.batch % look < steps or not place.distributed) and place.any(termination.received)
             if stop or (options.recovery_interval and run.batch % options.recovery_interval < steps):
                 run.seconds += time.perf_counter() - start
                 run.save()
@@ -90,6 +90,9 @@ def train_epoch(run: Run, termination: Termination) -> None:
                 raise TerminatedError
     progress.close()
     run.seconds += time.perf_counter() - start
+    if place.distributed:  # before the save: a resumed run evaluates what is in it
+        for model in dict.fromkeys((run.model, run.evaluated)):
+            distribute_bn(model, place.world_size, reduce=True)
     run.save()
 
 
@@ -100,8 +103,6 @@ def finish_epoch(run: Run, termination: Termination) -> None:
         TerminatedError: SIGTERM came during the evaluation, before which the state was saved.
     """
     options, place = run.options, run.place
-    if place.distributed:
-        distribute_bn(run.model, place.world_size, reduce=True)
     lr = run.optimizer.param_groups[0]['lr']
     termination.at_once = True
     if place.any(termination.received):
@@ -150,7 +151,9 @@ def _finish(run: Run) -> dict[str, Any]:
     cost = complexity(run.model, run.input_size)
     ratio = step_time_ratio(run) if options.results and run.place.primary else None
     row = {
-        'model': options.model, 'seed': options.seed, 'epochs': run.epochs, 'top1': last['val_top1'],
+        'model': options.model,
+        'options': ' '.join(f'{key}={value!r}' for key, value in sorted(options.model_kwargs.items())),
+        'seed': options.seed, 'epochs': run.epochs, 'top1': last['val_top1'],
         'top5': last['val_top5'], 'parameters': cost.params, 'macs': cost.macs,
         'time_ratio': round(ratio, 3) if ratio else '', 'seconds': round(run.seconds),
         'recipe': Path(options.config).stem if options.config else '',

@@ -94,7 +94,8 @@ def _add_augmentation(root: argparse.ArgumentParser) -> None:
     add('--train-img-size', type=_count, help='smaller than that of the evaluation, to train faster')
     add('--full-size-epochs', type=_natural, default=0, metavar='N', help='of these, the last ones, not so')
     add('--train-crop-mode', choices=('rrc', 'rkrc', 'rkrr', 'pad'), default='rrc',
-        help="timm's, or pad: zeros around the resized image and a random crop of it, as the papers do for CIFAR")
+        help="timm's, or pad: zeros around the resized image and a random crop of it, as the papers do for CIFAR; "
+             'scale, ratio and colour jitter are then not used')
     add('--crop-padding', type=_natural, default=4, help='pixels on each side, for pad; none for smaller images')
     add('--scale', type=_positive, nargs=2, default=[0.08, 1.0])
     add('--ratio', type=_positive, nargs=2, default=[3 / 4, 4 / 3])

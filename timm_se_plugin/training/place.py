@@ -55,7 +55,7 @@ class Place:
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is set in any process."""
-        return bool(self.total(torch.tensor(int(flag), device=self.device)))
+        return bool(self.total(torch.tensor(int(flag), device=self.device))) if self.distributed else flag
 
 
 def _has_bfloat16() -> bool:

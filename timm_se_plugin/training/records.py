@@ -46,7 +46,7 @@ class Progress:
         text = '  '.join(f'{name} {number:.4g}' for name, number in numbers.items())
         if self.bar is not None:
             self.bar.set_postfix_str(text, refresh=False)
-            self.bar.update(self.images)
+            self.bar.update((batch + 1) * self.images - self.bar.n)
         elif self.shown and ((batch + 1) % self.interval == 0 or batch + 1 == self.batches):
             rate = (batch + 1 - self.start) / (time.perf_counter() - self.began)
             left = (self.batches - batch - 1) / rate
@@ -75,9 +75,10 @@ def provenance(device: torch.device) -> dict[str, Any]:
 def record_result(path: Path, row: Mapping[str, Any], history: list[dict[str, Any]]) -> None:
     """Put the row of a finished run into a table, and its curves into ``<table>-curves.csv`` beside it.
 
-    Rows of the same model, seed, epochs and recipe are replaced. Runs that end at the same time wait for one another.
+    Rows of the same model, options, seed, epochs and recipe are replaced. Runs that end at the same time wait for one
+    another.
     """
-    keys = ('model', 'seed', 'epochs', 'recipe')
+    keys = ('model', 'options', 'seed', 'epochs', 'recipe')
     name = {key: row[key] for key in keys}
     replace_rows(path, [row], keys)
     replace_rows(path.with_name(f'{path.stem}-curves.csv'), [{**name, **epoch} for epoch in history], keys)

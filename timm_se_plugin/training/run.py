@@ -43,7 +43,8 @@ class Run:
         place: this process.
 
     Raises:
-        ValueError: options that do not go together or with the data, or a folder that holds another run.
+        ValueError: options that do not go together or with the data, or a folder that holds another run, or that is in
+            another state for other processes.
     """
 
     def __init__(self, options: Namespace, place: Place) -> None:
@@ -54,7 +55,11 @@ class Run:
         self.options, self.place = options, place
         self.folder = _folder(options)
         random_seed(options.seed)
-        model = self.create_model(options.model)
+        model = self.create_model(options.model, options.model_kwargs)
+        if options.sync_bn:
+            if place.device.type != 'cuda':
+                raise ValueError('--sync-bn is not allowed on the CPU: torch.nn.SyncBatchNorm is for CUDA')
+            model = convert_sync_batchnorm(model)
         config = data_config(options, model)
         self.input_size: tuple[int, int, int] = tuple(config['input_size'])
         self.train_loader = train_loader(options, train_data, config, place)
@@ -85,6 +90,10 @@ class Run:
         self.writer: Any = None  # TensorBoard's
         self._losses: list[Tensor] = []  # not looked at yet: a look makes a GPU wait
         self._resume()
+        position = torch.tensor([self.epoch, self.batch], device=place.device)
+        if place.any(not torch.equal(place.total(position.clone()), position * place.world_size)):
+            raise ValueError(f'{self.folder} stands elsewhere for other processes, here at epoch {self.epoch}, batch '
+                             f'{self.batch}; --output has to be a folder that all machines share')
         if place.distributed:
             self.task.prepare_distributed(
                 device_ids=[place.device] if place.device.type == 'cuda' else None)
@@ -209,18 +218,14 @@ class Run:
         self.seconds, self.best, self.history = state['seconds'], state['best'], state['history']
         _logger.info('resumed from %s: epoch %d, batch %d', path, self.epoch, self.batch)
 
-    def create_model(self, name: str) -> nn.Module:
-        """A network as the options want it."""
+    def create_model(self, name: str, model_kwargs: dict[str, Any]) -> nn.Module:
+        """A network on the device as the options want it; its BatchNorm is not yet synchronised."""
         options = self.options
         model = timm.create_model(
             name, pretrained=options.pretrained, num_classes=self.classes,
-            drop_path_rate=options.drop_path, **options.model_kwargs)  # timm leaves out what is None
+            drop_path_rate=options.drop_path, **model_kwargs)  # timm leaves out what is None
         if options.grad_checkpointing:
             model.set_grad_checkpointing(True)
-        if options.sync_bn:
-            if self.place.device.type != 'cuda':
-                raise ValueError('--sync-bn is not allowed on the CPU: torch.nn.SyncBatchNorm is for CUDA')
-            model = convert_sync_batchnorm(model)
         model = model.to(device=self.place.device, dtype=getattr(torch, options.model_dtype))
         return model.to(memory_format=torch.channels_last) if options.channels_last else model
 

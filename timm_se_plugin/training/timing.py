@@ -28,8 +28,10 @@ def step_time_ratio(run: Run, rounds: int = 15) -> float | None:
     plain = plain_name(run.options.model)
     if plain is None:
         return None
+    kwargs = run.options.model_kwargs
+    without = {key: value for key, value in kwargs.items() if not key.startswith('attn')}
     with torch.random.fork_rng():
-        models = [run.create_model(name).train() for name in (plain, run.options.model)]
+        models = [run.create_model(plain, without).train(), run.create_model(run.options.model, kwargs).train()]
     x, y = next(iter(run.train_loader(0)))
     if run.options.channels_last:
         x = x.contiguous(memory_format=torch.channels_last)

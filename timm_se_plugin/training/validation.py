@@ -58,7 +58,11 @@ def evaluate_classifier(options: Namespace) -> dict[str, Any]:
             'parameters': cost.params, 'macs': cost.macs,
             'images_per_second': round(evaluation.images_per_second, 1), **provenance(place.device)}
         if place.primary:
-            _report(metrics, evaluation, class_names(dataset), options.output)
+            names = class_names(dataset) or []
+            if names and len(names) != model.num_classes:
+                _logger.warning('the data has %d classes, the model %d: are they in the same order? --class-map FILE '
+                                'says which is which', len(names), model.num_classes)
+            _report(metrics, evaluation, names, options.output)
         return metrics
 
 
@@ -71,9 +75,9 @@ def _real_labels(options: Namespace, dataset: Any, processes: int) -> RealLabels
     return RealLabelsImagenet(names, real_json=options.real_labels or None)
 
 
-def _report(metrics: dict[str, Any], evaluation: Evaluation, names: list[str] | None, output: str | None) -> None:
+def _report(metrics: dict[str, Any], evaluation: Evaluation, names: list[str], output: str | None) -> None:
     accuracy = evaluation.class_accuracy.tolist()
-    names = names or [str(i) for i in range(len(accuracy))]
+    names = [*names, *map(str, range(len(names), len(accuracy)))]
     for name, value in metrics.items():
         _logger.info('%-18s %s', name, f'{value:.4f}' if isinstance(value, float) else value)
     if not output:
@@ -81,7 +85,7 @@ def _report(metrics: dict[str, Any], evaluation: Evaluation, names: list[str] | 
     text = io.StringIO()
     writer = csv.writer(text, lineterminator='\n')
     writer.writerow(['class', 'images', 'top1', *names])
-    for name, counts, share in zip(names, evaluation.confusion.tolist(), accuracy, strict=False):
+    for name, counts, share in zip(names, evaluation.confusion.tolist(), accuracy, strict=True):
         writer.writerow([name, sum(counts), f'{share:.4f}', *counts])
     folder = Path(output)
     write_atomically(folder / 'metrics.json', (json.dumps(metrics, indent=1) + '\n').encode())

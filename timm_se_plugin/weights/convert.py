@@ -4,6 +4,7 @@ import argparse
 import copy
 import json
 import re
+import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from safetensors.torch import load_file
 from timm.models import clean_state_dict
 from torch import Tensor, nn
 
+from ..files import is_whole
 from ..placement import AttentionSpec
 from ..placement.sites import attention_modules
 from .caffe import INPUT, caffe_keys, caffe_layers, is_caffe
@@ -72,6 +74,9 @@ def read_weights(path: str | Path) -> tuple[StateDict, dict[str, Any]]:
     Args:
         path: ``.safetensors``, ``.caffemodel``, or what ``torch.save`` wrote.
 
+    Returns:
+        The weights; the ``meta`` of MMEngine's files, and of timm's the ``args`` as a mapping and the ``epoch``.
+
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: a broken file, one that asks for code to run, or one without weights.
@@ -84,6 +89,8 @@ def read_weights(path: str | Path) -> tuple[StateDict, dict[str, Any]]:
         return load_file(path), {}
     if path.suffix == '.caffemodel':
         return caffe_layers(path), {}
+    if zipfile.is_zipfile(path) and not is_whole(path):
+        raise ValueError(f'{path} is broken: a checksum is not that of its content')
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):  # in timm's checkpoints
             loaded = torch.load(path, map_location='cpu', weights_only=True)
@@ -98,7 +105,13 @@ def read_weights(path: str | Path) -> tuple[StateDict, dict[str, Any]]:
         if isinstance(found, Mapping) else {}
     if not weights:
         raise ValueError(f'{path} holds no weights; allowed: a state dict, alone or as one of {", ".join(_HOLDERS)}')
-    return clean_state_dict(weights), dict(loaded.get('meta') or {}) if found is not loaded else {}
+    said: dict[str, Any] = {}
+    if found is not loaded:
+        said |= loaded.get('meta') or {}
+        said |= {key: loaded[key] for key in ('args', 'epoch') if key in loaded}
+        if isinstance(said.get('args'), argparse.Namespace):
+            said['args'] = vars(said['args'])
+    return clean_state_dict(weights), said
 
 
 def _renamed(layout: str, keys: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import timm
 import torch
+import yaml
 from huggingface_hub import HfApi
 from huggingface_hub.errors import EntryNotFoundError
 from timm.models import save_for_hf
@@ -111,7 +112,8 @@ def upload(
     """Send a folder to a repository of the Hub, which is made if it isn't there, in one commit.
 
     After a broken upload call it again: large files that have arrived are not sent again. Of a card that is already
-    there, the part that this function wrote is replaced; a card without such a part stays as it is.
+    there, the part that this function wrote is replaced, its metadata gain the keys that they lack and the license if
+    one is given; a card without such a part stays as it is.
 
     Args:
         folder: what to send.
@@ -159,4 +161,12 @@ def merged_card(theirs: str | None, ours: str) -> str:
         return f'---\n{metadata}\n---\n\n{part}\n'
     if _BEGIN not in theirs or _END not in theirs:
         return theirs
-    return re.sub(f'{re.escape(_BEGIN)}.*{re.escape(_END)}', lambda _: part, theirs, count=1, flags=re.DOTALL)
+    text = re.sub(f'{re.escape(_BEGIN)}.*{re.escape(_END)}', lambda _: part, theirs, count=1, flags=re.DOTALL)
+    head, found, rest = text.removeprefix('---\n').partition('\n---\n')
+    if not (text.startswith('---\n') and found):
+        return text
+    before, new = yaml.safe_load(head) or {}, yaml.safe_load(metadata) or {}
+    merged = {**new, **before, **{key: new[key] for key in ('license',) if key in new}}
+    if merged != before:
+        head = yaml.safe_dump(merged, sort_keys=False, allow_unicode=True).strip()
+    return f'---\n{head}\n---\n{rest}'
