@@ -84,7 +84,7 @@ def test_the_result_of_a_run_with_other_options_is_refused(tmp_path):
     options = parse_options([*arguments, *(f'{key}={value!r}' for key, value in row.options.items())])
     folder = tmp_path / 'test_resnet_plugin/cifar10/squeeze/max-seed0'
     folder.mkdir(parents=True)
-    (folder / 'args.yaml').write_text(yaml.safe_dump(vars(options)))
+    (folder / 'args.yaml').write_text(yaml.safe_dump({**vars(options), 'num_classes': 10}))  # as the data has
     (folder / 'result.csv').write_text('top1\n0.5\n')
     with pytest.raises(ValueError, match=r'another run; not allowed: lr=0\.2 \(was 0\.1\)$'):
         run_study('squeeze', 'cifar10', 'test_resnet_plugin', [0], tmp_path, tmp_path / 'table.csv',

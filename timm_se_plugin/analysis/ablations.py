@@ -138,7 +138,8 @@ def _check_finished(folder: Path, command: Sequence[str]) -> None:
     then = yaml.safe_load((folder / 'args.yaml').read_text())
     now = yaml.safe_load(yaml.safe_dump(vars(parse_options(command))))  # lists for tuples, as in the file
     different = [f'{key}={value!r} (was {then[key]!r})' for key, value in now.items()
-                 if key not in RUNTIME and key in then and then[key] != value]
+                 if key not in RUNTIME and key in then and then[key] != value
+                 and (key, value) != ('num_classes', None)]  # the training took it from the data
     if different:
         raise ValueError(f'{folder} holds the result of another run; not allowed: {", ".join(different)}')
 
