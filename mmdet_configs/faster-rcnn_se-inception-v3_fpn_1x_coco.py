@@ -10,6 +10,7 @@ Hardware: 8 GPUs of 16 GB, 2 images each (fewer: --auto-scale-lr). Result: not y
 _base_ = 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'
 custom_imports = dict(imports=['timm_se_plugin.detection'], allow_failed_imports=False)
 model = dict(
+    data_preprocessor=dict(mean=[127.5] * 3, std=[127.5] * 3),  # as these weights were trained
     backbone=dict(
         _delete_=True, type='TimmAttentionBackbone', model_name='inception_v3', attn='se', pretrained='tv_in1k',
         frozen_stages=1, norm_eval=True),

@@ -82,3 +82,14 @@ def test_total_is_the_networks_and_the_convention_comes_first():
     # by hand: the stem's 7x7 convolution, 3 -> 64 channels on a 32x32 map
     assert next(m.macs for m in cost.modules if m.name == 'conv1') == 7 * 7 * 3 * 64 * 32 * 32
     assert next(m for m in cost.modules if m.name == 'layer1.0.se.fc1').is_attention
+
+
+@pytest.mark.parametrize(('name', 'part', 'attention'), [
+    ('efficientnet_b0', '.se.', 636_540), ('mobilenetv3_large_100', '.se.', None), ('skresnet50', '.conv2.attn.', None),
+    ('legacy_seresnet50', '.se_module.', 2_530_992)])
+def test_the_attention_of_timms_other_families_is_counted(name, part, attention):
+    model = timm.create_model(name, device='meta')
+    cost = complexity(model, (3, 64, 64))
+    assert cost.attention_params == sum(p.numel() for key, p in model.named_parameters() if part in key) > 0
+    assert attention in (None, cost.attention_params)
+    assert cost.attention_macs > 0

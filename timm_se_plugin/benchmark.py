@@ -1,6 +1,5 @@
 """What attention costs: time and memory as ratios to the plain network, measured in turns in one process."""
 
-import platform
 import statistics
 import time
 from collections.abc import Callable, Iterable
@@ -15,6 +14,7 @@ from torch.nn import functional as F
 
 from .complexity import saved_bytes
 from .placement import fuse_for_inference
+from .provenance import provenance
 
 __all__ = ['Case', 'measure', 'suite']
 
@@ -133,34 +133,49 @@ def measure(
         rounds: turns that count.
         warmup: turns before them.
         device: ``'cpu'`` or a CUDA device.
-        variants: some of plain, timm, unfused, fused, floor, plain folded, timm folded, deployed; all if empty.
+        variants: some of plain, timm, unfused, fused, floor, plain folded, timm folded, deployed, with what they are
+            compared with; all if empty.
 
     Returns:
         Dicts with the case, the versions, the median milliseconds, the median ratio to the reference with its
-        quartiles, the ratio of bytes saved for the backward pass (training) and of peak memory (CUDA).
+        quartiles, the ratio of bytes saved for the backward pass (of eager training in float32) and of peak memory
+        (CUDA; of the network alone, with its parameters and gradients).
+
+    Raises:
+        ValueError: a variant that the case does not have, or fewer than two rounds.
     """
+    if rounds < 2:
+        raise ValueError(f'rounds={rounds} is not allowed; allowed: 2 or more, which have quartiles')
+    networks, chosen = _networks(case), set(variants)
+    if unknown := chosen - networks.keys():
+        raise ValueError(f'no variants {", ".join(sorted(unknown))} of this case; allowed: {", ".join(networks)}')
+    chosen |= {networks[name][1] for name in chosen}
+    networks = {name: network for name, network in networks.items() if not chosen or name in chosen}
     torch.manual_seed(0)
-    networks = {name: network for name, network in _networks(case).items() if not variants or name in variants}
     x = torch.randn(case.batch, 3, case.height, case.width, device=device).to(memory_format=LAYOUTS[case.layout])
     y = torch.arange(case.batch, device=device)
     models = {name: _prepared(build(), case, device) for name, (build, _) in networks.items()}
-    saved = {name: saved_bytes(model, x) if case.mode != 'inference' else 0 for name, model in models.items()}
+    keeps = case.mode != 'inference' and case.dtype == 'float32' and not case.compiled
+    saved = {name: saved_bytes(model, x) if keeps else 0 for name, model in models.items()}
     steps = {name: _step(model, x, y, case) for name, model in models.items()}
 
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     peak: dict[str, int] = dict.fromkeys(steps, 0)
+    own = {name: sum(t.nbytes for t in (*model.parameters(), *model.buffers())) for name, model in models.items()}
     names = list(steps)
     for turn in range(warmup + rounds):
         order = names[turn % len(names):] + names[:turn % len(names)]  # nobody always follows the same one
         for name in order:
             if x.is_cuda:
+                models[name].zero_grad()
+                others = torch.cuda.memory_allocated(x.device) - own[name]
                 torch.cuda.reset_peak_memory_stats(x.device)
                 torch.cuda.synchronize(x.device)
             start = time.perf_counter()
             steps[name]()
             if x.is_cuda:
                 torch.cuda.synchronize(x.device)
-                peak[name] = torch.cuda.max_memory_allocated(x.device)
+                peak[name] = max(peak[name], torch.cuda.max_memory_allocated(x.device) - others)
             if turn >= warmup:
                 seconds[name].append(time.perf_counter() - start)
 
@@ -174,7 +189,6 @@ def measure(
             'ratio_q25': round(low, 4), 'ratio_q75': round(high, 4),
             'saved_bytes_ratio': round(saved[name] / saved[reference], 4) if saved[name] else '',
             'peak_memory_ratio': round(peak[name] / peak[reference], 4) if peak[name] else '',
-            'device': torch.cuda.get_device_name(x.device) if x.is_cuda else platform.machine(),
-            'threads': torch.get_num_threads(), 'torch': torch.__version__, 'timm': timm.__version__,
+            **provenance(x.device),
         })
     return rows

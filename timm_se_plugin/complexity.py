@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from .placement.sites import attention_modules
+from .placement.sites import counted_attention
 
 __all__ = ['CONVENTION', 'Complexity', 'ModuleCost', 'complexity', 'saved_bytes']
 
@@ -93,7 +93,7 @@ def complexity(model: nn.Module, input_size: tuple[int, int, int] | None = None)
     root = type(counted).__name__
     flops = {name.removeprefix(f'{root}.'): sum(ops.values()) for name, ops in counter.get_flop_counts().items()}
 
-    attention = tuple(f'{name}.' for name in attention_modules(counted))
+    attention = tuple(f'{name}.' for name in counted_attention(counted))
     costs = []
     for name, module in counted.named_modules():
         params = sum(p.numel() for p in module.parameters(recurse=False))

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from .complexity import CONVENTION, Complexity, complexity
-from .placement.sites import attention_modules
+from .placement.sites import counted_attention
 
 __all__ = ['Node', 'draw_sites', 'site_tree']
 
@@ -82,7 +82,7 @@ def site_tree(model: nn.Module, input_size: tuple[int, int, int] | None = None) 
         model: any network that takes one image batch.
         input_size: (C, H, W) of the image; that of the model's pretrained configuration if None.
     """
-    return _node(model, '', complexity(model, input_size), tuple(attention_modules(model)))
+    return _node(model, '', complexity(model, input_size), tuple(counted_attention(model)))
 
 
 def _node(module: nn.Module, name: str, cost: Complexity, sites: tuple[str, ...]) -> Node:

@@ -5,7 +5,6 @@ the case's options that case alone. Rows of the same case in the file are replac
 """
 
 import argparse
-import subprocess
 from dataclasses import asdict, fields
 from pathlib import Path
 
@@ -14,13 +13,6 @@ import torch
 import timm_se_plugin  # noqa: F401  (registers the models)
 from timm_se_plugin.benchmark import DTYPES, LAYOUTS, MODES, Case, measure, suite
 from timm_se_plugin.tables import replace_rows
-
-
-def commit() -> str:
-    """Commit of the checkout that is measured, with '+' if it has changes."""
-    run = subprocess.run(
-        ['git', 'describe', '--always', '--dirty=+', '--exclude=*'], capture_output=True, text=True, check=False)
-    return run.stdout.strip()
 
 
 def main() -> None:
@@ -54,8 +46,7 @@ def main() -> None:
         for row in rows:
             print(f"  {row['variant']:<14}{row['milliseconds']:>10.1f} ms  x{row['ratio']:.3f}"
                   f" ({row['ratio_q25']:.3f} to {row['ratio_q75']:.3f})  saved bytes {row['saved_bytes_ratio']}")
-        replace_rows(output, [{**row, 'commit': commit()} for row in rows],
-                     [*(field.name for field in fields(Case)), 'variant'])
+        replace_rows(output, rows, [*(field.name for field in fields(Case)), 'variant'])
 
 
 if __name__ == '__main__':

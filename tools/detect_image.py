@@ -30,6 +30,8 @@ def main() -> None:
         config.merge_from_dict(args.cfg_options)
         pictures = args.paths
     else:
+        if len(args.paths) < 2:
+            parser.error('a checkpoint and at least one picture are needed')
         config = read_config(args.config, args.cfg_options)
         checkpoint, *pictures = args.paths
     for result in detect(config, checkpoint, pictures, args.output, args.score, args.device):

@@ -23,7 +23,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument('study', choices=list(STUDIES))
     parser.add_argument('--config', required=True, metavar='RECIPE')
-    parser.add_argument('--model', default='se_resnet50_plugin')
+    parser.add_argument('--model', help="the paper's if not given: SE-ResNet-50, for branches SKNet-50")
     parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1])
     parser.add_argument('--devices', nargs='+', default=['cpu'], help='as many rows are trained at once')
     parser.add_argument('--output', type=Path, default=Path('work_dirs/ablations'), help='folder for the runs')

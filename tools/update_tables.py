@@ -5,7 +5,6 @@ if a table is stale.
 """
 
 import argparse
-import csv
 import re
 import statistics
 import sys
@@ -13,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from timm_se_plugin.analysis.ablations import summary
+from timm_se_plugin.tables import read_table
 
 ROOT = Path(__file__).resolve().parent.parent
 Row = dict[str, str]
@@ -26,8 +26,7 @@ VARIANTS = {
 
 def read(name: str) -> list[Row]:
     """Rows of results/NAME; none if the file is not there."""
-    path = ROOT / 'results' / name
-    return list(csv.DictReader(path.open())) if path.exists() else []
+    return read_table(ROOT / 'results' / name)
 
 
 def markdown(header: list[str], rows: list[list[str]]) -> str:
@@ -60,19 +59,21 @@ def _cases(rows: list[Row]) -> dict[str, dict[str, Row]]:
 
 
 def speed_table(device: str) -> str:
-    """Time ratios of each case, and saved bytes where it trains."""
+    """Time ratios of each case, saved bytes where it trains, and peak memory on CUDA."""
+    memory = {'saved_bytes_ratio': 'bytes', **({'peak_memory_ratio': 'memory'} if device == 'cuda' else {})}
     rows = sorted(read(f'speed-{device}.csv'), key=_order)
     body = []
     for case, variants in _cases(rows).items():
         cells = [f'{float(variants[v]["ratio"]):.2f}' if v in variants else '' for v in VARIANTS]
-        saved = [variants[v]['saved_bytes_ratio'] if v in variants else '' for v in ('timm', 'fused')]
-        body.append([case, *cells, *(f'{float(ratio):.3f}' if ratio else '' for ratio in saved)])
+        ratios = [variants[v][key] if v in variants else '' for key in memory for v in ('timm', 'fused')]
+        body.append([case, *cells, *(f'{float(ratio):.3f}' if ratio else '' for ratio in ratios)])
     note = ''
     if rows:
         one, rounds = rows[-1], sorted({int(row['rounds']) for row in rows})
         note = (f'\n\nDevice {one["device"]}, {one["threads"]} threads, torch {one["torch"]}, timm {one["timm"]}; '
                 f'medians of ratios to the plain network, measured in turns ({rounds[0]} to {rounds[-1]} rounds).')
-    return markdown(['case', *VARIANTS.values(), "bytes, timm's", 'bytes, fused'], body) + note
+    whose = [f'{what}, {VARIANTS[v]}' for what in memory.values() for v in ('timm', 'fused')]
+    return markdown(['case', *VARIANTS.values(), *whose], body) + note
 
 
 def draw_speed(device: str, path: Path) -> None:
@@ -166,6 +167,7 @@ def ablation_table() -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     'speed-cpu': lambda: speed_table('cpu'),
+    'speed-cuda': lambda: speed_table('cuda'),
     'cifar10': lambda: training_table('cifar10.csv'),
     'flowers': lambda: training_table('flowers.csv'),
     'bccd': bccd_table,

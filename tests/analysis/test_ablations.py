@@ -4,14 +4,14 @@ import pytest
 import timm
 
 from timm_se_plugin.analysis.ablations import draw_ablation, open_network, run_study, summary
-from timm_se_plugin.analysis.studies import STUDIES, study_rows
+from timm_se_plugin.analysis.studies import STUDIES, study_network, study_rows
 
 
 @pytest.mark.parametrize('study', STUDIES)
 def test_every_row_builds_and_differs_from_the_others(study):
     built = set()
     for row in STUDIES[study]:
-        model = timm.create_model('resnet50_plugin', device='meta', **row.options)
+        model = timm.create_model(open_network(study_network(study)), device='meta', **row.options)
         settings = [(getattr(m, 'integration', ''), getattr(m, 'squeeze_type', '')) for m in model.modules()]
         built.add(repr(model) + str(settings))
         if row.parameters:  # the paper rounds up: 45.68 million are its 45.7, and 30.59 its 30.7
@@ -47,6 +47,7 @@ def test_a_study_trains_resumes_and_tabulates(tmp_path, monkeypatch):
     recipe.write_text('epochs: 1\nworkers: 0\nimg_size: 32\nbatch_size: 16\nlog_interval: 1\n')
     arguments = [*TINY[TINY.index('--img-size'):TINY.index('--epochs')], '--data-dir', str(data)]
     table = tmp_path / 'table.csv'
+    runs = tmp_path / 'runs/test_resnet_plugin/tiny/squeeze'
 
     def study(*more):
         return run_study('squeeze', str(recipe), 'se_test_resnet_plugin', [0], tmp_path / 'runs', table,
@@ -54,19 +55,40 @@ def test_a_study_trains_resumes_and_tabulates(tmp_path, monkeypatch):
 
     with pytest.raises(RuntimeError, match='2 of 2 runs failed; their logs are in'):
         study('--lr', 'much')
-    assert "'much' is not allowed" in (tmp_path / 'runs/squeeze/max-seed0.log').read_text()
+    assert "'much' is not allowed" in (runs / 'max-seed0.log').read_text()
     study()
     rows = list(csv.DictReader(table.read_text().splitlines()))
     assert [(row['row'], row['paper_top1_error'], row['epochs']) for row in rows] == [
         ('max', '22.57', '1'), ('avg', '22.28', '1')]
     assert all(0 <= float(row['top1']) <= 1 for row in rows)
-    before = (tmp_path / 'runs/squeeze/max-seed0/result.csv').stat().st_mtime_ns
-    (tmp_path / 'runs/squeeze/avg-seed0/result.csv').unlink()  # as if it had been killed before its end
+    before = (runs / 'max-seed0/result.csv').stat().st_mtime_ns
+    (runs / 'avg-seed0/result.csv').unlink()  # as if it had been killed before its end
     study()
-    assert (tmp_path / 'runs/squeeze/max-seed0/result.csv').stat().st_mtime_ns == before
+    assert (runs / 'max-seed0/result.csv').stat().st_mtime_ns == before
     assert list(csv.DictReader(table.read_text().splitlines()))[1]['top1'] == rows[1]['top1']
     draw_ablation(rows, tmp_path / 'plot.png')
     assert (tmp_path / 'plot.png').stat().st_size > 5000
+
+
+@pytest.mark.parametrize('option', ['--model-kwargs', '--seed=3'])
+def test_an_option_that_the_study_gives_is_refused(option, tmp_path):
+    with pytest.raises(ValueError, match=r'^--(model-kwargs|seed) is not allowed among the options of the training'):
+        run_study('ratio', 'cifar10', None, [0], tmp_path, tmp_path / 'table.csv', arguments=[option, 'attn_bias=True'])
+
+
+def test_the_result_of_a_run_with_other_options_is_refused(tmp_path):
+    yaml = pytest.importorskip('yaml', reason='the [train] extra')
+    from timm_se_plugin.training import parse_options
+    row = STUDIES['squeeze'][0]
+    arguments = ['--config', 'cifar10', '--model', 'test_resnet_plugin', '--seed', '0', '--lr', '0.1', '--model-kwargs']
+    options = parse_options([*arguments, *(f'{key}={value!r}' for key, value in row.options.items())])
+    folder = tmp_path / 'test_resnet_plugin/cifar10/squeeze/max-seed0'
+    folder.mkdir(parents=True)
+    (folder / 'args.yaml').write_text(yaml.safe_dump({**vars(options), 'num_classes': 10}))  # as the data has
+    (folder / 'result.csv').write_text('top1\n0.5\n')
+    with pytest.raises(ValueError, match=r'another run; not allowed: lr=0\.2 \(was 0\.1\)$'):
+        run_study('squeeze', 'cifar10', 'test_resnet_plugin', [0], tmp_path, tmp_path / 'table.csv',
+                  arguments=['--lr', '0.2', '--workers', '9'])
 
 
 def test_rows_without_a_place_are_left_out(caplog):

@@ -1,4 +1,5 @@
 import csv
+import sys
 
 import pytest
 import timm
@@ -6,7 +7,7 @@ import torch
 from parity import images, randomised
 from PIL import Image
 
-from timm_se_plugin.analysis import enlarged, gate_map, gate_statistics, scale_statistics, unusual_images
+from timm_se_plugin.analysis import enlarged, find_gates, gate_map, gate_statistics, scale_statistics, unusual_images
 from timm_se_plugin.analysis.figures import (
     draw_activations,
     draw_depth,
@@ -16,6 +17,7 @@ from timm_se_plugin.analysis.figures import (
     sampled_channels,
     shown_layers,
 )
+from timm_se_plugin.analysis.pictures import gate_maps
 from timm_se_plugin.analysis.run import analyze, parse_analysis
 
 pytest.importorskip('matplotlib', reason='figures need the [analysis] extra')
@@ -40,6 +42,12 @@ def test_the_last_attention_of_each_stage_and_all_of_the_last_stage_are_shown():
     result = gate_statistics(network('se_resnet18_plugin'), data(2), 'ab')
     assert [layer.name for layer in shown_layers(result)] == [
         'layer1.1.se', 'layer2.1.se', 'layer3.1.se', 'layer4.0.se', 'layer4.1.se']
+
+
+def test_at_most_nine_layers_are_shown_and_the_last_of_each_stage_always():
+    result = gate_statistics(network('se_resnet56_cifar_plugin'), data(2), 'ab')
+    assert [layer.name for layer in shown_layers(result)] == [
+        'layer1.8.se', 'layer2.8.se', *(f'layer3.{i}.se' for i in range(2, 9))]
 
 
 def test_the_centre_is_enlarged():
@@ -93,6 +101,31 @@ def test_a_gate_map_is_the_mean_gate_of_every_position():
         gate_map(model, 'x', x)
 
 
+def test_all_gate_maps_come_from_one_pass():
+    model, calls = network('test_resnet_plugin', attn='scse'), []
+    model.register_forward_hook(lambda *args: calls.append(1))
+    x = data()[0][0]
+    maps = gate_maps(model, x)
+    assert len(calls) == 1
+    assert 0 < len(maps) < len(find_gates(model))  # half of its gates are for channels
+    for name, values in maps.items():
+        assert torch.equal(values, gate_map(model, name, x))
+
+
+def test_no_image_is_looked_for_where_none_is_wanted():
+    model = network()
+    assert unusual_images(model, data(), gate_statistics(model, data(), 'ab'), count=0) == []
+
+
+def test_gate_maps_share_one_range(tmp_path):
+    x = torch.zeros(2, 3, 8, 8)
+    draw_gate_maps(x, torch.stack([torch.full((4, 4), 0.2), torch.full((4, 4), 0.8)]), tmp_path / 'a.png')
+    draw_gate_maps(x, torch.full((2, 4, 4), 0.2), tmp_path / 'b.png')
+    colours = [{colour for _, colour in Image.open(tmp_path / name).convert('RGB').getcolors(1 << 20)} for name in (
+        'a.png', 'b.png')]
+    assert (253, 231, 36) in colours[0] - colours[1]  # the light end of viridis
+
+
 def test_every_figure_is_drawn(tmp_path):
     model = network('sk_test_resnet_plugin')
     result = gate_statistics(model, data(), 'ab')
@@ -115,8 +148,19 @@ def test_the_tool_writes_table_figures_and_report(tmp_path):
     folder = save_digits(tmp_path / 'digits', train=2, val=30)
     options = parse_analysis([
         '--model', 'sk_test_resnet_plugin', '--num-classes', '10', '--data-dir', str(folder), '--img-size', '32',
-        '--workers', '0', '--device', 'cpu', '--output', str(tmp_path / 'out'), '--pictures', '3'])
+        '--workers', '0', '--device', 'cpu', '--output', str(tmp_path / 'out'), '--pictures', '3',
+        '--channels-last', '--amp', '--amp-dtype', 'float16'])
+    seen = set()
+
+    def see(module, args, output):
+        if isinstance(module, torch.nn.Conv2d) and args[0].shape[1] == 3 and not args[0].is_meta:  # meta: of the cost
+            x = args[0]
+            seen.add((torch.is_autocast_enabled('cpu'), x.is_contiguous(memory_format=torch.channels_last)))
+
+    handle = torch.nn.modules.module.register_module_forward_hook(see)
     result = analyze(options)
+    handle.remove()
+    assert seen == {(True, True)}
     assert result.images == 30
     assert {path.name for path in (tmp_path / 'out').iterdir()} == {
         'activations.png', 'deviations.png', 'depth.png', 'scale.png', 'scale.csv', 'gates.csv', 'report.html'}
@@ -124,3 +168,19 @@ def test_the_tool_writes_table_figures_and_report(tmp_path):
     assert len(rows) == sum(layer.means.numel() for layer in result.layers)
     with pytest.raises(ValueError, match='--output is needed'):
         analyze(parse_analysis(['--model', 'se_test_resnet_plugin']))
+
+
+@pytest.mark.parametrize(('given', 'said'), [
+    (['--classes', '0', 'zero'], "no class is called 'zero'; allowed: 0, 1, 2"),
+    (['--table', 'parquet'], 'needs the package pyarrow'), (['--real-labels'], '--real-labels is not allowed')])
+def test_mistakes_are_found_before_the_images_are_read(given, said, tmp_path, monkeypatch):
+    pytest.importorskip('sklearn', reason='the digits come with scikit-learn: the [train] extra')
+    from digit_runs import save_digits
+    monkeypatch.setitem(sys.modules, 'pyarrow', None)
+    folder = save_digits(tmp_path / 'digits', train=2, val=30)
+    for path in folder.rglob('*.png'):
+        path.write_bytes(b'not a picture')
+    with pytest.raises(ValueError, match=said):
+        analyze(parse_analysis([
+            '--model', 'se_test_resnet_plugin', '--num-classes', '10', '--data-dir', str(folder), '--img-size', '32',
+            '--workers', '0', '--device', 'cpu', '--output', str(tmp_path / 'out'), *given]))

@@ -73,6 +73,7 @@ def test_known_gates_give_the_statistics_worked_by_hand():
     assert layer.within.item() == 2.5        # of 1 and 4
     assert layer.std.item() == pytest.approx(math.sqrt(8.75))  # 3.5², 0.5², 1.5², 4.5², a quarter of each
     assert layer.specificity == 2.5
+    assert layer.chance == 0.5               # (2 - 1) / (4 - 2)
 
 
 def test_classes_weigh_as_much_as_they_have_images():
@@ -255,6 +256,14 @@ def test_without_pyarrow_parquet_is_a_clear_error(tmp_path, monkeypatch):
         gate_statistics(Known(), [(constant(1, 5), torch.tensor([0, 1]))], 'ab').save(tmp_path / 'gates.parquet')
 
 
+def test_chance_is_the_specificity_of_gates_that_ignore_the_class():
+    values = torch.rand(1020, generator=torch.Generator().manual_seed(0)).tolist()
+    layer = of_known(values, [i % 102 for i in range(1020)], classes=[str(i) for i in range(103)])
+    assert layer.chance == pytest.approx(101 / 918)
+    assert layer.specificity == pytest.approx(layer.chance, rel=0.3)
+    assert math.isnan(of_known([1, 2], [0, 1]).chance)
+
+
 def test_images_without_a_label_are_left_out():
     assert of_known([1, 100, 3], [0, -1, 0], classes='a').means.item() == 2
 
@@ -267,8 +276,12 @@ def test_wrong_data_and_networks_are_refused():
     with pytest.raises(ValueError, match='the data set is empty'):
         gate_statistics(Known(), [(constant(1), torch.tensor([-1]))], 'ab')
     data = [(constant(1, 2), torch.tensor([0, 1])), (constant(3, math.nan), torch.tensor([0, 1]))]
-    with pytest.raises(ValueError, match='the gate of attention is not finite for image 3'):
+    with pytest.raises(ValueError, match='the gate of attention is not finite for image 3 of this process'):
         gate_statistics(Known(), data, 'ab')
+    twice = Known()
+    twice.forward = lambda x: twice.head(twice.attention(twice.attention(x)).mean((2, 3)))
+    with pytest.raises(ValueError, match='attention computes its gate more than once'):
+        gate_statistics(twice, data[:1], 'ab')
     model = timm.create_model('gcresnet33ts', num_classes=2)  # its GlobalContext adds, and never calls its gate
     with pytest.raises(ValueError, match='did not compute the gates of'):
         gate_statistics(model, [(torch.rand(1, 3, 64, 64), torch.tensor([0]))], 'ab')

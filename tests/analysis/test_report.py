@@ -65,7 +65,7 @@ def test_a_browser_draws_every_part(report, tmp_path):
     body = dom[:dom.index('<script')]
     assert '<h1 id="title">A title</h1>' in body
     assert body.count('<svg') == 4  # specificity, saturation, channels, scale
-    assert body.count('<polyline') == 1 + 2 + 3 + 2
+    assert body.count('<polyline') == 2 + 2 + 3 + 2
     assert body.count('data:image/png') == 2
     assert body.count('<tr>') == 1 + len(report[2].layers)
     assert '&lt;/script&gt;&lt;b&gt;' in body

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 
 if importlib.util.find_spec('mmdet') is None:
@@ -78,6 +79,18 @@ def test_a_schedule_ends_with_its_training(path):
     assert config.train_cfg.max_epochs == epochs
     assert config.param_scheduler[-1].end == epochs
     assert max(config.param_scheduler[-1].get('milestones', [0])) < epochs
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
+def test_pictures_are_normalised_as_the_weights_expect(path):
+    model = Config.fromfile(path).model
+    if model.backbone.type != 'TimmAttentionBackbone':
+        return  # mmdet's own
+    tag = model.backbone.get('pretrained')
+    expected = timm.get_pretrained_cfg(f'{model.backbone.model_name}.{tag}' if tag else 'resnet50.tv_in1k')
+    assert model.data_preprocessor.bgr_to_rgb
+    for ours, theirs in ((model.data_preprocessor.mean, expected.mean), (model.data_preprocessor.std, expected.std)):
+        assert ours == pytest.approx([255 * value for value in theirs], rel=1e-3)
 
 
 def test_bccd_is_found_by_the_environment(monkeypatch):

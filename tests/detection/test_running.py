@@ -202,6 +202,11 @@ def test_boxes_are_drawn_where_they_are():
     assert not out[20:34, 22:49].any()
 
 
+def test_pictures_are_not_written_over(coco_folder):
+    with pytest.raises(ValueError, match='the pictures lie there, and would be overwritten'):
+        detect(on_folder(coco_folder), 'any.pth', [coco_folder / 'images'], f'{coco_folder}/images/')
+
+
 @pytest.mark.parametrize(('pictures', 'error', 'message'), [
     (['gone.png'], FileNotFoundError, r'no such picture: .*gone.png'),
     (['empty'], FileNotFoundError, 'the folder has none'),

@@ -15,7 +15,7 @@ from typing import Any
 import timm
 
 from ..tables import read_table, replace_rows
-from .studies import Row, study_rows
+from .studies import Row, study_network, study_rows
 
 __all__ = ['draw_ablation', 'open_network', 'run_study', 'summary']
 
@@ -23,6 +23,10 @@ _logger = logging.getLogger(__name__)
 _TRAIN = (
     'import logging, timm_se_plugin; from timm_se_plugin.training import parse_options, train_classifier; '
     'logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING); train_classifier(parse_options())')
+
+# Options of the training that each row has of its own.
+_OWN = {
+    '--config', '--model', '--model-kwargs', '--seed', '--device', '--output', '--experiment', '--resume', '--results'}
 
 
 def open_network(model: str) -> str:
@@ -38,7 +42,7 @@ def open_network(model: str) -> str:
 
 
 def run_study(
-        study: str, recipe: str, model: str, seeds: Sequence[int], folder: str | Path, table: str | Path,
+        study: str, recipe: str, model: str | None, seeds: Sequence[int], folder: str | Path, table: str | Path,
         devices: Sequence[str] = ('cpu',), arguments: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
     """Train and evaluate each row of a study with each seed, and tabulate them beside the paper's numbers.
@@ -48,31 +52,38 @@ def run_study(
     Args:
         study: a key of :data:`~timm_se_plugin.analysis.studies.STUDIES`.
         recipe: of :mod:`timm_se_plugin.training`, a name or a file.
-        model: a network of the plugin; its attention is that of each row.
+        model: a network of the plugin, the paper's if None; its attention is that of each row.
         seeds: of the runs.
-        folder: for the runs.
+        folder: for the runs, which lie in ``<network>/<recipe>/<study>/<row>-seed<seed>`` of it.
         table: CSV file that gets one line for each run.
         devices: as many rows are trained at once as there are entries, each on its own: ``cuda:0``, ``cpu``, …
-        arguments: further options of the training.
+        arguments: further options of the training, but for those that the study itself gives.
 
     Raises:
-        ValueError: no such study, a network that is not the plugin's, or none of the rows has a place in it.
+        ValueError: no such study, a network that is not the plugin's, none of the rows has a place in it, an option
+            that the study gives, or a finished run in the folder that had other options.
         RuntimeError: runs failed; all others are finished and tabulated.
     """
-    network = open_network(model)
+    network = open_network(model or study_network(study))
+    taken = sorted(_OWN & {argument.partition('=')[0] for argument in arguments})
+    if taken:
+        raise ValueError(f'{", ".join(taken)} is not allowed among the options of the training: the study gives it')
     rows = [row for row in study_rows(study) if _has_place(network, row)]
     if not rows:
         raise ValueError(f'no row of the study {study!r} has a place in {network}')
+    where = Path(folder, network, Path(recipe).stem, study)
+    tasks = [(row, seed) for seed in seeds for row in rows]
+    for row, seed in tasks:
+        _check_finished(where / _run_name(row, seed), _command(row, seed, recipe, network, arguments))
     free: queue.SimpleQueue[str] = queue.SimpleQueue()
     for device in devices:
         free.put(device)
-    where = Path(folder, study)
 
     def run(task: tuple[Row, int]) -> dict[str, Any] | None:
         row, seed = task
         device = free.get()
         try:
-            done = _run(row, seed, recipe, network, where, device, arguments)
+            done = _run(where, _run_name(row, seed), _command(row, seed, recipe, network, arguments), device)
         finally:
             free.put(device)
         if done is None:
@@ -85,7 +96,7 @@ def run_study(
             **{key: done[key] for key in ('device', 'threads', 'torch', 'timm', 'commit')}}
 
     with ThreadPoolExecutor(len(devices)) as pool:
-        results = list(pool.map(run, [(row, seed) for seed in seeds for row in rows]))
+        results = list(pool.map(run, tasks))
     finished = [result for result in results if result]
     if finished:
         replace_rows(table, finished, ('study', 'row', 'seed', 'epochs', 'recipe', 'model'))
@@ -107,20 +118,42 @@ def _keywords(row: Row) -> list[str]:
     return [f'{key}={value!r}' for key, value in row.options.items()]
 
 
-def _run(
-        row: Row, seed: int, recipe: str, network: str, folder: Path, device: str, arguments: Sequence[str],
-) -> dict[str, Any] | None:
-    name = f'{re.sub(r"[^0-9a-zA-Z]+", "-", row.name).strip("-")}-seed{seed}'
+def _run_name(row: Row, seed: int) -> str:
+    return f'{re.sub(r"[^0-9a-zA-Z]+", "-", row.name).strip("-")}-seed{seed}'
+
+
+def _command(row: Row, seed: int, recipe: str, network: str, arguments: Sequence[str]) -> list[str]:
+    return ['--config', recipe, *arguments, '--model', network, '--model-kwargs', *_keywords(row), '--seed', str(seed)]
+
+
+def _check_finished(folder: Path, command: Sequence[str]) -> None:
+    """Refuse the result of a run with other options; the training refuses another run's checkpoints itself."""
+    if not (folder / 'result.csv').exists():
+        return
+    import yaml  # of the [train] extra
+
+    from ..training import parse_options
+    from ..training.options import RUNTIME
+
+    then = yaml.safe_load((folder / 'args.yaml').read_text())
+    now = yaml.safe_load(yaml.safe_dump(vars(parse_options(command))))  # lists for tuples, as in the file
+    different = [f'{key}={value!r} (was {then[key]!r})' for key, value in now.items()
+                 if key not in RUNTIME and key in then and then[key] != value
+                 and (key, value) != ('num_classes', None)]  # the training took it from the data
+    if different:
+        raise ValueError(f'{folder} holds the result of another run; not allowed: {", ".join(different)}')
+
+
+def _run(folder: Path, name: str, command: Sequence[str], device: str) -> dict[str, Any] | None:
     result = folder / name / 'result.csv'
     if not result.exists():
         result.parent.mkdir(parents=True, exist_ok=True)
-        command = [
-            sys.executable, '-c', _TRAIN, '--config', recipe, *arguments, '--model', network, '--model-kwargs',
-            *_keywords(row), '--seed', str(seed), '--device', device, '--output', str(folder), '--experiment', name,
+        whole = [
+            sys.executable, '-c', _TRAIN, *command, '--device', device, '--output', str(folder), '--experiment', name,
             '--resume', 'auto', '--results', str(result)]
         _logger.info('%s on %s', name, device)
         with (folder / f'{name}.log').open('a') as log:
-            code = subprocess.run(command, stdout=log, stderr=log, env=dict(os.environ), check=False).returncode
+            code = subprocess.run(whole, stdout=log, stderr=log, env=dict(os.environ), check=False).returncode
         if code or not result.exists():
             _logger.warning('%s failed with exit code %d: %s', name, code, folder / f'{name}.log')
             return None

@@ -23,10 +23,11 @@ def sampled_channels(channels: int, count: int = 50) -> list[int]:
 
 
 def shown_layers(statistics: GateStatistics) -> list[LayerStatistics]:
-    """The last attention of each stage and every one of the last stage, as in Figure 6 of the SE paper."""
-    last = statistics.layers[-1].stage
+    """The last attention of each stage, and of the last stage so many more that they are nine; SE paper, Figure 6."""
     shown = {layer.name for layer in statistics.last_of_stages}
-    return [layer for layer in statistics.layers if layer.name in shown or layer.stage == last][-9:]
+    last = [layer.name for layer in statistics.layers if layer.stage == statistics.layers[-1].stage]
+    shown.update(last[:-1][-(9 - len(shown)):] if len(shown) < 9 else ())
+    return [layer for layer in statistics.layers if layer.name in shown]
 
 
 @contextmanager
@@ -101,11 +102,13 @@ def _finish(axis: Any, layer: LayerStatistics) -> None:
 
 
 def draw_depth(statistics: GateStatistics, path: str | Path, title: str = 'gates by depth') -> None:
-    """Class specificity of each layer, and the share of its gates near an end of their range."""
+    """Class specificity of each layer beside that of chance, and the share of its gates near an end of their range."""
     layers = statistics.layers
     names = [layer.name for layer in layers]
     with _axes(2, path, title, columns=2, size=6) as axes:
         axes[0].plot([layer.specificity for layer in layers], marker='o')
+        axes[0].plot([layer.chance for layer in layers], color='black', linestyle='--', label='of gates without class')
+        axes[0].legend(fontsize=8)
         axes[0].set_ylabel('variance between classes / within')
         axes[0].set_ylim(bottom=0)
         lows, highs = zip(*(layer.saturation for layer in layers), strict=True)
@@ -144,10 +147,13 @@ def draw_scale(scales: ScaleStatistics, path: str | Path, title: str = 'attentio
 
 
 def draw_gate_maps(pictures: Tensor, maps: Tensor, path: str | Path, title: str = 'gate over the image') -> None:
-    """Images (N, 3, H, W) in 0..1 and their gate maps (N, h, w) beside them."""
+    """Images (N, 3, H, W) in 0..1 and their gate maps (N, h, w) beside them, all in the colours of one range."""
+    maps = maps.float()
+    low, high = float(maps.min()), float(maps.max())
+    title = f'{title}\ndark {low:.3g} to light {high:.3g}'
     with _axes(2 * len(pictures), path, title, columns=8, size=2) as axes:
         for i, (picture, values) in enumerate(zip(pictures, maps, strict=True)):
             axes[2 * i].imshow(picture.movedim(0, 2).clamp(0, 1).numpy())
-            axes[2 * i + 1].imshow(values.numpy(), cmap='viridis')
+            axes[2 * i + 1].imshow(values.numpy(), cmap='viridis', vmin=low, vmax=high)
             for axis in axes[2 * i:2 * i + 2]:
                 axis.axis('off')

@@ -1,7 +1,7 @@
 """Gates of single images: those that differ most from the rest, and gates over the image."""
 
 import heapq
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from .gates import Gate, find_gates, observed
 from .statistics import GateStatistics
 
-__all__ = ['UnusualImage', 'gate_map', 'unusual_images']
+__all__ = ['UnusualImage', 'gate_map', 'gate_maps', 'unusual_images']
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,8 @@ def unusual_images(
         statistics: of :func:`~timm_se_plugin.analysis.gate_statistics`.
         count: how many images.
     """
+    if count < 1:
+        return []
     gates = find_gates(model)
     device = next(model.parameters()).device
     usual = {layer.name: (layer.mean.to(device), layer.std.to(device)) for layer in statistics.layers}
@@ -83,17 +85,36 @@ def gate_map(model: nn.Module, layer: str, x: Tensor) -> Tensor:
     gates = {gate.name: gate for gate in find_gates(model)}
     if layer not in gates:
         raise ValueError(f'no attention is called {layer!r}; allowed: {", ".join(gates)}')
-    maps: list[Tensor] = []
-    gate = gates[layer]
-    with observed(model, [], lambda gate, values: None):
-        handle = gate.module.register_forward_hook(lambda module, args, output: maps.append(output))
-        try:
-            model(x.to(next(model.parameters()).device))
-        finally:
-            handle.remove()
-    found = maps[0]
-    if gate.selects or found.ndim != 4 or found.shape[2] * found.shape[3] == 1 or gate.channels_last:
+    found = _outputs(model, [gates[layer]], x)[layer]
+    if not _is_spatial(gates[layer], found):
         raise ValueError(
             f"the gate of {layer} has shape {tuple(found.shape)}, one for the whole map; allowed: a gate for every "
             "position, such as attn_squeeze='none' gives")
     return found.mean(1).cpu()
+
+
+def gate_maps(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    """The map of every spatial gate by its layer, each as :func:`gate_map` gives it, from one forward pass."""
+    gates = {gate.name: gate for gate in find_gates(model)}
+    outputs = _outputs(model, list(gates.values()), x)
+    return {name: output.mean(1).cpu() for name, output in outputs.items() if _is_spatial(gates[name], output)}
+
+
+def _outputs(model: nn.Module, gates: Sequence[Gate], x: Tensor) -> dict[str, Tensor]:
+    outputs: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Callable[[nn.Module, tuple, Tensor], None]:
+        return lambda module, args, output: outputs.__setitem__(name, output)
+
+    with observed(model, [], lambda gate, values: None):
+        handles = [gate.module.register_forward_hook(keep(gate.name)) for gate in gates]
+        try:
+            model(x.to(next(model.parameters()).device))
+        finally:
+            for handle in handles:
+                handle.remove()
+    return outputs
+
+
+def _is_spatial(gate: Gate, output: Tensor) -> bool:
+    return not gate.selects and not gate.channels_last and output.ndim == 4 and output.shape[2] * output.shape[3] > 1

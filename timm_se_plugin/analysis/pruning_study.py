@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..complexity import complexity
+from ..provenance import provenance
 from ..tables import replace_rows
 from ..trained import build_model
 from .pruning import prune_by_gates
@@ -35,7 +36,7 @@ def pruning_study(
         criteria: as :func:`~timm_se_plugin.analysis.pruning.prune_by_gates` takes them.
         epochs: of fine-tuning, with momentum and a cosine to zero.
         lr: its learning rate.
-        table: CSV file for the rows, one for each criterion and share, one for the whole network.
+        table: CSV file for the rows, one for the whole network and one for each criterion and share, when it is known.
         **changes: options to change: ``data_dir``, ``device``, …
 
     Raises:
@@ -45,7 +46,6 @@ def pruning_study(
     from ..training.checkpoint import read_checkpoint
     from ..training.data import class_names, data_config, eval_loader, open_split, train_loader
     from ..training.place import placed
-    from ..training.records import provenance
 
     state = read_checkpoint(checkpoint)
     options = Namespace(**{**vars(state['args']), **changes})
@@ -78,14 +78,19 @@ def pruning_study(
             return line
 
         whole = top1(model)
-        rows = [row(model, 'whole', 0, whole, whole)]
+        rows: list[dict[str, Any]] = []
+
+        def keep(line: dict[str, Any]) -> None:
+            rows.append(line)
+            replace_rows(table, [line], ('model', 'checkpoint_seed', 'criterion', 'share', 'epochs', 'lr'))
+
+        keep(row(model, 'whole', 0, whole, whole))
         for criterion in criteria:
             for share in shares:
                 pruned = prune_by_gates(model, statistics, share, size, criterion)
                 before = top1(pruned)
                 _fine_tune(pruned, training, epochs, lr, options)
-                rows.append(row(pruned, criterion, share, before, top1(pruned)))
-        replace_rows(table, rows, ('model', 'checkpoint_seed', 'criterion', 'share', 'epochs', 'lr'))
+                keep(row(pruned, criterion, share, before, top1(pruned)))
         return rows
 
 

@@ -49,17 +49,14 @@ def write_report(
     classes = statistics.seen_classes[:8] if classes is None else list(classes)
     indices = [statistics.class_index(name) for name in classes]
     cost = complexity(model, input_size)
-    inside = tuple(f'{layer.name}.' for layer in statistics.layers)
-    attention = [module for module in cost.modules if f'{module.name}.'.startswith(inside)]
-    params, macs = sum(m.params for m in attention), sum(m.macs for m in attention)
     data = {
         'title': title, 'note': note, 'model': type(model).__name__, 'classes': classes,
         'convention': f'For an input of {"x".join(map(str, cost.input_size))}. {CONVENTION}.',
         'cards': [
             ['images', f'{statistics.images:,}'], ['classes with images', str(len(statistics.seen_classes))],
             ['attentions', str(len(statistics.layers))], ['parameters', f'{cost.params:,}'],
-            ['of which attention', f'{100 * params / cost.params:.2g} %'], ['MACs', f'{cost.macs:,}'],
-            ['of which attention', f'{100 * macs / cost.macs:.2g} %']],
+            ['of which attention', f'{100 * cost.attention_params / cost.params:.2g} %'], ['MACs', f'{cost.macs:,}'],
+            ['of which attention', f'{100 * cost.attention_macs / cost.macs:.2g} %']],
         'modules': [[m.name, m.type, m.params, m.macs] for m in cost.modules],
         'layers': [_layer(layer, indices) for layer in statistics.layers],
         'pictures': [_picture(picture, statistics.classes, mean, std) for picture in pictures],
@@ -79,7 +76,8 @@ def _layer(layer: LayerStatistics, indices: list[int]) -> dict[str, Any]:
     return {
         'name': layer.name, 'gate': layer.gate, 'branches': list(layer.branches), 'channels': layer.means.shape[2],
         'sampled': sampled, 'overall': float(layer.mean.mean()), 'deviation': float(layer.std.mean()),
-        'specificity': layer.specificity, 'low': low, 'high': high, 'mean': _rounded(layer.mean[:, sampled]),
+        'specificity': layer.specificity, 'chance': layer.chance, 'low': low, 'high': high,
+        'mean': _rounded(layer.mean[:, sampled]),
         'means': [_rounded(layer.means[k][:, sampled]) for k in indices],
         'stds': [_rounded(layer.variances[k][:, sampled].sqrt()) for k in indices]}
 

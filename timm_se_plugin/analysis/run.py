@@ -10,15 +10,15 @@ from typing import Any
 import timm
 import torch
 from timm.models import load_checkpoint
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..tables import write_table
 from .figures import draw_activations, draw_depth, draw_deviations, draw_gate_maps, draw_scale
 from .gates import find_gates
-from .pictures import gate_map, unusual_images
+from .pictures import gate_maps, unusual_images
 from .report import write_report
 from .scale import ScaleStatistics, scale_statistics
-from .statistics import GateStatistics, gate_statistics
+from .statistics import GateStatistics, check_ending, gate_statistics
 
 __all__ = ['analyze', 'parse_analysis']
 
@@ -52,13 +52,18 @@ def analyze(options: Namespace) -> GateStatistics:
         options: of :func:`parse_analysis`.
 
     Raises:
-        ValueError: what :func:`~timm_se_plugin.analysis.gate_statistics` raises, an unknown class, or no output folder.
+        ValueError: what :func:`~timm_se_plugin.analysis.gate_statistics` raises, an unknown class, no output folder,
+            real labels, or a table that cannot be written.
     """
     from ..training.data import class_names, data_config, eval_loader, open_split
     from ..training.place import placed
 
     if not options.output:
         raise ValueError('--output is needed: the folder for the table, the figures and the report')
+    if options.real_labels is not None:
+        raise ValueError('--real-labels is not allowed here: gates are told apart by the labels of the data')
+    folder = Path(options.output)
+    check_ending(folder / f'gates.{options.table}')
     with placed(options) as place:
         dataset = open_split(options, options.val_split, training=False)
         model = timm.create_model(
@@ -66,24 +71,37 @@ def analyze(options: Namespace) -> GateStatistics:
         if options.checkpoint:
             load_checkpoint(model, options.checkpoint, use_ema=options.use_ema)
         model = model.to(place.device, getattr(torch, options.model_dtype))
+        if options.channels_last:
+            model = model.to(memory_format=torch.channels_last)
         find_gates(model)  # a network without attention is refused before the data is read
         config = data_config(options, model)
         loader = eval_loader(options, dataset, config, place)
         classes = class_names(dataset) or [str(i) for i in range(model.num_classes)]
-        statistics = gate_statistics(model, loader(), classes)
-        drawn = options.classes or statistics.seen_classes[:4]
-        for name in drawn:
-            statistics.class_index(name)
-        scale = None
-        if any(gate.selects for gate in find_gates(model)):
-            scale = scale_statistics(model, loader, classes)
+        unknown = sorted(set(options.classes or ()) - set(classes))
+        if unknown:
+            raise ValueError(f'no class is called {", ".join(map(repr, unknown))}; allowed: {", ".join(classes)}')
+
+        def batches() -> Iterator[tuple[Tensor, Tensor]]:
+            for x, y in loader():
+                yield x.contiguous(memory_format=torch.channels_last) if options.channels_last else x, y
+
+        with place.autocast(options):
+            statistics = gate_statistics(model, batches(), classes)
+            drawn = options.classes or statistics.seen_classes[:4]
+            for name in drawn:
+                statistics.class_index(name)
+            scale = None
+            if any(gate.selects for gate in find_gates(model)):
+                scale = scale_statistics(model, batches, classes)
         if place.primary:
-            folder = Path(options.output)
             shown = f'{options.model}, {statistics.images:,} images'
             statistics.save(folder / f'gates.{options.table}')
             _draw(folder, statistics, scale, drawn, shown)
-            _draw_maps(folder, model, next(iter(loader()))[0][:8], config, shown)
-            pictures = unusual_images(model, loader(), statistics, options.pictures)
+            with place.autocast(options):
+                x = next(batches())[0][:8]
+                maps = gate_maps(model, x)
+                pictures = unusual_images(model, batches(), statistics, options.pictures)
+            _draw_maps(folder, x, maps, config, shown)
             write_report(
                 folder / 'report.html', model, statistics, title=f'Gates of {options.model}',
                 note=_note(options, statistics, place.world_size), classes=drawn if options.classes else None,
@@ -111,16 +129,8 @@ def _draw(
         write_table(folder / 'scale.csv', scale.rows())
 
 
-def _draw_maps(folder: Path, model: nn.Module, x: Tensor, config: dict[str, Any], shown: str) -> None:
+def _draw_maps(folder: Path, x: Tensor, maps: dict[str, Tensor], config: dict[str, Any], shown: str) -> None:
     mean, std = (torch.tensor(config[key]).view(-1, 1, 1) for key in ('mean', 'std'))
     pictures = (x.float().cpu() * std + mean).expand(-1, 3, -1, -1)
-    for name, maps in _spatial_maps(model, x):
-        draw_gate_maps(pictures, maps, folder / f'map-{name}.png', f'Gate of {name} over the image: {shown}')
-
-
-def _spatial_maps(model: nn.Module, x: Tensor) -> Iterator[tuple[str, Tensor]]:
-    for name in dict.fromkeys(gate.name for gate in find_gates(model)):
-        try:
-            yield name, gate_map(model, name, x)
-        except ValueError:  # one number for the whole map
-            continue
+    for name, gates in maps.items():
+        draw_gate_maps(pictures, gates, folder / f'map-{name}.png', f'Gate of {name} over the image: {shown}')

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .gates import Gate, find_gates, kernel_names, observed
 
-__all__ = ['GateStatistics', 'LayerStatistics', 'gate_statistics']
+__all__ = ['GateStatistics', 'LayerStatistics', 'check_ending', 'gate_statistics']
 
 _logger = logging.getLogger(__name__)
 _NEAR = 0.05  # of its range: a gate so close to an end is saturated
@@ -72,10 +72,19 @@ class LayerStatistics:
     def specificity(self) -> float:
         """Variance between classes over variance within, each summed over channels; 0 for a gate that never moves.
 
-        With gates that do not depend on the class it is near (classes - 1) / images, and not 0.
+        Of gates that do not depend on the class it is near :attr:`chance`, and not 0.
         """
         between, within = float(self.between.sum()), float(self.within.sum())
         return between / within if within > 0 else math.inf if between > 0 else 0.0
+
+    @property
+    def chance(self) -> float:
+        """What :attr:`specificity` is on average, nearly, of gates that do not depend on the class.
+
+        (K - 1) / (N - K) for N images of K classes; NaN if each class has one image.
+        """
+        images, classes = int(self.counts.sum()), int((self.counts > 0).sum())
+        return (classes - 1) / (images - classes) if images > classes else math.nan
 
     @property
     def saturation(self) -> tuple[float, float]:
@@ -156,16 +165,11 @@ class GateStatistics:
             ValueError: another ending, or no pyarrow.
         """
         path = Path(path)
-        if path.suffix not in ('.csv', '.parquet'):
-            raise ValueError(f'{path.name!r} is not allowed; allowed: a name that ends in .csv or .parquet')
-        if path.suffix == '.parquet':
-            try:
-                import pyarrow
-                from pyarrow import parquet
-            except ImportError as error:
-                raise ValueError('.parquet needs the package pyarrow; allowed without it: .csv') from error
+        check_ending(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix == '.parquet':
+            import pyarrow
+            from pyarrow import parquet
             parquet.write_table(pyarrow.Table.from_pylist(list(self.rows())), path)
             return
         with path.open('w', newline='') as file:
@@ -175,6 +179,21 @@ class GateStatistics:
             writer.writeheader()
             writer.writerow(first)
             writer.writerows(rows)
+
+
+def check_ending(path: Path) -> None:
+    """Refuse a table that cannot be written.
+
+    Raises:
+        ValueError: an ending other than .csv and .parquet, or .parquet without pyarrow.
+    """
+    if path.suffix not in ('.csv', '.parquet'):
+        raise ValueError(f'{path.name!r} is not allowed; allowed: a name that ends in .csv or .parquet')
+    if path.suffix == '.parquet':
+        try:
+            import pyarrow  # noqa: F401
+        except ImportError as error:
+            raise ValueError('.parquet needs the package pyarrow; allowed without it: .csv') from error
 
 
 class _Sums:
@@ -245,20 +264,24 @@ def gate_statistics(
         classes: names of the classes.
 
     Raises:
-        ValueError: no attention, no images, a label without a class, a gate that is not finite or never computed.
+        ValueError: no attention, no images, a label without a class, a gate that is not finite never or twice computed.
     """
     gates = find_gates(model)
     device = next(model.parameters()).device
     sums: dict[str, _Sums] = {}
     labels = torch.zeros(0)
     place, seen = 0, False
+    called: set[str] = set()
 
     def see(gate: Gate, values: Tensor) -> None:
+        if gate.name in called:
+            raise ValueError(f'{gate.name} computes its gate more than once for an image; allowed: gates computed once')
+        called.add(gate.name)
         if len(values) != len(labels):
             raise ValueError(f'{gate.name} has {len(values)} gates for {len(labels)} images; allowed: one for each')
         if not values.isfinite().all():
             bad = int((~values.isfinite()).flatten(1).any(1).nonzero()[0])
-            raise ValueError(f'the gate of {gate.name} is not finite for image {place + bad} of the data')
+            raise ValueError(f'the gate of {gate.name} is not finite for image {place + bad} of this process')
         if gate.name not in sums:
             sums[gate.name] = _Sums(len(classes), values.shape[1], values.shape[2], device)
         known = labels >= 0
@@ -271,6 +294,7 @@ def gate_statistics(
                 raise ValueError(f'the data has a label {int(y.max())}, and there are {len(classes)} classes')
             if (labels >= 0).any():
                 seen = True
+                called.clear()
                 model(x.to(device))
             place += len(labels)
     _gather(gates, sums, len(classes), device)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-__all__ = ['STUDIES', 'Row', 'study_rows']
+__all__ = ['STUDIES', 'Row', 'study_network', 'study_rows']
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,10 @@ def _se(name: str, error: float | None, millions: float | None = None, **options
     return Row(name, {'attn': 'se', 'attn_bias': False, **options}, error, millions)
 
 
-def _sk(name: str, error: float | None, *kernels: int, select: str = 'softmax') -> Row:
-    return Row(name, {'attn': 'sk', 'attn_kernels': kernels, 'attn_select': select}, error)
+def _sk(
+        name: str, error: float | None, *kernels: int, millions: float | None = None, select: str = 'softmax',
+) -> Row:
+    return Row(name, {'attn': 'sk', 'attn_kernels': kernels, 'attn_select': select}, error, millions)
 
 
 _PLAIN = Row('without', {'attn': 'none'}, 23.30, 25.6)
@@ -52,7 +54,7 @@ STUDIES: dict[str, tuple[Row, ...]] = {
         _se('identity', 22.20, attn_integration='identity'), _se('3x3', 22.48, 25.8, attn_integration='3x3')),
     'no_squeeze': (_PLAIN, _se('NoSqueeze', 22.93, 28.1, attn_squeeze='none'), _se('SE', 22.28, 28.1)),
     'branches': (
-        _sk('3x3 + 5x5, SK', 20.79, 3, 5), _sk('3x3 + 7x7, SK', 20.97, 3, 7),
+        _sk('3x3 + 5x5, SK', 20.79, 3, 5, millions=27.5), _sk('3x3 + 7x7, SK', 20.97, 3, 7, millions=27.5),
         _sk('3x3 + 5x5 + 7x7, SK', 20.76, 3, 5, 7), _sk('3x3 + 5x5, sum', None, 3, 5, select='sum')),
 }
 
@@ -66,3 +68,8 @@ def study_rows(study: str) -> tuple[Row, ...]:
     if study not in STUDIES:
         raise ValueError(f'no study is called {study!r}; allowed: {", ".join(STUDIES)}')
     return STUDIES[study]
+
+
+def study_network(study: str) -> str:
+    """The network that the paper measured a study with."""
+    return 'sk_resnext50_32x4d_plugin' if study == 'branches' else 'se_resnet50_plugin'

@@ -39,8 +39,8 @@ class TimmAttentionBackbone(BaseModule):
 
     Which attention it carries, and what is frozen, is decided when it is built, from the configuration alone: weights
     are read in ``init_weights()`` only, so that building, testing and resuming need neither network nor files.
-    timm's weights expect RGB; ``pretrained`` plain weights and ``attn='se'`` start with every gate at exactly 1, so
-    that the features are at first those of the plain network.
+    timm's weights expect RGB, normalised as the tag's ``mean`` and ``std`` say; ``pretrained`` plain weights and
+    ``attn='se'`` start with every gate at exactly 1, so that the features are at first those of the plain network.
 
     Shape: (N, C, H, W) -> a tuple, (N, out_channels[i], H / strides[i], W / strides[i]) for each of ``out_indices``.
 

@@ -105,7 +105,8 @@ def detect(
 
     Raises:
         FileNotFoundError: no such picture, or none in a folder.
-        ValueError: a file that is not a picture, two of one name, or a checkpoint of another detector.
+        ValueError: a file that is not a picture, two of one name, an output folder that holds one of them, or a
+            checkpoint of another detector.
     """
     files = [file for path in map(Path, pictures) for file in (
         sorted(f for f in path.iterdir() if f.suffix.lower() in ('.jpg', '.jpeg', '.png', '.bmp'))
@@ -115,6 +116,8 @@ def detect(
         raise FileNotFoundError(f'no such picture: {", ".join(missing) or "the folder has none"}')
     if len({file.name for file in files}) < len(files):
         raise ValueError('two pictures have one name, and would be written to one file')
+    if any(file.resolve().parent == Path(output).resolve() for file in files):
+        raise ValueError(f'output={str(output)!r} is not allowed: the pictures lie there, and would be overwritten')
     model: Any = load_detector(config, checkpoint, device)
     classes = list(model.dataset_meta.get('classes', []))
     Path(output).mkdir(parents=True, exist_ok=True)

@@ -12,10 +12,11 @@ from timm.utils import distribute_bn
 
 from ..complexity import complexity
 from ..files import write_atomically
+from ..provenance import provenance
 from ..tables import write_table
 from .evaluation import evaluate
 from .place import placed
-from .records import Progress, draw_curves, provenance, record_result
+from .records import Progress, draw_curves, record_result
 from .run import Run
 from .termination import TerminatedError, Termination
 from .timing import step_time_ratio

@@ -1,20 +1,15 @@
 """What a run leaves to read: progress, logs, curves, and a row in a table of results."""
 
 import logging
-import platform
-import subprocess
 import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import timm
-import torch
-
 from ..tables import replace_rows
 
-__all__ = ['Progress', 'draw_curves', 'provenance', 'record_result']
+__all__ = ['Progress', 'draw_curves', 'record_result']
 
 _logger = logging.getLogger(__name__)
 
@@ -57,19 +52,6 @@ class Progress:
         """Leave the line."""
         if self.bar is not None:
             self.bar.close()
-
-
-def provenance(device: torch.device) -> dict[str, Any]:
-    """Versions, commit and machine of a run."""
-    git = ['git', '-C', str(Path(__file__).parent), 'describe', '--always', '--dirty=+', '--exclude=*']
-    try:
-        commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
-    except OSError:
-        commit = ''
-    return {
-        'device': torch.cuda.get_device_name(device) if device.type == 'cuda' else platform.machine(),
-        'threads': torch.get_num_threads(), 'python': platform.python_version(), 'torch': str(torch.__version__),
-        'timm': timm.__version__, 'commit': commit}
 
 
 def record_result(path: Path, row: Mapping[str, Any], history: list[dict[str, Any]]) -> None:

@@ -16,10 +16,10 @@ from timm.models import load_checkpoint
 
 from ..complexity import complexity
 from ..files import write_atomically
+from ..provenance import provenance
 from .data import class_names, data_config, eval_loader, open_split
 from .evaluation import Evaluation, draw_confusion, evaluate
 from .place import placed
-from .records import provenance
 
 __all__ = ['evaluate_classifier']
 
