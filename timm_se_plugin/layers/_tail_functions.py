@@ -213,7 +213,8 @@ class _ScaleAddAct(Function):
             gy, gweight, gbias = _affine_backward(g, y, weight, mean, var, ctx.eps, needs_y)
             if shortcut_gate is not None:
                 zero, one = torch.zeros_like(mean), torch.ones_like(mean)
-                gshortcut, gshortcut_gate, _ = _affine_backward(g, shortcut, shortcut_gate, zero, one, 0.0, True)
+                gshortcut, gshortcut_gate, _ = _affine_backward(
+                    g, shortcut.to(g.dtype), shortcut_gate.to(mean.dtype), zero, one, 0.0, True)
         if not ctx.needs_input_grad[6]:
             gshortcut = None
         return gy, gweight, gbias, None, None, None, gshortcut, gshortcut_gate, None
