@@ -223,14 +223,14 @@ def test_derivatives_of_first_and_second_order(mode, channels_last):
 @pytest.mark.parametrize('mode', MODES)
 @pytest.mark.parametrize('channels_last', [False, True])
 @pytest.mark.parametrize('how', ['bfloat16', 'float16 autocast', 'bfloat16 autocast'])
-@pytest.mark.parametrize('call_cost', [1, 2**14])
-def test_half_precision_errs_no_more_than_the_modules(call_cost, how, channels_last, mode, monkeypatch):
+@pytest.mark.parametrize(('call_cost', 'integration'), [(1, 'standard'), (2**14, 'standard'), (2**14, 'identity')])
+def test_half_precision_errs_no_more_than_the_modules(call_cost, integration, how, channels_last, mode, monkeypatch):
     monkeypatch.setattr(_tail_functions, '_CALL_COST', call_cost)
     dtype = torch.float16 if 'float16' in how.split()[0] and how[0] == 'f' else torch.bfloat16
     errors = {True: {}, False: {}}
     for seed in range(8):
         torch.manual_seed(seed)
-        net = set_mode(Block(act=nn.ReLU), mode)
+        net = set_mode(Block(integration=integration), mode)
         x = layout(torch.randn(8, 16, 12, 12), channels_last).to(dtype).float()
         exact = run(copy.deepcopy(net).double(), x.double(), False)
         for fused in (True, False):

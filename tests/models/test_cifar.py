@@ -285,3 +285,18 @@ def test_attention_is_on_three_stages_unless_told_otherwise():
 def test_what_three_stages_or_a_cifar_stem_cannot_do_is_one_clear_error(name, kwargs, message):
     with pytest.raises(ValueError, match=message):
         timm.create_model(name, **kwargs)
+
+
+@pytest.mark.parametrize('name', ['resnet20_cifar_plugin', 'resnetv2_164_cifar_plugin', 'shufflenetv2_050_plugin'])
+def test_sites_are_names_of_the_finished_network(name):
+    site = {'re': 'layer1', 'sh': 'stage2'}[name[:2]] if 'v2_164' not in name else r'stages\.0'
+    model = timm.create_model(name, attn='se', attn_sites=site)
+    assert [path for path, _ in model.named_modules() if path.endswith('.se')] == [f'{site.replace(chr(92), "")}.se']
+
+
+@pytest.mark.parametrize('attn', ['scse', 'ese', 'cbam', 'gc', 'sse'])
+def test_every_attention_of_a_preactivation_network_starts_at_identity(attn):
+    model = timm.create_model('resnetv2_164_cifar_plugin', attn=attn, attn_init='identity').eval()
+    layer = model.stages[0].blocks[0].se
+    x = torch.randn(2, 64, 8, 8)
+    torch.testing.assert_close(layer(x), x)

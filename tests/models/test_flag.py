@@ -4,11 +4,13 @@ import json
 import logging
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import timm
 import torch
 from timm.layers import SEModule
+from torch import nn
 
 import timm_se_plugin
 from timm_se_plugin import AttentionSpec
@@ -164,3 +166,11 @@ def test_wrong_channels_are_one_clear_error_on_every_way_through(how):
 
 def test_tracing_warns_of_nothing():
     torch.jit.trace(timm.create_model('se_resnet10t_plugin').eval(), torch.zeros(1, 3, 64, 64))
+
+
+def test_legacy_networks_keep_the_norms_options_and_refuse_kernels_beside_their_strides():
+    norm_layer = partial(nn.BatchNorm2d, eps=1e-3, momentum=0.01)
+    bn2 = timm.create_model('legacy_seresnet18_plugin', norm_layer=norm_layer).layer1[0].bn2
+    assert (bn2.eps, bn2.momentum) == (1e-3, 0.01)
+    with pytest.raises(ValueError, match='stride_in_1x1'):
+        timm.create_model('legacy_seresnet50_plugin', attn='sk')

@@ -1,11 +1,13 @@
 import copy
 import pickle
+from functools import partial
 
 import pytest
 import timm
 import torch
 from networks import one_per_structure, shallow
 from parity import images, randomised, relative_error
+from timm.layers import StdConv2d
 from torch import fx, nn
 
 import timm_se_plugin
@@ -95,3 +97,24 @@ def test_plain_timm_networks_are_folded_too():
     x = images(1, 3, 64, 64, dtype=torch.float32)
     with torch.no_grad():
         assert relative_error(timm_se_plugin.fuse_for_inference(model)(x), model(x)) < 1e-5
+
+
+def test_gradients_pass_through():
+    model = timm.create_model('se_resnet18_plugin', num_classes=2).double().eval()
+    x = torch.randn(1, 3, 64, 64, dtype=torch.float64, requires_grad=True)
+    ours, theirs = (torch.autograd.grad(net(x).sum(), x)[0] for net in (fuse_for_inference(model), model))
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_a_block_alone_is_deployed():
+    block = timm.create_model('se_resnet18_plugin').layer1[0].double().eval()
+    x = torch.randn(1, 64, 8, 8, dtype=torch.float64)
+    torch.testing.assert_close(fuse_for_inference(block)(x), block(x))
+
+
+@pytest.mark.parametrize(('conv', 'norm'), [
+    (StdConv2d, nn.BatchNorm2d), (nn.Conv2d, partial(nn.BatchNorm2d, track_running_stats=False))])
+def test_what_cannot_be_folded_stays(conv, norm):
+    model = nn.Sequential(conv(3, 4, 3), norm(4)).double().eval()
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    torch.testing.assert_close(fuse_for_inference(model)(x), model(x))

@@ -96,3 +96,8 @@ def test_bad_option_is_one_clear_error(options, message):
 def test_bad_option_given_directly_is_refused_too():
     with pytest.raises(ValueError, match="attn='eca' has no option attn_bias"):
         AttentionSpec('eca', bias=False)
+
+
+def test_zero_is_no_false():
+    with pytest.raises(ValueError, match='attn_fused=0 is not allowed'):
+        AttentionSpec(fused=0)

@@ -1,6 +1,7 @@
 """Attention for networks that are built: what it does, and what it refuses."""
 
 import copy
+from collections import OrderedDict
 
 import pytest
 import timm
@@ -272,3 +273,16 @@ def test_attention_of_the_networks_own_is_refused_and_left():
     with pytest.raises(ValueError, match='has no attention of the plugin'):
         remove_attention(model)
     assert timm_se_plugin.add_attention is add_attention
+
+
+def test_a_network_with_kernels_left_is_recorded_as_such_and_gains_no_second_attention():
+    model = timm.create_model('resnet18_plugin', attn='sk+se', attn_sk_stages=(3, 4), attn_select='sum')
+    remove_attention(model)
+    assert AttentionSpec.of(model) == AttentionSpec('sk', stages=(3, 4), select='sum')
+    with pytest.raises(ValueError, match='has Selective Kernels'):
+        add_attention(model, 'se', stages=(1,))
+
+
+def test_a_users_own_module_named_se_stays():
+    with pytest.raises(ValueError, match='no attention of the plugin'):
+        remove_attention(nn.Sequential(OrderedDict(conv=nn.Conv2d(3, 3, 1), se=nn.ReLU())))

@@ -154,8 +154,9 @@ def add_act_(x: Tensor, shortcut: Tensor, relu: bool) -> Tensor:
     if torch.jit.is_scripting() or torch.compiler.is_compiling() or not relu:  # exporters don't know _add_relu_
         x = x.add_(shortcut)
         return x.relu_() if relu else x
-    if x.device.type == 'cpu' and x.dtype == shortcut.dtype and x.dtype.itemsize >= 4:
-        return _native._add_relu_(x, shortcut)  # one pass; it exists for these types on CPU
+    differentiable = torch.is_grad_enabled() and (x.requires_grad or shortcut.requires_grad)
+    if x.device.type == 'cpu' and x.dtype == shortcut.dtype and x.dtype.itemsize >= 4 and not differentiable:
+        return _native._add_relu_(x, shortcut)  # one pass; it exists for these types on CPU, without a derivative
     return x.add_(shortcut).relu_()
 
 
@@ -213,7 +214,8 @@ class _ScaleAddAct(Function):
             gy, gweight, gbias = _affine_backward(g, y, weight, mean, var, ctx.eps, needs_y)
             if shortcut_gate is not None:
                 zero, one = torch.zeros_like(mean), torch.ones_like(mean)
-                gshortcut, gshortcut_gate, _ = _affine_backward(g, shortcut, shortcut_gate, zero, one, 0.0, True)
+                gshortcut, gshortcut_gate, _ = _affine_backward(
+                    g, shortcut.to(g.dtype), shortcut_gate.to(mean.dtype), zero, one, 0.0, True)
         if not ctx.needs_input_grad[6]:
             gshortcut = None
         return gy, gweight, gbias, None, None, None, gshortcut, gshortcut_gate, None

@@ -110,11 +110,15 @@ def build(arch: Architecture, pretrained: bool = False, **kwargs: Any) -> nn.Mod
     model_args.setdefault('pretrained_filter_fn', checkpoint_filter(
         source.key_map if source else None, new_attention=gains_attention, their_filter=their_filter))
 
+    model_cls = plan.model_cls
+    if placed and placed.sites is not None and not isinstance(model_cls, partial):
+        model_cls = partial(with_attention, model_cls)  # names are those of the finished network
+
     def built(pretrained: bool) -> nn.Module:
         theirs: dict[str, Any] = {k: model_args[k] for k in ('feature_cfg', 'block_args') if k in model_args}
         # timm writes into them, and there may be two networks to build.
         args: dict[str, Any] = {**model_args, **copy.deepcopy(theirs)}
-        return build_model_with_cfg(plan.model_cls, plan.variant, pretrained, pretrained_cfg=cfg, attn=placed, **args)
+        return build_model_with_cfg(model_cls, plan.variant, pretrained, pretrained_cfg=cfg, attn=placed, **args)
 
     if pretrained:
         check_saved_weights(cfg, built)
@@ -177,6 +181,8 @@ def _requested(arch: Architecture, options: Mapping[str, Any]) -> AttentionSpec 
 
 def _on_its_stages(arch: Architecture, attn: AttentionSpec, options: Mapping[str, Any]) -> AttentionSpec:
     """`attn` on stages that the network has: those that the options ask for, or all."""
+    if attn.sites is not None:
+        return attn
     for name in {'stages', 'sk_stages'} & set(ATTENTIONS[attn.attn]):
         stages = tuple(stage for stage in getattr(attn, name) if stage <= arch.stages)
         if f'attn_{name}' in options and stages != getattr(attn, name):

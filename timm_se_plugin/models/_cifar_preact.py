@@ -9,11 +9,10 @@ from timm.layers import BatchNormAct2d, create_conv2d
 from timm.models.resnetv2 import ResNetV2
 from torch import nn
 
-from ..layers import SqueezeExcite
 from ..placement import AttentionSpec
 from ..placement.preactivation import attend, checked_for_addition
 from ._cifar_networks import FourLevels, as_timm_counts, keep_size_in_stem, refuse
-from ._networks import StemConv2d
+from ._networks import StemConv2d, restart_identity
 
 __all__ = ['CifarResNetV2']
 
@@ -73,9 +72,7 @@ class CifarResNetV2(FourLevels, ResNetV2):
     def init_weights(self, zero_init_last: bool = True) -> None:
         """Initialize as timm does, and gates that start at 1 as such."""
         super().init_weights(zero_init_last=zero_init_last)
-        for module in self.modules():
-            if isinstance(module, SqueezeExcite) and module.init == 'identity':
-                module.init_identity()
+        restart_identity(self)
 
     @torch.jit.ignore
     def get_classifier(self, name_only: bool = False) -> nn.Module | str:

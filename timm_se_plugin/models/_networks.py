@@ -23,6 +23,13 @@ def with_attention(model_cls: Callable[..., nn.Module], attn: AttentionSpec | No
     return model
 
 
+def restart_identity(model: nn.Module) -> None:
+    """Let the gates that started at 1 do so again."""
+    for attention in attention_modules(model).values():
+        if getattr(attention, 'init', 'default') == 'identity':
+            start_at_identity(attention)
+
+
 def checked_channels(x: Tensor, channels: int) -> Tensor:
     """Return x, or raise ValueError if it isn't a batch of images with so many channels."""
     if not torch.jit.is_tracing() and (x.dim() != 4 or x.shape[1] != channels):
@@ -37,7 +44,7 @@ class StemConv2d(nn.Conv2d):
     """A network's first convolution, which every way through it shares, with one clear error for a wrong input."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Convolve images. Shape: (N, in_channels, H, W) -> (N, out_channels, H / 2, W / 2)."""
+        """Convolve images. Shape: (N, in_channels, H, W) -> (N, out_channels, H / stride, W / stride)."""
         return self._conv_forward(checked_channels(x, self.in_channels), self.weight, self.bias)
 
 
@@ -62,16 +69,12 @@ class AttentionResNet(ResNet):
         super().__init__(attention_blocks(blocks, attn) if attn else blocks, layers, **kwargs)
         stem = self.conv1 if isinstance(self.conv1, nn.Conv2d) else self.conv1[0]
         stem.__class__ = StemConv2d  # the same parameters and keys
-        if attn and attn.sites is not None:
-            add_attention(self, attn)
 
     @torch.jit.ignore
     def init_weights(self, zero_init_last: bool = True) -> None:
         """Initialize as timm does, which gives every convolution random weights, and gates that start at 1 as such."""
         super().init_weights(zero_init_last=zero_init_last)
-        for attention in attention_modules(self).values():
-            if getattr(attention, 'init', 'default') == 'identity':
-                start_at_identity(attention)
+        restart_identity(self)
 
 
 class LegacyResNet(AttentionResNet):
@@ -81,8 +84,19 @@ class LegacyResNet(AttentionResNet):
     ``stride_in_1x1`` puts a Bottleneck's stride into its first convolution.
     """
 
-    def __init__(self, *args: Any, stride_in_1x1: bool = False, zero_init_last: bool = False, **kwargs: Any) -> None:
-        super().__init__(*args, zero_init_last=zero_init_last, **kwargs)
+    def __init__(
+            self,
+            block: type[nn.Module] | Sequence[type[nn.Module]],
+            layers: Sequence[int],
+            attn: AttentionSpec | None = None,
+            stride_in_1x1: bool = False,
+            zero_init_last: bool = False,
+            **kwargs: Any,
+    ) -> None:
+        if attn and stride_in_1x1 and any(map(attn.selects_kernels, range(1, 5))):
+            raise ValueError(
+                f'attn={attn.attn!r} is not allowed with stride_in_1x1=True; allowed: attention without kernels')
+        super().__init__(block, layers, attn, zero_init_last=zero_init_last, **kwargs)
         if type(self.get_submodule('maxpool')) is nn.MaxPool2d:  # not what replace_stem_pool or aa_layer put there
             self.maxpool = nn.MaxPool2d(kernel_size=3, stride=2, ceil_mode=True)
         for module in self.modules():
@@ -95,7 +109,9 @@ class LegacyResNet(AttentionResNet):
 def _with_act(norm: nn.Module, act_layer: type[nn.Module]) -> BatchNormAct2d:
     if type(norm) is not nn.BatchNorm2d:
         raise ValueError(f'norm_layer={type(norm).__name__} is not allowed in a legacy network; allowed: BatchNorm2d')
+    like = next(norm.parameters(), torch.empty(0))
     norm_act = BatchNormAct2d(
-        norm.num_features, act_layer=act_layer, device=norm.weight.device, dtype=norm.weight.dtype)
+        norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats, act_layer=act_layer,
+        device=like.device, dtype=like.dtype)
     norm_act.load_state_dict(norm.state_dict())
     return norm_act

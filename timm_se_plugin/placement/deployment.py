@@ -5,16 +5,20 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import BatchNormAct2d
+from timm.layers import BatchNormAct2d, ScaledStdConv2d, ScaledStdConv2dSame, StdConv2d, StdConv2dSame
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ..layers import SqueezeExcite
 from ..layers._tail_functions import add_act_
+from ..layers.batch_norm_relu import has_hooks
 from ..layers.squeeze_excite import Pointwise
 from .residual import AttentionBasicBlock, AttentionBottleneck
 
 __all__ = ['fuse_for_inference']
+
+# What would be folded into their weights, they would normalise away.
+_STANDARDIZED = (StdConv2d, StdConv2dSame, ScaledStdConv2d, ScaledStdConv2dSame)
 
 
 @torch.no_grad()
@@ -26,7 +30,8 @@ def fuse_for_inference(model: nn.Module) -> nn.Module:
     W1 W3 on the mean of that convolution's input, which is four times narrower.
 
     Args:
-        model: any network, in evaluation mode: SE blocks of the plugin, and convolutions with BatchNorm everywhere.
+        model: a network in evaluation mode whose modules register their children in the order in which they run: SE
+            blocks of the plugin, and convolutions with BatchNorm everywhere.
 
     Returns:
         A module whose ``state_dict`` loads into the same function's result on a fresh model.
@@ -42,6 +47,8 @@ def fuse_for_inference(model: nn.Module) -> nn.Module:
     for name, module in list(model.named_modules()):
         fused = _deployed(module)
         if fused is not None:
+            if not name:
+                return fused
             model.set_submodule(name, fused)
     return model
 
@@ -54,7 +61,9 @@ def _fold_norms(parent: nn.Module) -> None:
         # A convolution with a child carries attention, which comes before the norm; a norm of another width follows
         # more than this convolution.
         if (previous and isinstance(previous[2], nn.Conv2d) and not list(previous[2].children())
-                and type(child) in (nn.BatchNorm2d, BatchNormAct2d) and child.num_features == previous[2].out_channels):
+                and not isinstance(previous[2], _STANDARDIZED)
+                and type(child) in (nn.BatchNorm2d, BatchNormAct2d) and child.running_mean is not None
+                and child.num_features == previous[2].out_channels):
             holder, conv_name, _ = previous
             setattr(holder, conv_name, fuse_conv_bn_eval(getattr(holder, conv_name), child))
             setattr(parent, name, child.act if isinstance(child, BatchNormAct2d) else nn.Identity())
@@ -139,6 +148,9 @@ class _DeployedBasicBlock(nn.Module):
         shortcut = x
         x = self.aa(self.act1(self.conv1(x)))
         x = self.conv2(x)
+        if not torch.jit.is_scripting():
+            if has_hooks(self.conv2):
+                x = x.clone()  # a hook may have kept it
         gate = self.se.excite(self.se.squeeze(x))
         if self.downsample is not None:
             shortcut = self.downsample(shortcut)

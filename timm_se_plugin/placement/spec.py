@@ -81,7 +81,7 @@ class AttentionSpec:
         groups: groups of the branches, one number or one for each; the base's if None (Table 6).
         split_input: each branch gets its share of the channels, as in timm's trained ``skresnet18`` and ``34``.
         select: ``'softmax'``, or ``'sum'`` of the branches without attention (Table 7).
-        rd_min_channels: L of the paper, 32 if None.
+        rd_min_channels: L of the paper; if None 32 with ``rd_divisor=1``, else none.
         sk_stages: in ``'sk+se'`` the stages with SK; ``stages`` are those with SE.
         fused: ``'auto'`` uses the fused computation where it applies, ``False`` never, ``True`` raises where it
             doesn't apply.
@@ -279,7 +279,10 @@ def _is_act(value: Any) -> bool:
 
 
 def _one_of(*choices: Any) -> tuple[Callable[[Any], bool], str]:
-    return lambda value: value in choices, _listed(choices)
+    def is_allowed(value: Any) -> bool:  # 0 is no False: the layers ask with `is`
+        return any(type(value) is type(choice) and value == choice for choice in choices)
+
+    return is_allowed, _listed(choices)
 
 
 def _listed(values: Iterable[Any]) -> str:

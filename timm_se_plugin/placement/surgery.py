@@ -11,6 +11,7 @@ import torch
 from timm.models._input import update_model_args  # private: timm exports it nowhere
 from torch import Tensor, nn
 
+from ..layers import SelectiveKernel
 from .attention_layers import ATTENTION_LAYERS
 from .families import FAMILIES, Site
 from .recalibration import install, is_recalibrated, uninstall
@@ -113,6 +114,7 @@ def remove_attention(model: nn.Module) -> dict[str, nn.Module]:
     _refuse_wrappers(model)
     slots = _slots()
     removed: dict[str, nn.Module] = {}
+    old = AttentionSpec.of(model)
     for name, module in _carriers(model):
         path = f'{name}.se' if name else 'se'
         if is_recalibrated(module):
@@ -124,7 +126,7 @@ def remove_attention(model: nn.Module) -> dict[str, nn.Module]:
             removed[path] = detach(module)
     if not removed:
         raise ValueError(f'{type(model).__name__} has no attention of the plugin to take away')
-    record_attention(model, None)
+    record_attention(model, _selecting(old) if old and old.attn == 'sk+se' else None)
     return removed
 
 
@@ -141,6 +143,12 @@ def record_attention(model: nn.Module, spec: AttentionSpec | None) -> None:
     base = (rest if prefix in ATTENTIONS and name.endswith('_plugin') else name).removesuffix('_plugin')
     if timm.is_model(f'{base}_plugin') and f'{base}_plugin' != name and not (spec and name.endswith('_plugin')):
         model.pretrained_cfg = model.default_cfg = {**cfg, 'architecture': f'{base}_plugin'}  # type: ignore[assignment]
+
+
+def _selecting(spec: AttentionSpec) -> AttentionSpec:
+    """What remains of SK and SE without SE."""
+    kept = {name: value for name, value in spec.to_kwargs().items() if name.removeprefix('attn_') in ATTENTIONS['sk']}
+    return AttentionSpec.from_kwargs({**kept, 'attn': 'sk', 'attn_stages': spec.sk_stages})
 
 
 def _specified(attn: str | AttentionSpec, options: dict[str, Any]) -> AttentionSpec:
@@ -219,6 +227,9 @@ def _matching(model: nn.Module, pattern: str) -> Iterator[_Place]:
 
 
 def _refuse_second_attention(model: nn.Module, places: Iterable[_Place]) -> None:
+    if any(isinstance(module, SelectiveKernel) for module in model.modules()):
+        raise ValueError(
+            f"{type(model).__name__} has Selective Kernels; allowed: attn='sk+se' when the network is built")
     carriers = [name for name, _ in _carriers(model)]
     carriers += [place.name for place in places if place.tensor in ('slot', 'block')
                  and attention_modules(place.module if place.module is not None else nn.Identity())]
@@ -247,7 +258,7 @@ def _carriers(model: nn.Module) -> list[tuple[str, Any]]:
     slots = _slots()
     found = []
     for name, module in model.named_modules():
-        if is_recalibrated(module) or (
+        if (is_recalibrated(module) and isinstance(module._modules['se'], ATTENTION_LAYERS)) or (
                 type(module) in slots and isinstance(getattr(module, 'se', None), ATTENTION_LAYERS)) or (
                 isinstance(module, AttentionBasicBlock | AttentionBottleneck) and module.integration != 'none'):
             found.append((name, module))
