@@ -445,6 +445,7 @@ class CustomNorm(nn.BatchNorm2d):
     (lambda net: setattr(net, 'bn', nn.GroupNorm(2, 6)), 'GroupNorm'),
     (lambda net: setattr(net, 'bn', nn.BatchNorm2d(6, affine=False)), 'affine'),
     (lambda net: setattr(net, 'bn', nn.BatchNorm2d(6, track_running_stats=False)), 'running'),
+    (lambda net: setattr(net.bn, 'track_running_stats', False), 'running'),
     (lambda net: setattr(net.se, 'squeeze_type', 'max'), 'average'),
     (lambda net: net.bn.register_forward_hook(lambda *_: None), 'hook'),
     (lambda net: net.se.register_forward_pre_hook(lambda *_: None), 'hook'),
@@ -492,6 +493,16 @@ def test_functional_transforms_see_the_modules():
     x = torch.randn(2, 6, 3, 3)
     expected = torch.autograd.functional.jvp(net, x, torch.ones_like(x))[1]
     torch.testing.assert_close(torch.func.jvp(net, (x,), (torch.ones_like(x),))[1], expected)
+    with torch.autograd.forward_ad.dual_level():
+        out = net(torch.autograd.forward_ad.make_dual(x, torch.ones_like(x)))
+        torch.testing.assert_close(torch.autograd.forward_ad.unpack_dual(out).tangent, expected)
+
+
+def test_hooks_on_all_modules_are_called():
+    net, called = Tail(fused='auto'), []
+    with nn.modules.module.register_module_forward_hook(lambda module, args, out: called.append(module)):
+        net(torch.randn(2, 6, 3, 3))
+    assert {net.bn, net.se, net.act} <= set(called)
 
 
 def test_trains_as_the_modules_do():

@@ -242,10 +242,12 @@ def test_width_rules():
     ({'kernels': (3, 4)}, 'odd'),
     ({'kernels': (3, -1)}, 'odd'),
     ({'groups': (1, 1, 1)}, 'groups'),
-    ({'groups': 3}, 'divisible'),
+    ({'groups': 3}, 'groups=.3, 3. do not divide 16 input and 32 output'),
+    ({'split_input': True, 'groups': 16}, 'with split_input'),
     ({'in_channels': 15, 'split_input': True}, 'split_input'),
     ({'select': 'max'}, 'softmax, sum'),
     ({'fused': 'yes'}, "'auto'"),
+    ({'fused': 0}, "'auto'"),
 ], ids=str)
 def test_a_mistake_is_refused(kwargs, message):
     with pytest.raises(ValueError, match=message):
@@ -256,10 +258,15 @@ def hooked(layer):
     layer.paths[1].act.register_forward_hook(lambda module, args, out: None)
 
 
+def untracked(layer):
+    layer.paths[0].bn.track_running_stats = False
+
+
 @pytest.mark.parametrize(('kwargs', 'change', 'reason'), [
     ({'act_layer': nn.SiLU}, None, 'SiLU'),
     ({'norm_layer': functools.partial(nn.GroupNorm, 4)}, None, 'GroupNorm'),
     ({'norm_layer': functools.partial(nn.BatchNorm2d, affine=False)}, None, 'affine'),
+    ({}, untracked, 'running statistics'),
     ({'norm_layer': functools.partial(nn.BatchNorm2d, track_running_stats=False)}, None, 'running statistics'),
     ({'drop_layer': nn.Identity}, None, 'drop'),
     ({'aa_layer': timm.layers.BlurPool2d, 'stride': 2}, None, 'anti-aliasing'),
@@ -275,6 +282,15 @@ def test_fused_steps_aside_or_says_why(kwargs, change, reason):
     layer.fused = True
     with pytest.raises(ValueError, match=reason):
         layer(batch())
+
+
+def test_functional_transforms_and_dual_numbers_see_the_modules():
+    layer, x = build(mode='eval'), batch()
+    expected = torch.func.jvp(unfused(layer), (x,), (torch.ones_like(x),))[1]
+    torch.testing.assert_close(torch.func.jvp(layer, (x,), (torch.ones_like(x),))[1], expected)
+    with torch.autograd.forward_ad.dual_level():
+        out = layer(torch.autograd.forward_ad.make_dual(x, torch.ones_like(x)))
+        torch.testing.assert_close(torch.autograd.forward_ad.unpack_dual(out).tangent, expected)
 
 
 def test_hooks_on_the_branches_and_on_all_modules_are_called():

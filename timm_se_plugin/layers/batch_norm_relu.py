@@ -4,13 +4,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .squeeze_excite import spatial_mean
 
-__all__ = ['affine_of', 'batch_moments', 'batch_norm_relu', 'has_hooks', 'recompute', 'update_running_stats',
-           'why_not_batch_norm']
+__all__ = ['affine_of', 'batch_moments', 'batch_norm_relu', 'recompute', 'update_running_stats']
 
 
 def batch_moments(y: Tensor) -> tuple[Tensor, Tensor]:
@@ -37,29 +36,6 @@ def update_running_stats(
     """Move the running statistics towards the batch's, as ``nn.BatchNorm2d`` does (with the unbiased variance)."""
     running_mean.lerp_(mean.to(running_mean.dtype), factor)
     running_var.lerp_((var * (count / (count - 1))).to(running_var.dtype), factor)
-
-
-def has_hooks(*modules: nn.Module) -> bool:
-    """Whether somebody waits for one of these modules to be called."""
-    for module in modules:
-        if (module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
-                or module._backward_pre_hooks):
-            return True
-    every = nn.modules.module
-    return bool(
-        every._global_forward_hooks or every._global_forward_pre_hooks or every._global_backward_hooks
-        or every._global_backward_pre_hooks)
-
-
-def why_not_batch_norm(bn: nn.Module) -> str:
-    """Why the function below cannot stand in for this module; empty if it can."""
-    if type(bn) is not nn.BatchNorm2d:  # a subclass may do anything; so may a parametrised one
-        return f'the norm is {type(bn).__name__}, not nn.BatchNorm2d'
-    if not bn.affine:
-        return 'BatchNorm without affine parameters'
-    if bn.running_mean is None:
-        return 'BatchNorm without running statistics'
-    return ''
 
 
 def affine_of(bn: Any) -> tuple[Tensor, Tensor]:

@@ -31,7 +31,8 @@ class BottleneckAttention(nn.Module):
         dtype: their type.
 
     Raises:
-        ValueError: a ratio outside (0, 1].
+        ValueError: a ratio outside (0, 1], a width below 1; from ``forward``, one sample in training, which leaves the
+            channel branch's norm one value per channel.
     """
 
     def __init__(
@@ -47,7 +48,9 @@ class BottleneckAttention(nn.Module):
     ) -> None:
         super().__init__()
         dd: dict[str, Any] = {'device': device, 'dtype': dtype}
-        width = rd_channels or reduced_channels(channels, rd_ratio, rd_divisor)
+        width = reduced_channels(channels, rd_ratio, rd_divisor) if rd_channels is None else rd_channels
+        if width < 1:
+            raise ValueError(f'rd_channels={rd_channels!r} is not allowed; allowed: 1 or more')
         self.channel = nn.Sequential(  # equation 3: its norm is the last layer
             nn.Conv2d(channels, width, 1, **dd),
             act_layer(inplace=True),

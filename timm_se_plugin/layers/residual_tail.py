@@ -6,17 +6,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ._bypass import has_hooks, why_not_batch_norm, why_not_eager
 from ._tail_functions import moments, scale_add_act, statistics_dtype
 
 __all__ = ['can_fuse', 'residual_tail']
 
 # torch 2.6 has no is_exporting; there a compiled network runs module by module too.
 _is_exporting = getattr(torch.compiler, 'is_exporting', torch.compiler.is_compiling)
-
-
-def _hooked(module: Any) -> bool:
-    return module is not None and bool(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks)
 
 
 def _is_frozen(bn: nn.Module) -> bool:
@@ -32,25 +28,20 @@ def _obstacle(x: Tensor, bn: Any, se: Any, drop_path: Any) -> str:
     """Why the tail has to run module by module; empty if it has not."""
     if torch.jit.is_tracing() or _is_exporting():
         return 'the network is being traced or exported'
-    if type(bn) is not nn.BatchNorm2d and not _is_frozen(bn):  # a subclass may compute something else
-        return f'the norm is a {type(bn).__name__}, not a BatchNorm2d'
-    if bn.weight is None or bn.running_mean is None:
-        return 'BatchNorm has no affine parameters or no running statistics'
+    obstacle = '' if _is_frozen(bn) else why_not_batch_norm(bn)
+    if obstacle:
+        return obstacle
     if se is not None and not (hasattr(se, 'excite') and getattr(se, 'squeeze_type', None) == 'avg'):
         return f'the attention is a {type(se).__name__} whose squeeze is not known to be the average'
     if not (drop_path is None or type(drop_path) is nn.Identity or hasattr(drop_path, 'scale_by_keep')):
         return f'a {type(drop_path).__name__} is not known to be stochastic depth'
-    if _hooked(bn) or _hooked(se) or _hooked(drop_path):
+    if has_hooks(bn, se, drop_path):
         return 'a hook is registered on a module that the fused tail bypasses'
     if isinstance(x, torch.fx.Proxy) or torch.compiler.is_compiling():
         return ''  # the rest concerns the eager kernels
-    if torch._C._are_functorch_transforms_active():
-        return 'torch.func transforms the network'
-    if type(x) is not Tensor or x.device.type not in ('cpu', 'cuda'):
-        return f'the input is a {type(x).__name__} on {x.device.type}'
     if x.ndim != 4 or x.numel() == 0:
         return f'the input has shape {tuple(x.shape)}'
-    return ''
+    return why_not_eager(x)
 
 
 def can_fuse(
@@ -219,14 +210,14 @@ def residual_tail(
         ValueError: one value per channel in training, as BatchNorm2d does.
     """
     training = bn.training and not _is_frozen(bn)
-    plain_conv = type(conv) is nn.Conv2d and not _hooked(conv)
+    plain_conv = type(conv) is nn.Conv2d and not has_hooks(conv)
     weight, bias = (conv.weight, conv.bias) if plain_conv and _is_pointwise(conv) else (None, None)
     x, z, scale, offset, mean, var = normalize_squeeze(
         x, bn.weight, bn.bias, bn.running_mean, bn.running_var, getattr(bn, 'num_batches_tracked', None),
         getattr(bn, 'momentum', None), bn.eps, training, se is not None,
         None if weight is None else conv_input, weight, bias)
     drop_prob = drop_path.drop_prob if hasattr(drop_path, 'drop_prob') and drop_path.training else 0.0
-    relu = type(act) is nn.ReLU and not _hooked(act)
+    relu = type(act) is nn.ReLU and not has_hooks(act)
     inplace = plain_conv and not isinstance(x, torch.fx.Proxy)
     x = recalibrate_add_act(
         x, None if se is None else se.excite(z), scale, offset, mean, var, bn.eps,

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from .batch_norm_relu import affine_of, batch_norm_relu, has_hooks, recompute, why_not_batch_norm
+from ._bypass import has_hooks, why_not_batch_norm, why_not_eager
+from .batch_norm_relu import affine_of, batch_norm_relu, recompute
 from .squeeze_excite import Pointwise, reduced_channels, spatial_mean
 
 __all__ = ['SELECTS', 'SelectiveKernel', 'SelectiveKernelAttn', 'SelectiveKernelBranch', 'selective_channels']
@@ -325,10 +326,15 @@ class SelectiveKernel(nn.Module):
             raise ValueError(f'split_input: {in_channels} input channels do not divide by {M} branches')
         if select not in SELECTS:
             raise ValueError(f'select={select!r} is unknown; allowed: {", ".join(SELECTS)}')
-        if fused not in (True, False, 'auto'):
+        if not isinstance(fused, bool) and fused != 'auto':
             raise ValueError(f"fused={fused!r} is unknown; allowed: True, False, 'auto'")
         out_channels = out_channels or in_channels
         self.in_channels = in_channels // M if split_input else in_channels
+        if any(self.in_channels % g or out_channels % g for g in groups):
+            share = ' (with split_input a branch gets its share)' if split_input else ''
+            raise ValueError(
+                f'groups={tuple(groups)} do not divide {self.in_channels} input{share} and {out_channels} output '
+                'channels')
         self.split_input = split_input
         self.fused = fused
         self.paths = nn.ModuleList([
@@ -343,10 +349,12 @@ class SelectiveKernel(nn.Module):
             self.attn = SelectiveKernelAttn(out_channels, M, rd_channels, act_layer, device, dtype)
 
     @torch.jit.unused
-    def _is_fused(self) -> bool:
+    def _is_fused(self, x: Tensor) -> bool:
         if self.fused is False or torch.compiler.is_compiling() or torch.jit.is_tracing():
             return False
         reason = 'the sum has no attention' if self.attn is None else ''
+        if not isinstance(x, torch.fx.Proxy):
+            reason = reason or why_not_eager(x)
         paths: Any = self.paths
         for path in paths:
             reason = reason or path.why_not_fused()
@@ -371,7 +379,7 @@ class SelectiveKernel(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Split (equation 1), fuse (equations 2 to 4) and select (equations 5 and 6)."""
         xs = x.split(self.in_channels, 1) if self.split_input else [x] * len(self.paths)
-        if not torch.jit.is_scripting() and self._is_fused():
+        if not torch.jit.is_scripting() and self._is_fused(x):
             return self._forward_fused(xs)
         us = [path(xs[i]) for i, path in enumerate(self.paths)]
         if self.attn is None:

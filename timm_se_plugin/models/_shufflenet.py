@@ -5,9 +5,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import create_classifier, get_device_dtype
+from timm.layers import create_classifier
 from timm.models import checkpoint_seq
 from timm.models._features import feature_take_indices  # private: timm exports it nowhere
+from timm.models.resnet import ResNet
 from torch import Tensor, nn
 from torchvision.models import ShuffleNetV2 as TorchvisionShuffleNetV2
 
@@ -110,17 +111,7 @@ class ShuffleNetV2(TorchvisionShuffleNetV2):
         """The classifier, or its name."""
         return 'fc' if name_only else self.fc
 
-    @torch.jit.ignore
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Give it another classifier; the pooling stays if None is given."""
-        self.num_classes = num_classes
-        if global_pool is None:
-            global_pool = self.global_pool.pool_type
-        self.global_pool, self.fc = create_classifier(
-            self.num_features, num_classes, pool_type=global_pool, **get_device_dtype(self))
-        self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
-        self.global_pool.train(self.training)
-        self.fc.train(self.training)
+    reset_classifier = ResNet.reset_classifier  # its names are these
 
     @torch.jit.ignore
     def forward_intermediates(

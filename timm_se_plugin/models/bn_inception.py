@@ -7,6 +7,7 @@ import torch
 from timm.layers import ConvNormAct, create_classifier
 from timm.models import checkpoint_seq
 from timm.models._features import feature_take_indices  # private: timm exports it nowhere
+from timm.models.resnet import ResNet
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -174,16 +175,7 @@ class BnInception(nn.Module):
         """The classifier, or its name."""
         return 'fc' if name_only else self.fc
 
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Put a new classifier in, for other classes or another pooling."""
-        weight = self.conv1.conv.weight
-        self.num_classes = num_classes
-        pool_type = self.global_pool.pool_type if global_pool is None else global_pool
-        self.global_pool, self.fc = create_classifier(
-            self.num_features, num_classes, pool_type=pool_type, device=weight.device, dtype=weight.dtype)
-        self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
-        self.global_pool.train(self.training)
-        self.fc.train(self.training)
+    reset_classifier = ResNet.reset_classifier  # its names are these
 
     def forward_intermediates(
             self,

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ..layers import SqueezeExcite
+from ..layers._bypass import has_hooks
 from ..layers._tail_functions import add_act_
-from ..layers.batch_norm_relu import has_hooks
 from ..layers.squeeze_excite import Pointwise
 from .residual import AttentionBasicBlock, AttentionBottleneck
 

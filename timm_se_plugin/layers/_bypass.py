@@ -1,0 +1,41 @@
+"""Whether a module's computation can be replaced by other operators that give the same."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ['has_hooks', 'why_not_batch_norm', 'why_not_eager']
+
+
+def has_hooks(*modules: nn.Module | None) -> bool:
+    """Whether somebody waits for one of these modules to be called."""
+    for module in modules:
+        if module is not None and (
+                module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
+                or module._backward_pre_hooks):
+            return True
+    every = nn.modules.module
+    return bool(
+        every._global_forward_hooks or every._global_forward_pre_hooks or every._global_backward_hooks
+        or every._global_backward_pre_hooks)
+
+
+def why_not_batch_norm(bn: Any) -> str:
+    """Why this is not an ``nn.BatchNorm2d`` with weight, bias and running statistics; empty if it is."""
+    if type(bn) is not nn.BatchNorm2d:  # a subclass may do anything; so may a parametrised one
+        return f'the norm is a {type(bn).__name__}, not a BatchNorm2d'
+    if not bn.affine or bn.running_mean is None or not bn.track_running_stats:
+        return 'BatchNorm has no affine parameters or no running statistics'
+    return ''
+
+
+def why_not_eager(x: Tensor) -> str:
+    """Why operators and derivatives of our own cannot take this input; empty if they can."""
+    if torch._C._are_functorch_transforms_active():
+        return 'torch.func transforms the network'
+    if torch.autograd.forward_ad._current_level >= 0:
+        return 'forward-mode differentiation'
+    if type(x) is not Tensor or x.device.type not in ('cpu', 'cuda'):
+        return f'the input is a {type(x).__name__} on {x.device.type}'
+    return ''
