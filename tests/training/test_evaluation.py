@@ -129,7 +129,7 @@ def test_the_papers_crops_are_cut_from_the_papers_sizes(digits, size, crop, resi
     options = parse_evaluation(['--data-dir', str(digits), '--crop-pct', crop])
     made = eval_loader(options, open_split(options, 'validation', False), {
         **CONFIG, 'input_size': (3, size, size), 'crop_pct': options.crop_pct}, place())
-    resize, cut, _ = made.dataset.transform.transforms
+    resize, cut, _ = made.dataset.transforms(0).transforms
     assert resize.size == resized
     assert cut.size == (size, size)
 
