@@ -151,21 +151,6 @@ def test_running_statistics_move_as_in_batch_norm(momentum, layout, mode):
 
 
 @pytest.mark.parametrize('layout', LAYOUTS)
-@pytest.mark.parametrize(('dtype', 'tolerance'), [(torch.float64, 1e-12), (torch.bfloat16, 0.1)])
-@pytest.mark.parametrize('kwargs', [dict(stride=2, groups=4), dict(split_input=True), dict(kernels=(3, 5, 7))])
-def test_norms_folded_into_convolutions_on_large_maps_give_the_same(kwargs, dtype, tolerance, layout):
-    layer = build(mode='eval', **kwargs).to(dtype)
-    size = 256 if 'stride' in kwargs else 129
-    x = torch.randn(2, 16, size, size, dtype=dtype).contiguous(memory_format=layout)
-    with torch.no_grad():
-        assert all(path._is_cheaper_folded(x[:, :layer.in_channels]) for path in layer.paths)
-        out = layer(x)
-        assert out.is_contiguous(memory_format=layout)
-        torch.testing.assert_close(out, unfused(layer)(x), rtol=tolerance, atol=tolerance)
-    assert not layer.paths[0]._is_cheaper_folded(x)  # with gradients
-
-
-@pytest.mark.parametrize('layout', LAYOUTS)
 def test_moments_keep_their_digits_far_from_zero(layout):
     y = (torch.randn(4, 8, 13, 11) + 100).contiguous(memory_format=layout)
     mean, var = batch_moments(y)

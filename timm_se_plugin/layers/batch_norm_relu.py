@@ -1,7 +1,5 @@
 """BatchNorm, ReLU and the mean over the map, with nothing stored but the input."""
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -9,7 +7,7 @@ from torch.autograd.function import once_differentiable
 
 from .squeeze_excite import spatial_mean
 
-__all__ = ['affine_of', 'batch_moments', 'batch_norm_relu', 'recompute', 'update_running_stats']
+__all__ = ['batch_moments', 'batch_norm_relu', 'recompute', 'update_running_stats']
 
 
 def batch_moments(y: Tensor) -> tuple[Tensor, Tensor]:
@@ -36,14 +34,6 @@ def update_running_stats(
     """Move the running statistics towards the batch's, as ``nn.BatchNorm2d`` does (with the unbiased variance)."""
     running_mean.lerp_(mean.to(running_mean.dtype), factor)
     running_var.lerp_((var * (count / (count - 1))).to(running_var.dtype), factor)
-
-
-def affine_of(bn: Any) -> tuple[Tensor, Tensor]:
-    """Factor and offset per channel of the norm by its running statistics, in float32 at least. Shape: (C,), (C,)."""
-    dtype = torch.promote_types(bn.weight.dtype, torch.float32)
-    weight, bias, mean, var = (t.to(dtype) for t in (bn.weight, bn.bias, bn.running_mean, bn.running_var))
-    factor = weight * (var + bn.eps).rsqrt()
-    return factor, torch.addcmul(bias, mean, factor, value=-1)
 
 
 def recompute(recipe: list[Tensor], eps: float) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ._bypass import has_hooks, why_not_batch_norm, why_not_eager
-from .batch_norm_relu import affine_of, batch_norm_relu, recompute
+from .batch_norm_relu import batch_norm_relu, recompute
 from .squeeze_excite import Pointwise, reduced_channels, spatial_mean
 
 __all__ = ['SELECTS', 'SelectiveKernel', 'SelectiveKernelAttn', 'SelectiveKernelBranch', 'selective_channels']
@@ -20,7 +20,6 @@ torch.fx.wrap('select')
 torch.fx.wrap('spatial_mean')
 
 SELECTS = ('softmax', 'sum')
-_IN_CACHE = 2**19  # elements of a map, over which a pass costs less than the small operators that would save it
 
 
 def selective_channels(
@@ -92,23 +91,9 @@ class SelectiveKernelBranch(nn.Module):
         bn: Any = self.bn
         # A replaced convolution may return its input, and a hook may have kept the output.
         private = private and type(self.conv) is nn.Conv2d and not has_hooks(self.conv)
-        if private and self._is_cheaper_folded(x):
-            factor, offset = affine_of(bn)
-            weight = self.conv.weight * factor.view(-1, 1, 1, 1)
-            dtype = self.conv.weight.dtype
-            u = self.conv._conv_forward(x, weight.to(dtype), offset.to(dtype))
-            return u.relu_(), spatial_mean(u), []
         return batch_norm_relu(
             self.conv(x), bn.weight, bn.bias, bn.running_mean, bn.running_var, bn.num_batches_tracked,
             bn.training, bn.momentum, bn.eps, private)
-
-    @torch.jit.unused
-    def _is_cheaper_folded(self, x: Tensor) -> bool:
-        """Whether the norm takes less time as a part of the convolution than as a pass over its output."""
-        conv = self.conv
-        outputs = x.shape[0] * conv.out_channels * (x.shape[2] // conv.stride[0]) * (x.shape[3] // conv.stride[1])
-        return (x.is_cpu and not torch.is_grad_enabled() and not self.bn.training and conv.bias is None
-                and conv.weight.numel() + _IN_CACHE < outputs)
 
     def forward(self, x: Tensor) -> Tensor:
         """U of one branch. Shape: (N, C_in, H, W) -> (N, C, H / stride, W / stride)."""
