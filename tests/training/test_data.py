@@ -100,6 +100,11 @@ def test_a_crop_larger_than_the_padded_image_is_refused(digits):
         loader(digits, '--train-crop-mode', 'pad', '--train-img-size', '33')
 
 
+def test_last_epochs_at_the_size_of_all_are_refused(digits):
+    with pytest.raises(ValueError, match='--full-size-epochs 2 is not allowed without --train-img-size'):
+        loader(digits, '--full-size-epochs', '2')
+
+
 def test_images_kept_in_memory_are_the_same(digits):
     assert same(batches(digits), batches(digits, '--cache-images'))
 

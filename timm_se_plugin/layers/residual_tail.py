@@ -65,7 +65,7 @@ def can_fuse(
     Raises:
         ValueError: ``fused=True`` where the tail cannot be fused, with the reason.
     """
-    if fused is False:
+    if not fused:
         return False
     obstacle = _obstacle(x, bn, se, drop_path)
     if obstacle and fused is True:

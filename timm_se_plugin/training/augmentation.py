@@ -30,8 +30,10 @@ def train_transforms(options: Namespace, config: dict[str, Any]) -> Transforms:
     """Transforms of training images: to ``--train-img-size``, in the last ``--full-size-epochs`` to the whole size.
 
     Raises:
-        ValueError: a padded image smaller than the crops of it.
+        ValueError: a padded image smaller than the crops of it, or last epochs at a size that all have.
     """
+    if options.full_size_epochs and not options.train_img_size:
+        raise ValueError(f'--full-size-epochs {options.full_size_epochs} is not allowed without --train-img-size')
     full = tuple(config['input_size'][-2:])
     small = (options.train_img_size,) * 2 if options.train_img_size else full
     return Transforms(
