@@ -38,6 +38,18 @@ def test_a_run_leaves_what_it_was_and_how_it_went(digits, tmp_path):
     assert [line['epoch'] for line in curves] == ['0', '1']
 
 
+def test_a_compiled_run_trains_the_same_network(digits, tmp_path):
+    from torch._dynamo.utils import counters
+    options = '--epochs', '1', '--no-deterministic', '--model-dtype', 'float64'
+    run(digits, tmp_path / 'eager', *options)
+    counters.clear()
+    run(digits, tmp_path / 'compiled', *options, '--torchcompile', 'aot_eager')
+    assert counters['stats']['unique_graphs']
+    eager, compiled = weights(tmp_path / 'eager'), weights(tmp_path / 'compiled')
+    assert eager.keys() == compiled.keys()
+    assert all(torch.allclose(eager[key], compiled[key], rtol=1e-9, atol=1e-12) for key in eager)
+
+
 def test_options_are_part_of_the_result_and_not_of_the_plain_network_beside_it(digits, tmp_path):
     results = tmp_path / 'table.csv'
     for place in ('pre', 'post'):

@@ -159,6 +159,7 @@ def _finish(run: Run) -> dict[str, Any]:
         'time_ratio': round(ratio, 3) if ratio else '', 'seconds': round(run.seconds),
         'recipe': Path(options.config).stem if options.config else '',
         'global_batch': run.global_batch, 'amp': run.place.amp_dtype(options),
+        'torchcompile': options.torchcompile or '',
         **provenance(run.place.device)}
     if run.place.primary:
         write_table(run.folder / 'summary.csv', run.history)  # a run that was killed after its last checkpoint lacks it

@@ -145,6 +145,8 @@ def _add_optimisation(root: argparse.ArgumentParser) -> None:
     add('--eval-metric', choices=('top1', 'loss'), default='top1', help='of the best checkpoint and of a plateau')
     add('--sync-bn', action=argparse.BooleanOptionalAction, default=False)
     add('--grad-checkpointing', action=argparse.BooleanOptionalAction, default=False)
+    add('--torchcompile', nargs='?', const='inductor', metavar='BACKEND',
+        help='train through torch.compile, with inductor if no other is named, which on a CPU needs a C++ compiler')
     add('--model-ema', action=argparse.BooleanOptionalAction, default=False)
     add('--model-ema-decay', type=_share, default=0.9998)
     add('--model-ema-warmup', action=argparse.BooleanOptionalAction, default=False)

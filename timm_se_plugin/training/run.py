@@ -94,6 +94,8 @@ class Run:
         if place.any(not torch.equal(place.total(position.clone()), position * place.world_size)):
             raise ValueError(f'{self.folder} stands elsewhere for other processes, here at epoch {self.epoch}, batch '
                              f'{self.batch}; --output has to be a folder that all machines share')
+        if options.torchcompile:
+            self.task.compile(backend=options.torchcompile)
         if place.distributed:
             self.task.prepare_distributed(
                 device_ids=[place.device] if place.device.type == 'cuda' else None)

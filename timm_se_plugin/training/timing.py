@@ -32,6 +32,8 @@ def step_time_ratio(run: Run, rounds: int = 15) -> float | None:
     without = {key: value for key, value in kwargs.items() if not key.startswith('attn')}
     with torch.random.fork_rng():
         models = [run.create_model(plain, without).train(), run.create_model(run.options.model, kwargs).train()]
+    if run.options.torchcompile:
+        models = [torch.compile(model, backend=run.options.torchcompile) for model in models]
     x, y = next(iter(run.train_loader(0)))
     if run.options.channels_last:
         x = x.contiguous(memory_format=torch.channels_last)
