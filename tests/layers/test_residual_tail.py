@@ -439,7 +439,13 @@ class CustomNorm(nn.BatchNorm2d):
     pass
 
 
+class CenteredSqueezeExcite(SqueezeExcite):
+    def forward(self, x):
+        return super().forward(x - x.mean((2, 3), keepdim=True))
+
+
 @pytest.mark.parametrize(('change', 'reason'), [
+    (lambda net: setattr(net, 'se', CenteredSqueezeExcite(6)), 'CenteredSqueezeExcite'),
     (lambda net: setattr(net, 'bn', CustomNorm(6)), 'CustomNorm'),
     (lambda net: setattr(net, 'bn', nn.SyncBatchNorm(6)), 'SyncBatchNorm'),
     (lambda net: setattr(net, 'bn', nn.GroupNorm(2, 6)), 'GroupNorm'),

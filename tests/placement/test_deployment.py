@@ -11,6 +11,7 @@ from timm.layers import StdConv2d
 from torch import fx, nn
 
 import timm_se_plugin
+from timm_se_plugin.layers import SqueezeExcite
 from timm_se_plugin.placement.deployment import fuse_for_inference
 
 
@@ -108,6 +109,19 @@ def test_gradients_pass_through():
 
 def test_a_block_alone_is_deployed():
     block = timm.create_model('se_resnet18_plugin').layer1[0].double().eval()
+    x = torch.randn(1, 64, 8, 8, dtype=torch.float64)
+    torch.testing.assert_close(fuse_for_inference(block)(x), block(x))
+
+
+class DoubledSqueezeExcite(SqueezeExcite):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def test_attention_that_computes_something_else_stays():
+    block = timm.create_model('se_resnet18_plugin').layer1[0]
+    block.se = DoubledSqueezeExcite(64)
+    block = block.double().eval()
     x = torch.randn(1, 64, 8, 8, dtype=torch.float64)
     torch.testing.assert_close(fuse_for_inference(block)(x), block(x))
 

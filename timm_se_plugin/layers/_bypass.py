@@ -5,7 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ['has_hooks', 'why_not_batch_norm', 'why_not_eager']
+from .squeeze_excite import SqueezeExcite
+
+__all__ = ['has_hooks', 'why_not_batch_norm', 'why_not_eager', 'why_not_squeeze_excite']
 
 
 def has_hooks(*modules: nn.Module | None) -> bool:
@@ -28,6 +30,15 @@ def why_not_batch_norm(bn: Any) -> str:
     if not bn.affine or bn.running_mean is None or not bn.track_running_stats:
         return 'BatchNorm has no affine parameters or no running statistics'
     return ''
+
+
+def why_not_squeeze_excite(se: Any) -> str:
+    """Why this does not scale by ``excite`` of the average over the map; empty if it does."""
+    kind = type(se)
+    if not isinstance(se, SqueezeExcite) or kind.forward is not SqueezeExcite.forward or \
+            kind.squeeze is not SqueezeExcite.squeeze:
+        return f'the attention is a {kind.__name__}, not known to scale by the excitation of an average'
+    return '' if se.squeeze_type == 'avg' else f'the squeeze is {se.squeeze_type!r}, not the average'
 
 
 def why_not_eager(x: Tensor) -> str:

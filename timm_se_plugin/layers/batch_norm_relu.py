@@ -5,9 +5,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ._running_statistics import update_running_stats
 from .squeeze_excite import spatial_mean
 
-__all__ = ['batch_moments', 'batch_norm_relu', 'recompute', 'update_running_stats']
+__all__ = ['batch_moments', 'batch_norm_relu', 'recompute']
 
 
 def batch_moments(y: Tensor) -> tuple[Tensor, Tensor]:
@@ -20,20 +21,6 @@ def batch_moments(y: Tensor) -> tuple[Tensor, Tensor]:
     running = y.new_ones(2, y.shape[1], dtype=dtype)  # without it, half precision would give its moments in half
     mean, var = torch.batch_norm_update_stats(y, running[0], running[1], 0.0)
     return mean, var
-
-
-@torch.no_grad()
-def update_running_stats(
-        running_mean: Tensor,
-        running_var: Tensor,
-        mean: Tensor,
-        var: Tensor,
-        count: int,
-        factor: float,
-) -> None:
-    """Move the running statistics towards the batch's, as ``nn.BatchNorm2d`` does (with the unbiased variance)."""
-    running_mean.lerp_(mean.to(running_mean.dtype), factor)
-    running_var.lerp_((var * (count / (count - 1))).to(running_var.dtype), factor)
 
 
 def recompute(recipe: list[Tensor], eps: float) -> Tensor:
@@ -99,15 +86,16 @@ def batch_norm_relu(
     Raises:
         ValueError: training on one value per channel, as in ``nn.BatchNorm2d``.
     """
-    factor = 0.0
-    if training:
-        num_batches_tracked.add_(1)
-        factor = 1.0 / float(num_batches_tracked) if momentum is None else momentum
-    if torch.jit.is_scripting():
+    if torch.jit.is_scripting() or (training and not torch.is_grad_enabled()):
+        factor = 0.0
+        if training:
+            num_batches_tracked.add_(1)
+            factor = 1.0 / float(num_batches_tracked) if momentum is None else momentum
         recipe: list[Tensor] = []
         u = F.relu(F.batch_norm(y, running_mean, running_var, weight, bias, training, factor, eps), inplace=True)
         return u, spatial_mean(u), recipe
-    return _batch_norm_relu(y, weight, bias, running_mean, running_var, training, factor, eps, private)
+    return _batch_norm_relu(
+        y, weight, bias, running_mean, running_var, num_batches_tracked, training, momentum, eps, private)
 
 
 @torch.jit.unused
@@ -117,18 +105,19 @@ def _batch_norm_relu(
         bias: Tensor,
         running_mean: Tensor,
         running_var: Tensor,
+        num_batches_tracked: Tensor,
         training: bool,
-        factor: float,
+        momentum: float | None,
         eps: float,
         private: bool,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     if not torch.is_grad_enabled():
-        if private and not training and y.is_cpu:
+        if private and y.is_cpu:
             spare = running_mean.new_empty(0)  # for batch statistics, of which there are none
             u = torch.native_batch_norm(
                 y, weight, bias, running_mean, running_var, False, 0.0, eps, out=(y, spare, spare))[0]
         else:
-            u = F.batch_norm(y, running_mean, running_var, weight, bias, training, factor, eps)
+            u = F.batch_norm(y, running_mean, running_var, weight, bias, False, 0.0, eps)
         u = u.relu_()
         return u, spatial_mean(u), []
     dtype = torch.promote_types(y.dtype, torch.float32)
@@ -138,7 +127,7 @@ def _batch_norm_relu(
             raise ValueError(f'BatchNorm needs more than one value per channel in training, got {tuple(y.shape)}')
         with torch.no_grad():
             mean, var = batch_moments(y)
-        update_running_stats(running_mean, running_var, mean, var, count, factor)
+        update_running_stats(running_mean, running_var, num_batches_tracked, mean, var, count, momentum)
     else:
         mean, var = running_mean.to(dtype), running_var.to(dtype)
     recipe = [y, weight.to(dtype), bias.to(dtype), mean, var]

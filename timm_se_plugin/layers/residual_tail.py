@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ._bypass import has_hooks, why_not_batch_norm, why_not_eager
+from ._bypass import has_hooks, why_not_batch_norm, why_not_eager, why_not_squeeze_excite
+from ._running_statistics import update_running_stats
 from ._tail_functions import moments, scale_add_act, statistics_dtype
 
 __all__ = ['can_fuse', 'residual_tail']
@@ -31,8 +32,9 @@ def _obstacle(x: Tensor, bn: Any, se: Any, drop_path: Any) -> str:
     obstacle = '' if _is_frozen(bn) else why_not_batch_norm(bn)
     if obstacle:
         return obstacle
-    if se is not None and not (hasattr(se, 'excite') and getattr(se, 'squeeze_type', None) == 'avg'):
-        return f'the attention is a {type(se).__name__} whose squeeze is not known to be the average'
+    obstacle = '' if se is None else why_not_squeeze_excite(se)
+    if obstacle:
+        return obstacle
     if not (drop_path is None or type(drop_path) is nn.Identity or hasattr(drop_path, 'scale_by_keep')):
         return f'a {type(drop_path).__name__} is not known to be stochastic depth'
     if has_hooks(bn, se, drop_path):
@@ -58,7 +60,7 @@ def can_fuse(
     Args:
         x: BatchNorm's input.
         bn: the last BatchNorm of the block.
-        se: its attention: any module with ``squeeze_type == 'avg'`` and ``excite``, or None.
+        se: its attention: a :class:`SqueezeExcite` that squeezes by the average, or None.
         drop_path: stochastic depth with timm's attributes, or None.
         fused: ``'auto'``; False to refuse; True to insist.
 
@@ -71,13 +73,6 @@ def can_fuse(
     if obstacle and fused is True:
         raise ValueError(f"attn_fused=True, but {obstacle}; 'auto' and False are allowed here")
     return not obstacle
-
-
-def _average(running: Tensor, value: Tensor, momentum: float | None, num_batches_tracked: Tensor | None) -> None:
-    if momentum is not None:
-        running.lerp_(value.to(running.dtype), momentum)
-    elif num_batches_tracked is not None:
-        running.add_((value - running) / num_batches_tracked)
 
 
 def _is_cheaper_squeeze(conv_input: Tensor, y: Tensor) -> bool:
@@ -123,10 +118,7 @@ def normalize_squeeze(
         assert batch_var is not None  # for the type checkers, TorchScript's too
         batch_mean = m.mean(0)
         mean, var = batch_mean.detach(), batch_var.detach()
-        if num_batches_tracked is not None:
-            num_batches_tracked.add_(1)
-        _average(running_mean, mean, momentum, num_batches_tracked)
-        _average(running_var, var * (count / (count - 1)), momentum, num_batches_tracked)
+        update_running_stats(running_mean, running_var, num_batches_tracked, mean, var, count, momentum)
         scale = scale * (batch_var + eps).rsqrt()
         offset = offset + scale * (mean - batch_mean)  # adds 0, and the derivative of the mean
         var = torch.ones_like(mean) - eps

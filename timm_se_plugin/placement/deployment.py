@@ -9,8 +9,7 @@ from timm.layers import BatchNormAct2d, ScaledStdConv2d, ScaledStdConv2dSame, St
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from ..layers import SqueezeExcite
-from ..layers._bypass import has_hooks
+from ..layers._bypass import has_hooks, why_not_squeeze_excite
 from ..layers._tail_functions import add_act_
 from ..layers.squeeze_excite import Pointwise
 from .residual import AttentionBasicBlock, AttentionBottleneck
@@ -76,7 +75,7 @@ def _fold_norms(parent: nn.Module) -> None:
 def _deployed(block: Any) -> nn.Module | None:
     if not isinstance(block, (AttentionBasicBlock, AttentionBottleneck)) or block.integration != 'standard':
         return None
-    if not isinstance(block.se, SqueezeExcite) or block.se.squeeze_type != 'avg':
+    if why_not_squeeze_excite(block.se):
         return None
     if isinstance(block, AttentionBottleneck):
         return _DeployedBottleneck(block) if isinstance(block.bn3, nn.Identity) else None

@@ -33,7 +33,8 @@ def step_time_ratio(run: Run, rounds: int = 15) -> float | None:
     with torch.random.fork_rng():
         models = [run.create_model(plain, without).train(), run.create_model(run.options.model, kwargs).train()]
     if run.options.torchcompile:
-        models = [torch.compile(model, backend=run.options.torchcompile) for model in models]
+        for model in models:
+            model.compile(backend=run.options.torchcompile)
     x, y = next(iter(run.train_loader(0)))
     if run.options.channels_last:
         x = x.contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,37 @@
+"""What BatchNorm remembers of its batches."""
+
+import torch
+from torch import Tensor
+
+__all__ = ['update_running_stats']
+
+
+@torch.no_grad()
+def update_running_stats(
+        running_mean: Tensor,
+        running_var: Tensor,
+        num_batches_tracked: Tensor | None,
+        mean: Tensor,
+        var: Tensor,
+        count: int,
+        momentum: float | None,
+) -> None:
+    """Move the running statistics towards the batch's, as ``nn.BatchNorm2d`` does: with the unbiased variance.
+
+    Args:
+        running_mean: (C,), changed.
+        running_var: (C,), changed.
+        num_batches_tracked: batches so far, changed; without ``momentum`` the statistics are averages over them.
+        mean: (C,) of the batch.
+        var: (C,) of the batch, biased.
+        count: values per channel in the batch, two or more.
+        momentum: share of the batch; None for the average over all batches.
+    """
+    if num_batches_tracked is not None:
+        num_batches_tracked.add_(1)
+    for running, value in ((running_mean, mean), (running_var, var * (count / (count - 1)))):
+        value = value.to(running.dtype)
+        if momentum is not None:
+            running.lerp_(value, momentum)
+        elif num_batches_tracked is not None:
+            running.add_((value - running) / num_batches_tracked)
