@@ -9,6 +9,7 @@ import timm.layers
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from timm_se_plugin.layers.batch_norm_relu import batch_moments
@@ -112,6 +113,27 @@ def test_matches_timm_in_float64(kwargs, mode, layout, fused):
     results = run(layer, batch(layout))
     assert worst(results, run(set_mode(theirs, mode), batch(layout))) < 1e-10
     assert results[0].is_contiguous(memory_format=layout)
+
+
+class Convolutions(TorchDispatchMode):
+    """Strides and dilations of the convolutions that are computed."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten.convolution.default:
+            self.seen = [*getattr(self, 'seen', []), (args[3][0], args[5][0])]
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(('dilation', 'stride', 'computed'), [
+    (1, 2, [(2, 1), (1, 1)]), (1, 3, [(3, 1), (3, 2)]), (2, 2, [(1, 1), (2, 4)])])
+def test_a_branch_whose_stride_is_its_dilation_convolves_the_pixels_that_it_reads(dilation, stride, computed):
+    layer = build(dilation=dilation, stride=stride)
+    for height in (7, 8, 9):
+        x = batch()[:, :, :height].contiguous()
+        with Convolutions() as convolutions:
+            results = run(layer, x)
+        assert convolutions.seen == computed
+        assert worst(results, run(unfused(layer), x)) < 1e-10
 
 
 @pytest.mark.parametrize('mode', ['train', 'frozen', 'eval'])

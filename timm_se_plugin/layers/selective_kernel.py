@@ -41,6 +41,20 @@ def selective_channels(
     return max(width, rd_min_channels or 1)
 
 
+def _convolve(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """``conv(x)``. With a stride as large as its dilation it reads every second pixel, say, and no other.
+
+    A convolution of these pixels alone gives the same, and its derivatives have quick kernels on the CPU, which a
+    dilated one with a stride has not.
+    """
+    step = conv.stride[0]
+    strides = step > 1 and conv.stride == conv.dilation == (step, step) and conv.padding_mode == 'zeros'
+    if strides and torch.is_grad_enabled() and conv.padding[0] % step == conv.padding[1] % step == 0:
+        padding = conv.padding[0] // step, conv.padding[1] // step
+        return F.conv2d(F.avg_pool2d(x, 1, step), conv.weight, conv.bias, 1, padding, 1, conv.groups)
+    return conv(x)
+
+
 class SelectiveKernelBranch(nn.Module):
     """One branch of the split: convolution, norm, (drop), activation, (anti-aliasing); names are timm's."""
 
@@ -90,9 +104,11 @@ class SelectiveKernelBranch(nn.Module):
         """U of one branch, its mean over the map, and what U can be computed from again."""
         bn: Any = self.bn
         # A replaced convolution may return its input, and a hook may have kept the output.
-        private = private and type(self.conv) is nn.Conv2d and not has_hooks(self.conv)
+        plain = type(self.conv) is nn.Conv2d and not has_hooks(self.conv)
+        y = _convolve(self.conv, x) if plain and not isinstance(x, torch.fx.Proxy) else self.conv(x)
+        private = private and plain
         return batch_norm_relu(
-            self.conv(x), bn.weight, bn.bias, bn.running_mean, bn.running_var, bn.num_batches_tracked,
+            y, bn.weight, bn.bias, bn.running_mean, bn.running_var, bn.num_batches_tracked,
             bn.training, bn.momentum, bn.eps, private)
 
     def forward(self, x: Tensor) -> Tensor:

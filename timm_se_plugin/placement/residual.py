@@ -177,6 +177,9 @@ def _fused_tail(
     se = block.se if block.integration == 'standard' else None
     if not can_fuse(x, bn, se, block.drop_path, block.fused):
         return None
+    unscaled = se is None and block.drop_path is None and block.integration != 'identity'
+    if unscaled and bn.training and torch.is_grad_enabled():
+        return None  # BatchNorm's own kernels and their derivatives take less time and keep as much
     gate = None
     if block.integration == 'identity':
         if can_fuse(x, bn, block.se):  # the gate joins the addition
