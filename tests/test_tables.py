@@ -8,6 +8,6 @@ def test_rows_about_the_same_thing_are_replaced_and_columns_are_kept(tmp_path):
     replace_rows(
         path, [{'model': 'a', 'seed': 0, 'top1': 0.5, 'note': 'x,y'}, {'model': 'b', 'seed': 0}], ['model', 'seed'])
     replace_rows(path, [{'model': 'a', 'seed': 1, 'top1': 0.6}], ['model', 'seed'])
-    replace_rows(path, [{'model': 'b', 'seed': 0, 'top1': 0.7, 'time': 1}], ['model', 'seed'])
+    replace_rows(path, [{'model': 'b', 'seed': 0, 'top1': 69.99999999999999 / 100, 'time': 1}], ['model', 'seed'])
     assert path.read_text().splitlines() == [
         'model,seed,top1,note,time', 'a,0,0.5,"x,y",', 'a,1,0.6,,', 'b,0,0.7,,1']

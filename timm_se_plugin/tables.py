@@ -12,8 +12,9 @@ __all__ = ['read_table', 'replace_rows', 'table', 'write_table']
 
 
 def table(rows: Iterable[Mapping[str, Any]]) -> str:
-    """Rows as CSV; the columns are those of all rows."""
-    rows = list(rows)
+    """Rows as CSV, numbers with ten digits at most; the columns are those of all rows."""
+    rows = [{column: float(f'{cell:.10g}') if isinstance(cell, float) else cell for column, cell in row.items()}
+            for row in rows]
     columns = list(dict.fromkeys(column for row in rows for column in row))
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, restval='', lineterminator='\n')
