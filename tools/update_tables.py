@@ -165,6 +165,17 @@ def ablation_table() -> str:
                      "paper's error %, ImageNet", "paper's M parameters"], body)
 
 
+def pruning_table() -> str:
+    """Accuracy against MACs of pruned networks, in the order of what is left."""
+    rows = sorted(read('pruning.csv'), key=lambda row: (row['model'], float(row['share']), row['criterion']))
+    whole = {row['model']: int(row['macs']) for row in rows if row['criterion'] == 'whole'}
+    body = [[row['model'], row['criterion'], f'{float(row["share"]):.0%}', row['epochs'], f'{int(row["parameters"]):,}',
+             f'{int(row["macs"]) / whole[row["model"]]:.3f}', f'{100 * float(row["top1_pruned"]):.2f}',
+             f'{100 * float(row["top1"]):.2f}'] for row in rows]
+    return markdown(['model', 'channels leave by', 'share', 'epochs of fine-tuning', 'parameters', 'MACs',
+                     'top-1 %, pruned', 'fine-tuned'], body)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     'speed-cpu': lambda: speed_table('cpu'),
     'speed-cuda': lambda: speed_table('cuda'),
@@ -174,6 +185,7 @@ TABLES: dict[str, Callable[[], str]] = {
     'detector-cost': detector_cost_table,
     'complexity': complexity_table,
     'ablations': ablation_table,
+    'pruning': pruning_table,
 }
 
 

@@ -4,7 +4,7 @@ import logging
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -16,6 +16,9 @@ from ..tables import replace_rows
 from ..trained import build_model
 from .pruning import prune_by_gates
 from .statistics import gate_statistics
+
+if TYPE_CHECKING:
+    from ..training.place import Place
 
 __all__ = ['pruning_study']
 
@@ -58,15 +61,20 @@ def pruning_study(
         model: Any = build_model(vars(options))
         model.load_state_dict(state.get('state_dict_ema', state['state_dict']))
         model = model.to(place.device)
+        if options.channels_last:
+            model = model.to(memory_format=torch.channels_last)
         config = data_config(options, model)
         size = tuple(config['input_size'])
         classes = class_names(train_data) or [str(i) for i in range(model.num_classes)]
-        statistics = gate_statistics(model, eval_loader(options, train_data, config, place)(), classes)
+        with place.autocast(options):
+            statistics = gate_statistics(model, eval_loader(options, train_data, config, place)(), classes)
         validation = eval_loader(options, val_data, config, place)
         training = train_loader(options, train_data, config, place)
 
         def top1(network: nn.Module) -> float:
-            return evaluate(network, validation, place, model.num_classes).top1
+            return evaluate(
+                network, validation, place, model.num_classes, lambda: place.autocast(options),
+                options.channels_last).top1
 
         def row(network: nn.Module, criterion: str, share: float, before: float, after: float) -> dict[str, Any]:
             cost = complexity(network, size)
@@ -89,12 +97,14 @@ def pruning_study(
             for share in shares:
                 pruned = prune_by_gates(model, statistics, share, size, criterion)
                 before = top1(pruned)
-                _fine_tune(pruned, training, epochs, lr, options)
+                _fine_tune(pruned, training, epochs, lr, options, place)
                 keep(row(pruned, criterion, share, before, top1(pruned)))
         return rows
 
 
-def _fine_tune(model: nn.Module, loader: Any, epochs: int, lr: float, options: Namespace) -> None:
+def _fine_tune(
+        model: nn.Module, loader: Any, epochs: int, lr: float, options: Namespace, place: 'Place',
+) -> None:
     torch.manual_seed(options.seed)
     optimizer = torch.optim.SGD(
         model.parameters(), lr=lr, momentum=options.momentum, nesterov=True, weight_decay=options.weight_decay)
@@ -102,7 +112,10 @@ def _fine_tune(model: nn.Module, loader: Any, epochs: int, lr: float, options: N
     model.train()
     for epoch in range(epochs):
         for x, y in loader(epoch):
-            loss = F.cross_entropy(model(x), y, label_smoothing=options.smoothing)
+            if options.channels_last:
+                x = x.contiguous(memory_format=torch.channels_last)
+            with place.autocast(options):
+                loss = F.cross_entropy(model(x), y, label_smoothing=options.smoothing)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -47,11 +47,11 @@ def _convolve(conv: nn.Conv2d, x: Tensor) -> Tensor:
     A convolution of these pixels alone gives the same, and its derivatives have quick kernels on the CPU, which a
     dilated one with a stride has not.
     """
-    step = conv.stride[0]
-    strides = step > 1 and conv.stride == conv.dilation == (step, step) and conv.padding_mode == 'zeros'
-    if strides and torch.is_grad_enabled() and conv.padding[0] % step == conv.padding[1] % step == 0:
-        padding = conv.padding[0] // step, conv.padding[1] // step
-        return F.conv2d(F.avg_pool2d(x, 1, step), conv.weight, conv.bias, 1, padding, 1, conv.groups)
+    step, padding = conv.stride[0], conv.padding
+    if (step > 1 and conv.stride == conv.dilation == (step, step) and conv.padding_mode == 'zeros'
+            and isinstance(padding, tuple) and not any(p % step for p in padding) and torch.is_grad_enabled()):
+        x = F.avg_pool2d(x, 1, step)
+        return F.conv2d(x, conv.weight, conv.bias, 1, (padding[0] // step, padding[1] // step), 1, conv.groups)
     return conv(x)
 
 
