@@ -49,7 +49,8 @@ def _convolve(conv: nn.Conv2d, x: Tensor) -> Tensor:
     """
     step, padding = conv.stride[0], conv.padding
     if (step > 1 and conv.stride == conv.dilation == (step, step) and conv.padding_mode == 'zeros'
-            and isinstance(padding, tuple) and not any(p % step for p in padding) and torch.is_grad_enabled()):
+            and isinstance(padding, tuple) and not any(p % step for p in padding)
+            and x.is_cpu and torch.is_grad_enabled()):
         x = F.avg_pool2d(x, 1, step)
         return F.conv2d(x, conv.weight, conv.bias, 1, (padding[0] // step, padding[1] // step), 1, conv.groups)
     return conv(x)
