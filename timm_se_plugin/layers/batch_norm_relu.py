@@ -6,6 +6,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ._running_statistics import update_running_stats
+from .in_place_norm import batch_norm_
 from .squeeze_excite import spatial_mean
 
 __all__ = ['batch_moments', 'batch_norm_relu', 'recompute']
@@ -113,9 +114,7 @@ def _batch_norm_relu(
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     if not torch.is_grad_enabled():
         if private and y.is_cpu:
-            spare = running_mean.new_empty(0)  # for batch statistics, of which there are none
-            u = torch.native_batch_norm(
-                y, weight, bias, running_mean, running_var, False, 0.0, eps, out=(y, spare, spare))[0]
+            u = batch_norm_(y, weight, bias, running_mean, running_var, eps)
         else:
             u = F.batch_norm(y, running_mean, running_var, weight, bias, False, 0.0, eps)
         u = u.relu_()

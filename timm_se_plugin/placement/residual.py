@@ -10,6 +10,7 @@ from timm.models.resnet import BasicBlock, Bottleneck
 from torch import Tensor, nn
 
 from ..layers import SelectiveKernel
+from ..layers.in_place_norm import normalize
 from ..layers.residual_tail import can_fuse, residual_tail
 from .spec import AttentionSpec
 
@@ -46,7 +47,7 @@ class AttentionBasicBlock(BasicBlock):
             x = self.se(x)
 
         x = self.conv1(x)
-        x = self.bn1(x)
+        x = self.bn1(x) if torch.jit.is_scripting() else _normalize(x, self, self.bn1, self.conv1)
         if self.integration == '3x3':
             x = self.se(x)
         x = self.drop_block(x)
@@ -105,11 +106,11 @@ class AttentionBottleneck(Bottleneck):
             x = self.se(x)
 
         x = self.conv1(x)
-        x = self.bn1(x)
+        x = self.bn1(x) if torch.jit.is_scripting() else _normalize(x, self, self.bn1, self.conv1)
         x = self.act1(x)
 
         x = self.conv2(x)
-        x = self.bn2(x)
+        x = self.bn2(x) if torch.jit.is_scripting() else _normalize(x, self, self.bn2, self.conv2)
         if self.integration == '3x3':
             x = self.se(x)
         x = self.drop_block(x)
@@ -162,6 +163,11 @@ def _branch_layers(kwargs: dict[str, Any]) -> dict[str, Any]:
         'act_layer': kwargs.get('act_layer', nn.ReLU), 'norm_layer': kwargs.get('norm_layer', nn.BatchNorm2d),
         'aa_layer': aa_layer and partial(create_aa, aa_layer), 'drop_layer': kwargs.get('drop_block'),
         'device': kwargs.get('device'), 'dtype': kwargs.get('dtype')}
+
+
+def _normalize(x: Tensor, block: Any, bn: nn.Module, conv: nn.Module) -> Tensor:
+    """The norm after a convolution; with ``attn_fused=False`` the modules run as they are."""
+    return normalize(x, bn, conv) if block.fused else bn(x)
 
 
 def _fused_tail(

@@ -1,0 +1,87 @@
+"""BatchNorm in its input's memory against the module."""
+
+import pytest
+import timm
+import torch
+from torch import fx, nn
+
+from timm_se_plugin.layers.in_place_norm import normalize
+
+
+def modules(dtype=torch.float64):
+    torch.manual_seed(0)
+    conv, bn = nn.Conv2d(3, 6, 3, dtype=dtype), nn.BatchNorm2d(6, dtype=dtype).eval()
+    for values in (bn.weight, bn.bias, bn.running_mean):
+        nn.init.normal_(values)
+    nn.init.uniform_(bn.running_var, 0.5, 2)
+    return conv, bn
+
+
+@pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize('samples', [1, 3])
+@pytest.mark.parametrize('dtype', [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@torch.no_grad()
+def test_gives_what_the_module_gives_in_the_memory_of_its_input(layout, samples, dtype):
+    conv, bn = modules(dtype)
+    x = conv(torch.randn(samples, 3, 9, 8, dtype=dtype).contiguous(memory_format=layout))
+    expected = bn(x)
+    out = normalize(x, bn, conv)
+    assert torch.equal(out, expected)
+    assert out.data_ptr() == x.data_ptr()
+    assert out.stride() == expected.stride()
+
+
+@torch.no_grad()
+def test_works_under_autocast():
+    conv, bn = modules(torch.float32)
+    with torch.autocast('cpu', torch.bfloat16):
+        x = conv(torch.randn(2, 3, 9, 8))
+        expected = bn(x)
+        assert torch.equal(normalize(x, bn, conv), expected)
+    assert x.dtype == torch.bfloat16
+
+
+class Identity(nn.Conv2d):
+    def forward(self, x):
+        return x
+
+
+@pytest.mark.parametrize('change', [
+    lambda conv, bn: (conv, bn.train()),
+    lambda conv, bn: (Identity(6, 6, 1), bn),
+    lambda conv, bn: (conv, nn.GroupNorm(2, 6, dtype=torch.float64)),
+    lambda conv, bn: (conv, nn.BatchNorm2d(6, affine=False, dtype=torch.float64).eval()),
+    lambda conv, bn: (conv.register_forward_hook(lambda *_: None) and conv, bn),
+    lambda conv, bn: (conv, bn.register_forward_hook(lambda *_: None) and bn),
+], ids=['training', 'no convolution', 'another norm', 'not affine', 'hook on the convolution', 'hook on the norm'])
+@torch.no_grad()
+def test_leaves_its_input_alone_where_somebody_may_hold_it(change):
+    conv, bn = change(*modules())
+    x = torch.randn(2, 6, 5, 5, dtype=torch.float64)
+    before = x.clone()
+    normalize(x, bn, conv)
+    assert torch.equal(x, before)
+
+
+def test_is_the_module_where_gradients_are_recorded_and_under_fx():
+    conv, bn = modules()
+    x = conv(torch.randn(2, 3, 5, 5, dtype=torch.float64))
+    assert normalize(x, bn, conv).grad_fn.name() == 'NativeBatchNormBackward0'
+    with torch.no_grad():
+        graph = fx.symbolic_trace(timm.create_model('se_resnet18_plugin', layers=(1, 1, 1, 1)).eval()).graph
+    assert sum(node.op == 'call_module' and 'bn1' in str(node.target) for node in graph.nodes) == 5
+
+
+@pytest.mark.parametrize('name', ['se_resnet18_plugin', 'se_resnet50_plugin', 'sk_resnet50_plugin'])
+@pytest.mark.parametrize('fused', ['auto', False])
+def test_networks_call_fewer_norms_only_where_they_are_fused(name, fused, monkeypatch):
+    calls = []
+    original = nn.BatchNorm2d.forward
+    model = timm.create_model(name, layers=(1, 1, 1, 1), attn_fused=fused).eval()
+    monkeypatch.setattr(nn.BatchNorm2d, 'forward', lambda self, x: (calls.append(1), original(self, x))[1])
+    with torch.no_grad():
+        model(torch.zeros(1, 3, 64, 64))
+    norms = sum(type(module) is nn.BatchNorm2d for module in model.modules())
+    inside = sum('.downsample.' not in key and key != 'bn1' and '.attn.' not in key and type(module) is nn.BatchNorm2d
+                 for key, module in model.named_modules())
+    assert len(calls) == (norms if fused is False else norms - inside)
