@@ -88,3 +88,17 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path):
     (tmp_path / 'last.pth.tar').write_bytes(b'half')
     with pytest.raises(ValueError, match='or it is broken'):
         push_to_hub(tmp_path, 'me/a', dry_run=True)
+
+
+def test_the_classes_of_a_training_go_along_by_name(tmp_path):
+    pytest.importorskip('sklearn', reason='the digits come with scikit-learn: the [train] extra')
+    import json
+
+    from digit_runs import TINY, save_digits
+
+    from timm_se_plugin.training import parse_options, train_classifier
+    data = save_digits(tmp_path / 'digits')
+    train_classifier(parse_options([
+        *TINY, '--data-dir', str(data), '--output', str(tmp_path), '--experiment', 'run', '--epochs', '1']))
+    shared = push_to_hub(tmp_path / 'run', 'me/digits', dry_run=True)
+    assert json.loads(shared.texts['config.json'])['label_names'] == list('0123456789')

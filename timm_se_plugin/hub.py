@@ -80,7 +80,7 @@ def _write(source: Any, folder: Path, repo_id: str, facts: Facts, revision: str 
     elif run := read_run(path):
         said = {field.name: getattr(facts, field.name) for field in fields(facts)}
         facts = replace(run.facts, **{name: value for name, value in said.items() if value is not None})
-        return _write_classifier(run.model, folder, repo_id, facts, revision, run.data_config)
+        return _write_classifier(run.model, folder, repo_id, facts, revision, run.data_config, run.label_names)
     else:
         raise ValueError(
             f'{path} is not allowed; allowed: a folder with {CONFIG} (a saved model), model_best.pth.tar or '
@@ -90,8 +90,8 @@ def _write(source: Any, folder: Path, repo_id: str, facts: Facts, revision: str 
 
 def _write_classifier(
         model: nn.Module, folder: Path, repo_id: str, facts: Facts, revision: str | None,
-        data_config: dict[str, Any] | None = None,
+        data_config: dict[str, Any] | None = None, label_names: list[str] | None = None,
 ) -> None:
-    written = write_model(model, folder, data_config=data_config)
+    written = write_model(model, folder, {'label_names': label_names} if label_names else None, data_config)
     card = classifier_card(written, repo_id, facts, revision)
     Path(folder, 'README.md').write_text(card, encoding='utf-8')

@@ -24,11 +24,12 @@ _RECIPE = (
 
 
 class Run(NamedTuple):
-    """A trained classifier, its preprocessing, and what a model card says of its training."""
+    """A trained classifier, its preprocessing, what a model card says of its training, and its classes by name."""
 
     model: nn.Module
     data_config: dict[str, Any]
     facts: Facts
+    label_names: list[str] | None
 
 
 def read_run(folder: str | Path) -> Run | None:
@@ -50,7 +51,9 @@ def read_run(folder: str | Path) -> Run | None:
     model = build_model(args)
     model.load_state_dict(weights)
     data_config = resolve_data_config(args, model=model)
-    return Run(model, data_config, _facts(args, Path(folder, 'summary.csv'), said.get('epoch')))
+    facts = _facts(args, Path(folder, 'summary.csv'), said.get('epoch'))
+    names = said.get('label_names')
+    return Run(model, data_config, facts, names if names and len(names) == model.num_classes else None)
 
 
 def build_model(args: Mapping[str, Any]) -> nn.Module:

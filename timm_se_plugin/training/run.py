@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from .augmentation import BatchAugmentation
 from .checkpoint import newest_whole, read_checkpoint, save_checkpoint
-from .data import data_config, eval_loader, number_of_classes, open_split, train_loader
+from .data import class_names, data_config, eval_loader, number_of_classes, open_split, train_loader
 from .images import seed_of
 from .options import RUNTIME
 from .place import Place
@@ -51,6 +51,7 @@ class Run:
         train_data = open_split(options, options.train_split, training=True)
         val_data = open_split(options, options.val_split, training=False)
         self.classes = number_of_classes(options, train_data, val_data)
+        self.label_names = class_names(train_data) or class_names(val_data)
         options = Namespace(**{**vars(options), 'num_classes': self.classes})
         self.options, self.place = options, place
         self.folder = _folder(options)
@@ -191,6 +192,7 @@ class Run:
             'optimizer': self.optimizer.state_dict(),
             'scheduler': _of_scheduler(self.scheduler).state_dict() if self.scheduler else {},
             'position': {'epoch': self.epoch, 'batch': self.batch, 'world_size': self.place.world_size},
+            'label_names': self.label_names,
             'sums': sums.tolist(), 'seconds': self.seconds, 'best': self.best, 'history': self.history,
         }
         if self.scaler:

@@ -75,7 +75,8 @@ def read_weights(path: str | Path) -> tuple[StateDict, dict[str, Any]]:
         path: ``.safetensors``, ``.caffemodel``, or what ``torch.save`` wrote.
 
     Returns:
-        The weights; the ``meta`` of MMEngine's files, and of timm's the ``args`` as a mapping and the ``epoch``.
+        The weights; the ``meta`` of MMEngine's files, of timm's the ``args`` as a mapping and the ``epoch``, and of
+        this package's trainer the ``label_names`` too.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -108,7 +109,7 @@ def read_weights(path: str | Path) -> tuple[StateDict, dict[str, Any]]:
     said: dict[str, Any] = {}
     if found is not loaded:
         said |= loaded.get('meta') or {}
-        said |= {key: loaded[key] for key in ('args', 'epoch') if key in loaded}
+        said |= {key: loaded[key] for key in ('args', 'epoch', 'label_names') if key in loaded}
         if isinstance(said.get('args'), argparse.Namespace):
             said['args'] = vars(said['args'])
     return clean_state_dict(weights), said
