@@ -11,3 +11,9 @@ def test_rows_about_the_same_thing_are_replaced_and_columns_are_kept(tmp_path):
     replace_rows(path, [{'model': 'b', 'seed': 0, 'top1': 69.99999999999999 / 100, 'time': 1}], ['model', 'seed'])
     assert path.read_text().splitlines() == [
         'model,seed,top1,note,time', 'a,0,0.5,"x,y",', 'a,1,0.6,,', 'b,0,0.7,,1']
+
+
+def test_floats_are_the_same_key_each_time(tmp_path):
+    for top1 in (0.5, 0.6):
+        replace_rows(tmp_path / 'table.csv', [{'share': 1 / 3, 'lr': 0.1 + 0.2, 'top1': top1}], ('share', 'lr'))
+    assert (tmp_path / 'table.csv').read_text().splitlines() == ['share,lr,top1', '0.3333333333,0.3,0.6']

@@ -12,15 +12,18 @@ __all__ = ['read_table', 'replace_rows', 'table', 'write_table']
 
 
 def table(rows: Iterable[Mapping[str, Any]]) -> str:
-    """Rows as CSV, numbers with ten digits at most; the columns are those of all rows."""
-    rows = [{column: float(f'{cell:.10g}') if isinstance(cell, float) else cell for column, cell in row.items()}
-            for row in rows]
+    """Rows as CSV, floats with ten digits at most; the columns are those of all rows."""
+    rows = [{column: _text(cell) for column, cell in row.items()} for row in rows]
     columns = list(dict.fromkeys(column for row in rows for column in row))
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, restval='', lineterminator='\n')
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
+
+
+def _text(cell: Any) -> str:
+    return str(float(f'{cell:.10g}')) if isinstance(cell, float) else '' if cell is None else str(cell)
 
 
 def read_table(path: Path) -> list[dict[str, str]]:
@@ -47,7 +50,7 @@ def replace_rows(path: str | Path, rows: Sequence[Mapping[str, Any]], keys: Sequ
 
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    new = {tuple(str(row[key]) for key in keys) for row in rows}
+    new = {tuple(_text(row[key]) for key in keys) for row in rows}
     with path.with_name(f'.{path.name}.lock').open('w') as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         kept = [row for row in read_table(path) if tuple(row.get(key, '') for key in keys) not in new]

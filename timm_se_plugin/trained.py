@@ -53,7 +53,8 @@ def read_run(folder: str | Path) -> Run | None:
     data_config = resolve_data_config(args, model=model)
     facts = _facts(args, Path(folder, 'summary.csv'), said.get('epoch'))
     names = said.get('label_names')
-    return Run(model, data_config, facts, names if names and len(names) == model.num_classes else None)
+    known = isinstance(names, list) and len(names) == model.num_classes
+    return Run(model, data_config, facts, names if known else None)
 
 
 def build_model(args: Mapping[str, Any]) -> nn.Module:

@@ -167,12 +167,14 @@ def ablation_table() -> str:
 
 def pruning_table() -> str:
     """Accuracy against MACs of pruned networks, in the order of what is left."""
-    rows = sorted(read('pruning.csv'), key=lambda row: (row['model'], float(row['share']), row['criterion']))
+    rows = sorted(read('pruning.csv'), key=lambda row: (
+        row['model'], row['checkpoint_seed'], float(row['share']), row['criterion'], row['epochs'], row['lr']))
     whole = {row['model']: int(row['macs']) for row in rows if row['criterion'] == 'whole'}
-    body = [[row['model'], row['criterion'], f'{float(row["share"]):.0%}', row['epochs'], f'{int(row["parameters"]):,}',
+    body = [[row['model'], row['checkpoint_seed'], row['criterion'], f'{100 * float(row["share"]):g} %', row['epochs'],
+             row['lr'], f'{int(row["parameters"]):,}',
              f'{int(row["macs"]) / whole[row["model"]]:.3f}', f'{100 * float(row["top1_pruned"]):.2f}',
              f'{100 * float(row["top1"]):.2f}'] for row in rows]
-    return markdown(['model', 'channels leave by', 'share', 'epochs of fine-tuning', 'parameters', 'MACs',
+    return markdown(['model', 'seed', 'channels leave by', 'share', 'epochs of fine-tuning', 'lr', 'parameters', 'MACs',
                      'top-1 %, pruned', 'fine-tuned'], body)
 
 

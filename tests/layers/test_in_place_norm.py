@@ -37,7 +37,9 @@ def test_works_under_autocast():
     with torch.autocast('cpu', torch.bfloat16):
         x = conv(torch.randn(2, 3, 9, 8))
         expected = bn(x)
-        assert torch.equal(normalize(x, bn, conv), expected)
+        out = normalize(x, bn, conv)
+        assert torch.equal(out, expected)
+        assert out.data_ptr() == x.data_ptr()
     assert x.dtype == torch.bfloat16
 
 
@@ -53,7 +55,10 @@ class Identity(nn.Conv2d):
     lambda conv, bn: (conv, nn.BatchNorm2d(6, affine=False, dtype=torch.float64).eval()),
     lambda conv, bn: (conv.register_forward_hook(lambda *_: None) and conv, bn),
     lambda conv, bn: (conv, bn.register_forward_hook(lambda *_: None) and bn),
-], ids=['training', 'no convolution', 'another norm', 'not affine', 'hook on the convolution', 'hook on the norm'])
+    lambda conv, bn: (setattr(conv, 'forward', conv.forward) or conv, bn),
+    lambda conv, bn: (conv, setattr(bn, 'forward', bn.forward) or bn),
+], ids=['training', 'no convolution', 'another norm', 'not affine', 'hook on the convolution', 'hook on the norm',
+        'replaced forward of the convolution', 'replaced forward of the norm'])
 @torch.no_grad()
 def test_leaves_its_input_alone_where_somebody_may_hold_it(change):
     conv, bn = change(*modules())
@@ -61,6 +66,21 @@ def test_leaves_its_input_alone_where_somebody_may_hold_it(change):
     before = x.clone()
     normalize(x, bn, conv)
     assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize('channels', [4, 8])
+@torch.no_grad()
+def test_a_norm_of_another_width_is_refused_as_the_module_refuses_it(channels):
+    conv, bn = modules()
+    x = conv(torch.randn(2, 3, 5, 5, dtype=torch.float64))
+    with pytest.raises(RuntimeError, match='should contain 6 elements'):
+        normalize(x, nn.BatchNorm2d(channels, dtype=torch.float64).eval(), conv)
+    with pytest.raises(ValueError, match='expected 4D input'):
+        normalize(x[0], bn, conv)
+    block = timm.create_model('se_resnet18_plugin').layer1[0].eval()
+    block.bn2 = nn.BatchNorm2d(channels).eval()
+    with pytest.raises(RuntimeError, match='should contain 64 elements'):
+        block(torch.zeros(1, 64, 8, 8))
 
 
 def test_is_the_module_where_gradients_are_recorded_and_under_fx():

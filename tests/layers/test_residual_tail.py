@@ -447,7 +447,7 @@ def test_small_and_large_maps_at_inference_equal_the_modules(se, gated, added, a
         monkeypatch.setattr(residual_tail_module, 'normalize_squeeze',
                             lambda *args: (passes.append(1), normalize_squeeze(*args))[1])
         for cost, algebra in ((y.numel(), 0), (y.numel() - 1, 1)):
-            monkeypatch.setattr(residual_tail_module, '_CALLS_COST', cost)
+            monkeypatch.setattr(residual_tail_module, '_SMALL', cost)
             passes.clear()
             out = residual_tail(
                 conv(x), shortcut.clone() if added else None, net.bn, attention, None, act, gate, conv, x)
@@ -481,6 +481,7 @@ class CenteredSqueezeExcite(SqueezeExcite):
     (lambda net: setattr(net.bn, 'track_running_stats', False), 'running'),
     (lambda net: setattr(net.se, 'squeeze_type', 'max'), 'average'),
     (lambda net: net.bn.register_forward_hook(lambda *_: None), 'hook'),
+    (lambda net: setattr(net.se, 'forward', net.se.forward), 'hook'),
     (lambda net: net.se.register_forward_pre_hook(lambda *_: None), 'hook'),
     (lambda net: net.bn.register_full_backward_hook(lambda *_: None), 'hook'),
 ])

@@ -118,11 +118,18 @@ class DoubledSqueezeExcite(SqueezeExcite):
         return 2 * super().forward(x)
 
 
-def test_attention_that_computes_something_else_stays():
-    block = timm.create_model('se_resnet18_plugin').layer1[0]
-    block.se = DoubledSqueezeExcite(64)
+class ClampedSqueezeExcite(SqueezeExcite):
+    def excite(self, z):
+        return super().excite(z.clamp(min=0) + 1)
+
+
+@pytest.mark.parametrize('kind', [DoubledSqueezeExcite, ClampedSqueezeExcite])
+@pytest.mark.parametrize(('name', 'channels'), [('se_resnet18_plugin', 64), ('se_resnet50_plugin', 256)])
+def test_attention_that_computes_something_else_stays(name, channels, kind):
+    block = timm.create_model(name).layer1[1]
+    block.se = kind(channels)
     block = block.double().eval()
-    x = torch.randn(1, 64, 8, 8, dtype=torch.float64)
+    x = torch.randn(1, channels, 8, 8, dtype=torch.float64)
     torch.testing.assert_close(fuse_for_inference(block)(x), block(x))
 
 

@@ -60,7 +60,7 @@ def pruning_study(
             options.train_split, options.val_split))
         model: Any = build_model(vars(options))
         model.load_state_dict(state.get('state_dict_ema', state['state_dict']))
-        model = model.to(place.device)
+        model = model.to(place.device, getattr(torch, options.model_dtype))
         if options.channels_last:
             model = model.to(memory_format=torch.channels_last)
         config = data_config(options, model)
@@ -108,6 +108,7 @@ def _fine_tune(
     torch.manual_seed(options.seed)
     optimizer = torch.optim.SGD(
         model.parameters(), lr=lr, momentum=options.momentum, nesterov=True, weight_decay=options.weight_decay)
+    scaler = torch.amp.GradScaler(place.device.type, enabled=place.amp_dtype(options) == 'float16')
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, epochs * len(loader)))
     model.train()
     for epoch in range(epochs):
@@ -117,6 +118,7 @@ def _fine_tune(
             with place.autocast(options):
                 loss = F.cross_entropy(model(x), y, label_smoothing=options.smoothing)
             optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
             scheduler.step()

@@ -7,20 +7,25 @@ from torch import Tensor, nn
 
 from .squeeze_excite import SqueezeExcite
 
-__all__ = ['has_hooks', 'why_not_batch_norm', 'why_not_eager', 'why_not_squeeze_excite']
+__all__ = ['has_hooks', 'is_plain_conv', 'why_not_batch_norm', 'why_not_eager', 'why_not_squeeze_excite']
 
 
 def has_hooks(*modules: nn.Module | None) -> bool:
-    """Whether somebody waits for one of these modules to be called."""
+    """Whether somebody waits for one of these modules to be called: by a hook, or in the place of its forward."""
     for module in modules:
         if module is not None and (
-                module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
-                or module._backward_pre_hooks):
+                'forward' in module.__dict__ or module._forward_hooks or module._forward_pre_hooks
+                or module._backward_hooks or module._backward_pre_hooks):
             return True
     every = nn.modules.module
     return bool(
         every._global_forward_hooks or every._global_forward_pre_hooks or every._global_backward_hooks
         or every._global_backward_pre_hooks)
+
+
+def is_plain_conv(conv: Any) -> bool:
+    """Whether this is an ``nn.Conv2d`` whose output is new and seen by nobody but the caller."""
+    return type(conv) is nn.Conv2d and not has_hooks(conv)
 
 
 def why_not_batch_norm(bn: Any) -> str:

@@ -3,9 +3,10 @@
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+import torch.nn.functional as F
+from torch import Tensor
 
-from ._bypass import has_hooks, why_not_batch_norm, why_not_eager
+from ._bypass import has_hooks, is_plain_conv, why_not_batch_norm, why_not_eager
 
 __all__ = ['batch_norm_', 'normalize']
 
@@ -15,6 +16,8 @@ def batch_norm_(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tens
 
     Shape: (N, C, H, W), and (C,) each -> (N, C, H, W).
     """
+    if any(values.numel() != x.shape[1] for values in (weight, bias, mean, var)):  # the kernel would read beyond them
+        return F.batch_norm(x, mean, var, weight, bias, False, 0.0, eps)
     unused = mean.new_empty(0)  # for batch statistics, of which there are none
     return torch.native_batch_norm(x, weight, bias, mean, var, False, 0.0, eps, out=(x, unused, unused))[0]
 
@@ -33,7 +36,7 @@ def normalize(x: Tensor, bn: Any, conv: Any) -> Tensor:
         conv: the module that computed x; only after a Conv2d, whose output is new, is its memory taken.
     """
     if (torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing() or why_not_eager(x)
-            or not x.is_cpu or type(conv) is not nn.Conv2d or why_not_batch_norm(bn) or bn.training
-            or has_hooks(conv, bn)):
+            or not x.is_cpu or x.ndim != 4 or not is_plain_conv(conv) or why_not_batch_norm(bn) or bn.training
+            or has_hooks(bn)):
         return bn(x)
     return batch_norm_(x, bn.weight, bn.bias, bn.running_mean, bn.running_var, bn.eps)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ._bypass import has_hooks, why_not_batch_norm, why_not_eager, why_not_squeeze_excite
+from ._bypass import has_hooks, is_plain_conv, why_not_batch_norm, why_not_eager, why_not_squeeze_excite
 from ._running_statistics import update_running_stats
 from ._tail_functions import add_act_, moments, scale_add_act, statistics_dtype
 from .in_place_norm import batch_norm_
@@ -14,7 +14,7 @@ from .squeeze_excite import spatial_mean
 
 __all__ = ['can_fuse', 'residual_tail']
 
-_CALLS_COST = 2**21  # of the calls that the algebra takes and the modules do not, in elements of a pass
+_SMALL = 2**21  # elements of a map at inference, measured on two cores
 
 # torch 2.6 has no is_exporting; there a compiled network runs module by module too.
 _is_exporting = getattr(torch.compiler, 'is_exporting', torch.compiler.is_compiling)
@@ -167,10 +167,10 @@ torch.fx.wrap('normalize_squeeze')  # leaves under fx: they look at strides, mod
 torch.fx.wrap('recalibrate_add_act')
 
 
-def _is_small(x: Tensor) -> bool:
-    """Whether, at inference, a pass over x takes less time than the calls that the algebra would save it by."""
+def _runs_in_place(x: Tensor, bn: Any) -> bool:
+    """Whether x is so small that the calls that the algebra adds cost more than the pass that it saves."""
     return (not torch.is_grad_enabled() and not torch.compiler.is_compiling() and type(x) is Tensor and x.is_cpu
-            and x.dtype.itemsize >= 4 and x.numel() <= _CALLS_COST)
+            and x.dtype == bn.weight.dtype and x.dtype.itemsize >= 4 and x.numel() <= _SMALL)
 
 
 def _tail_in_place(
@@ -196,7 +196,7 @@ def residual_tail(
         conv: Any = None,
         conv_input: Tensor | None = None,
 ) -> Tensor:
-    """``act(drop_path(se(bn(x))) + shortcut_gate * shortcut)`` without ever forming ``bn(x)``.
+    """``act(drop_path(se(bn(x))) + shortcut_gate * shortcut)`` without forming ``bn(x)``.
 
     Squeeze-and-Excitation (https://arxiv.org/abs/1709.01507), equations 2 to 4, after a BatchNorm: the squeeze of an
     affine map is the affine map of the squeeze, so the gate is known before BatchNorm is applied, and multiplies its
@@ -225,10 +225,10 @@ def residual_tail(
         ValueError: one value per channel in training, as BatchNorm2d does.
     """
     training = bn.training and not _is_frozen(bn)
-    plain_conv = type(conv) is nn.Conv2d and not has_hooks(conv)
+    plain_conv = is_plain_conv(conv)
     drop_prob = drop_path.drop_prob if hasattr(drop_path, 'drop_prob') and drop_path.training else 0.0
     relu = type(act) is nn.ReLU and not has_hooks(act)
-    if plain_conv and not training and drop_prob == 0 and _is_small(x):
+    if plain_conv and not training and drop_prob == 0 and _runs_in_place(x, bn):
         x = _tail_in_place(x, shortcut, bn, se, shortcut_gate, relu)
         return x if relu or act is None else act(x)
     weight, bias = (conv.weight, conv.bias) if plain_conv and _is_pointwise(conv) else (None, None)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from ._bypass import has_hooks, why_not_batch_norm, why_not_eager
+from ._bypass import has_hooks, is_plain_conv, why_not_batch_norm, why_not_eager
 from .batch_norm_relu import batch_norm_relu, recompute
 from .squeeze_excite import Pointwise, reduced_channels, spatial_mean
 
@@ -105,7 +105,7 @@ class SelectiveKernelBranch(nn.Module):
         """U of one branch, its mean over the map, and what U can be computed from again."""
         bn: Any = self.bn
         # A replaced convolution may return its input, and a hook may have kept the output.
-        plain = type(self.conv) is nn.Conv2d and not has_hooks(self.conv)
+        plain = is_plain_conv(self.conv)
         y = _convolve(self.conv, x) if plain and not isinstance(x, torch.fx.Proxy) else self.conv(x)
         private = private and plain
         return batch_norm_relu(

@@ -9,6 +9,7 @@ from timm.layers import BatchNormAct2d, ScaledStdConv2d, ScaledStdConv2dSame, St
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from ..layers import SqueezeExcite
 from ..layers._bypass import has_hooks, why_not_squeeze_excite
 from ..layers._tail_functions import add_act_
 from ..layers.squeeze_excite import Pointwise
@@ -78,7 +79,9 @@ def _deployed(block: Any) -> nn.Module | None:
     if why_not_squeeze_excite(block.se):
         return None
     if isinstance(block, AttentionBottleneck):
-        return _DeployedBottleneck(block) if isinstance(block.bn3, nn.Identity) else None
+        kind: Any = type(block.se)  # whose own excite may not begin with the layer that is merged
+        mergeable = isinstance(block.bn3, nn.Identity) and kind.excite is SqueezeExcite.excite
+        return _DeployedBottleneck(block) if mergeable else None
     return _DeployedBasicBlock(block) if isinstance(block.bn2, nn.Identity) else None
 
 
