@@ -43,7 +43,7 @@ def _axes(count: int, path: str | Path, title: str, columns: int = 3, size: floa
         axis.axis('off')
     yield list(axes.flat[:count])
     figure.suptitle(title)
-    figure.tight_layout()
+    figure.tight_layout(rect=(0, 0.05 if figure.legends else 0, 1, 1))
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     plt.close(figure)
@@ -66,7 +66,7 @@ def draw_activations(
                 axis.plot(layer.means[k, -1, channels].numpy(), linewidth=1, label=name)
             axis.plot(layer.mean[-1, channels].numpy(), linewidth=1, color='black', linestyle='--', label='all')
             _finish(axis, layer)
-        axes[0].legend(fontsize=7)
+        _legend_below(axes)
 
 
 def draw_deviations(
@@ -88,7 +88,12 @@ def draw_deviations(
                 axis.plot(mean, linewidth=1, label=name, color=f'C{i}')
                 axis.fill_between(range(len(channels)), mean - std, mean + std, alpha=0.25, color=f'C{i}')
             _finish(axis, layer)
-        axes[0].legend(fontsize=7)
+        _legend_below(axes)
+
+
+def _legend_below(axes: list[Any]) -> None:
+    """One legend for all panels, where it covers none."""
+    axes[0].figure.legend(*axes[0].get_legend_handles_labels(), loc='lower center', ncols=6, fontsize=8, frameon=False)
 
 
 def _finish(axis: Any, layer: LayerStatistics) -> None:
@@ -115,6 +120,7 @@ def draw_depth(statistics: GateStatistics, path: str | Path, title: str = 'gates
         x = np.arange(len(layers))
         axes[1].bar(x - 0.2, lows, 0.4, label='near the lower end')
         axes[1].bar(x + 0.2, highs, 0.4, label='near the upper end')
+        axes[1].set_ylim(0, max(0.01, 1.05 * max(*lows, *highs)))
         axes[1].set_ylabel('share of gates')
         axes[1].legend(fontsize=8)
         for axis in axes:
