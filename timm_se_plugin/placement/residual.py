@@ -184,7 +184,8 @@ def _fused_tail(
     if not can_fuse(x, bn, se, block.drop_path, block.fused):
         return None
     unscaled = se is None and block.drop_path is None and block.integration != 'identity'
-    if unscaled and type(bn) is nn.BatchNorm2d and bn.training and torch.is_grad_enabled():
+    learns = type(bn) is nn.BatchNorm2d and bn.training and torch.is_grad_enabled()
+    if unscaled and learns and not isinstance(x, torch.fx.Proxy):  # one graph for training and evaluation
         return None  # BatchNorm's own kernels and their derivatives take less time and keep as much
     gate = None
     if block.integration == 'identity':
