@@ -8,13 +8,9 @@ from torch.nn import functional as F
 
 from ._bypass import has_hooks, is_plain_conv, why_not_batch_norm, why_not_eager, why_not_squeeze_excite
 from ._running_statistics import update_running_stats
-from ._tail_functions import add_act_, moments, scale_add_act, statistics_dtype
-from .in_place_norm import batch_norm_
-from .squeeze_excite import spatial_mean
+from ._tail_functions import moments, scale_add_act, statistics_dtype
 
 __all__ = ['can_fuse', 'residual_tail']
-
-_SMALL = 2**21  # elements of a map at inference, measured on two cores
 
 # torch 2.6 has no is_exporting; there a compiled network runs module by module too.
 _is_exporting = getattr(torch.compiler, 'is_exporting', torch.compiler.is_compiling)
@@ -167,24 +163,6 @@ torch.fx.wrap('normalize_squeeze')  # leaves under fx: they look at strides, mod
 torch.fx.wrap('recalibrate_add_act')
 
 
-def _runs_in_place(x: Tensor, bn: Any) -> bool:
-    """Whether x is so small that the calls that the algebra adds cost more than the pass that it saves."""
-    return (not torch.is_grad_enabled() and not torch.compiler.is_compiling() and type(x) is Tensor and x.is_cpu
-            and x.dtype == bn.weight.dtype and x.dtype.itemsize >= 4 and x.numel() <= _SMALL)
-
-
-def _tail_in_place(
-        x: Tensor, shortcut: Tensor | None, bn: Any, se: Any, shortcut_gate: Tensor | None, relu: bool,
-) -> Tensor:
-    """The modules' operators one after the other, in x's memory."""
-    x = batch_norm_(x, bn.weight, bn.bias, bn.running_mean, bn.running_var, bn.eps)
-    if se is not None:
-        x = x.mul_(se.excite(spatial_mean(x)))
-    if shortcut is None:
-        return x.relu_() if relu else x
-    return add_act_(x, shortcut if shortcut_gate is None else shortcut * shortcut_gate, relu)
-
-
 def residual_tail(
         x: Tensor,
         shortcut: Tensor | None,
@@ -203,8 +181,7 @@ def residual_tail(
     scale and offset. Compared with a block without attention no pass over the map is added but the squeeze, which
     training shares with BatchNorm's statistics, and nothing of its size is kept for the backward pass. The
     excitation's modules are called as modules, and their hooks fire. Only a ReLU joins the pass; another activation
-    is called on its result. At inference on the CPU, maps too small for a saved pass to matter go through the modules'
-    operators in place. Ask :func:`can_fuse` first.
+    is called on its result. Ask :func:`can_fuse` first.
 
     Shape: x and shortcut (N, C, H, W), shortcut_gate (N, C, 1, 1) -> (N, C, H, W).
 
@@ -228,9 +205,6 @@ def residual_tail(
     plain_conv = is_plain_conv(conv)
     drop_prob = drop_path.drop_prob if hasattr(drop_path, 'drop_prob') and drop_path.training else 0.0
     relu = type(act) is nn.ReLU and not has_hooks(act)
-    if plain_conv and not training and drop_prob == 0 and _runs_in_place(x, bn):
-        x = _tail_in_place(x, shortcut, bn, se, shortcut_gate, relu)
-        return x if relu or act is None else act(x)
     weight, bias = (conv.weight, conv.bias) if plain_conv and _is_pointwise(conv) else (None, None)
     x, z, scale, offset, mean, var = normalize_squeeze(
         x, bn.weight, bn.bias, bn.running_mean, bn.running_var, getattr(bn, 'num_batches_tracked', None),
