@@ -62,7 +62,7 @@ class AttentionBasicBlock(BasicBlock):
             if out is not None:
                 return out
 
-        x = self.bn2(x)
+        x = self.bn2(x) if torch.jit.is_scripting() else _normalize(x, self, self.bn2, self.conv2)
         if self.integration == 'standard':
             x = self.se(x)
         if self.drop_path is not None:
@@ -126,7 +126,7 @@ class AttentionBottleneck(Bottleneck):
             if out is not None:
                 return out
 
-        x = self.bn3(x)
+        x = self.bn3(x) if torch.jit.is_scripting() else _normalize(x, self, self.bn3, self.conv3)
         if self.integration == 'standard':
             x = self.se(x)
         if self.drop_path is not None:
@@ -181,12 +181,10 @@ def _fused_tail(
 ) -> Tensor | None:
     """What remains of a block after its last convolution, in few passes; None where it has to go module by module."""
     se = block.se if block.integration == 'standard' else None
+    if se is None and block.drop_path is None and block.integration != 'identity':
+        return None  # nothing is multiplied: the modules keep as much and take less time
     if not can_fuse(x, bn, se, block.drop_path, block.fused):
         return None
-    unscaled = se is None and block.drop_path is None and block.integration != 'identity'
-    learns = type(bn) is nn.BatchNorm2d and bn.training and torch.is_grad_enabled()
-    if unscaled and learns and not isinstance(x, torch.fx.Proxy):  # one graph for training and evaluation
-        return None  # BatchNorm's own kernels and their derivatives take less time and keep as much
     gate = None
     if block.integration == 'identity':
         if can_fuse(x, bn, block.se):  # the gate joins the addition
