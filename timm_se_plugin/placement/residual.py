@@ -207,8 +207,12 @@ def attention_blocks(
         attn: the attention; a stage that it does not name keeps timm's block.
 
     Raises:
-        ValueError: what is no class of block, as a word from a config.json.
+        ValueError: what is no class of block, as a word from a config.json; ``sites``, which name modules of a network
+            that is built.
     """
+    if attn.sites is not None:
+        raise ValueError(
+            f'sites={attn.sites!r} is not allowed before the network is built; allowed: add_attention afterwards')
     blocks = tuple(blocks)
     for block in blocks:
         if not (isinstance(block, type) and issubclass(block, nn.Module)):
