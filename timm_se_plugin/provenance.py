@@ -11,14 +11,24 @@ import torch
 __all__ = ['provenance']
 
 
+def _git(*command: str) -> str:
+    try:
+        git = ['git', '-C', str(Path(__file__).parent), *command]
+        return subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+    except OSError:
+        return ''
+
+
+def _commit() -> str:
+    """Commit of the package, with '+' if its own files differ from it; empty where it is installed without them."""
+    if not _git('ls-files', Path(__file__).name):  # beside an installed package may be a user's own repository
+        return ''
+    return _git('rev-parse', '--short', 'HEAD') + ('+' if _git('status', '--porcelain', '.') else '')
+
+
 def provenance(device: torch.device) -> dict[str, Any]:
     """Versions, commit of the package with '+' if it has changes, and machine of a run."""
-    git = ['git', '-C', str(Path(__file__).parent), 'describe', '--always', '--dirty=+', '--exclude=*']
-    try:
-        commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
-    except OSError:
-        commit = ''
     return {
         'device': torch.cuda.get_device_name(device) if device.type == 'cuda' else platform.machine(),
         'threads': torch.get_num_threads(), 'python': platform.python_version(), 'torch': str(torch.__version__),
-        'timm': timm.__version__, 'commit': commit}
+        'timm': timm.__version__, 'commit': _commit()}
