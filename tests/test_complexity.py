@@ -84,6 +84,15 @@ def test_total_is_the_networks_and_the_convention_comes_first():
     assert next(m for m in cost.modules if m.name == 'layer1.0.se.fc1').is_attention
 
 
+def test_every_module_has_what_it_computes_itself():
+    cost = complexity(timm.create_model('sk_resnet18_plugin'), (3, 64, 64))
+    # each branch by hand: 3x3, 64 -> 64 channels on a 16x16 map; what only holds them has nothing
+    macs = {m.name: m.macs for m in cost.modules if m.name.startswith('layer1.0.conv1') and 'attn' not in m.name}
+    branch = 3 * 3 * 64 * 64 * 16 * 16
+    assert {name: value for name, value in macs.items() if value} == {
+        'layer1.0.conv1.paths.0.conv': branch, 'layer1.0.conv1.paths.1.conv': branch}
+
+
 @pytest.mark.parametrize(('name', 'part', 'attention'), [
     ('efficientnet_b0', '.se.', 636_540), ('mobilenetv3_large_100', '.se.', None), ('skresnet50', '.conv2.attn.', None),
     ('legacy_seresnet50', '.se_module.', 2_530_992)])

@@ -93,12 +93,17 @@ def complexity(model: nn.Module, input_size: tuple[int, int, int] | None = None)
     root = type(counted).__name__
     flops = {name.removeprefix(f'{root}.'): sum(ops.values()) for name, ops in counter.get_flop_counts().items()}
 
+    def inner(name: str, module: nn.Module) -> int:
+        return sum(whole(f'{name}.{child}' if name else child, inside) for child, inside in module.named_children())
+
+    def whole(name: str, module: nn.Module) -> int:
+        return flops[name] if name in flops else inner(name, module)  # a ModuleList is never called, its content is
+
     attention = tuple(f'{name}.' for name in counted_attention(counted))
     costs = []
     for name, module in counted.named_modules():
         params = sum(p.numel() for p in module.parameters(recurse=False))
-        inner = sum(flops.get(f'{name}.{child}' if name else child, 0) for child, _ in module.named_children())
-        macs = (flops.get(name, 0) - inner) // 2 if name else 0
+        macs = (whole(name, module) - inner(name, module)) // 2 if name else 0
         if params or macs:
             costs.append(ModuleCost(name, type(module).__name__, params, macs, f'{name}.'.startswith(attention)))
     return Complexity(tuple(costs), input_size)

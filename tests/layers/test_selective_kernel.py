@@ -255,6 +255,14 @@ def test_width_rules():
     ({'select': 'max'}, 'softmax, sum'),
     ({'fused': 'yes'}, "'auto'"),
     ({'fused': 0}, "'auto'"),
+    ({'kernels': 3}, 'kernels=3: one size for each of the branches'),
+    ({'groups': (1, 0)}, 'groups=.1, 0.: one positive number'),
+    ({'out_channels': 0}, 'out_channels=0 is not allowed; allowed: a positive integer'),
+    ({'rd_channels': 0}, 'rd_channels=0'),
+    ({'rd_divisor': 0}, 'rd_divisor=0'),
+    ({'rd_min_channels': -1}, 'rd_min_channels=-1'),
+    ({'stride': 0}, 'stride=0'),
+    ({'dilation': 0}, 'dilation=0'),
 ], ids=str)
 def test_a_mistake_is_refused(kwargs, message):
     with pytest.raises(ValueError, match=message):
@@ -471,6 +479,37 @@ def test_traced_equals_eager_bitwise_and_scripts(kwargs, mode):
         assert (results[0] - run(layer, batch())[0]).abs().max() < 1e-10
 
 
+@pytest.mark.parametrize('mode', ['train', 'eval'])
+def test_a_traced_graph_changes_its_mode_with_its_norms(mode):
+    traced = torch.fx.symbolic_trace(build(mode=mode))
+    other = 'eval' if mode == 'train' else 'train'
+    for a, b in zip(run(set_mode(traced, other), batch()), run(build(mode=other), batch()), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize('mode', ['train', 'frozen', 'eval'])
+@pytest.mark.parametrize('layout', LAYOUTS)
+def test_an_empty_batch_is_one_without_images(mode, layout):
+    x = batch(layout)[:0]
+    results = run(build(mode=mode), x)
+    torch.testing.assert_close(results, run(unfused(build(mode=mode)), x), rtol=0, atol=0, equal_nan=True)
+    assert results[0].shape == (0, 32, 9, 7)
+
+
+@pytest.mark.parametrize('gradients', [True, False])
+def test_an_image_without_its_batch_gets_torchs_own_error(gradients):
+    with torch.set_grad_enabled(gradients), pytest.raises(ValueError, match=r'expected 4D input \(got 3D input\)'):
+        build()(batch()[0])
+
+
+def test_norms_may_count_no_batches():
+    layer = build()
+    for path in layer.paths:
+        path.bn.num_batches_tracked = None
+    with torch.no_grad():
+        assert worst([copy.deepcopy(layer)(batch())], [unfused(layer)(batch())]) < 1e-10
+
+
 def test_a_traced_graph_may_be_asked_for_any_value():
     layer = build(mode='eval')
     traced = torch.fx.symbolic_trace(layer)
@@ -501,6 +540,9 @@ def test_one_sample_trains_on_the_attentions_running_statistics():
     assert all(torch.equal(before[key], value) for key, value in layer.attn.state_dict().items())
     with pytest.raises(ValueError, match='more than'):
         layer(batch(samples=1)[:, :, :1, :1])
+    layer.attn.bn.register_forward_hook(lambda *args: None)  # it waits for the norm, which refuses
+    with pytest.raises(ValueError, match='more than'):
+        layer(batch(samples=1))
 
 
 def test_copies_and_pickles():

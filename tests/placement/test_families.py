@@ -87,7 +87,7 @@ def test_an_integration_that_a_family_has_not_is_one_clear_error():
         timm.create_model('inception_resnet_v2_plugin', attn='se', attn_integration='identity')
     with pytest.raises(ValueError, match=r"attn_fused=True is not allowed for VGG; allowed: 'auto', False"):
         timm.create_model('se_vgg11_bn_plugin', attn_fused=True, device='meta')
-    with pytest.raises(ValueError, match="attn='sk' is not allowed for a network that is built; allowed: se, eca"):
+    with pytest.raises(ValueError, match=r"attn='sk' is not allowed for a finished VGG: .*; allowed: se, eca"):
         timm.create_model('vgg11_bn_plugin', attn='sk', device='meta')
 
 

@@ -80,6 +80,18 @@ def test_fused_and_plain_paths_agree(integration, mode, memory_format, drop_path
         assert relative_error(buffer.double(), theirs.double()) < 1e-10, name
 
 
+@pytest.mark.parametrize('integration', INTEGRATIONS)
+def test_a_traced_graph_changes_its_mode_with_its_norms(integration):
+    fused, _ = twins(attn_integration=integration)
+    x = images(2, 3, 32, 32)
+    in_training, in_evaluation = (torch.fx.symbolic_trace(fused.train(mode)) for mode in (True, False))
+    expected = run(copy.deepcopy(fused).train(), x)
+    out, grads = run(in_evaluation.train(), x)
+    assert torch.equal(out, expected[0])
+    assert all(torch.equal(grads[name], expected[1][name]) for name in grads)
+    assert torch.equal(in_training.eval()(x), fused.eval()(x))
+
+
 @pytest.mark.parametrize('stages', [(1,), (3,), (2, 4)])
 def test_only_the_stages_named_are_fused(stages, fused_calls):
     fused, plain = twins(attn_stages=stages)

@@ -245,7 +245,7 @@ def test_what_cannot_be_is_one_clear_error():
         add_attention(Plain())
     with pytest.raises(ValueError, match=r"attn='se' has no option attn_ratio \(did you mean attn_rd_ratio"):
         add_attention(resnet(), 'se', ratio=0.5)
-    with pytest.raises(ValueError, match="attn='sk' is not allowed for a network that is built"):
+    with pytest.raises(ValueError, match="attn='sk' is not allowed for a finished ResNet: a Selective Kernel"):
         add_attention(resnet(), 'sk')
     with pytest.raises(ValueError, match=r'Plain does not take an image of \(1, 64, 64\) on the meta device'):
         add_attention(Plain(), sites='stem', input_size=(1, 64, 64))

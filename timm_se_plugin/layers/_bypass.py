@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from .squeeze_excite import SqueezeExcite
 
-__all__ = ['has_hooks', 'is_plain_conv', 'why_not_batch_norm', 'why_not_eager', 'why_not_squeeze_excite']
+__all__ = ['has_hooks', 'is_plain_conv', 'learns', 'why_not_batch_norm', 'why_not_eager', 'why_not_squeeze_excite']
 
 
 def has_hooks(*modules: nn.Module | None) -> bool:
@@ -54,4 +54,13 @@ def why_not_eager(x: Tensor) -> str:
         return 'forward-mode differentiation'
     if type(x) is not Tensor or x.device.type not in ('cpu', 'cuda'):
         return f'the input is a {type(x).__name__} on {x.device.type}'
+    if x.ndim != 4 or x.numel() == 0:
+        return f'the input has shape {tuple(x.shape)}'
     return ''
+
+
+def learns(bn: nn.Module, x: Tensor) -> bool:
+    """``bn.training``; while fx traces the network, what reads it whenever the graph runs, as a call of bn would."""
+    if isinstance(x, torch.fx.Proxy):
+        return x.tracer.create_proxy('get_attr', f'{x.tracer.path_of_module(bn)}.training', (), {})  # type: ignore
+    return bn.training

@@ -69,7 +69,7 @@ def batch_norm_relu(
         bias: Tensor,
         running_mean: Tensor,
         running_var: Tensor,
-        num_batches_tracked: Tensor,
+        num_batches_tracked: Tensor | None,
         training: bool,
         momentum: float | None,
         eps: float,
@@ -90,8 +90,12 @@ def batch_norm_relu(
     if torch.jit.is_scripting() or (training and not torch.is_grad_enabled()):
         factor = 0.0
         if training:
-            num_batches_tracked.add_(1)
-            factor = 1.0 / float(num_batches_tracked) if momentum is None else momentum
+            if num_batches_tracked is not None:
+                num_batches_tracked.add_(1)
+            if momentum is not None:
+                factor = momentum
+            elif num_batches_tracked is not None:
+                factor = 1.0 / float(num_batches_tracked)
         recipe: list[Tensor] = []
         u = F.relu(F.batch_norm(y, running_mean, running_var, weight, bias, training, factor, eps), inplace=True)
         return u, spatial_mean(u), recipe
@@ -106,7 +110,7 @@ def _batch_norm_relu(
         bias: Tensor,
         running_mean: Tensor,
         running_var: Tensor,
-        num_batches_tracked: Tensor,
+        num_batches_tracked: Tensor | None,
         training: bool,
         momentum: float | None,
         eps: float,

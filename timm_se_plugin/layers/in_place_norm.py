@@ -36,7 +36,7 @@ def normalize(x: Tensor, bn: Any, conv: Any) -> Tensor:
         conv: the module that computed x; only after a Conv2d, whose output is new, is its memory taken.
     """
     if (torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing() or why_not_eager(x)
-            or not x.is_cpu or x.ndim != 4 or not is_plain_conv(conv) or why_not_batch_norm(bn) or bn.training
+            or not x.is_cpu or not is_plain_conv(conv) or why_not_batch_norm(bn) or bn.training
             or has_hooks(bn)):
         return bn(x)
     return batch_norm_(x, bn.weight, bn.bias, bn.running_mean, bn.running_var, bn.eps)

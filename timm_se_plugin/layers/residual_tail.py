@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ._bypass import has_hooks, is_plain_conv, why_not_batch_norm, why_not_eager, why_not_squeeze_excite
+from ._bypass import has_hooks, is_plain_conv, learns, why_not_batch_norm, why_not_eager, why_not_squeeze_excite
 from ._running_statistics import update_running_stats
 from ._tail_functions import moments, scale_add_act, statistics_dtype
 
@@ -41,8 +41,6 @@ def _obstacle(x: Tensor, bn: Any, se: Any, drop_path: Any) -> str:
         return 'a hook is registered on a module that the fused tail bypasses'
     if isinstance(x, torch.fx.Proxy) or torch.compiler.is_compiling():
         return ''  # the rest concerns the eager kernels
-    if x.ndim != 4 or x.numel() == 0:
-        return f'the input has shape {tuple(x.shape)}'
     return why_not_eager(x)
 
 
@@ -201,7 +199,7 @@ def residual_tail(
     Raises:
         ValueError: one value per channel in training, as BatchNorm2d does.
     """
-    training = bn.training and not _is_frozen(bn)
+    training = not _is_frozen(bn) and learns(bn, x)
     plain_conv = is_plain_conv(conv)
     drop_prob = drop_path.drop_prob if hasattr(drop_path, 'drop_prob') and drop_path.training else 0.0
     relu = type(act) is nn.ReLU and not has_hooks(act)

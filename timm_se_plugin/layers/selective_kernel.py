@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from ._bypass import has_hooks, is_plain_conv, why_not_batch_norm, why_not_eager
+from ._bypass import has_hooks, is_plain_conv, learns, why_not_batch_norm, why_not_eager
 from .batch_norm_relu import batch_norm_relu, recompute
 from .squeeze_excite import Pointwise, reduced_channels, spatial_mean
 
@@ -110,7 +110,7 @@ class SelectiveKernelBranch(nn.Module):
         private = private and plain
         return batch_norm_relu(
             y, bn.weight, bn.bias, bn.running_mean, bn.running_var, bn.num_batches_tracked,
-            bn.training, bn.momentum, bn.eps, private)
+            learns(bn, x), bn.momentum, bn.eps, private)
 
     def forward(self, x: Tensor) -> Tensor:
         """U of one branch. Shape: (N, C_in, H, W) -> (N, C, H / stride, W / stride)."""
@@ -132,7 +132,7 @@ class SelectiveKernelAttn(nn.Module):
 
     One sample in training leaves BatchNorm one value per channel and no variance (timm raises). Here that batch is
     normalised by the running statistics, which it does not move. In a scripted or traced module torch's own refusal
-    stands, and so it does for ``SyncBatchNorm``, which counts the samples of all processes.
+    stands, and so it does for ``SyncBatchNorm``, which counts the samples of all processes, and under hooks.
 
     Shape: (N, C, 1, 1) -> (N, M, C, 1, 1), a softmax over M.
 
@@ -165,8 +165,8 @@ class SelectiveKernelAttn(nn.Module):
     def norm(self, z: Tensor) -> Tensor:
         """BatchNorm, by the running statistics where the batch has none."""
         bn = self.bn
-        if (bn.training and not isinstance(z, torch.fx.Proxy) and z.shape[0] == 1 and type(bn) is nn.BatchNorm2d
-                and bn.running_mean is not None):
+        if (bn.training and not isinstance(z, torch.fx.Proxy) and z.shape[0] == 1 and not why_not_batch_norm(bn)
+                and not has_hooks(bn)):
             return F.batch_norm(z, bn.running_mean, bn.running_var, bn.weight, bn.bias, False, 0.0, bn.eps)
         return bn(z)
 
@@ -289,7 +289,8 @@ class SelectiveKernel(nn.Module):
 
     Raises:
         ValueError: fewer than two kernels, an even or non-positive one, groups of another length, channels that do
-            not divide, an unknown ``select`` or ``fused``; from ``forward``, ``fused=True`` where it is impossible.
+            not divide, a number below one, an unknown ``select`` or ``fused``; from ``forward``, ``fused=True`` where
+            it is impossible.
     """
 
     def __init__(
@@ -316,27 +317,37 @@ class SelectiveKernel(nn.Module):
             dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        out_channels = in_channels if out_channels is None else out_channels
+        counts = {
+            'in_channels': in_channels, 'out_channels': out_channels, 'stride': stride, 'dilation': dilation,
+            'rd_channels': rd_channels, 'rd_divisor': rd_divisor, 'rd_min_channels': rd_min_channels}
+        for name, count in counts.items():
+            if count is not None and count < 1:
+                raise ValueError(f'{name}={count} is not allowed; allowed: a positive integer')
+        if isinstance(kernels, int):
+            raise ValueError(f'kernels={kernels}: one size for each of the branches, at least two')
         M = len(kernels)
         groups = [groups] * M if isinstance(groups, int) else list(groups)
         if M < 2:
             raise ValueError(f'kernels={tuple(kernels)}: at least two branches are needed to select from')
         if any(k < 1 or k % 2 == 0 for k in kernels):
             raise ValueError(f'kernels={tuple(kernels)}: sizes are odd and positive')
-        if len(groups) != M:
-            raise ValueError(f'groups={tuple(groups)}: one number, or one for each of the {M} kernels')
+        if len(groups) != M or any(g < 1 for g in groups):
+            raise ValueError(f'groups={tuple(groups)}: one positive number, or one for each of the {M} kernels')
         if split_input and in_channels % M:
-            raise ValueError(f'split_input: {in_channels} input channels do not divide by {M} branches')
+            raise ValueError(
+                f'split_input=True: {in_channels} input channels do not divide by {M} branches; allowed: False, or as '
+                'many kernels as divide them')
         if select not in SELECTS:
             raise ValueError(f'select={select!r} is unknown; allowed: {", ".join(SELECTS)}')
         if not isinstance(fused, bool) and fused != 'auto':
             raise ValueError(f"fused={fused!r} is unknown; allowed: True, False, 'auto'")
-        out_channels = out_channels or in_channels
         self.in_channels = in_channels // M if split_input else in_channels
         if any(self.in_channels % g or out_channels % g for g in groups):
             share = ' (with split_input a branch gets its share)' if split_input else ''
             raise ValueError(
                 f'groups={tuple(groups)} do not divide {self.in_channels} input{share} and {out_channels} output '
-                'channels')
+                'channels; allowed: divisors of both')
         self.split_input = split_input
         self.fused = fused
         self.paths = nn.ModuleList([
@@ -347,7 +358,8 @@ class SelectiveKernel(nn.Module):
             for k, g in zip(kernels, groups, strict=True)])
         self.attn = None
         if select == 'softmax':
-            rd_channels = rd_channels or selective_channels(out_channels, rd_ratio, rd_divisor, rd_min_channels)
+            if rd_channels is None:
+                rd_channels = selective_channels(out_channels, rd_ratio, rd_divisor, rd_min_channels)
             self.attn = SelectiveKernelAttn(out_channels, M, rd_channels, act_layer, device, dtype)
 
     @torch.jit.unused
@@ -361,7 +373,7 @@ class SelectiveKernel(nn.Module):
         for path in paths:
             reason = reason or path.why_not_fused()
         if reason and self.fused is True:
-            raise ValueError(f"fused=True is impossible: {reason}; allowed here: 'auto', False")
+            raise ValueError(f"fused=True (attn_fused) is impossible: {reason}; allowed here: 'auto', False")
         return not reason
 
     @torch.jit.unused

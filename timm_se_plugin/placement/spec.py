@@ -219,13 +219,19 @@ class AttentionSpec:
         Args:
             conv: the convolution that it replaces.
             **kwargs: what else the block gives :class:`SelectiveKernel`: stride, layers, device, dtype.
+
+        Raises:
+            ValueError: options that do not suit the convolution's channels.
         """
         assert self.rd_ratio is not None  # resolved
-        return SelectiveKernel(
-            conv.in_channels, conv.out_channels, kernels=self.kernels, keep_3x3=self.keep_3x3,
-            groups=self.groups or conv.groups, dilation=conv.dilation[0], split_input=self.split_input,
-            select=self.select, rd_ratio=self.rd_ratio, rd_channels=self.rd_channels, rd_divisor=self.rd_divisor,
-            rd_min_channels=self.rd_min_channels, fused=self.fused, **kwargs)
+        try:
+            return SelectiveKernel(
+                conv.in_channels, conv.out_channels, kernels=self.kernels, keep_3x3=self.keep_3x3,
+                groups=self.groups or conv.groups, dilation=conv.dilation[0], split_input=self.split_input,
+                select=self.select, rd_ratio=self.rd_ratio, rd_channels=self.rd_channels, rd_divisor=self.rd_divisor,
+                rd_min_channels=self.rd_min_channels, fused=self.fused, **kwargs)
+        except ValueError as error:  # begins with the layer's name of the option
+            raise ValueError(f'attn_{error}') from error
 
 
 def split_attention_kwargs(kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -176,8 +176,9 @@ def _of_families(model: nn.Module, spec: AttentionSpec) -> Iterator[_Place]:
         raise ValueError(f'{type(model).__name__} has no known place for attention; '
                          f"allowed: sites='a regular expression for module names', or blocks of timm's {kinds}")
     if spec.attn.startswith('sk'):
-        raise ValueError(f'attn={spec.attn!r} is not allowed for a network that is built; allowed: '
-                         f'{", ".join(attn for attn in ATTENTIONS if not attn.startswith("sk"))}')
+        raise ValueError(f'attn={spec.attn!r} is not allowed for a finished {type(model).__name__}: a Selective Kernel '
+                         'takes the place of convolutions while timm creates a ResNet, a CIFAR network or a '
+                         f'ShuffleNetV2; allowed: {", ".join(a for a in ATTENTIONS if not a.startswith("sk"))}')
     order = {name: index for index, name in enumerate(modules)}
     sites = [site for family in mine for site in family.sites.get(spec.integration, ())]
     found = sorted(
