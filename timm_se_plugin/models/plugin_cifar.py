@@ -1,7 +1,7 @@
 """Networks for CIFAR that timm does not have, of the tables of the SE and SK papers.
 
 - ``resnet20_cifar_plugin``, -32, -44, -56, -110: He et al., https://arxiv.org/abs/1512.03385, Table 6.
-- ``resnext29_16x32d_cifar_plugin``: SENet-29's and SKNet-29's base (SK paper, Table 5), whose kernels on images this
+- ``resnext29_16x32d_cifar_plugin``: SKNet-29's base (SK paper, Table 5), whose kernels on images this
   small are 1 and 3, with r = 32.
 - ``resnetv2_164_cifar_plugin``, ``wide_resnet16_8_cifar_plugin``, ``shake_shake26_2x96d_cifar_plugin``: SE paper,
   Tables 4 and 5; with SE, not with SK.
