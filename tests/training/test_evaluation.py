@@ -90,6 +90,13 @@ def test_a_checkpoint_that_started_from_published_weights_asks_for_none(tmp_path
     assert AttentionSpec.from_kwargs(options.model_kwargs).gate == 'double_sigmoid'
 
 
+def test_a_checkpoint_that_is_none_is_an_error(tmp_path):
+    (tmp_path / 'args.yaml').touch()
+    for path in (tmp_path, tmp_path / 'args.yaml', tmp_path / 'last.pth.tar'):
+        with pytest.raises(ValueError, match=r'--checkpoint .* is not allowed; allowed: a file that ends in \.pth'):
+            parse_evaluation(['--checkpoint', str(path)])
+
+
 @pytest.mark.parametrize('zipped', [True, False])
 def test_bare_weights_are_evaluated(digits, tmp_path, zipped):
     weights = timm.create_model('test_resnet', num_classes=10).state_dict()

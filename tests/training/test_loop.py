@@ -10,7 +10,7 @@ from timm_se_plugin.training import parse_options, train_classifier
 from timm_se_plugin.training.checkpoint import newest_whole, read_checkpoint
 from timm_se_plugin.training.images import UnreadableImageError
 from timm_se_plugin.training.place import Place
-from timm_se_plugin.training.run import NonFiniteLossError
+from timm_se_plugin.training.run import NonFiniteLossError, Run
 from timm_se_plugin.training.timing import plain_name
 
 
@@ -29,7 +29,8 @@ def test_a_run_leaves_what_it_was_and_how_it_went(digits, tmp_path):
     results = tmp_path / 'results' / 'table.csv'
     row = run(digits, tmp_path / 'run', '--results', str(results))
     told = yaml.safe_load((tmp_path / 'run' / 'args.yaml').read_text())
-    assert {'model', 'seed', 'torch', 'timm', 'commit', 'device', 'threads', 'global_batch'} <= told.keys()
+    assert {'model', 'seed', 'torch', 'timm', 'commit', 'machine', 'threads', 'global_batch'} <= told.keys()
+    assert told['device'] == 'cpu'
     assert (tmp_path / 'run' / 'curves.png').stat().st_size > 1000
     written, = read_table(results)
     assert float(written['top1']) == row['top1']
@@ -68,6 +69,9 @@ def test_tensorboard_has_the_curves(digits, tmp_path):
     events = EventAccumulator(str(tmp_path / 'run' / 'tensorboard')).Reload()
     rows = read_table(tmp_path / 'run' / 'summary.csv')
     assert [event.value for event in events.Scalars('val_top1')] == pytest.approx([float(r['val_top1']) for r in rows])
+    run(digits, tmp_path / 'run', '--tensorboard', '--resume', 'auto')
+    events = EventAccumulator(str(tmp_path / 'run' / 'tensorboard')).Reload()
+    assert [event.step for event in events.Scalars('val_top1')] == [int(row['epoch']) for row in rows] == [0, 1]
 
 
 def test_a_diverged_run_stops_with_the_step_and_its_images_and_keeps_the_checkpoint(digits, tmp_path):
@@ -79,10 +83,67 @@ def test_a_diverged_run_stops_with_the_step_and_its_images_and_keeps_the_checkpo
     torch.save(checkpoint | {'optimizer': {**checkpoint['optimizer'], 'param_groups': [
         {**group, 'lr': 1e30, 'initial_lr': 1e30} for group in checkpoint['optimizer']['param_groups']]}},
         folder / 'last.pth.tar')
-    said = r'loss (nan|inf) in epoch 2, batch \d \(step 1\d\) of .*\d{4}\.png.*intact'
+    said = r'loss (nan|inf) in epoch 3, batch \d \(step 1\d\) of .*\d{4}\.png.*intact'
     with pytest.raises(NonFiniteLossError, match=said):
         run(digits, folder, '--epochs', '3', '--resume', 'auto')
     assert equal(weights(folder), good)
+
+
+@pytest.mark.parametrize('options', [(), ('--model-ema', '--model-ema-decay', '0.9')])
+def test_weights_that_the_last_update_spoilt_are_not_saved(digits, tmp_path, monkeypatch, options):
+    folder = tmp_path / 'run'
+    updated = Run.updated
+
+    def spoilt(self):
+        if (self.epoch, self.batch) == (1, 6):
+            with torch.no_grad():
+                next(self.model.parameters())[0] = float('inf')
+        updated(self)
+
+    monkeypatch.setattr(Run, 'updated', spoilt)
+    with pytest.raises(NonFiniteLossError, match=r'conv1.*weight not finite after epoch 2, batch 6; .*last.* intact'):
+        run(digits, folder, *options)
+    for name in ('last.pth.tar', 'previous.pth.tar', 'model_best.pth.tar'):
+        assert all(value.isfinite().all() for value in read_checkpoint(folder / name)['state_dict'].values())
+    monkeypatch.setattr(Run, 'updated', updated)
+    assert run(digits, folder, *options, '--resume', 'auto')['epochs'] == 2
+
+
+def test_a_validation_loss_that_is_not_finite_ends_the_run(digits, tmp_path):
+    with pytest.raises(NonFiniteLossError, match=r'validation loss nan after epoch 1, of the weights in .*no earlier'):
+        run(digits, tmp_path / 'run', '--grad-accum-steps', '6', '--lr', '1e30')
+    assert not (tmp_path / 'run' / 'model_best.pth.tar').exists()
+
+
+def test_an_unwritable_table_is_said_before_the_training(digits, tmp_path):
+    (tmp_path / 'file').touch()
+    with pytest.raises(UnwritableFileError, match='--results .*file/table.csv cannot be written'):
+        run(digits, tmp_path / 'run', '--results', str(tmp_path / 'file' / 'table.csv'))
+    assert not (tmp_path / 'run' / 'last.pth.tar').exists()
+
+
+@pytest.mark.parametrize(('opt', 'options', 'expected'), [
+    ('sgd', (), 0.1 * 16 / 64), ('lamb', (), 0.1 * 0.5), ('adamw', (), 0.1 * 0.5),
+    ('lamb', ('--lr-base-scale', 'linear'), 0.1 * 16 / 64), ('sgd', ('--lr-base-scale', 'sqrt'), 0.1 * 0.5)])
+def test_the_rate_follows_the_global_batch_by_timms_rule(digits, tmp_path, opt, options, expected):
+    arguments = [value for value in TINY if value not in ('--lr', '0.05')]
+    options = parse_options([
+        *arguments, '--data-dir', str(digits), '--output', str(tmp_path), '--opt', opt, '--lr-base', '0.1',
+        '--lr-base-size', '64', *options])
+    assert Run(options, Place(torch.device('cpu'))).learning_rate == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(('options', 'said'), [
+    (('--dataset', 'cifar10'), r'--dataset cifar10 is not allowed; allowed: torch/NAME, .*folders and tar files'),
+    (('--dataset', 'nope/nope'), '--dataset nope/nope is not allowed'),
+    (('--class-map', 'nowhere.txt'), '--class-map nowhere.txt is no file'),
+    (('--mean', '0.5', '0.5'), r'--mean 0.5 0.5: one number, or one for each of 3 channels'),
+    (('--model', 'se_resnet5_plugin'), r'--model se_resnet5_plugin is not allowed; .*did you mean .*se_resnet50_plugin'),
+    pytest.param(('--device', 'cuda'), r'--device cuda is not allowed here, .*; allowed: cpu', marks=pytest.mark.skipif(
+        torch.cuda.is_available(), reason='there is one'))])
+def test_a_mistake_is_named_with_what_is_allowed(digits, tmp_path, options, said):
+    with pytest.raises(ValueError, match=said):
+        run(digits, tmp_path / 'run', *options)
 
 
 def test_a_corrupt_image_stops_the_run_by_name(tmp_path):

@@ -11,7 +11,7 @@ import torch
 
 from ..files import is_whole, sync_folder, write_atomically
 
-__all__ = ['CheckpointError', 'newest_whole', 'read_checkpoint', 'save_checkpoint']
+__all__ = ['BEST', 'LAST', 'CheckpointError', 'newest_whole', 'read_checkpoint', 'save_checkpoint']
 
 _logger = logging.getLogger(__name__)
 

@@ -16,6 +16,8 @@ from .options import evaluation_parser, training_parser
 
 __all__ = ['list_recipes', 'parse_evaluation', 'parse_options', 'read_recipe']
 
+_PICKLED = ('.pth', '.tar', '.pt')
+_WEIGHTS = (*_PICKLED, '.safetensors', '.bin', '.npz')
 _RECIPES = resources.files(__package__) / 'recipes'
 
 
@@ -66,12 +68,13 @@ def parse_evaluation(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Options of an evaluation, from the command line, over those that the checkpoint was trained with.
 
     Raises:
-        FileNotFoundError: there is no such checkpoint.
-        ValueError: it is broken, or has no weights.
+        ValueError: there is no such checkpoint, it is broken, or has no weights.
     """
     parser = evaluation_parser()
     checkpoint = parser.parse_args(argv).checkpoint
-    if checkpoint and checkpoint.endswith(('.pth', '.tar', '.pt')):
+    if checkpoint and not (Path(checkpoint).is_file() and checkpoint.endswith(_WEIGHTS)):
+        raise ValueError(f'--checkpoint {checkpoint} is not allowed; allowed: a file that ends in {", ".join(_WEIGHTS)}')
+    if checkpoint and checkpoint.endswith(_PICKLED):
         trained = read_weights(checkpoint)[1].get('args') or {}
         own = {action.dest for action in parser._actions} - {'output', 'pretrained'}
         parser.set_defaults(**{key: value for key, value in trained.items() if key in own and value is not None})

@@ -7,11 +7,13 @@ import signal
 import threading
 from argparse import Namespace
 from collections.abc import Iterator
+from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import timm
 import torch
 from timm.data import create_dataset, create_transform, resolve_data_config
 from timm.data.distributed_sampler import RepeatAugSampler
@@ -23,9 +25,10 @@ from .augmentation import Transforms, train_transforms
 from .images import Batches, Images, seed_of
 from .place import Place
 
-__all__ = ['Loader', 'class_names', 'data_config', 'eval_loader', 'number_of_classes', 'open_split', 'train_loader']
+__all__ = ['Loader', 'check_model', 'class_names', 'data_config', 'eval_loader', 'number_of_classes', 'open_split', 'train_loader']
 
 _logger = logging.getLogger(__name__)
+_SOURCES = ('torch', 'hfds', 'hfids', 'tfds', 'wds')  # timm's
 # Names of splits that mean the same, timm's and one that it takes as it is.
 _SPLITS = (('train', 'training'), ('validation', 'val', 'valid', 'eval', 'evaluation'), ('test',))
 
@@ -129,6 +132,12 @@ def open_split(options: Namespace, split: str, training: bool) -> Any:
         ValueError: no data there, or other splits only.
     """
     root = options.data_dir
+    source, _, name = options.dataset.partition('/')
+    if options.dataset and not (source.lower() in _SOURCES and name):
+        raise ValueError(f'--dataset {options.dataset} is not allowed; allowed: '
+                         f'{", ".join(f"{source}/NAME" for source in _SOURCES)}, and nothing for folders and tar files')
+    if options.class_map and not Path(options.class_map).is_file():
+        raise ValueError(f'--class-map {options.class_map} is no file')
     if not options.dataset:
         if not (root and Path(root).exists()):
             raise ValueError(f'no data at {root!r}; --data-dir says where it is, or --dataset what')
@@ -194,8 +203,29 @@ def number_of_classes(options: Namespace, *datasets: Any) -> int:
 
 
 def data_config(options: Namespace, model: nn.Module) -> dict[str, Any]:
-    """timm's data configuration: the options over those of the model."""
+    """timm's data configuration: the options over those of the model.
+
+    Raises:
+        ValueError: normalisation for another number of channels.
+    """
+    channels = options.input_size[0] if options.input_size else 3
+    for name in ('mean', 'std'):
+        given = getattr(options, name)
+        if given is not None and len(given) not in (1, channels):
+            raise ValueError(f'--{name} {" ".join(map(str, given))}: one number, or one for each of {channels} channels')
     return resolve_data_config(vars(options), model=model)
+
+
+def check_model(name: str) -> None:
+    """Refuse the name of no model.
+
+    Raises:
+        ValueError: timm has none of this name, neither its own nor the plugin's.
+    """
+    if ':' not in name and not timm.is_model(name.partition('.')[0]):  # hf-hub: and local-dir: name others
+        close = get_close_matches(name, timm.list_models(), 3)
+        raise ValueError(f'--model {name} is not allowed; allowed: any of timm.list_models()'
+                         + (f' (did you mean {", ".join(close)}?)' if close else ''))
 
 
 def _set_image_mode(dataset: Any, config: dict[str, Any]) -> None:

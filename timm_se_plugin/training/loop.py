@@ -11,7 +11,7 @@ import yaml
 from timm.utils import distribute_bn
 
 from ..complexity import complexity
-from ..files import write_atomically
+from ..files import UnwritableFileError, write_atomically
 from ..provenance import provenance
 from ..tables import write_table
 from .evaluation import evaluate
@@ -34,7 +34,7 @@ def train_classifier(options: Namespace) -> dict[str, Any] | None:
 
     Raises:
         ValueError: options that do not go together, or not with the data or the checkpoint.
-        NonFiniteLossError: the loss is NaN or infinite.
+        NonFiniteLossError: a loss or a weight is NaN or infinite.
         UnreadableImageError: an image is corrupt.
         CheckpointError: a checkpoint cannot be read.
         UnwritableFileError: a checkpoint or a table cannot be written; those from before are intact.
@@ -47,7 +47,8 @@ def train_classifier(options: Namespace) -> dict[str, Any] | None:
                 train_epoch(run, termination)
                 finish_epoch(run, termination)
         except TerminatedError:
-            _logger.info('stopped by SIGTERM in epoch %d, batch %d; --resume auto continues', run.epoch, run.batch)
+            _logger.info(
+                'stopped by SIGTERM in epoch %d, after batch %d; --resume auto continues', run.epoch + 1, run.batch)
             return None
         return _finish(run)
 
@@ -111,6 +112,7 @@ def finish_epoch(run: Run, termination: Termination) -> None:
     evaluation = evaluate(
         run.evaluated, run.eval_loader, place, run.classes, run.autocast, options.channels_last)
     termination.at_once = False
+    run.check_validation(evaluation.loss)
     loss, right, images = place.total(run.sums).tolist()
     row = {
         'epoch': run.epoch, 'train_loss': loss / images, 'train_top1': right / images, 'val_loss': evaluation.loss,
@@ -127,7 +129,7 @@ def finish_epoch(run: Run, termination: Termination) -> None:
         write_table(run.folder / 'summary.csv', run.history)
         if run.writer is not None:
             for name, number in row.items():
-                run.writer.add_scalar(name, number, run.epoch)
+                run.writer.add_scalar(name, number, row['epoch'])
             run.writer.flush()
         _logger.info('epoch %d/%d  train loss %.4f  top-1 %.4f  val loss %.4f  top-1 %.4f  top-5 %.4f  lr %.3g',
                      run.epoch, run.epochs, row['train_loss'], row['train_top1'], row['val_loss'], row['val_top1'],
@@ -138,11 +140,17 @@ def _write_down(run: Run) -> None:
     """What the run is, beside its checkpoints."""
     if not run.place.primary:
         return
+    if run.options.results:
+        try:
+            Path(run.options.results).parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:  # now, and not when the training is done
+            raise UnwritableFileError(f'--results {run.options.results} cannot be written: {error}') from error
     if run.options.tensorboard:
         from torch.utils.tensorboard import SummaryWriter
         run.writer = SummaryWriter(str(run.folder / 'tensorboard'), purge_step=run.epoch)
-    told = {**vars(run.options), **provenance(run.place.device), 'processes': run.place.world_size,
-            'global_batch': run.global_batch, 'learning_rate': run.learning_rate}
+    made = provenance(run.place.device)
+    told = {**vars(run.options), **made, 'device': run.options.device, 'machine': made['device'],
+            'processes': run.place.world_size, 'global_batch': run.global_batch, 'learning_rate': run.learning_rate}
     write_atomically(run.folder / 'args.yaml', yaml.safe_dump(told, sort_keys=True).encode())
 
 

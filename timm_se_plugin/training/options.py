@@ -9,6 +9,9 @@ from timm.utils import ParseKwargs
 
 __all__ = ['RUNTIME', 'evaluation_parser', 'training_parser']
 
+_SCHEDULES = ('cosine', 'tanh', 'step', 'constant', 'multistep', 'plateau', 'poly', 'rsqrt', 'none')  # timm's
+_INTERPOLATIONS = ('nearest', 'bilinear', 'bicubic', 'box', 'hamming', 'lanczos')  # Pillow's, as timm names them
+
 # Options that do not change what a run computes: a resumed run may change them.
 RUNTIME = (
     'config', 'data_dir', 'dataset_download', 'validation_batch_size', 'workers', 'pin_mem', 'cache_images',
@@ -75,7 +78,7 @@ def _add_data(root: argparse.ArgumentParser) -> None:
     add('--crop-mode', choices=('center', 'squash', 'border'))
     add('--mean', type=float, nargs='+')
     add('--std', type=_positive, nargs='+')
-    add('--interpolation', default='')
+    add('--interpolation', choices=('', 'random', *_INTERPOLATIONS), default='')
 
 
 def _add_model(root: argparse.ArgumentParser) -> None:
@@ -126,12 +129,13 @@ def _add_optimisation(root: argparse.ArgumentParser) -> None:
     add('--lr', type=_positive, help='takes the place of --lr-base')
     add('--lr-base', type=_positive, default=0.1, help='for --lr-base-size images; scaled to the global batch')
     add('--lr-base-size', type=_count, default=256)
+    add('--lr-base-scale', choices=('linear', 'sqrt'), help='sqrt for ada… and lamb, else linear')
     add('--momentum', type=_share, default=0.9)
     add('--weight-decay', type=_amount, default=2e-5)
     add('--clip-grad', type=_positive)
     add('--clip-mode', choices=('norm', 'value', 'agc'), default='norm')
     add('--grad-accum-steps', type=_count, default=1)
-    add('--sched', default='cosine')
+    add('--sched', choices=_SCHEDULES, default='cosine')
     add('--sched-on-updates', action=argparse.BooleanOptionalAction, default=False)
     add('--warmup-epochs', type=_natural, default=0)
     add('--warmup-lr', type=_amount, default=1e-5)

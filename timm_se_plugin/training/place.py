@@ -71,11 +71,15 @@ def placed(options: Namespace) -> Iterator[Place]:
     At the end of the block the process group ends, and torch is set up as before.
     """
     device = options.device or ('cuda' if torch.cuda.is_available() else 'cpu')
+    if device.startswith('cuda') and not torch.cuda.is_available():
+        raise ValueError(f'--device {device} is not allowed here, where torch finds no CUDA device; allowed: cpu')
     world = init_distributed_device_so(device, dist_backend=options.dist_backend)
     place = Place(torch.device(world['device']), world['global_rank'], world['world_size'])
     logging.getLogger('timm_se_plugin').setLevel(logging.INFO if place.primary else logging.WARNING)
     if options.amp and not place.amp_dtype(options):
         _logger.warning('float32 instead of bfloat16, which this CPU would have to emulate')
+    if place.device.type == 'cpu' and place.amp_dtype(options) == 'float16':
+        _logger.warning('float16 may take ten times as long as float32 on a CPU; --amp-dtype bfloat16 is its type')
     before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
     torch.use_deterministic_algorithms(options.deterministic)
     torch.backends.cudnn.benchmark = not options.deterministic

@@ -1,6 +1,7 @@
 """A training run: its parts, built by timm from the options, and its state."""
 
 import logging
+import math
 from argparse import Namespace
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -16,8 +17,8 @@ from timm.utils import NativeScaler, dispatch_clip_grad, random_seed
 from torch import Tensor, nn
 
 from .augmentation import BatchAugmentation
-from .checkpoint import newest_whole, read_checkpoint, save_checkpoint
-from .data import class_names, data_config, eval_loader, number_of_classes, open_split, train_loader
+from .checkpoint import BEST, LAST, newest_whole, read_checkpoint, save_checkpoint
+from .data import check_model, class_names, data_config, eval_loader, number_of_classes, open_split, train_loader
 from .images import seed_of
 from .options import RUNTIME
 from .place import Place
@@ -28,7 +29,7 @@ _logger = logging.getLogger(__name__)
 
 
 class NonFiniteLossError(RuntimeError):
-    """The loss is NaN or infinite."""
+    """The loss is NaN or infinite, or what the next one would be computed from."""
 
 
 class Run:
@@ -93,8 +94,8 @@ class Run:
         self._resume()
         position = torch.tensor([self.epoch, self.batch], device=place.device)
         if place.any(not torch.equal(place.total(position.clone()), position * place.world_size)):
-            raise ValueError(f'{self.folder} stands elsewhere for other processes, here at epoch {self.epoch}, batch '
-                             f'{self.batch}; --output has to be a folder that all machines share')
+            raise ValueError(f'{self.folder} stands elsewhere for other processes, here at epoch {self.epoch + 1}, after '
+                             f'batch {self.batch}; --output has to be a folder that all machines share')
         if options.torchcompile:
             self.task.compile(backend=options.torchcompile)
         if place.distributed:
@@ -118,8 +119,11 @@ class Run:
 
     @property
     def learning_rate(self) -> float:
-        """That of the optimizer: as given, or scaled to the global batch."""
-        return self.options.lr or self.options.lr_base * self.global_batch / self.options.lr_base_size
+        """That of the optimizer: as given, or scaled to the global batch, by timm's rule."""
+        scale = self.options.lr_base_scale or (
+            'sqrt' if any(kind in self.options.opt.lower() for kind in ('ada', 'lamb')) else 'linear')
+        ratio = self.global_batch / self.options.lr_base_size
+        return self.options.lr or self.options.lr_base * (ratio ** 0.5 if scale == 'sqrt' else ratio)
 
     def autocast(self) -> AbstractContextManager:
         """Context of a forward pass."""
@@ -170,19 +174,47 @@ class Run:
         bad = (~losses.isfinite()).nonzero().flatten().tolist()
         if not self.place.any(bool(bad)):
             return
-        before = newest_whole(self.folder)
-        intact = f'{before} is from before and intact' if before else 'there is no checkpoint yet'
         if not bad:
-            raise NonFiniteLossError(f'the loss of another process is not finite; {intact}')
+            raise NonFiniteLossError(f'the loss of another process is not finite; {self._before()}')
         batch = first + bad[0]
         step = self.epoch * self.updates + batch // self.options.grad_accum_steps
         raise NonFiniteLossError(
-            f'loss {losses[bad[0]].item()} in epoch {self.epoch}, batch {batch} (step {step}) of '
-            f'{self.train_loader.names(batch)}; {intact}')
+            f'loss {losses[bad[0]].item()} in epoch {self.epoch + 1}, batch {batch + 1} (step {step + 1}) of '
+            f'{self.train_loader.names(batch)}; {self._before()}')
+
+    def check_state(self) -> None:
+        """Look at what a checkpoint would hold, which the last update may have spoilt after a loss that was finite.
+
+        Raises:
+            NonFiniteLossError: weights or statistics are NaN or infinite; names one.
+        """
+        for model in dict.fromkeys((self.model, self.evaluated)):
+            bad = [name for name, tensor in model.state_dict().items() if not tensor.isfinite().all()]
+            if self.place.any(bool(bad)):
+                raise NonFiniteLossError(
+                    f'{bad[0] if bad else "weights of another process"} not finite after epoch {self.epoch + 1}, batch '
+                    f'{self.batch}; {self._before()}')
+
+    def check_validation(self, loss: float) -> None:
+        """Look at a loss of the evaluation, which may be NaN where weights are finite and huge.
+
+        Raises:
+            NonFiniteLossError: it is NaN or infinite.
+        """
+        if not math.isfinite(loss):
+            best = self.folder / BEST
+            kept = f'{best} is of an earlier epoch' if best.exists() else 'there is no earlier one'
+            raise NonFiniteLossError(
+                f'validation loss {loss} after epoch {self.epoch + 1}, of the weights in {self.folder / LAST}; {kept}')
+
+    def _before(self) -> str:
+        before = newest_whole(self.folder)
+        return f'{before} is from before and intact' if before else 'there is no checkpoint yet'
 
     def save(self, best: bool = False) -> None:
         """Write the state; the primary process does, and all take part."""
         self.check()
+        self.check_state()
         sums = self.place.total(self.sums.clone()) / self.place.world_size
         if not self.place.primary:
             return
@@ -220,11 +252,12 @@ class Run:
         self.epoch, self.batch = state['position']['epoch'], state['position']['batch']
         self.sums += torch.tensor(state['sums'], dtype=torch.float64, device=self.place.device)
         self.seconds, self.best, self.history = state['seconds'], state['best'], state['history']
-        _logger.info('resumed from %s: epoch %d, batch %d', path, self.epoch, self.batch)
+        _logger.info('resumed from %s: epoch %d, after batch %d', path, self.epoch + 1, self.batch)
 
     def create_model(self, name: str, model_kwargs: dict[str, Any]) -> nn.Module:
         """A network on the device as the options want it; its BatchNorm is not yet synchronised."""
         options = self.options
+        check_model(name)
         model = timm.create_model(
             name, pretrained=options.pretrained, num_classes=self.classes,
             drop_path_rate=options.drop_path, **model_kwargs)  # timm leaves out what is None

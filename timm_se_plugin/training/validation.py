@@ -17,7 +17,7 @@ from timm.models import load_checkpoint
 from ..complexity import complexity
 from ..files import write_atomically
 from ..provenance import provenance
-from .data import class_names, data_config, eval_loader, open_split
+from .data import check_model, class_names, data_config, eval_loader, open_split
 from .evaluation import Evaluation, draw_confusion, evaluate
 from .place import placed
 
@@ -37,6 +37,7 @@ def evaluate_classifier(options: Namespace) -> dict[str, Any]:
     """
     with placed(options) as place:
         dataset = open_split(options, options.val_split, training=False)
+        check_model(options.model)
         model = timm.create_model(
             options.model, pretrained=options.pretrained, num_classes=options.num_classes, **options.model_kwargs)
         if options.checkpoint:
