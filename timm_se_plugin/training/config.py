@@ -73,7 +73,8 @@ def parse_evaluation(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = evaluation_parser()
     checkpoint = parser.parse_args(argv).checkpoint
     if checkpoint and not (Path(checkpoint).is_file() and checkpoint.endswith(_WEIGHTS)):
-        raise ValueError(f'--checkpoint {checkpoint} is not allowed; allowed: a file that ends in {", ".join(_WEIGHTS)}')
+        raise ValueError(
+            f'--checkpoint {checkpoint} is not allowed; allowed: a file that ends in {", ".join(_WEIGHTS)}')
     if checkpoint and checkpoint.endswith(_PICKLED):
         trained = read_weights(checkpoint)[1].get('args') or {}
         own = {action.dest for action in parser._actions} - {'output', 'pretrained'}

@@ -25,7 +25,9 @@ from .augmentation import Transforms, train_transforms
 from .images import Batches, Images, seed_of
 from .place import Place
 
-__all__ = ['Loader', 'check_model', 'class_names', 'data_config', 'eval_loader', 'number_of_classes', 'open_split', 'train_loader']
+__all__ = [
+    'Loader', 'check_model', 'class_names', 'data_config', 'eval_loader', 'number_of_classes', 'open_split',
+    'train_loader']
 
 _logger = logging.getLogger(__name__)
 _SOURCES = ('torch', 'hfds', 'hfids', 'tfds', 'wds')  # timm's
@@ -212,7 +214,8 @@ def data_config(options: Namespace, model: nn.Module) -> dict[str, Any]:
     for name in ('mean', 'std'):
         given = getattr(options, name)
         if given is not None and len(given) not in (1, channels):
-            raise ValueError(f'--{name} {" ".join(map(str, given))}: one number, or one for each of {channels} channels')
+            numbers = ' '.join(map(str, given))
+            raise ValueError(f'--{name} {numbers}: one number, or one for each of {channels} channels')
     return resolve_data_config(vars(options), model=model)
 
 

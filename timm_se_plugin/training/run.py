@@ -94,8 +94,8 @@ class Run:
         self._resume()
         position = torch.tensor([self.epoch, self.batch], device=place.device)
         if place.any(not torch.equal(place.total(position.clone()), position * place.world_size)):
-            raise ValueError(f'{self.folder} stands elsewhere for other processes, here at epoch {self.epoch + 1}, after '
-                             f'batch {self.batch}; --output has to be a folder that all machines share')
+            raise ValueError(f'{self.folder} stands elsewhere for other processes, here in epoch {self.epoch + 1}, '
+                             f'after batch {self.batch}; --output has to be a folder that all machines share')
         if options.torchcompile:
             self.task.compile(backend=options.torchcompile)
         if place.distributed:
