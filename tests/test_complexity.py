@@ -37,8 +37,33 @@ def test_attention_inside_the_3x3_of_table_15():
     assert round(params('se_resnet50_plugin', attn_bias=False, attn_integration='3x3') / 1e6, 2) == 25.71
 
 
-def test_sknet_has_the_parameters_of_the_official_prototxt():
-    assert params('sk_resnext50_32x4d_plugin') == 27_479_784
+def sknet_params(blocks):
+    """By hand, from the official prototxt's widths: 1x1, two branches, attention, 1x1, and a stage's first shortcut."""
+    total, channels = 3 * 64 * 7 * 7 + 2 * 64, 64
+    for width, d, count in zip((128, 256, 512, 1024), (32, 32, 32, 64), blocks, strict=True):
+        out = 2 * width
+        for block in range(count):
+            total += channels * width + 2 * width + 2 * (width * width // 32 * 3 * 3 + 2 * width)
+            total += width * d + 2 * d + d * 2 * width
+            total += width * out + 2 * out + (channels * out + 2 * out) * (block == 0)
+            channels = out
+    return total + channels * 1000 + 1000
+
+
+@pytest.mark.parametrize(('name', 'blocks', 'published'), [
+    ('sk_resnext26_32x4d_plugin', (2, 2, 2, 2), None), ('sk_resnext50_32x4d_plugin', (3, 4, 6, 3), 27_479_784),
+    ('sk_resnext101_32x4d_plugin', (3, 4, 23, 3), None)])
+def test_sknets_have_the_parameters_of_the_official_prototxt(name, blocks, published):
+    assert params(name) == sknet_params(blocks)
+    assert published in (None, sknet_params(blocks))
+
+
+@pytest.mark.parametrize(('name', 'millions', 'megas'), [
+    ('sk_shufflenetv2_050_plugin', 1.48, 42.58), ('sk_shufflenetv2_100_plugin', 2.63, 145.66)])
+def test_shufflenets_with_sk_are_near_those_of_table_4(name, millions, megas):
+    cost = complexity(timm.create_model(name))  # torchvision's plain 1.0x is 0.17 M smaller than the paper's
+    assert cost.params / 1e6 == pytest.approx(millions, rel=0.05)
+    assert cost.macs / 1e6 == pytest.approx(megas, rel=0.025)
 
 
 @pytest.mark.parametrize(('options', 'millions'), [
