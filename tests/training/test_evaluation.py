@@ -116,6 +116,12 @@ def test_classes_that_the_data_lacks_are_numbers_and_a_warning(digits, tmp_path,
     assert 'the data has 10 classes, the model 12' in caplog.text
 
 
+def test_a_checkpoint_of_another_model_is_an_error(trained):
+    checkpoint = str(trained[0] / 'last.pth.tar')
+    with pytest.raises(ValueError, match=r'--checkpoint .* does not fit --model resnet18 with 10 classes'):
+        evaluate_classifier(parse_evaluation(['--checkpoint', checkpoint, '--model', 'resnet18']))
+
+
 def test_the_averaged_weights_are_a_choice(trained):
     folder, _ = trained
     results = [evaluate_classifier(parse_evaluation(['--checkpoint', str(folder / 'last.pth.tar'), flag]))['loss']

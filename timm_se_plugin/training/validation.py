@@ -33,7 +33,8 @@ def evaluate_classifier(options: Namespace) -> dict[str, Any]:
         options: of :func:`~timm_se_plugin.training.config.parse_evaluation`.
 
     Raises:
-        ValueError: no data, labels that the model has no class for, or real labels for other images than ImageNet's.
+        ValueError: no data, a checkpoint of another model, labels that the model has no class for, or real labels for
+            other images than ImageNet's.
     """
     with placed(options) as place:
         dataset = open_split(options, options.val_split, training=False)
@@ -41,7 +42,12 @@ def evaluate_classifier(options: Namespace) -> dict[str, Any]:
         model = timm.create_model(
             options.model, pretrained=options.pretrained, num_classes=options.num_classes, **options.model_kwargs)
         if options.checkpoint:
-            load_checkpoint(model, options.checkpoint, use_ema=options.use_ema)
+            try:
+                load_checkpoint(model, options.checkpoint, use_ema=options.use_ema)
+            except RuntimeError as error:  # torch's names every key
+                raise ValueError(
+                    f'--checkpoint {options.checkpoint} does not fit --model {options.model} with '
+                    f'{model.num_classes} classes and --model-kwargs {options.model_kwargs}') from error
         model = model.to(place.device, getattr(torch, options.model_dtype))
         if options.channels_last:
             model = model.to(memory_format=torch.channels_last)
