@@ -78,7 +78,7 @@ def _add_data(root: argparse.ArgumentParser) -> None:
     add('--crop-mode', choices=('center', 'squash', 'border'))
     add('--mean', type=float, nargs='+')
     add('--std', type=_positive, nargs='+')
-    add('--interpolation', choices=('', 'random', *_INTERPOLATIONS), default='')
+    add('--interpolation', choices=('', *_INTERPOLATIONS), default='')
 
 
 def _add_model(root: argparse.ArgumentParser) -> None:
