@@ -1,6 +1,6 @@
 """Train, evaluate and tabulate an ablation of the papers; run again, it continues.
 
-python tools/run_ablations.py integration --config cifar10-short --data-dir data/cifar10 \
+python tools/run_ablations.py integration --config cifar10-short --dataset torch/cifar10 --data-dir data \
     --model se_resnet20_cifar_plugin --seeds 0 1
 python tools/run_ablations.py ratio --config imagenet-se --data-dir imagenet --devices cuda:0 cuda:1
 

@@ -1,7 +1,7 @@
 """Train a classifier.
 
-python tools/train_classifier.py --config cifar10-short --data-dir data/cifar10 --model se_resnet20_cifar_plugin
-torchrun --nproc-per-node 8 tools/train_classifier.py --config imagenet-se --data-dir /data/imagenet
+python tools/train_classifier.py --config cifar10-short --dataset torch/cifar10 --dataset-download --data-dir data
+torchrun --nproc-per-node 8 tools/train_classifier.py --config imagenet-se --data-dir imagenet
 """
 
 import logging
