@@ -1,5 +1,6 @@
 
 import pytest
+import timm
 import torch
 import yaml
 from digit_runs import TINY, equal, weights
@@ -12,6 +13,7 @@ from timm_se_plugin.training.images import UnreadableImageError
 from timm_se_plugin.training.place import Place
 from timm_se_plugin.training.run import NonFiniteLossError, Run
 from timm_se_plugin.training.timing import plain_name
+from timm_se_plugin.weights.hub import write_model
 
 
 def run(digits, folder, *arguments):
@@ -52,13 +54,32 @@ def test_a_compiled_run_trains_the_same_network(digits, tmp_path):
 
 
 def test_options_are_part_of_the_result_and_not_of_the_plain_network_beside_it(digits, tmp_path):
-    results = tmp_path / 'table.csv'
-    for place in ('pre', 'post'):
-        run(digits, tmp_path / place, '--epochs', '1', '--model-kwargs', f'attn_integration={place}',
-            '--results', str(results))
+    recipe, results = tmp_path / 'tiny.yaml', tmp_path / 'table.csv'
+    options = vars(parse_options(TINY))
+    recipe.write_text(yaml.safe_dump({key: options[key] for key in ('img_size', 'crop_pct', 'lr', 'epochs')}))
+    ours = (*TINY, '--config', str(recipe), '--data-dir', str(digits), '--output', str(tmp_path), '--results', str(results))
+    for name, *own in (
+            ('pre', '--model-kwargs', 'attn_integration=pre'), ('post', '--model-kwargs', 'attn_integration=post'),
+            ('slow', '--lr', '0.01', '--smoothing', '0.1'), ('again', '--lr', '0.01', '--smoothing', '0.1')):
+        train_classifier(parse_options([*ours, '--epochs', '1', '--experiment', name, *own]))
     rows = read_table(results)
-    assert [row['options'] for row in rows] == ["attn_integration='pre'", "attn_integration='post'"]
+    assert [row['options'] for row in rows] == [
+        "attn_integration='pre' deterministic=True", "attn_integration='post' deterministic=True",
+        'deterministic=True lr=0.01 smoothing=0.1']
     assert all(float(row['time_ratio']) > 0 for row in rows)
+
+
+def test_saved_weights_are_fine_tuned_for_other_classes(digits, tmp_path):
+    model = timm.create_model('se_test_resnet_plugin', num_classes=7)
+    write_model(model, tmp_path / 'weights')
+    options = parse_options([
+        *TINY, '--model', f'local-dir:{tmp_path}/weights', '--pretrained', '--data-dir', str(digits), '--epochs', '1',
+        '--lr', '1e-9', '--output', str(tmp_path / 'runs'), '--results', str(tmp_path / 'table.csv')])
+    train_classifier(options)
+    folder, = (tmp_path / 'runs').glob('*/*')
+    tuned = weights(folder)
+    assert tuned['fc.weight'].shape[0] == 10
+    torch.testing.assert_close(tuned['layer1.0.se.fc1.weight'], model.state_dict()['layer1.0.se.fc1.weight'])
 
 
 @pytest.mark.filterwarnings('ignore::DeprecationWarning')  # of tensorboard's own imports
@@ -138,6 +159,8 @@ def test_the_rate_follows_the_global_batch_by_timms_rule(digits, tmp_path, opt, 
     (('--dataset', 'nope/nope'), '--dataset nope/nope is not allowed'),
     (('--class-map', 'nowhere.txt'), '--class-map nowhere.txt is no file'),
     (('--mean', '0.5', '0.5'), r'--mean 0.5 0.5: one number, or one for each of 3 channels'),
+    (('--opt', 'sgdd'), '--opt sgdd .*not found in registry; allowed: one of timm.optim.list_optimizers'),
+    (('--opt-kwargs', 'decay=1'), "--opt sgd with --opt-kwargs {'decay': 1} is not allowed: .*'decay'"),
     (('--model', 'se_resnet5_plugin'), '--model se_resnet5_plugin is not allowed; .*mean .*se_resnet50_plugin'),
     pytest.param(('--device', 'cuda'), r'--device cuda is not allowed here, .*; allowed: cpu', marks=pytest.mark.skipif(
         torch.cuda.is_available(), reason='there is one'))])
@@ -233,5 +256,6 @@ def test_more_classes_in_the_data_than_in_the_model_are_refused(digits, tmp_path
 def test_a_plugins_name_says_its_plain_network():
     assert plain_name('se_resnet50_plugin') == 'resnet50_plugin'
     assert plain_name('sk_resnet18_plugin') == 'resnet18_plugin'
+    assert plain_name('se_resnet50_plugin.tv_in1k') == 'resnet50_plugin'
     assert plain_name('resnet18_plugin') is None
     assert plain_name('seresnet50') is None

@@ -12,12 +12,14 @@ import yaml
 
 from ..trained import model_kwargs
 from ..weights.convert import read_weights
-from .options import evaluation_parser, training_parser
+from .options import RUNTIME, evaluation_parser, training_parser
 
-__all__ = ['list_recipes', 'parse_evaluation', 'parse_options', 'read_recipe']
+__all__ = ['list_recipes', 'own_options', 'parse_evaluation', 'parse_options', 'read_recipe']
 
 _PICKLED = ('.pth', '.tar', '.pt')
 _WEIGHTS = (*_PICKLED, '.safetensors', '.bin', '.npz')
+# Options that a row of results tells in a column of their own.
+_COLUMNS = ('model', 'model_kwargs', 'seed', 'epochs', 'batch_size', 'grad_accum_steps', 'amp', 'amp_dtype', 'torchcompile')
 _RECIPES = resources.files(__package__) / 'recipes'
 
 
@@ -62,6 +64,14 @@ def parse_options(argv: Sequence[str] | None = None) -> argparse.Namespace:
     config = first.parse_known_args(given)[0].config
     recipe = list(_as_arguments(read_recipe(config))) if config else []
     return _parser().parse_args([*recipe, *given])
+
+
+def own_options(options: argparse.Namespace) -> str:
+    """The network's keywords, and what a run computes otherwise than its recipe, such as ``attn='eca' lr=0.1``."""
+    recipe = vars(parse_options(['--config', options.config] if options.config else []))
+    changed = {key: value for key, value in vars(options).items()
+               if key not in (*RUNTIME, *_COLUMNS) and value != recipe[key]}
+    return ' '.join(f'{key}={value!r}' for key, value in (*sorted(options.model_kwargs.items()), *sorted(changed.items())))
 
 
 def parse_evaluation(argv: Sequence[str] | None = None) -> argparse.Namespace:

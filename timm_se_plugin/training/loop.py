@@ -14,6 +14,7 @@ from ..complexity import complexity
 from ..files import UnwritableFileError, write_atomically
 from ..provenance import provenance
 from ..tables import write_table
+from .config import own_options
 from .evaluation import evaluate
 from .place import placed
 from .records import Progress, draw_curves, record_result
@@ -40,6 +41,7 @@ def train_classifier(options: Namespace) -> dict[str, Any] | None:
         UnwritableFileError: a checkpoint or a table cannot be written; those from before are intact.
     """
     with placed(options) as place, Termination() as termination:
+        told = own_options(options)
         run = Run(options, place)
         _write_down(run)
         try:
@@ -50,7 +52,7 @@ def train_classifier(options: Namespace) -> dict[str, Any] | None:
             _logger.info(
                 'stopped by SIGTERM in epoch %d, after batch %d; --resume auto continues', run.epoch + 1, run.batch)
             return None
-        return _finish(run)
+        return _finish(run, told)
 
 
 def train_epoch(run: Run, termination: Termination) -> None:
@@ -154,15 +156,14 @@ def _write_down(run: Run) -> None:
     write_atomically(run.folder / 'args.yaml', yaml.safe_dump(told, sort_keys=True).encode())
 
 
-def _finish(run: Run) -> dict[str, Any]:
+def _finish(run: Run, told: str) -> dict[str, Any]:
     """The row of results, and what is drawn and written at the end."""
     options, last = run.options, run.history[-1]
     cost = complexity(run.model, run.input_size)
     ratio = step_time_ratio(run) if options.results and run.place.primary else None
     row = {
         'model': options.model,
-        'options': ' '.join(f'{key}={value!r}' for key, value in sorted(options.model_kwargs.items())),
-        'seed': options.seed, 'epochs': run.epochs, 'top1': last['val_top1'],
+        'options': told, 'seed': options.seed, 'epochs': run.epochs, 'top1': last['val_top1'],
         'top5': last['val_top5'], 'parameters': cost.params, 'macs': cost.macs,
         'time_ratio': round(ratio, 3) if ratio else '', 'seconds': round(run.seconds),
         'recipe': Path(options.config).stem if options.config else '',

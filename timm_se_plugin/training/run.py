@@ -10,6 +10,7 @@ from typing import Any
 import timm
 import torch
 from timm.layers import convert_sync_batchnorm
+from timm.models import safe_model_name
 from timm.optim import create_optimizer_v2, optimizer_kwargs
 from timm.scheduler import create_scheduler
 from timm.task import ClassificationTask
@@ -57,7 +58,7 @@ class Run:
         self.options, self.place = options, place
         self.folder = _folder(options)
         random_seed(options.seed)
-        model = self.create_model(options.model, options.model_kwargs)
+        model = self.create_model(options.model, options.model_kwargs, options.pretrained)
         if options.sync_bn:
             if place.device.type != 'cuda':
                 raise ValueError('--sync-bn is not allowed on the CPU: torch.nn.SyncBatchNorm is for CUDA')
@@ -75,8 +76,12 @@ class Run:
                 'loss_type': 'bce' if options.bce_loss else 'ce', 'smoothing': options.smoothing,
                 'soft_targets': self.augment.mix is not None,
                 'bce_target_thresh': options.bce_target_thresh if options.bce_loss else None})
-        self.optimizer = create_optimizer_v2(
-            model, **optimizer_kwargs(Namespace(**{**vars(options), 'lr': self.learning_rate})), **options.opt_kwargs)
+        try:
+            self.optimizer = create_optimizer_v2(
+                model, **optimizer_kwargs(Namespace(**{**vars(options), 'lr': self.learning_rate})), **options.opt_kwargs)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f'--opt {options.opt} with --opt-kwargs {options.opt_kwargs} is not allowed: {error}; allowed: '
+                             'one of timm.optim.list_optimizers(), and keywords that it takes') from error
         self.scheduler, self.epochs = create_scheduler(options, self.optimizer, self.updates)
         scales = options.amp and options.amp_dtype == 'float16'
         self.scaler = NativeScaler(place.device.type) if scales else None
@@ -254,12 +259,12 @@ class Run:
         self.seconds, self.best, self.history = state['seconds'], state['best'], state['history']
         _logger.info('resumed from %s: epoch %d, after batch %d', path, self.epoch + 1, self.batch)
 
-    def create_model(self, name: str, model_kwargs: dict[str, Any]) -> nn.Module:
+    def create_model(self, name: str, model_kwargs: dict[str, Any], pretrained: bool) -> nn.Module:
         """A network on the device as the options want it; its BatchNorm is not yet synchronised."""
         options = self.options
         check_model(name)
         model = timm.create_model(
-            name, pretrained=options.pretrained, num_classes=self.classes,
+            name, pretrained=pretrained, num_classes=self.classes,
             drop_path_rate=options.drop_path, **model_kwargs)  # timm leaves out what is None
         if options.grad_checkpointing:
             model.set_grad_checkpointing(True)
@@ -274,7 +279,8 @@ def _of_scheduler(scheduler: Any) -> Any:
 
 def _folder(options: Namespace) -> Path:
     recipe = Path(options.config).stem if options.config else 'train'
-    return Path(options.output, options.experiment or f'{recipe}/{options.model}-seed{options.seed}')
+    model = safe_model_name(options.model, remove_source=False)  # hf-hub:user/repo is one folder, not three
+    return Path(options.output, options.experiment or f'{recipe}/{model}-seed{options.seed}')
 
 
 def _check_same_run(state: dict[str, Any], options: Namespace, place: Place, path: Any) -> None:

@@ -15,8 +15,8 @@ __all__ = ['plain_name', 'step_time_ratio']
 
 
 def plain_name(model: str) -> str | None:
-    """Name of the network without the attention that a plugin's name says; None for any other name."""
-    match = re.fullmatch(r'(?:se|sk)_(\w+_plugin)', model)
+    """Name of the network without the attention that a plugin's name says, tag or not; None for any other name."""
+    match = re.fullmatch(r'(?:se|sk)_(\w+_plugin)(?:\..+)?', model)
     return match[1] if match and timm.is_model(match[1]) else None
 
 
@@ -31,7 +31,8 @@ def step_time_ratio(run: Run, rounds: int = 15) -> float | None:
     kwargs = run.options.model_kwargs
     without = {key: value for key, value in kwargs.items() if not key.startswith('attn')}
     with torch.random.fork_rng():
-        models = [run.create_model(plain, without).train(), run.create_model(run.options.model, kwargs).train()]
+        models = [run.create_model(name, keywords, pretrained=False).train()
+                  for name, keywords in ((plain, without), (run.options.model, kwargs))]
     if run.options.torchcompile:
         for model in models:
             model.compile(backend=run.options.torchcompile)
