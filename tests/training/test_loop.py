@@ -57,7 +57,8 @@ def test_options_are_part_of_the_result_and_not_of_the_plain_network_beside_it(d
     recipe, results = tmp_path / 'tiny.yaml', tmp_path / 'table.csv'
     options = vars(parse_options(TINY))
     recipe.write_text(yaml.safe_dump({key: options[key] for key in ('img_size', 'crop_pct', 'lr', 'epochs')}))
-    ours = (*TINY, '--config', str(recipe), '--data-dir', str(digits), '--output', str(tmp_path), '--results', str(results))
+    ours = (*TINY, '--config', str(recipe), '--data-dir', str(digits), '--output', str(tmp_path),
+            '--results', str(results))
     for name, *own in (
             ('pre', '--model-kwargs', 'attn_integration=pre'), ('post', '--model-kwargs', 'attn_integration=post'),
             ('slow', '--lr', '0.01', '--smoothing', '0.1'), ('again', '--lr', '0.01', '--smoothing', '0.1')):

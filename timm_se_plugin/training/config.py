@@ -19,7 +19,8 @@ __all__ = ['list_recipes', 'own_options', 'parse_evaluation', 'parse_options', '
 _PICKLED = ('.pth', '.tar', '.pt')
 _WEIGHTS = (*_PICKLED, '.safetensors', '.bin', '.npz')
 # Options that a row of results tells in a column of their own.
-_COLUMNS = ('model', 'model_kwargs', 'seed', 'epochs', 'batch_size', 'grad_accum_steps', 'amp', 'amp_dtype', 'torchcompile')
+_COLUMNS = (
+    'model', 'model_kwargs', 'seed', 'epochs', 'batch_size', 'grad_accum_steps', 'amp', 'amp_dtype', 'torchcompile')
 _RECIPES = resources.files(__package__) / 'recipes'
 
 
@@ -71,7 +72,8 @@ def own_options(options: argparse.Namespace) -> str:
     recipe = vars(parse_options(['--config', options.config] if options.config else []))
     changed = {key: value for key, value in vars(options).items()
                if key not in (*RUNTIME, *_COLUMNS) and value != recipe[key]}
-    return ' '.join(f'{key}={value!r}' for key, value in (*sorted(options.model_kwargs.items()), *sorted(changed.items())))
+    told = (*sorted(options.model_kwargs.items()), *sorted(changed.items()))
+    return ' '.join(f'{key}={value!r}' for key, value in told)
 
 
 def parse_evaluation(argv: Sequence[str] | None = None) -> argparse.Namespace:

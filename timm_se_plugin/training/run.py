@@ -78,10 +78,11 @@ class Run:
                 'bce_target_thresh': options.bce_target_thresh if options.bce_loss else None})
         try:
             self.optimizer = create_optimizer_v2(
-                model, **optimizer_kwargs(Namespace(**{**vars(options), 'lr': self.learning_rate})), **options.opt_kwargs)
+                model, **optimizer_kwargs(Namespace(**{**vars(options), 'lr': self.learning_rate})),
+                **options.opt_kwargs)
         except (TypeError, ValueError) as error:
-            raise ValueError(f'--opt {options.opt} with --opt-kwargs {options.opt_kwargs} is not allowed: {error}; allowed: '
-                             'one of timm.optim.list_optimizers(), and keywords that it takes') from error
+            raise ValueError(f'--opt {options.opt} with --opt-kwargs {options.opt_kwargs} is not allowed: {error}; '
+                             'allowed: one of timm.optim.list_optimizers(), and keywords that it takes') from error
         self.scheduler, self.epochs = create_scheduler(options, self.optimizer, self.updates)
         scales = options.amp and options.amp_dtype == 'float16'
         self.scaler = NativeScaler(place.device.type) if scales else None
