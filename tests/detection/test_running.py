@@ -12,6 +12,8 @@ if importlib.util.find_spec('mmdet') is None:
     pytest.skip('needs the [mmdet] or the [onedl] extra', allow_module_level=True)
 
 import cv2
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
 
 from timm_se_plugin.detection.configs import config_path, read_config
 from timm_se_plugin.detection.inference import compare, detect, draw
@@ -107,6 +109,20 @@ def replace_everywhere(part, replacements):
         part.update({key: value for key, value in replacements.items() if key in part})
 
 
+@HOOKS.register_module(force=True)
+class AverageStatistics(Hook):
+    """Two steps hardly move running statistics, by which the maps of a deep untrained network would explode."""
+
+    def after_train_epoch(self, runner):
+        for module in runner.model.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.reset_running_stats()
+                module.momentum = None
+        with torch.no_grad():
+            for batch in runner.train_dataloader:
+                runner.model.extract_feat(runner.model.data_preprocessor(batch, False)['inputs'])
+
+
 @pytest.mark.slow
 # of mmdet's masks under numpy 2
 @pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")
@@ -114,7 +130,8 @@ def replace_everywhere(part, replacements):
     'faster-rcnn_se-r50_fpn_1x_coco').parent.glob('*_coco.py')))
 def test_every_coco_configuration_trains_validates_and_tests(coco_folder, name):
     def configured():
-        config = on_folder(coco_folder, name, small=False)
+        config = on_folder(
+            coco_folder, name, small=False, custom_hooks=[dict(type='AverageStatistics')])
         replace_everywhere(config.model, {'num_classes': 2, 'score_thr': 0.})  # an untrained one is never sure
         backbone = config.model.backbone  # without published weights, which are a download, and their statistics
         backbone.update({'pretrained': False} if backbone.type == 'TimmAttentionBackbone' else {'init_cfg': None})
