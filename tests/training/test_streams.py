@@ -7,6 +7,7 @@ from digit_runs import TINY, equal, weights
 from timm_se_plugin.training import parse_options, train_classifier
 from timm_se_plugin.training.data import eval_loader, open_split, train_loader
 from timm_se_plugin.training.place import Place
+from timm_se_plugin.training.run import Run
 
 CONFIG = {'input_size': (3, 32, 32), 'mean': (0.5,) * 3, 'std': (0.5,) * 3, 'interpolation': 'bilinear',
           'crop_pct': 1.0, 'crop_mode': 'center'}
@@ -72,3 +73,27 @@ def test_a_run_on_a_stream_is_reproducible(shards, tmp_path):
             *TINY, '--dataset', 'wds/digits', '--data-dir', str(shards), '--num-classes', '10', '--workers', '1',
             '--epochs', '1', '--output', str(tmp_path), '--experiment', name]))
     assert equal(weights(tmp_path / 'first'), weights(tmp_path / 'second'))
+
+
+@pytest.mark.parametrize(('source', 'lengths'), [
+    ('hfds', ()), ('hfids', ('--train-num-samples', '96', '--val-num-samples', '50'))])
+def test_data_of_hugging_faces_library_trains_and_is_continued(digits, tmp_path, monkeypatch, source, lengths):
+    datasets = pytest.importorskip('datasets', reason='hfds/ and hfids/ need datasets: the [train] extra')
+    monkeypatch.setattr(datasets.config, 'HF_HUB_OFFLINE', True)
+
+    def train(name, *arguments):
+        train_classifier(parse_options([
+            *TINY, '--dataset', f'{source}/{digits}', '--data-dir', str(tmp_path / 'cache'), '--num-classes', '10',
+            '--workers', '1', '--recovery-interval', '4', '--output', str(tmp_path), '--experiment', name,
+            *lengths, *arguments]))
+
+    def save_and_stop(run):
+        save(run)
+        raise KeyboardInterrupt
+    train('whole')
+    save = Run.save
+    with monkeypatch.context() as context, pytest.raises(KeyboardInterrupt):
+        context.setattr(Run, 'save', save_and_stop)
+        train('part')
+    train('part', '--resume', 'auto')
+    assert equal(weights(tmp_path / 'whole'), weights(tmp_path / 'part'))
