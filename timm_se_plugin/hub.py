@@ -15,6 +15,9 @@ from .weights.model_card import Facts, classifier_card
 
 __all__ = ['push_to_hub']
 
+# What timm's config.json may say about a model and does not need to build it.
+_DESCRIBED = ('label_names', 'label_descriptions', 'license', 'description', 'tags', 'paper_ids', 'paper_name')
+
 
 def push_to_hub(
         source: nn.Module | str | Path,
@@ -61,7 +64,7 @@ def push_to_hub(
 
 def _write(source: Any, folder: Path, repo_id: str, facts: Facts, revision: str | None) -> None:
     if isinstance(source, nn.Module):
-        if hasattr(source, 'dataset_meta'):
+        if hasattr(source, 'dataset_meta') or hasattr(source, 'data_preprocessor'):
             from .detection.hub import write_detector
             write_detector(source, folder, repo_id, facts, revision)
         else:
@@ -69,18 +72,21 @@ def _write(source: Any, folder: Path, repo_id: str, facts: Facts, revision: str 
         return
     path = Path(source)
     if (path / CONFIG).is_file():
-        if 'architecture' in read_config(f'local-dir:{path}'):
+        said = read_config(f'local-dir:{path}')
+        if 'architecture' in said:
             source = timm.create_model(f'local-dir:{path}', pretrained=True)
-        else:
-            from .detection.hub import pull_detector
-            source = pull_detector(f'local-dir:{path}')
+            described = {name: said[name] for name in _DESCRIBED if name in said}
+            return _write_classifier(source, folder, repo_id, facts, revision, model_config=described)
+        from .detection.hub import pull_detector
+        source = pull_detector(f'local-dir:{path}')
     elif (path / 'last_checkpoint').is_file():
         from .detection.hub import load_trained_detector
         source = load_trained_detector(path)
     elif run := read_run(path):
-        said = {field.name: getattr(facts, field.name) for field in fields(facts)}
-        facts = replace(run.facts, **{name: value for name, value in said.items() if value is not None})
-        return _write_classifier(run.model, folder, repo_id, facts, revision, run.data_config, run.label_names)
+        given = {field.name: getattr(facts, field.name) for field in fields(facts)}
+        facts = replace(run.facts, **{name: value for name, value in given.items() if value is not None})
+        names = {'label_names': run.label_names} if run.label_names else {}
+        return _write_classifier(run.model, folder, repo_id, facts, revision, run.data_config, names)
     else:
         raise ValueError(
             f'{path} is not allowed; allowed: a folder with {CONFIG} (a saved model), model_best.pth.tar or '
@@ -90,8 +96,8 @@ def _write(source: Any, folder: Path, repo_id: str, facts: Facts, revision: str 
 
 def _write_classifier(
         model: nn.Module, folder: Path, repo_id: str, facts: Facts, revision: str | None,
-        data_config: dict[str, Any] | None = None, label_names: list[str] | None = None,
+        data_config: dict[str, Any] | None = None, model_config: dict[str, Any] | None = None,
 ) -> None:
-    written = write_model(model, folder, {'label_names': label_names} if label_names else None, data_config)
+    written = write_model(model, folder, model_config, data_config)
     card = classifier_card(written, repo_id, facts, revision)
     Path(folder, 'README.md').write_text(card, encoding='utf-8')

@@ -34,7 +34,7 @@ def main() -> None:
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))  # MMEngine reads it there
     config = read_config(args.config, args.cfg_options, args.work_dir)
     if args.seed is not None:
-        config.randomness = dict(seed=args.seed)
+        config.randomness = {**config.get('randomness', {}), 'seed': args.seed}
     runner = train_detector(config, args.resume, args.amp, args.auto_scale_lr, args.launcher)
     if args.record and is_main_process():
         record_run(runner, args.record)

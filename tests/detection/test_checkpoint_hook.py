@@ -90,6 +90,30 @@ def test_the_oldest_checkpoint_goes_only_after_the_new_one_is_there(toy_runner, 
     assert [p.name for p in tmp_path.glob('*.pth')] == ['epoch_3.pth']
 
 
+def test_a_copied_folder_resumes_from_the_checkpoint_that_it_names(toy_runner, tmp_path):
+    toy_runner(11, interval=1).train()
+    for i, path in enumerate(sorted(tmp_path.glob('*.pth'))):  # epoch_9 is the last one
+        os.utime(path, (i, i))
+    runner = toy_runner(12, resume=True)
+    runner.train_loop.run_epoch, run_epoch = lambda: (epochs.append(runner.epoch), run_epoch()), \
+        runner.train_loop.run_epoch
+    epochs = []
+    runner.train()
+    assert epochs == [11]
+
+
+def test_a_checkpoint_that_its_owner_moved_is_not_missed(toy_runner, tmp_path):
+    runner = toy_runner(4, interval=1, max_keep_ckpts=1)
+
+    def run_epoch():
+        if runner.epoch == 2:
+            (tmp_path / 'epoch_2.pth').unlink()
+        run()
+    run, runner.train_loop.run_epoch = runner.train_loop.run_epoch, run_epoch
+    runner.train()
+    assert [p.name for p in tmp_path.glob('*.pth')] == ['epoch_4.pth']
+
+
 def test_a_killed_run_resumes_and_its_loss_curve_goes_on(toy_runner, tmp_path):
     for name in ('whole', 'killed'):
         (tmp_path / name).mkdir()

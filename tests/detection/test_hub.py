@@ -28,6 +28,7 @@ from mmengine.registry import init_default_scope
 
 from timm_se_plugin.detection.configs import read_config
 from timm_se_plugin.detection.hub import fetch_detector, load_trained_detector, pull_detector, write_detector
+from timm_se_plugin.detection.inference import load_detector
 from timm_se_plugin.weights.convert import convert, read_weights
 
 pytestmark = pytest.mark.mmdet
@@ -154,6 +155,40 @@ def test_the_work_folder_of_a_training_is_pushed(hub, tmp_path):
         load_trained_detector(tmp_path)
 
 
+@pytest.mark.parametrize('change', [
+    lambda config: config.model.neck.update(type='mmdet.FPN'),
+    lambda config: config.test_dataloader.dataset.pipeline[0].update(type='mmdet.LoadImageFromNDArray')])
+def test_what_mmdet_itself_writes_into_configurations_is_understood(tmp_path, change):
+    model = detector()
+    change(model.cfg)
+    write_detector(model, tmp_path, 'me/cells')
+    loaded = pull_detector(f'local-dir:{tmp_path}')
+    assert loaded.cfg.test_dataloader.dataset.pipeline[0].type == 'LoadImageFromFile'
+    torch.testing.assert_close(found_in(loaded), found_in(detector()))
+
+
+def test_a_detector_that_does_not_say_what_it_is_is_refused():
+    model = detector()
+    del model.dataset_meta
+    with pytest.raises(ValueError, match='FasterRCNN has no dataset_meta; allowed: a detector with its conf'):
+        push_to_hub(model, 'me/cells', dry_run=True)
+
+
+@pytest.mark.parametrize('options', [{}, {  # whose norms have the activations in them
+    'model.backbone.model_name': 'mobilenetv1_100', 'model.backbone.model_args': {},
+    'model.neck.in_channels': [128, 256, 512, 1024], 'model.backbone.norm_cfg': dict(type='SyncBN')}])
+def test_checkpoints_of_parallel_trainings_load_as_they_are(tmp_path, options):
+    trained = detector(**options)
+    state = {f'module.{key}': value for key, value in trained.state_dict().items()}
+    torch.save({'state_dict': state, 'meta': {'CLASSES': ('blue', 'red')}}, tmp_path / 'a.pth')
+    loaded = load_detector(trained.cfg, str(tmp_path / 'a.pth'))
+    assert loaded.dataset_meta == {'classes': ('blue', 'red')}  # MMDetection 2 has them there
+    x = torch.randn(1, 3, 96, 96, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for mine, other in zip(loaded.backbone(x), trained.backbone(x), strict=True):
+            torch.testing.assert_close(mine, other)
+
+
 def test_a_card_of_a_detector_says_how_to_load_it(hub):
     model = detector()
     text = push_to_hub(model, 'me/cells', dry_run=True).texts['README.md']
@@ -251,6 +286,10 @@ def assert_same_features(model, backbone):
      'resnet18_plugin', dict(attn='se', attn_gate='tanh')),
     (dict(type='TimmAttentionBackbone', model_name='resnet18', attn='se', pretrained='a1_in1k'),
      'resnet18_plugin', dict(attn='se', attn_init='identity')),
+    (dict(type='TimmAttentionBackbone', model_name='resnet18', attn='eca', pretrained='a1_in1k'),
+     'resnet18_plugin', dict(attn='eca', attn_init='identity')),
+    (dict(type='TimmAttentionBackbone', model_name='se_resnet18_plugin', pretrained='from_tv_in1k'),
+     'se_resnet18_plugin', dict(attn_init='identity')),
     (dict(type='TimmAttentionBackbone', model_name='sk_resnet18_plugin'), 'sk_resnet18_plugin', {}),
     (dict(type='ResNet', depth=50, plugins=[dict(cfg=dict(type='SEPlugin', gate='sigmoid', init='default'),
                                                  position='after_conv3', stages=(True, True, False, True))]),
@@ -280,6 +319,8 @@ def test_a_detectors_backbone_becomes_a_classifier(tmp_path, cfg, name, options)
      r"attn_gate='sigmoid' \(theirs: 'double_sigmoid'\)"),
     (dict(type='TimmAttentionBackbone', model_name='resnet18', attn='se', attn_squeeze='max'),
      r"attn_squeeze='avg' \(theirs: 'max'\)"),
+    (dict(type='TimmAttentionBackbone', model_name='se_resnet18_plugin', pretrained=True),
+     r"attn_gate='sigmoid' \(theirs: 'double_sigmoid'\)"),
 ])
 def test_a_detectors_attention_has_to_be_known_and_the_same(tmp_path, cfg, message):
     import timm

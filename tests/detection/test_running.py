@@ -55,6 +55,7 @@ def on_folder(folder, name='faster-rcnn_se-r50_fpn_1x_coco', small=True, **optio
 
 def test_a_coco_configuration_trains_validates_tests_resumes_and_detects(coco_folder):
     runner = train_detector(on_folder(coco_folder))
+    assert 'CheckInputHook' not in next((coco_folder / 'work').glob('*.py')).read_text()  # MMDetection's tools read it
     val = runner.message_hub.get_scalar('val/coco/bbox_mAP').current()
     last = str(coco_folder / 'work' / 'epoch_1.pth')
     metrics = test_detector(on_folder(coco_folder), last, out=str(coco_folder / 'all.pkl'))

@@ -311,6 +311,40 @@ def test_a_saved_model_is_converted_and_its_preprocessing_kept(tmp_path):
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
 
+@pytest.mark.parametrize(('model', 'kwargs', 'target'), [
+    ('resnet18_plugin', {'attn': 'se', 'attn_gate': 'tanh'}, 'se_resnet18_plugin'),
+    ('legacy_seresnet18_plugin', {}, 'se_resnet18_plugin'),
+    ('resnet18_plugin', {'attn': 'se', 'attn_init': 'identity'}, 'se_resnet18_plugin')])
+def test_a_training_says_what_its_weights_are_of(tmp_path, model, kwargs, target):
+    args = argparse.Namespace(
+        model=model, model_kwargs=kwargs, num_classes=3, mean=[0.25] * 3, img_size=64, drop_path=0.1)
+    network = randomised(timm.create_model(model, num_classes=3, **kwargs))
+    torch.save({'state_dict': network.state_dict(), 'args': args}, tmp_path / 'last.pth.tar')
+    with pytest.raises(ValueError, match='have the same keys and shapes and compute something else'):
+        convert_file(tmp_path / 'last.pth.tar', target, tmp_path / 'out')
+    convert_file(tmp_path / 'last.pth.tar', model, tmp_path / 'out', drop_path_rate=0.1, **kwargs)
+    saved = timm.create_model(f'local-dir:{tmp_path / "out"}', pretrained=True)
+    assert_same_outputs(saved, network)
+    cfg = saved.pretrained_cfg
+    assert (list(cfg['mean']), cfg['input_size']) == ([0.25] * 3, (3, 64, 64))
+
+
+def test_preprocessing_is_that_of_the_source(tmp_path):
+    torch.save(timm.create_model('resnet18', num_classes=3).state_dict(), tmp_path / 'a.pth')
+    convert_file(tmp_path / 'a.pth', 'resnet18_plugin', tmp_path / 'out', source='resnet18.tv_in1k')
+    cfg = timm.create_model(f'local-dir:{tmp_path / "out"}').pretrained_cfg
+    theirs = timm.get_pretrained_cfg('resnet18.tv_in1k')
+    assert (cfg['interpolation'], cfg['crop_pct']) == (theirs.interpolation, theirs.crop_pct)
+
+
+@pytest.mark.parametrize('name', ['convnext_atto', 'regnetx_002', 'vgg11_bn', 'resnetv2_50', 'xception41'])
+def test_heads_of_timms_families_are_not_taken_for_mmpretrains(name, tmp_path):
+    original = randomised(timm.create_model(name, num_classes=3))
+    model, conversion = converted(original, f'{name}_plugin', tmp_path, num_classes=3)
+    assert conversion.layout == 'resnet'
+    assert convert_to_timm(model, name)[1].missing == ()
+
+
 def test_classes_and_channels_are_those_of_the_file(tmp_path):
     save_file(timm.create_model('seresnet50', num_classes=4, in_chans=2, **DEPTH).state_dict(),
               tmp_path / 'a.safetensors')

@@ -163,8 +163,10 @@ def test_what_has_arrived_is_not_sent_again_after_a_broken_upload(hub):
 
 def test_a_saved_folder_is_pushed_as_the_model_in_it(hub, tmp_path):
     model = small()
-    timm.models.save_for_hf(model, tmp_path / 'saved', safe_serialization=True)
-    push_to_hub(tmp_path / 'saved', 'me/a')
+    described = {'label_names': list('abcde'), 'license': 'mit', 'description': 'letters'}
+    timm.models.save_for_hf(model, tmp_path / 'saved', described, safe_serialization=True)
+    shared = push_to_hub(tmp_path / 'saved', 'me/a')
+    assert described.items() <= json.loads(shared.texts['config.json']).items()
     assert torch.equal(logits(timm.create_model('hf-hub:me/a', pretrained=True)), logits(model))
     with pytest.raises(ValueError, match=r'is not allowed; allowed: a folder with config.json'):
         push_to_hub(tmp_path, 'me/a')

@@ -7,5 +7,6 @@ from . import _compat as _compat  # first: it provides what mmcv.ops imports
 from .backbone import TimmAttentionBackbone
 from .checkpoint_hook import WholeCheckpointHook
 from .plugin_layers import AttentionResNet, SEPlugin, SKPlugin
+from .running import ProgressHook
 
-__all__ = ['AttentionResNet', 'SEPlugin', 'SKPlugin', 'TimmAttentionBackbone', 'WholeCheckpointHook']
+__all__ = ['AttentionResNet', 'ProgressHook', 'SEPlugin', 'SKPlugin', 'TimmAttentionBackbone', 'WholeCheckpointHook']

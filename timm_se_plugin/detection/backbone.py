@@ -18,7 +18,7 @@ from timm.models._hub import load_model_config_from_path  # private: timm export
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..models._builder import resolve
+from ..models._builder import SAVED_AT, is_place, resolve_unseen
 from ..models._registry import architectures
 from ..placement import AttentionSpec
 from ..placement.attention_layers import start_at_identity
@@ -28,8 +28,6 @@ from ..weights.loading import shortened
 __all__ = ['TimmAttentionBackbone']
 
 _NORMS = ('BN', 'SyncBN', 'FrozenBN')
-_SAVED = ('hf-hub:', 'local-dir:')
-_WEIGHT_FILES = ('.pth', '.pt', '.bin', '.safetensors')
 
 
 @MODELS.register_module()
@@ -90,12 +88,15 @@ class TimmAttentionBackbone(BaseModule):
         options = {'attn': attn, **attn_options} if attn else attn_options
         name, _, tag = model_name.partition('.')
         self.model_name = _registered(name, options)
+        if tag:
+            _check_tag(self.model_name, tag, pretrained)
         self.pretrained = tag if tag and pretrained is True else pretrained
         self.norm_eval = norm_eval
         self.with_cp = with_cp
         self._model_args = dict(model_args or {})
         self._asked = options
-        self._options, gains_attention = self._resolved(options)
+        arch = architectures.get(self.model_name)
+        self._options, gains_attention = resolve_unseen(arch, options, self.pretrained) if arch else ({}, False)
 
         net = self._create(out_indices)
         self.attn = AttentionSpec.of(net)
@@ -113,7 +114,7 @@ class TimmAttentionBackbone(BaseModule):
             self._returned = frozenset(net.return_layers)
         else:  # timm extracts by other means, with the network whole
             self.net = net
-        self._set_norms(**{'type': 'BN', **(norm_cfg or {})})
+        self._set_norms(norm_cfg or {})
 
         self._frozen = self._layers_until(frozen_stages)
         is_trained = bool(pretrained) and not gains_attention
@@ -122,22 +123,6 @@ class TimmAttentionBackbone(BaseModule):
             layer.requires_grad_(False)
             for attention in self._learning(layer):
                 attention.requires_grad_(True)
-
-    def _resolved(self, options: dict[str, Any]) -> tuple[dict[str, Any], bool]:
-        """Options to build with, complete where weights decide on them, and whether the weights lack the attention."""
-        arch = architectures.get(self.model_name)
-        if arch is None:
-            return {}, False
-        tag = self.pretrained if isinstance(self.pretrained, str) and not _is_place(self.pretrained) else None
-        is_saved = str(self.pretrained).startswith(_SAVED)
-        # A saved model cannot be asked now. With the flag of a plain name it is taken for a plain one.
-        taken_for_plain = arch.flag_is_open and arch.attn is None and options.get('attn') == 'se'
-        if not self.pretrained or (is_saved and not taken_for_plain):
-            return options, not self.pretrained
-        attn, gains_attention = resolve(arch, options, tag)
-        if attn is None or not (options or not arch.flag_is_open):
-            return options, gains_attention
-        return attn.to_kwargs(), gains_attention
 
     def _create(self, out_indices: Sequence[int] | None, **weights: Any) -> Any:
         levels = {} if out_indices is None else {'out_indices': tuple(out_indices)}
@@ -154,15 +139,19 @@ class TimmAttentionBackbone(BaseModule):
             raise ValueError(f'out_indices={out_indices!r} is not allowed for {self.model_name}; '
                              f'allowed: some of {", ".join(modules)}') from error
 
-    def _set_norms(self, type: str, requires_grad: bool = True) -> None:
-        if type not in _NORMS:
-            raise ValueError(f'norm_cfg has type={type!r}; allowed: {", ".join(_NORMS)}')
-        if type == 'SyncBN':
+    def _set_norms(self, cfg: dict[str, Any]) -> None:
+        unknown = sorted(cfg.keys() - {'type', 'requires_grad'})
+        if unknown:
+            raise ValueError(f'norm_cfg has {", ".join(unknown)}; allowed: type, requires_grad')
+        kind = cfg.get('type', 'BN')
+        if kind not in _NORMS:
+            raise ValueError(f'norm_cfg has type={kind!r}; allowed: {", ".join(_NORMS)}')
+        if kind == 'SyncBN':
             convert_sync_batchnorm(self)
-        elif type == 'FrozenBN':
+        elif kind == 'FrozenBN':
             freeze_batch_norm_2d(self)
         for module in self.modules():
-            if isinstance(module, _BatchNorm) and module.affine and not requires_grad:
+            if isinstance(module, _BatchNorm) and module.affine and not cfg.get('requires_grad', True):
                 module.requires_grad_(False)
 
     def _layers_until(self, level: int) -> tuple[str, ...]:
@@ -231,7 +220,7 @@ class TimmAttentionBackbone(BaseModule):
     def _load_pretrained(self) -> None:
         """Let timm build the same network with its weights, with all of its checks and ours, and take them."""
         place = str(self.pretrained)
-        if place.startswith(_SAVED):
+        if place.startswith(SAVED_AT):
             kind, _, where = place.partition(':')
             cfg, name, saved = (load_model_config_from_hf if kind == 'hf-hub' else load_model_config_from_path)(where)
             arch = architectures.get(self.model_name)
@@ -240,7 +229,7 @@ class TimmAttentionBackbone(BaseModule):
                 raise ValueError(f'{place} holds a {name}, which does not fit {self.model_name}')
             weights: dict[str, Any] = dict(
                 pretrained_cfg=cfg, pretrained_model_args=saved or {}, options=self._asked)
-        elif _is_place(place):
+        elif is_place(place):
             if not Path(place).is_file():
                 raise FileNotFoundError(f'pretrained={place!r} is not a file')
             weights = dict(pretrained_cfg_overlay=dict(file=place))
@@ -284,9 +273,12 @@ class TimmAttentionBackbone(BaseModule):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
-def _is_place(pretrained: str) -> bool:
-    """Whether it says where weights are, and is not a tag."""
-    return pretrained.startswith(_SAVED) or '/' in pretrained or pretrained.endswith(_WEIGHT_FILES)
+def _check_tag(name: str, tag: str, pretrained: bool | str) -> None:
+    tags = sorted({known.partition('.')[2] for known in timm.models.get_arch_pretrained_cfgs(name)} - {''})
+    if tag not in tags:
+        raise ValueError(f'{name} has no tag {tag!r}; allowed: {", ".join(tags) or "none"}')
+    if isinstance(pretrained, str) and pretrained != tag:
+        raise ValueError(f'model_name has the tag {tag!r}, pretrained={pretrained!r}: which weights is not clear')
 
 
 def _registered(name: str, options: dict[str, Any]) -> str:

@@ -1,5 +1,6 @@
 """Checkpoints that a killed run cannot spoil."""
 
+import re
 from collections import deque
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,10 @@ class AtomicBackend(LocalBackend):
 
 
 register_backend('atomic', AtomicBackend, force=True)
+
+
+def _step(path: Path) -> int:
+    return int((re.findall(r'\d+', path.stem) or ['0'])[-1])
 
 
 @HOOKS.register_module()
@@ -57,7 +62,11 @@ class WholeCheckpointHook(CheckpointHook):
         folder = Path(self.out_dir, Path(runner.work_dir).name) if self.out_dir else Path(runner.work_dir)
         found = {path.resolve(): path for path in (Path(named), *folder.glob(self.filename_tmpl.format('*')))
                  if path.is_file()}
-        for path in sorted(found.values(), key=lambda path: path.stat().st_mtime, reverse=True):
+        last = found.get(Path(named).resolve())
+        if last is not None and is_whole(last):  # a copy's times say little: one saved after it is of a later step too
+            found = {key: path for key, path in found.items() if path == last or (
+                _step(path) > _step(last) and path.stat().st_mtime > last.stat().st_mtime)}
+        for path in sorted(found.values(), key=lambda path: (path != last, path.stat().st_mtime), reverse=True):
             if is_whole(path):
                 if str(path) != named:
                     runner.logger.warning(f'last_checkpoint named {named!r}; the newest whole checkpoint is {path}')
@@ -75,4 +84,7 @@ class WholeCheckpointHook(CheckpointHook):
         super()._save_checkpoint_with_step(runner, step, meta)
         if drop is not None and is_main_process():
             path = self.file_backend.join_path(self.out_dir, self.filename_tmpl.format(drop))
-            (self.file_backend.rmtree if self.file_backend.isdir(path) else self.file_backend.remove)(path)
+            if self.file_backend.isdir(path):
+                self.file_backend.rmtree(path)
+            elif self.file_backend.isfile(path):  # its owner may have moved it
+                self.file_backend.remove(path)

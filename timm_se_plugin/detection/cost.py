@@ -29,7 +29,7 @@ def plain_twin(config: Config) -> Config:
     backbone = twin.model.backbone
     plugins = backbone.get('plugins') or []
     kept = [plugin for plugin in plugins if plugin['cfg']['type'] not in ('SEPlugin', 'SKPlugin')]
-    name = str(backbone.get('model_name', ''))
+    name = str(backbone.get('model_name', '')).partition('.')[0]  # its tag is another network's
     attention, _, base = name.partition('_')
     if backbone.get('attn', 'none') not in (None, 'none') or len(kept) < len(plugins):
         backbone.plugins = kept

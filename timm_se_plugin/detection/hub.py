@@ -42,8 +42,13 @@ def write_detector(
         revision: for the card.
 
     Raises:
-        ValueError: the configuration has something that can't be written, or that gives another detector.
+        ValueError: the detector lacks ``cfg`` or ``dataset_meta``; the configuration has something that can't be
+            written, or that gives another detector.
     """
+    lacking = [name for name in ('cfg', 'dataset_meta') if not hasattr(model, name)]
+    if lacking:
+        raise ValueError(f'{type(model).__name__} has no {" and no ".join(lacking)}; allowed: a detector with its '
+                         'configuration in cfg and its classes in dataset_meta, as init_detector gives it')
     detector: Any = copy.deepcopy(model).cpu()
     backbone = detector.backbone
     network = _without_sources(detector.cfg.model.to_dict())
@@ -53,7 +58,7 @@ def write_detector(
     config = Config(dict(
         custom_imports=dict(imports=['timm_se_plugin.detection'], allow_failed_imports=False),
         default_scope=detector.cfg.get('default_scope', 'mmdet'), model=network,
-        test_dataloader=dict(dataset=dict(pipeline=[step.to_dict() for step in get_test_pipeline_cfg(detector.cfg)])),
+        test_dataloader=dict(dataset=dict(pipeline=_pipeline(detector.cfg))),
         dataset_meta={key: value for key, value in detector.dataset_meta.items() if key in ('classes', 'palette')}))
     Path(folder, DETECTOR).write_text(config.pretty_text, encoding='utf-8')
     state = {key: value.detach().contiguous().clone() for key, value in detector.state_dict().items()}
@@ -68,6 +73,14 @@ def write_detector(
         raise ValueError(f"the configuration gives another attention than the detector has: {loaded.backbone.attn}")
     card = _card(detector, network, attn, classes, repo_id, facts or Facts(), revision)
     Path(folder, 'README.md').write_text(card, encoding='utf-8')
+
+
+def _pipeline(config: Config) -> list[dict[str, Any]]:
+    steps = [step.to_dict() for step in get_test_pipeline_cfg(config)]
+    for step in steps:
+        if str(step['type']).endswith('LoadImageFromNDArray'):  # inference_detector leaves it there after an array
+            step['type'] = 'LoadImageFromFile'
+    return steps
 
 
 def _without_sources(config: Any) -> Any:
@@ -155,6 +168,8 @@ def _is_allowed(name: Any) -> bool:
     """Whether a ``type`` is a registered class or an operator: MMEngine imports any other name, mmcv evaluates it."""
     if name in mmcv.ops.__all__:
         return True
+    if isinstance(name, str):
+        name = name.removeprefix('mmdet.')  # the scope
     for registry in (MODELS, TASK_UTILS, TRANSFORMS):
         level = registry
         while level is not None and isinstance(name, str):

@@ -11,7 +11,6 @@ import numpy as np
 from mmdet.apis import inference_detector
 from mmdet.registry import DATASETS, MODELS
 from mmengine.config import Config
-from mmengine.model.utils import revert_sync_batchnorm
 from mmengine.registry import init_default_scope
 from mmengine.runner import CheckpointLoader
 from safetensors.torch import load_file
@@ -37,16 +36,19 @@ def load_detector(config: Config, checkpoint: str, device: str = 'cpu') -> nn.Mo
         ValueError: the checkpoint is of another detector.
     """
     init_default_scope(config.get('default_scope', 'mmdet'))
-    model = revert_sync_batchnorm(MODELS.build(config.model))
+    # Some detectors write into their configuration. SyncBN computes what BN does while it does not learn; MMEngine's
+    # revert_sync_batchnorm would take the activation from timm's.
+    model = MODELS.build(copy.deepcopy(config.model))
     if checkpoint.endswith('.safetensors'):
         loaded = {'state_dict': load_file(checkpoint), 'meta': {'dataset_meta': config.get('dataset_meta', {})}}
     else:
         loaded = CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu')
-    state_dict = loaded.get('state_dict', loaded)
+    state_dict = {key.removeprefix('module.'): value for key, value in loaded.get('state_dict', loaded).items()}
     check_fit(model, state_dict, checkpoint)
     model.load_state_dict(state_dict, strict=False)  # check_fit has found all but counters
-    meta = {key.lower(): value for key, value in loaded.get('meta', {}).get('dataset_meta', {}).items()}
-    model.dataset_meta = meta
+    meta = loaded.get('meta', {})
+    of_version_2 = {key: meta[key] for key in ('CLASSES', 'PALETTE') if key in meta}
+    model.dataset_meta = {key.lower(): value for key, value in meta.get('dataset_meta', of_version_2).items()}
     model.cfg = copy.deepcopy(config)  # mmdet changes its pipeline
     return model.to(device).eval()
 

@@ -32,7 +32,6 @@ def check_fit(model: nn.Module, state_dict: dict[str, Any], what: str = 'the che
                          f'unexpected {shortened(unexpected)}; of another shape {shortened(shapes)}')
 
 
-@HOOKS.register_module()
 class CheckInputHook(Hook):
     """Refuses data and checkpoints that would fail later, or silently be something else.
 
@@ -106,8 +105,9 @@ def _runner(config: Config, splits: tuple[str, ...], strict: bool) -> Runner:
         if data.get('ann_file') and '://' not in str(data.get('data_root')) and not path.is_file():
             raise FileNotFoundError(f'the annotations {path} of {split}_dataloader are not there; '
                                     f'--cfg-options {split}_dataloader.dataset.data_root=… says where they are')
-    config.custom_hooks = [*config.get('custom_hooks', []), dict(type='CheckInputHook', strict=strict)]
-    return RUNNERS.build(config) if 'runner_type' in config else Runner.from_cfg(config)
+    runner = RUNNERS.build(config) if 'runner_type' in config else Runner.from_cfg(config)
+    runner.register_hook(CheckInputHook(strict))  # not in the configuration that MMEngine leaves in the work folder
+    return runner
 
 
 @contextmanager
@@ -131,7 +131,8 @@ def train_detector(
 
     Args:
         config: what to train, on what and how.
-        resume: True to go on from the last whole checkpoint in the work folder, if there is one; or a checkpoint.
+        resume: True or 'auto' to go on from the last whole checkpoint in the work folder, if there is one; or a
+            checkpoint.
         amp: mixed precision.
         auto_scale_lr: scale the learning rate with the batch.
         launcher: ``'none'``, ``'pytorch'``, ``'slurm'`` or ``'mpi'``.
@@ -153,7 +154,7 @@ def train_detector(
         config.auto_scale_lr.enable = True
     if resume:
         config.resume = True
-        config.load_from = None if resume is True else resume
+        config.load_from = None if resume in (True, 'auto') else resume
     runner = _runner(config, ('train', 'val'), strict=bool(config.get('resume')))
     with _empty_data_explained(config):
         runner.train()

@@ -19,7 +19,10 @@ from ..weights.sources import WARM_START
 from ._blueprint import Blueprint, blueprint
 from ._networks import AttentionResNet, with_attention
 
-__all__ = ['Architecture', 'build', 'resolve']
+__all__ = ['SAVED_AT', 'Architecture', 'build', 'is_place', 'requested', 'resolve', 'resolve_unseen']
+
+SAVED_AT = ('hf-hub:', 'local-dir:')
+_WEIGHT_FILES = ('.pth', '.pt', '.bin', '.safetensors')
 
 _logger = logging.getLogger(__name__)
 
@@ -86,7 +89,7 @@ def build(arch: Architecture, pretrained: bool = False, **kwargs: Any) -> nn.Mod
             del options[name]
     cfg = _pretrained_cfg(arch, kwargs.pop('pretrained_cfg', None), kwargs.pop('pretrained_cfg_overlay', None))
 
-    attn, gains_attention = resolve(arch, options, cfg, saved) if pretrained else (_requested(arch, options), False)
+    attn, gains_attention = resolve(arch, options, cfg, saved) if pretrained else (requested(arch, options), False)
 
     plan = arch.plan
     model_args = dict(plan.kwargs)
@@ -147,7 +150,7 @@ def resolve(
     """
     if not isinstance(cfg, PretrainedCfg):
         cfg = _pretrained_cfg(arch, cfg, None)
-    attn = _requested(arch, options)
+    attn = requested(arch, options)
     if not _attention_is_declared(arch, cfg):
         return attn, False
     weights = _attention_of_weights(arch, cfg, saved or {})
@@ -156,7 +159,38 @@ def resolve(
     return _matched(arch, attn, weights, options), False
 
 
-def _requested(arch: Architecture, options: Mapping[str, Any]) -> AttentionSpec | None:
+def resolve_unseen(
+        arch: Architecture, options: Mapping[str, Any], pretrained: bool | str,
+) -> tuple[Mapping[str, Any], bool]:
+    """Options to build with before any weights are looked at, and whether the weights will lack the attention.
+
+    Args:
+        arch: what stands behind the name.
+        options: the ``attn`` flag and its options.
+        pretrained: whether there will be weights, a tag, or where they are: a file in the place of the default tag's,
+            or a saved model (``'hf-hub:…'``, ``'local-dir:…'``). That cannot be asked now: with the flag of a plain
+            name it is taken for a plain one.
+
+    Raises:
+        ValueError: as :func:`build`.
+    """
+    is_saved = str(pretrained).startswith(SAVED_AT)
+    taken_for_plain = arch.flag_is_open and arch.attn is None and options.get('attn') == 'se'
+    if not pretrained or (is_saved and not taken_for_plain):
+        return options, not pretrained
+    tag = pretrained if isinstance(pretrained, str) and not is_place(pretrained) else None
+    attn, gains_attention = resolve(arch, options, tag)
+    if attn is None or not (options or not arch.flag_is_open):
+        return options, gains_attention
+    return attn.to_kwargs(), gains_attention
+
+
+def is_place(pretrained: str) -> bool:
+    """Whether it says where weights are, and is not a tag."""
+    return pretrained.startswith(SAVED_AT) or '/' in pretrained or pretrained.endswith(_WEIGHT_FILES)
+
+
+def requested(arch: Architecture, options: Mapping[str, Any]) -> AttentionSpec | None:
     """Attention that the name and the flag ask for; None for none."""
     flag = options.get('attn')
     if flag is None and arch.flag_is_open:

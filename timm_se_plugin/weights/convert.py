@@ -13,6 +13,7 @@ from typing import Any
 import timm
 import torch
 from safetensors.torch import load_file
+from timm.data import resolve_data_config
 from timm.models import clean_state_dict
 from torch import Tensor, nn
 
@@ -136,7 +137,8 @@ def layout_of(keys: Mapping[str, Any]) -> str:
     """Whose names they are."""
     if is_caffe(keys):
         return 'caffe'
-    if any('.se_layer.' in key for key in keys) or 'head.fc.weight' in keys:
+    if any('.se_layer.' in key for key in keys) or (
+            'head.fc.weight' in keys and any(key.startswith('backbone.') for key in keys)):  # timm has heads too
         return 'mmpretrain'
     if any(key.startswith('backbone.') for key in keys):
         return 'mmdet'
@@ -252,8 +254,8 @@ def convert_to_timm(model: nn.Module, name: str) -> tuple[nn.Module, Conversion]
 def _check_same_function(model: nn.Module, reference: nn.Module, gains_attention: bool = False) -> dict[str, str]:
     """Raise ValueError unless `reference` computes what `model` does, with any weights.
 
-    Both get the same random weights and compute the features of random images in float64 and in training mode, where
-    BatchNorm keeps all values of one size and hides no branch.
+    Both get the same random weights and compute the features of random images in float64, with BatchNorm in training
+    mode, where it keeps all values of one size and hides no branch.
 
     Args:
         model: the plugin's.
@@ -263,8 +265,10 @@ def _check_same_function(model: nn.Module, reference: nn.Module, gains_attention
     Returns:
         The reference's key for each of the model's.
     """
-    network: Any = copy.deepcopy(model).double().train()
-    other: Any = copy.deepcopy(reference).double().train()
+    network: Any = copy.deepcopy(model).double().eval()
+    other: Any = copy.deepcopy(reference).double().eval()
+    for module in (*network.modules(), *other.modules()):
+        module.training = isinstance(module, nn.BatchNorm2d)
     ours, theirs = network.state_dict(), other.state_dict()
     names = _renamed(layout_of(theirs), {key: key for key in theirs})
     gained = tuple(f'{name}.' for name in attention_modules(model)) if gains_attention else ()
@@ -304,7 +308,7 @@ def convert_file(
         FileNotFoundError: no such file.
         ValueError: as :func:`convert` and :func:`convert_to_timm`.
     """
-    data_config = None
+    data_config: dict[str, Any] | None
     if str(weights).startswith(('local-dir:', 'hf-hub:')):
         saved: Any = timm.create_model(str(weights), pretrained=True)
         if not model.endswith('_plugin'):
@@ -317,13 +321,28 @@ def convert_file(
     else:
         state, meta = read_weights(weights)
         target = timm.create_model(model, **{**_sizes(state), **model_kwargs})
-        original = timm.create_model(source, **_sizes(state)) if source else None
+        original, data_config = _told(source, state, meta)
         conversion = convert(state, target, original, meta)
         if conversion.layout == 'caffe':
             data_config = INPUT
     write_model(target, folder, data_config=data_config)
     Path(folder, 'conversion.json').write_text(json.dumps(conversion.to_dict(), indent=1), encoding='utf-8')
     return conversion
+
+
+def _told(
+        source: str | None, weights: StateDict, meta: Mapping[str, Any],
+) -> tuple[nn.Module | None, dict[str, Any] | None]:
+    """The network that weights are of, by its name or by the options of a training, and its preprocessing."""
+    from ..trained import build_model  # which reads weights by this module
+
+    args = dict(meta.get('args') or {})
+    if source:
+        args = {'model': source}
+    elif not timm.is_model(str(args.get('model')).partition('.')[0]):
+        return None, None
+    original = build_model({**args, **_sizes(weights)})
+    return original, resolve_data_config(args, model=original)
 
 
 def _sizes(weights: StateDict) -> dict[str, int]:

@@ -4,6 +4,8 @@ import ast
 from collections.abc import Mapping
 from typing import Any
 
+from ..models._builder import requested, resolve_unseen
+from ..models._registry import architectures
 from ..placement import AttentionSpec
 
 __all__ = ['backbone_attention', 'backbone_config', 'parse_config']
@@ -47,11 +49,12 @@ def backbone_attention(backbone: Mapping[str, Any]) -> AttentionSpec:
         ValueError: there is none that a network of timm's can have.
     """
     options = {key: value for key, value in backbone.items() if key == 'attn' or key.startswith('attn_')}
-    prefix = str(backbone.get('model_name')).partition('_')[0]
-    if prefix in ('se', 'sk'):
-        options.setdefault('attn', prefix)
-    elif backbone.get('pretrained') and options.get('attn') == 'se':
-        options.setdefault('attn_init', 'identity')  # plain weights that gained it
+    name, _, tag = str(backbone.get('model_name')).partition('.')
+    arch = architectures.get(f'{name}_plugin') or architectures.get(name)
+    if arch:
+        pretrained = backbone.get('pretrained') or False
+        attn = requested(arch, resolve_unseen(arch, options, tag if tag and pretrained is True else pretrained)[0])
+        options = attn.to_kwargs() if attn else {}
     plugins = [plugin for plugin in backbone.get('plugins') or [] if plugin['cfg'].get('type') == 'SEPlugin']
     if len(plugins) == 1:
         cfg = {key: value for key, value in plugins[0]['cfg'].items() if key not in ('type', 'postfix')}
