@@ -1,5 +1,6 @@
 """TimmAttentionBackbone: what it builds, freezes, loads and refuses."""
 
+import argparse
 import copy
 import importlib.util
 import socket
@@ -248,7 +249,8 @@ def test_a_saved_model_loads_with_the_options_it_was_saved_with(plain, tmp_path)
 
 
 def test_init_cfg_loads_as_mmengine_users_know_it(plain, tmp_path):
-    torch.save(plain.state_dict(), tmp_path / 'classifier.pth')  # torchvision's have a classifier too
+    torch.save(  # as the classifiers' trainer does; torchvision's have a classifier too
+        dict(state_dict=plain.state_dict(), args=argparse.Namespace(model='resnet18')), tmp_path / 'classifier.pth')
     model = build(init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'classifier.pth')))
     assert torch.equal(model.layer4[1].conv2.weight, plain.layer4[1].conv2.weight)
     torch.save(dict(state_dict={f'backbone.{k}': v for k, v in model.state_dict().items()}), tmp_path / 'det.pth')

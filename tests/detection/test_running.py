@@ -229,8 +229,12 @@ def test_pictures_are_not_written_over(coco_folder):
     (['gone.png'], FileNotFoundError, r'no such picture: .*gone.png'),
     (['empty'], FileNotFoundError, 'the folder has none'),
     (['images', 'images/0.png'], ValueError, 'one name'),
+    (['images', 'notes.png'], ValueError, r'/notes.png: not a picture that OpenCV reads'),
+    (['upload'], ValueError, r'/upload: .*not named as one that it writes'),
 ])
 def test_pictures_that_cannot_be_are_named(coco_folder, pictures, error, message):
     (coco_folder / 'empty').mkdir()
+    (coco_folder / 'notes.png').write_text('none')
+    (coco_folder / 'upload').write_bytes((coco_folder / 'images' / '0.png').read_bytes())
     with pytest.raises(error, match=message):
         detect(on_folder(coco_folder), 'any.pth', [coco_folder / p for p in pictures], coco_folder / 'found')

@@ -3,6 +3,7 @@
 Imported before ``mmcv.ops``, which imports its operators by name. Other packages' insides are touched here only.
 """
 
+import argparse
 import functools
 import importlib.util
 import pickle
@@ -43,6 +44,8 @@ _constructors: dict[str, Any] = {
     'scalar': np.float64().__reduce__()[0],
 }
 torch.serialization.add_safe_globals([
+    # Named, since timm takes the bare class back after each load: the options in a classifier's checkpoint.
+    (argparse.Namespace, 'argparse.Namespace'),
     HistoryBuffer, (_statistic, 'builtins.getattr'), np.ndarray, np.dtype,
     *(type(np.dtype(code)) for code in '?bhilqBHILQefd'),
     *((function, f'numpy.{core}.multiarray.{name}')

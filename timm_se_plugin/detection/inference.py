@@ -116,6 +116,9 @@ def detect(
     missing = [str(file) for file in files if not file.is_file()]
     if missing or not files:
         raise FileNotFoundError(f'no such picture: {", ".join(missing) or "the folder has none"}')
+    foreign = [str(file) for file in files if not (cv2.haveImageReader(str(file)) and cv2.haveImageWriter(str(file)))]
+    if foreign:  # before anything is detected
+        raise ValueError(f'{", ".join(foreign)}: not a picture that OpenCV reads, or not named as one that it writes')
     if len({file.name for file in files}) < len(files):
         raise ValueError('two pictures have one name, and would be written to one file')
     if any(file.resolve().parent == Path(output).resolve() for file in files):

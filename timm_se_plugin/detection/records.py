@@ -33,7 +33,7 @@ def record_run(runner: Runner, path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     history = {key: np.asarray(buffer.data[0]) for key, buffer in runner.message_hub.log_scalars.items()}
-    validations = _validations(Path(runner.work_dir))
+    validations = _validations(Path(runner.work_dir)) if runner.val_loop is not None else {}
     epochs, steps = runner.epoch, runner.iter // max(runner.epoch, 1)
     identity = {'model': Path(runner.cfg.filename or runner.experiment_name).stem, 'seed': runner.seed}
     row = {
