@@ -3,6 +3,7 @@
 import pytest
 import timm
 import torch
+from torch import nn
 
 from timm_se_plugin.complexity import CONVENTION, complexity
 
@@ -120,10 +121,18 @@ def test_every_module_has_what_it_computes_itself():
 
 @pytest.mark.parametrize(('name', 'part', 'attention'), [
     ('efficientnet_b0', '.se.', 636_540), ('mobilenetv3_large_100', '.se.', None), ('skresnet50', '.conv2.attn.', None),
-    ('legacy_seresnet50', '.se_module.', 2_530_992)])
+    ('legacy_seresnet50', '.se_module.', 2_530_992), ('hgnet_base', '.aggregation.1.', 6_970_240)])
 def test_the_attention_of_timms_other_families_is_counted(name, part, attention):
     model = timm.create_model(name, device='meta')
     cost = complexity(model, (3, 64, 64))
     assert cost.attention_params == sum(p.numel() for key, p in model.named_parameters() if part in key) > 0
     assert attention in (None, cost.attention_params)
     assert cost.attention_macs > 0
+
+
+def test_a_layer_alone_has_its_macs():
+    assert complexity(nn.Conv2d(3, 8, 3), (3, 8, 8)).macs == 7776
+
+
+def test_a_network_whose_parameters_go_through_modules_is_counted():
+    assert complexity(timm.create_model('cait_xxs24_224', device='meta')).macs == 2_523_475_200

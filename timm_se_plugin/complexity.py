@@ -83,7 +83,7 @@ def complexity(model: nn.Module, input_size: tuple[int, int, int] | None = None)
         cfg: Any = getattr(model, 'pretrained_cfg', {})
         _, height, width = cfg.get('input_size', (3, 224, 224))
         input_size = (int(getattr(model, 'in_chans', 3)), height, width)
-    counted = copy.deepcopy(model).to('meta').eval()
+    counted = copy.deepcopy(model).to('meta').eval().requires_grad_(False)
     for module in counted.modules():
         if getattr(module, 'fused', None) is True:  # it refuses the meta device, and multiplies as often
             module.fused = 'auto'  # type: ignore[assignment]
@@ -103,7 +103,7 @@ def complexity(model: nn.Module, input_size: tuple[int, int, int] | None = None)
     costs = []
     for name, module in counted.named_modules():
         params = sum(p.numel() for p in module.parameters(recurse=False))
-        macs = (whole(name, module) - inner(name, module)) // 2 if name else 0
+        macs = ((whole(name, module) if name else counter.get_total_flops()) - inner(name, module)) // 2
         if params or macs:
             costs.append(ModuleCost(name, type(module).__name__, params, macs, f'{name}.'.startswith(attention)))
     return Complexity(tuple(costs), input_size)

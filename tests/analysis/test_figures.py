@@ -84,6 +84,9 @@ def test_the_images_that_differ_most_are_found_wherever_they_are():
     assert found[0].deviation >= found[1].deviation >= found[2].deviation
     assert torch.equal(found[0].image, x[found[0].place])
     assert found[0].label == found[0].place % 2
+    y[7] = -1  # without a label
+    statistics = gate_statistics(model, batches, 'ab')
+    assert 7 not in {picture.place for picture in unusual_images(model, batches, statistics, count=3)}
 
 
 def test_a_gate_map_is_the_mean_gate_of_every_position():

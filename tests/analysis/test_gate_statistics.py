@@ -85,6 +85,7 @@ def test_classes_weigh_as_much_as_they_have_images():
 
 @pytest.mark.parametrize(('gate', 'values', 'shares'), [
     (nn.Hardsigmoid(), [-3, 0, 3, 3], (0.25, 0.5)),
+    (nn.Hardsigmoid(), [-2.82, -2.58, 0, 3], (0.25, 0.25)),  # 0.03 and 0.07
     (nn.Tanh(), [-9, 0, 9, 9], (0.25, 0.5)),
     (timm_se_plugin.layers.squeeze_excite.DoubleSigmoid(), [-9, 3, 9, 9], (0.25, 0.75)),  # 2 * sigmoid(3) = 1.905
 ])

@@ -49,6 +49,34 @@ def test_a_quarter_of_every_gate_leaves_and_the_network_still_learns(name):
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
 
 
+def test_a_pruned_network_knows_its_widths():
+    model = network('se_test_resnet_plugin')
+    pruned = prune_by_gates(model, statistics(model), 0.25, SIZE)
+    assert pruned.num_features == pruned.head_hidden_size == pruned.fc.in_features == model.num_features * 3 // 4
+    x = images(2, *SIZE)
+    features = pruned.forward_intermediates(x, intermediates_only=True)
+    assert [level['num_chs'] for level in pruned.feature_info] == [level.shape[1] for level in features]
+    pruned.reset_classifier(10)
+    assert pruned.double()(x).shape == (2, 10)
+
+
+def test_the_criterion_decides_which_channels_leave():
+    model = network('se_test_resnet_plugin', attn_stages=4)
+    found = statistics(model)
+    layer, = found.layers
+
+    def left(criterion, seed=0):  # the classifier's columns, which are all different
+        columns = prune_by_gates(model, found, 0.25, SIZE, criterion, seed).fc.weight[0]
+        return {int((model.fc.weight[0] == column).nonzero()) for column in columns}
+
+    count = layer.means.shape[2] * 3 // 4
+    assert left('mean') == set(layer.mean.abs()[0].topk(count).indices.tolist())
+    assert left('deviation') == set(layer.std[0].topk(count).indices.tolist())
+    assert left('mean') != left('deviation')
+    assert left('random') == left('random') != left('random', seed=1)
+    assert left('random') not in (left('mean'), left('deviation'))
+
+
 def test_a_pruned_network_still_has_the_fused_tail():
     pruned = prune_by_gates(network('se_test_resnet_plugin'), statistics(network('se_test_resnet_plugin')), 0.25, SIZE)
     assert {module.fused for module in pruned.modules() if hasattr(module, 'fused')} == {'auto'}
@@ -70,9 +98,16 @@ def test_what_cannot_be_pruned_is_refused():
     model = network('sk_test_resnet_plugin')
     with pytest.raises(ValueError, match='no channels that an SE gate scales'):
         prune_by_gates(model, statistics(model), 0.5, SIZE)
-    model = network('se_resnet20_cifar_plugin')  # its shortcuts pad channels
+
+
+@pytest.mark.parametrize(('name', 'kwargs'), [
+    ('se_resnet20_cifar_plugin', {}),  # whose shortcuts pad channels
+    ('se_shufflenetv2_050_plugin', {}), ('se_bn_inception_plugin', {}), ('resnet18_plugin', {'attn': 'gc'})])
+def test_what_torch_pruning_does_not_follow_is_refused(name, kwargs):
+    model = network(name, **kwargs)
     with pytest.raises(ValueError, match='does not follow'):
-        prune_by_gates(model, statistics(model), 0.5, SIZE)
+        prune_by_gates(model, gate_statistics(model, [(images(4, 3, 64, 64), torch.tensor([0, 1, 2, 0]))], 'abc'), 0.5,
+                       (3, 64, 64))
 
 
 @pytest.mark.slow

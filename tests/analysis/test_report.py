@@ -51,6 +51,9 @@ def test_the_report_is_one_file_that_holds_the_statistics(report):
     assert data['classes'] == CLASSES[:2]  # the third has no images
     cost = complexity(model, (3, 64, 64))
     assert dict(map(tuple, data['cards']))['parameters'] == f'{cost.params:,}'
+    shares = [value for name, value in data['cards'] if name == 'of which attention']
+    assert shares == [f'{100 * cost.attention_params / cost.params:.2g} %',
+                      f'{100 * cost.attention_macs / cost.macs:.2g} %']
     assert sum(params for _, _, params, _ in data['modules']) == cost.params
     layer = result.layers[2]
     shown = data['layers'][2]

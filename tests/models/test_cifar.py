@@ -96,11 +96,13 @@ class LiteralPreActivation(nn.Module):
         for stage in m.stages:
             for block in stage.blocks:
                 a = torch.relu(norm(block.norm1, x))
-                y = block.conv2(torch.relu(norm(block.norm2, block.conv1(a))))
+                last = block.conv2
+                y = nn.Conv2d.forward(last, torch.relu(norm(block.norm2, block.conv1(a))))
                 if hasattr(block, 'conv3'):
-                    y = block.conv3(torch.relu(norm(block.norm3, y)))
-                if hasattr(block, 'se'):
-                    z = block.se.fc2(torch.relu(block.se.fc1(y.mean((2, 3), keepdim=True))))
+                    last = block.conv3
+                    y = nn.Conv2d.forward(last, torch.relu(norm(block.norm3, y)))
+                if hasattr(last, 'se'):
+                    z = last.se.fc2(torch.relu(last.se.fc1(y.mean((2, 3), keepdim=True))))
                     y = y * torch.sigmoid(z)
                 x = y + (x if block.downsample is None else block.downsample.conv(a))
         x = torch.relu(norm(m.norm, x)).mean((2, 3), keepdim=True)
@@ -297,6 +299,6 @@ def test_sites_are_names_of_the_finished_network(name):
 @pytest.mark.parametrize('attn', ['scse', 'ese', 'cbam', 'gc', 'sse'])
 def test_every_attention_of_a_preactivation_network_starts_at_identity(attn):
     model = timm.create_model('resnetv2_164_cifar_plugin', attn=attn, attn_init='identity').eval()
-    layer = model.stages[0].blocks[0].se
+    layer = next(module for name, module in model.named_modules() if name.endswith('.se'))
     x = torch.randn(2, 64, 8, 8)
     torch.testing.assert_close(layer(x), x)

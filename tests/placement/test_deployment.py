@@ -139,3 +139,9 @@ def test_what_cannot_be_folded_stays(conv, norm):
     model = nn.Sequential(conv(3, 4, 3), norm(4)).double().eval()
     x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
     torch.testing.assert_close(fuse_for_inference(model)(x), model(x))
+
+
+def test_a_norm_of_a_sum_stays():
+    model = randomised(timm.create_model('repvit_m0_9', num_classes=3)).eval()
+    x = images(2, 3, 64, 64).to(next(model.parameters()).dtype)
+    torch.testing.assert_close(fuse_for_inference(model)(x), model(x), rtol=1e-4, atol=1e-4)

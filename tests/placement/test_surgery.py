@@ -1,6 +1,7 @@
 """Attention for networks that are built: what it does, and what it refuses."""
 
 import copy
+import re
 from collections import OrderedDict
 
 import pytest
@@ -273,6 +274,50 @@ def test_attention_of_the_networks_own_is_refused_and_left():
     with pytest.raises(ValueError, match='has no attention of the plugin'):
         remove_attention(model)
     assert timm_se_plugin.add_attention is add_attention
+
+
+@pytest.mark.parametrize(('name', 'place'), [
+    ('efficientnet_b0', 'blocks.0.0.se'), ('mobilenetv3_small_050', 'blocks.0.0.se'), ('mixnet_s', 'blocks.2.0.se'),
+    ('se_wide_resnet16_8_cifar_plugin', ''), ('se_shake_shake26_2x96d_cifar_plugin', 'its blocks')])
+def test_other_attention_is_refused_and_left(name, place):
+    model = timm.create_model(name)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with pytest.raises(ValueError, match=f'carries attention already, at .*{re.escape(place)}'):
+        add_attention(model, 'eca')
+    assert before.keys() == model.state_dict().keys()
+
+
+def test_attention_that_timm_put_into_its_slots_is_not_taken_away():
+    model = timm.create_model('gc_efficientnetv2_rw_t')
+    with pytest.raises(ValueError, match='EfficientNet has no attention of the plugin to take away'):
+        remove_attention(model)
+    model = timm.create_model('se_shake_shake26_2x96d_cifar_plugin')
+    with pytest.raises(ValueError, match=r"ShakeShakeResNet has attn='se' as a part of its blocks"):
+        remove_attention(model)
+
+
+@pytest.mark.parametrize(('base', 'options', 'found'), [
+    ('resnet20_cifar_plugin', {}, [1, 2, 3]), ('resnet20_cifar_plugin', {'stages': 2}, [2]),
+    ('resnet20_cifar_plugin', {'stages': (1, 3)}, [1, 3]), ('wide_resnet16_8_cifar_plugin', {'stages': 3}, [3]),
+    ('wide_resnet16_8_cifar_plugin', {}, [1, 2, 3])])
+def test_a_cifar_network_gains_what_its_flag_gives(base, options, found, tmp_path):
+    model = timm.create_model(base, num_classes=3)
+    added = add_attention(model, 'se', **options)
+    assert {int(re.search(r'(?:layer|stages.)(\d)', name)[1]) + ('stages' in name) for name in added} == set(found)
+    flagged = timm.create_model(base, attn='se', **{f'attn_{key}': value for key, value in options.items()})
+    assert {key for key in flagged.state_dict()} == set(model.state_dict())
+    timm.models.save_for_hf(model, tmp_path, safe_serialization=True)
+    again = timm.create_model(f'local-dir:{tmp_path}', pretrained=True)
+    assert AttentionSpec.of(again) == AttentionSpec.of(model)
+    x = images(2, 3, 32, 32).float()
+    torch.testing.assert_close(again.eval()(x), model.eval()(x))
+    with pytest.raises(ValueError, match=r'attn_stages=\(2, 4\) is not allowed .*; allowed: one or more of 1, 2, 3'):
+        add_attention(timm.create_model(base), 'se', stages=(2, 4))
+
+
+def test_a_network_that_could_not_be_built_again_is_told(caplog):
+    add_attention(timm.create_model('mnasnet_100'), 'se')
+    assert 'there is no mnasnet_100_plugin: timm cannot build mnasnet_100' in caplog.text
 
 
 def test_a_network_with_kernels_left_is_recorded_as_such_and_gains_no_second_attention():

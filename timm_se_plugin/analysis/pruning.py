@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from timm.layers import GlobalContext
 from torch import Tensor, nn
 
 from ..layers.squeeze_excite import Pointwise
@@ -70,22 +71,42 @@ def prune_by_gates(
         return torch.rand(len(scores[0]), generator=generator) if criterion == 'random' else torch.stack(scores).mean(0)
 
     x = torch.zeros(1, *input_size, device=device, dtype=next(pruned.parameters()).dtype)
-    with _module_by_module(pruned):
-        pruner = tp.pruner.BasePruner(
-            pruned, x, importance=importance, pruning_ratio=share, ignored_layers=_outputs(pruned))
-        for group in pruner.step(interactive=True):
-            group.prune()
+    unknown = ValueError(
+        f'{type(model).__name__} does something with its channels that Torch-Pruning does not follow (a shortcut that '
+        'pads channels, …); allowed: networks whose channels meet in convolutions, norms, gates, additions')
+    if any(isinstance(module, GlobalContext) for module in pruned.modules()):  # would take all memory
+        raise unknown
+    try:
+        with _module_by_module(pruned):
+            pruner = tp.pruner.BasePruner(
+                pruned, x, importance=importance, pruning_ratio=share, ignored_layers=_outputs(pruned))
+            for group in pruner.step(interactive=True):
+                group.prune()
+        _tell_widths(pruned, x)
+    except (ArithmeticError, LookupError, RuntimeError) as error:
+        raise unknown from error
     if not found:
         raise ValueError(f'{type(model).__name__} has no channels that an SE gate scales; allowed: networks with SE')
-    try:
-        with torch.no_grad():
-            copy.deepcopy(pruned).eval()(x)
-    except RuntimeError as error:
-        raise ValueError(
-            f'{type(model).__name__} does something with its channels that Torch-Pruning does not follow (a shortcut '
-            'that pads channels, …); allowed: networks whose channels meet in convolutions, norms, gates, additions'
-        ) from error
     return pruned
+
+
+@torch.no_grad()
+def _tell_widths(model: Any, x: Tensor) -> None:
+    """Let timm's network know its new channels, which a pass shows."""
+    levels = model.feature_info if isinstance(getattr(model, 'feature_info', None), list) else []
+    told: dict[str, int] = {}
+    trial = copy.deepcopy(model).eval()
+    for level in levels:
+        trial.get_submodule(level['module']).register_forward_hook(
+            lambda module, args, output, name=level['module']: told.update({name: output.shape[1]}))
+    trial(x)
+    for level in levels:
+        level['num_chs'] = told.get(level['module'], level['num_chs'])
+    classifier = model.get_classifier() if hasattr(model, 'get_classifier') else None
+    if isinstance(classifier, nn.Linear):
+        for name in ('num_features', 'head_hidden_size'):
+            if hasattr(model, name):
+                setattr(model, name, classifier.in_features)
 
 
 def _last_layer(attention: nn.Module) -> Any:

@@ -63,6 +63,8 @@ class PaddedShortcut(nn.Module):
 class FourLevels(nn.Module):
     """timm's feature extraction, which counts five levels, for a stem and three stages."""
 
+    attention_stages = 3  # to add_attention
+
     def forward_intermediates(
             self, x: Tensor, indices: int | list[int] | None = None, *args: Any, **kwargs: Any,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:

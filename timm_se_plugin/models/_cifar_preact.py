@@ -9,10 +9,9 @@ from timm.layers import BatchNormAct2d, create_conv2d
 from timm.models.resnetv2 import ResNetV2
 from torch import nn
 
-from ..placement import AttentionSpec
-from ..placement.preactivation import attend, checked_for_addition
+from ..placement import AttentionSpec, add_attention
 from ._cifar_networks import FourLevels, as_timm_counts, keep_size_in_stem, refuse
-from ._networks import StemConv2d, restart_identity
+from ._networks import StemConv2d, checked_for_addition, restart_identity
 
 __all__ = ['CifarResNetV2']
 
@@ -61,11 +60,8 @@ class CifarResNetV2(FourLevels, ResNetV2):
             in_chans, levels[0]['num_chs'], 3, padding=1, bias=False,
             device=kwargs.get('device'), dtype=kwargs.get('dtype'))
         self.stem = nn.Sequential(OrderedDict(conv=stem))
-        stages: Any = self.stages
-        for number, stage in enumerate(stages, start=1):
-            for block in stage.blocks:
-                if attn is not None and attn.recalibrates(number):
-                    attend(block, attn)
+        if attn is not None:
+            add_attention(self, attn)
         self.init_weights(zero_init_last=zero_init_last)
 
     @torch.jit.ignore

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from ..placement import AttentionSpec, add_attention, attention_blocks
 from ..placement.attention_layers import start_at_identity
 from ..placement.sites import attention_modules
+from ..placement.spec import ATTENTIONS
 
-__all__ = ['AttentionResNet', 'LegacyResNet', 'with_attention']
+__all__ = ['AttentionResNet', 'LegacyResNet', 'checked_for_addition', 'with_attention']
 
 
 def with_attention(model_cls: Callable[..., nn.Module], attn: AttentionSpec | None = None, **kwargs: Any) -> nn.Module:
@@ -21,6 +22,25 @@ def with_attention(model_cls: Callable[..., nn.Module], attn: AttentionSpec | No
     if attn:
         add_attention(model, attn)
     return model
+
+
+def checked_for_addition(attn: AttentionSpec, network: str, selects_kernels: bool = False) -> AttentionSpec:
+    """Return `attn`, or raise ValueError if it asks for attention elsewhere than at the end of the residual branch.
+
+    Args:
+        attn: the attention.
+        network: what it is asked of, for the message.
+        selects_kernels: whether Selective Kernels are allowed too.
+    """
+    if attn.attn.startswith('sk') and not selects_kernels:
+        allowed = ', '.join(name for name in ATTENTIONS if not name.startswith('sk'))
+        raise ValueError(f'attn={attn.attn!r} is not allowed in {network}; allowed: {allowed}')
+    if attn.integration != 'standard':
+        raise ValueError(f'attn_integration={attn.integration!r} is not allowed in {network}; allowed: standard')
+    if attn.fused is True and attn.attn != 'sk':
+        raise ValueError(f"attn_fused=True is not allowed in {network}, whose attention follows no BatchNorm; "
+                         "allowed: auto, False")
+    return attn
 
 
 def restart_identity(model: nn.Module) -> None:

@@ -9,8 +9,8 @@ from timm.models.resnet import BasicBlock
 from torch import Tensor, nn
 
 from ..placement import AttentionSpec
-from ..placement.preactivation import checked_for_addition
 from ._cifar_networks import CifarResNet
+from ._networks import checked_for_addition
 
 __all__ = ['ShakeShake', 'ShakeShakeBlock', 'ShakeShakeResNet']
 

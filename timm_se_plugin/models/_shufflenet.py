@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from torchvision.models import ShuffleNetV2 as TorchvisionShuffleNetV2
 
 from ..placement import AttentionSpec
-from ..placement.preactivation import checked_for_addition
-from ._networks import StemConv2d
+from ._networks import StemConv2d, checked_for_addition
 
 __all__ = ['ShuffleNetV2']
 

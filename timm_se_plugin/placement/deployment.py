@@ -14,6 +14,7 @@ from ..layers._bypass import has_hooks, why_not_squeeze_excite
 from ..layers._tail_functions import add_act_
 from ..layers.squeeze_excite import Pointwise
 from .residual import AttentionBasicBlock, AttentionBottleneck
+from .surgery import meta_pass
 
 __all__ = ['fuse_for_inference']
 
@@ -29,6 +30,8 @@ def fuse_for_inference(model: nn.Module) -> nn.Module:
     the 1x1 convolution W3 between squeeze and excitation commutes with the mean: the first excitation layer becomes
     W1 W3 on the mean of that convolution's input, which is four times narrower.
 
+    A pass on the meta device shows norms that follow more than one convolution (RepVGG's sums); they stay.
+
     Args:
         model: a network in evaluation mode whose modules register their children in the order in which they run: SE
             blocks of the plugin, and convolutions with BatchNorm everywhere.
@@ -42,8 +45,9 @@ def fuse_for_inference(model: nn.Module) -> nn.Module:
     if model.training:
         raise ValueError('a network in training mode is not allowed; allowed: model.eval()')
     model = copy.deepcopy(model).requires_grad_(False)
+    sees_more = _norms_of_sums(model)
     for module in list(model.modules()):
-        _fold_norms(module)
+        _fold_norms(module, sees_more)
     for name, module in list(model.named_modules()):
         fused = _deployed(module)
         if fused is not None:
@@ -53,7 +57,30 @@ def fuse_for_inference(model: nn.Module) -> nn.Module:
     return model
 
 
-def _fold_norms(parent: nn.Module) -> None:
+def _norms_of_sums(model: nn.Module) -> set[nn.Module]:
+    """Norms whose input is no convolution's output as it is; none for a network that takes no image alone."""
+    made: list[tuple[Tensor, int]] = []  # kept, so that no other tensor is taken for one of them
+    found = set()
+
+    def see(norm: nn.Module, args: Any) -> None:
+        if not any(args[0] is output and output._version == version for output, version in made):
+            found.add(norm)
+
+    hooks = [
+        module.register_forward_hook(lambda module, args, output: made.append((output, output._version)))
+        if isinstance(module, nn.Conv2d) else module.register_forward_pre_hook(see)
+        for module in model.modules() if isinstance(module, (nn.Conv2d, nn.BatchNorm2d))]
+    try:
+        meta_pass(model)
+    except ValueError:
+        return set()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
+
+
+def _fold_norms(parent: nn.Module, sees_more: set[nn.Module]) -> None:
     """Fold each BatchNorm among the children of `parent` that comes right after a convolution."""
     previous: tuple[nn.Module, str, nn.Module] | None = None
     child: Any
@@ -63,7 +90,7 @@ def _fold_norms(parent: nn.Module) -> None:
         if (previous and isinstance(previous[2], nn.Conv2d) and not list(previous[2].children())
                 and not isinstance(previous[2], _STANDARDIZED)
                 and type(child) in (nn.BatchNorm2d, BatchNormAct2d) and child.running_mean is not None
-                and child.num_features == previous[2].out_channels):
+                and child.num_features == previous[2].out_channels and child not in sees_more):
             holder, conv_name, _ = previous
             setattr(holder, conv_name, fuse_conv_bn_eval(getattr(holder, conv_name), child))
             setattr(parent, name, child.act if isinstance(child, BatchNormAct2d) else nn.Identity())

@@ -5,6 +5,7 @@ from timm.layers.cbam import LightCbamModule
 from timm.layers.selective_kernel import SelectiveKernelAttn as TimmSelectiveKernelAttn
 from timm.layers.squeeze_excite import SqueezeExciteCl
 from timm.models._efficientnet_blocks import SqueezeExcite as EfficientNetSqueezeExcite  # private: of its families
+from timm.models.hgnet import EseModule
 from timm.models.senet import SEModule as LegacySEModule
 from torch import nn
 
@@ -16,7 +17,7 @@ __all__ = ['attention_modules', 'counted_attention']
 _ATTENTION_LAYERS = (*ATTENTION_LAYERS, SelectiveKernelAttn, SEModule)
 # What timm's other families carry, which the plugin neither places nor takes away.
 _OTHERS = (
-    CecaModule, EfficientNetSqueezeExcite, GatherExcite, LegacySEModule, LightCbamModule, SqueezeExciteCl,
+    CecaModule, EfficientNetSqueezeExcite, EseModule, GatherExcite, LegacySEModule, LightCbamModule, SqueezeExciteCl,
     TimmSelectiveKernelAttn)
 
 

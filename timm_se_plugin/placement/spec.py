@@ -80,7 +80,7 @@ class AttentionSpec:
         keep_3x3: False for true 5x5 and larger kernels (Table 6).
         groups: groups of the branches, one number or one for each; the base's if None (Table 6).
         split_input: each branch gets its share of the channels, as in timm's trained ``skresnet18`` and ``34``.
-        select: ``'softmax'``, or ``'sum'`` of the branches without attention (Table 7).
+        select: ``'softmax'``, or ``'sum'`` of the branches without attention (Table 7), which has no inner width.
         rd_min_channels: L of the paper; if None 32 with ``rd_divisor=1``, else none.
         sk_stages: in ``'sk+se'`` the stages with SK; ``stages`` are those with SE.
         fused: ``'auto'`` uses the fused computation where it applies, ``False`` never, ``True`` raises where it

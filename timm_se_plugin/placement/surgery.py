@@ -1,8 +1,10 @@
 """Attention for a network that is already built, and its removal."""
 
+import logging
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -16,10 +18,12 @@ from .attention_layers import ATTENTION_LAYERS
 from .families import FAMILIES, Site
 from .recalibration import install, is_recalibrated, uninstall
 from .residual import AttentionBasicBlock, AttentionBottleneck, attend, attention_channels, detach
-from .sites import attention_modules
+from .sites import counted_attention
 from .spec import ATTENTIONS, INTEGRATIONS, AttentionSpec
 
-__all__ = ['add_attention', 'record_attention', 'remove_attention']
+__all__ = ['add_attention', 'meta_pass', 'record_attention', 'remove_attention']
+
+_logger = logging.getLogger(__name__)
 
 
 _WRAPPERS = (
@@ -58,7 +62,9 @@ def add_attention(
     Where it sits is what ``placement/families.py`` lists for the kinds of blocks that the network has, or what the
     option ``sites`` says. Keys that exist stay, and so do the shapes of all outputs; the attention has the device and
     the type of what it follows. The network is asked for its channels by a pass on the meta device, which computes
-    nothing. Nothing is changed where an error is raised.
+    nothing. Nothing is changed where an error is raised. A saved network comes back where there is a name
+    ``<base>_plugin`` for it; a warning says where not. timm's ``init_weights``, called after this, draws the weights of
+    the attention anew.
 
     Args:
         model: any network that takes one batch of images.
@@ -76,6 +82,7 @@ def add_attention(
     """
     spec = attn if isinstance(attn, AttentionSpec) and not options else _specified(attn, options)
     _refuse_wrappers(model)
+    spec = _on_its_stages(model, spec)
     places = list(_matching(model, spec.sites) if spec.sites is not None else _of_families(model, spec))
     if spec.fused is True and any(place.tensor != 'block' for place in places):
         raise ValueError(f"attn_fused=True is not allowed for {type(model).__name__}; allowed: 'auto', False")
@@ -124,6 +131,9 @@ def remove_attention(model: nn.Module) -> dict[str, nn.Module]:
             _vacate(module, slots[type(module)])
         else:
             removed[path] = detach(module)
+    if not removed and old:
+        raise ValueError(f'{type(model).__name__} has attn={old.attn!r} as a part of its blocks; allowed: the network '
+                         'built without it')
     if not removed:
         raise ValueError(f'{type(model).__name__} has no attention of the plugin to take away')
     record_attention(model, _selecting(old) if old and old.attn == 'sk+se' else None)
@@ -141,6 +151,9 @@ def record_attention(model: nn.Module, spec: AttentionSpec | None) -> None:
     name = cfg.get('architecture') or ''
     prefix, _, rest = name.partition('_')
     base = (rest if prefix in ATTENTIONS and name.endswith('_plugin') else name).removesuffix('_plugin')
+    if name and spec is not None and not timm.is_model(f'{base}_plugin'):
+        _logger.warning('there is no %s_plugin: timm cannot build %s with attn=%r again from a config.json',
+                        base, name, spec.attn)
     if timm.is_model(f'{base}_plugin') and f'{base}_plugin' != name and not (spec and name.endswith('_plugin')):
         model.pretrained_cfg = model.default_cfg = {**cfg, 'architecture': f'{base}_plugin'}  # type: ignore[assignment]
 
@@ -233,7 +246,8 @@ def _refuse_second_attention(model: nn.Module, places: Iterable[_Place]) -> None
             f"{type(model).__name__} has Selective Kernels; allowed: attn='sk+se' when the network is built")
     carriers = [name for name, _ in _carriers(model)]
     carriers += [place.name for place in places if place.tensor in ('slot', 'block')
-                 and attention_modules(place.module if place.module is not None else nn.Identity())]
+                 and counted_attention(place.module if place.module is not None else nn.Identity())]
+    carriers += [name or 'its blocks' for name, module in model.named_modules() if _is_recorded(module)]
     if carriers:
         raise ValueError(
             f'{type(model).__name__} carries attention already, at {carriers[0]}; '
@@ -256,7 +270,8 @@ def _vacate(block: Any, empty: type[nn.Module] | None) -> None:
 
 def _carriers(model: nn.Module) -> list[tuple[str, Any]]:
     """Modules that hold an attention which the plugin has put there."""
-    slots = _slots()
+    # timm's own networks fill their slots with layers of the same kinds.
+    slots = _slots() if any(map(_is_recorded, model.modules())) else {}
     found = []
     for name, module in model.named_modules():
         if (is_recalibrated(module) and isinstance(module._modules['se'], ATTENTION_LAYERS)) or (
@@ -264,6 +279,10 @@ def _carriers(model: nn.Module) -> list[tuple[str, Any]]:
                 isinstance(module, AttentionBasicBlock | AttentionBottleneck) and module.integration != 'none'):
             found.append((name, module))
     return found
+
+
+def _is_recorded(module: nn.Module) -> bool:
+    return bool(AttentionSpec.of(module)) or isinstance(getattr(module, 'attn', None), AttentionSpec)  # a backbone's
 
 
 def _refuse_shared(model: nn.Module, places: Iterable[_Place]) -> None:
@@ -296,7 +315,7 @@ def _channels(
     training = {module: module.training for module in model.modules()}
     try:
         model.eval()  # a norm of one value in training is an error
-        _pass(model, input_size)
+        meta_pass(model, input_size)
     finally:
         for hook in hooks:
             hook.remove()
@@ -315,7 +334,8 @@ def _channels(
 
 
 @torch.no_grad()
-def _pass(model: nn.Module, input_size: tuple[int, int, int] | None) -> None:
+def meta_pass(model: nn.Module, input_size: tuple[int, int, int] | None = None) -> None:
+    """Run a network on the meta device, where it computes nothing, for an image of the size that it says."""
     if input_size is None:
         cfg: Any = getattr(model, 'pretrained_cfg', None) or {}
         channels, height, width = cfg.get('input_size') or (3, 224, 224)
@@ -337,8 +357,23 @@ def _like(module: nn.Module, model: nn.Module) -> dict[str, Any]:
     return {'device': near.device, 'dtype': near.dtype}
 
 
+def _last_stage(model: nn.Module) -> int:
+    """How many stages a network has that may carry attention: four, or what it says of itself."""
+    return int(getattr(model, 'attention_stages', 4))
+
+
+def _on_its_stages(model: nn.Module, spec: AttentionSpec) -> AttentionSpec:
+    last = _last_stage(model)
+    if spec.sites is not None or max(spec.stages) <= last:
+        return spec
+    if spec.stages != AttentionSpec.stages:
+        raise ValueError(f'attn_stages={spec.stages!r} is not allowed for {type(model).__name__}; '
+                         f'allowed: one or more of {", ".join(map(str, range(1, last + 1)))}')
+    return replace(spec, stages=tuple(range(1, last + 1)))
+
+
 def _stages(model: nn.Module, order: dict[str, int]) -> Callable[[_Place], int]:
-    """Stage of a place: 1 to 4 are the last four of the network's feature levels."""
+    """Stage of a place: the last stage ends with the last of the network's feature levels, and so on."""
     info: Any = getattr(model, 'feature_info', None)
     if not isinstance(info, list):
         raise ValueError(f'attn_stages is not allowed for {type(model).__name__}, which has no feature_info; '
@@ -353,6 +388,6 @@ def _stages(model: nn.Module, order: dict[str, int]) -> Callable[[_Place], int]:
         name = _known_name(place, order)
         at = order[name] - 1 if place.tensor == 'input' else end(name)
         level = next((i for i, last in enumerate(ends) if at <= last), len(ends) - 1)
-        return max(1, level - len(ends) + 5)
+        return max(1, level - len(ends) + 1 + _last_stage(model))
 
     return stage_of
