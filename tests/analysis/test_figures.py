@@ -4,6 +4,7 @@ import sys
 import pytest
 import timm
 import torch
+from matplotlib.axes import Axes
 from parity import images, randomised
 from PIL import Image
 
@@ -143,6 +144,25 @@ def test_every_figure_is_drawn(tmp_path):
         assert len(set(Image.open(tmp_path / f'{name}.png').convert('L').tobytes())) > 20
     with pytest.raises(ValueError, match="no class is called 'z'"):
         draw_activations(result, 'z', tmp_path / 'z.png')
+
+
+def test_deviations_and_differences_are_drawn_as_they_are(tmp_path, monkeypatch):
+    lines, bands = [], []
+    plot, fill = Axes.plot, Axes.fill_between
+    monkeypatch.setattr(Axes, 'plot', lambda axis, *args, **options: (
+        lines.append(torch.as_tensor(args[-1])), plot(axis, *args, **options))[1])
+    monkeypatch.setattr(Axes, 'fill_between', lambda axis, x, low, high, **options: (
+        bands.append(high - low), fill(axis, x, low, high, **options))[1])
+    result = gate_statistics(network(), data(), 'ab')
+    draw_deviations(result, 'ab', tmp_path / 'a.png')
+    layer = shown_layers(result)[0]
+    channels = sampled_channels(layer.means.shape[2])
+    for k in (0, 1):
+        torch.testing.assert_close(torch.tensor(bands[k]), 2 * layer.variances[k, -1, channels].sqrt())
+    scales = scale_statistics(network('sk_test_resnet_plugin'), data, 'ab', (1, 2))
+    draw_scale(scales, tmp_path / 'b.png')
+    torch.testing.assert_close(torch.stack(lines[-2:]), scales.difference())
+    assert (scales.difference() < 0).any()
 
 
 def test_the_tool_writes_table_figures_and_report(tmp_path):
