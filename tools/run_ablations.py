@@ -27,7 +27,8 @@ def main() -> None:
     parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1])
     parser.add_argument('--devices', nargs='+', default=['cpu'], help='as many rows are trained at once')
     parser.add_argument('--output', type=Path, default=Path('work_dirs/ablations'), help='folder for the runs')
-    parser.add_argument('--results', type=Path, default=Path('results/ablations.csv'), help='table; a plot goes beside')
+    parser.add_argument('--results', type=Path, default=Path('work_dirs/ablations.csv'),
+                        help='table; a plot goes beside (%(default)s)')
     args, training = parser.parse_known_args()
     rows = run_study(
         args.study, args.config, args.model, args.seeds, args.output, args.results, args.devices, training)

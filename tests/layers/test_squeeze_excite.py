@@ -56,6 +56,14 @@ def test_gates_are_their_formulas():
         torch.testing.assert_close(layer.excite(z), formulas[gate](layer.fc2(torch.relu(layer.fc1(z)))))
 
 
+def test_weights_have_the_strides_of_their_gradients_in_any_memory_format():  # DistributedDataParallel would warn
+    layer = SqueezeExcite(64).to(memory_format=torch.channels_last)
+    layer(images(2, 64, 5, 5).to(memory_format=torch.channels_last).float()).sum().backward()
+    for conv in (layer.fc1, layer.fc2):
+        assert conv.weight.stride() == conv.weight.grad.stride()
+        assert conv.weight.shape[2:] == (1, 1)
+
+
 def test_identity_starts_at_one_and_learns():
     layer = weights(gate='double_sigmoid')
     layer.init_identity()

@@ -85,6 +85,8 @@ def pruning_study(
             _logger.info('%s %g: %s MACs, top-1 %.4f, fine-tuned %.4f', criterion, share, cost.macs, before, after)
             return line
 
+        for share in shares[:1]:
+            prune_by_gates(model, statistics, share, size)  # what cannot be pruned is not evaluated either
         whole = top1(model)
         rows: list[dict[str, Any]] = []
 

@@ -1,5 +1,7 @@
 """Squeeze-and-Excitation (Hu et al., arXiv 1709.01507)."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -16,7 +18,15 @@ class DoubleSigmoid(nn.Module):
 
 
 class Pointwise(nn.Conv2d):
-    """A 1x1 convolution on a 1x1 map: a matrix product, which costs a third of the call."""
+    """A 1x1 convolution on a 1x1 map: a matrix product, which costs a third of the call.
+
+    The weight has a matrix's strides in every memory format, as its gradient does: DistributedDataParallel would warn.
+    """
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+        super()._apply(fn, recurse)
+        self.weight.data = self.weight.data.flatten(1)[..., None, None]
+        return self
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply it. Shape: (N, C_in, 1, 1) -> (N, C_out, 1, 1)."""

@@ -84,7 +84,9 @@ def parse_evaluation(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """
     parser = evaluation_parser()
     checkpoint = parser.parse_args(argv).checkpoint
-    if checkpoint and not (Path(checkpoint).is_file() and checkpoint.endswith(_WEIGHTS)):
+    if checkpoint and not Path(checkpoint).is_file():
+        raise ValueError(f'--checkpoint {checkpoint} is no file')
+    if checkpoint and not checkpoint.endswith(_WEIGHTS):
         raise ValueError(
             f'--checkpoint {checkpoint} is not allowed; allowed: a file that ends in {", ".join(_WEIGHTS)}')
     if checkpoint and checkpoint.endswith(_PICKLED):
