@@ -43,6 +43,13 @@ _fraction = _number(_of_fraction, lambda x: 0 < x <= 1, 'a number above 0, at mo
 _share = _number(float, lambda x: 0 <= x <= 1, 'a number from 0 to 1')
 
 
+def _told_defaults(root: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    for action in root._actions:
+        if action.default not in (None, argparse.SUPPRESS, '', {}) and '%(default)' not in (action.help or ''):
+            action.help = f'{action.help or ""} (default: %(default)s)'.strip()
+    return root
+
+
 def training_parser(recipes: str) -> argparse.ArgumentParser:
     """Options of a training run; `recipes` are named in the help."""
     root = argparse.ArgumentParser(
@@ -55,7 +62,7 @@ def training_parser(recipes: str) -> argparse.ArgumentParser:
     _add_optimisation(root)
     _add_machine(root)
     _add_records(root)
-    return root
+    return _told_defaults(root)
 
 
 def _add_data(root: argparse.ArgumentParser) -> None:
@@ -193,4 +200,4 @@ def evaluation_parser() -> argparse.ArgumentParser:
     add = root.add_argument_group('records').add_argument
     add('--real-labels', nargs='?', const='', metavar='JSON', help="ImageNet's real labels; timm's copy without a file")
     add('--output', metavar='DIR', help='folder for metrics, accuracy by class and the confusion matrix')
-    return root
+    return _told_defaults(root)
