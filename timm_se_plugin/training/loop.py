@@ -41,9 +41,9 @@ def train_classifier(options: Namespace) -> dict[str, Any] | None:
         UnwritableFileError: a checkpoint or a table cannot be written; those from before are intact.
     """
     with placed(options) as place, Termination() as termination:
-        told = own_options(options)
+        changed, made = own_options(options), provenance(place.device)  # now: the files may change meanwhile
         run = Run(options, place)
-        _write_down(run)
+        _write_down(run, made)
         try:
             while run.epoch < run.epochs:
                 train_epoch(run, termination)
@@ -52,7 +52,7 @@ def train_classifier(options: Namespace) -> dict[str, Any] | None:
             _logger.info(
                 'stopped by SIGTERM in epoch %d, after batch %d; --resume auto continues', run.epoch + 1, run.batch)
             return None
-        return _finish(run, told)
+        return _finish(run, changed, made)
 
 
 def train_epoch(run: Run, termination: Termination) -> None:
@@ -138,7 +138,7 @@ def finish_epoch(run: Run, termination: Termination) -> None:
                      row['val_top5'], lr)
 
 
-def _write_down(run: Run) -> None:
+def _write_down(run: Run, made: dict[str, Any]) -> None:
     """What the run is, beside its checkpoints."""
     if not run.place.primary:
         return
@@ -150,26 +150,25 @@ def _write_down(run: Run) -> None:
     if run.options.tensorboard:
         from torch.utils.tensorboard import SummaryWriter
         run.writer = SummaryWriter(str(run.folder / 'tensorboard'), purge_step=run.epoch)
-    made = provenance(run.place.device)
     told = {**vars(run.options), **made, 'device': run.options.device, 'machine': made['device'],
             'processes': run.place.world_size, 'global_batch': run.global_batch, 'learning_rate': run.learning_rate}
     write_atomically(run.folder / 'args.yaml', yaml.safe_dump(told, sort_keys=True).encode())
 
 
-def _finish(run: Run, told: str) -> dict[str, Any]:
+def _finish(run: Run, changed: str, made: dict[str, Any]) -> dict[str, Any]:
     """The row of results, and what is drawn and written at the end."""
     options, last = run.options, run.history[-1]
     cost = complexity(run.model, run.input_size)
     ratio = step_time_ratio(run) if options.results and run.place.primary else None
     row = {
         'model': options.model,
-        'options': told, 'seed': options.seed, 'epochs': run.epochs, 'top1': last['val_top1'],
+        'options': changed, 'seed': options.seed, 'epochs': run.epochs, 'top1': last['val_top1'],
         'top5': last['val_top5'], 'parameters': cost.params, 'macs': cost.macs,
         'time_ratio': round(ratio, 3) if ratio else '', 'seconds': round(run.seconds),
         'recipe': Path(options.config).stem if options.config else '',
         'global_batch': run.global_batch, 'amp': run.place.amp_dtype(options),
         'torchcompile': options.torchcompile or '',
-        **provenance(run.place.device)}
+        **made}
     if run.place.primary:
         write_table(run.folder / 'summary.csv', run.history)  # a run that was killed after its last checkpoint lacks it
         draw_curves(run.history, f'{options.model}, seed {options.seed}', run.folder / 'curves.png')
