@@ -85,8 +85,9 @@ def pruning_study(
             _logger.info('%s %g: %s MACs, top-1 %.4f, fine-tuned %.4f', criterion, share, cost.macs, before, after)
             return line
 
-        for share in shares[:1]:
-            prune_by_gates(model, statistics, share, size)  # what cannot be pruned is not evaluated either
+        # All of them now: what cannot be pruned is refused before anything is evaluated.
+        networks = [(criterion, share, prune_by_gates(model, statistics, share, size, criterion))
+                    for criterion in criteria for share in shares]
         whole = top1(model)
         rows: list[dict[str, Any]] = []
 
@@ -95,12 +96,10 @@ def pruning_study(
             replace_rows(table, [line], ('model', 'checkpoint_seed', 'criterion', 'share', 'epochs', 'lr'))
 
         keep(row(model, 'whole', 0, whole, whole))
-        for criterion in criteria:
-            for share in shares:
-                pruned = prune_by_gates(model, statistics, share, size, criterion)
-                before = top1(pruned)
-                _fine_tune(pruned, training, epochs, lr, options, place)
-                keep(row(pruned, criterion, share, before, top1(pruned)))
+        for criterion, share, pruned in networks:
+            before = top1(pruned)
+            _fine_tune(pruned, training, epochs, lr, options, place)
+            keep(row(pruned, criterion, share, before, top1(pruned)))
         return rows
 
 
