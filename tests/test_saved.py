@@ -62,7 +62,7 @@ def test_saved_training_run_is_evaluated(tmp_path):
         '--checkpoint', str(run / 'model_best.pth.tar'), '--data-dir', str(save_digits(tmp_path / 'digits')),
         '--device', 'cpu', '--workers', '0']))
     best = max(summary(run), key=lambda row: float(row['val_top1']))
-    assert found.top1 == float(best['val_top1'])
+    assert found['top1'] == float(best['val_top1'])
 
 
 @pytest.mark.mmdet
