@@ -78,6 +78,6 @@ def equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bo
 
 def summary(folder: Path) -> list[dict[str, str]]:
     """Rows of ``summary.csv`` without the seconds."""
-    from timm_se_plugin.tables import read_table
+    from timm_se_plugin.files.tables import read_table
     rows = read_table(folder / 'summary.csv')
     return [{key: value for key, value in row.items() if key != 'seconds'} for row in rows]

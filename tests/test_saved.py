@@ -71,7 +71,6 @@ def test_saved_training_run_is_evaluated(tmp_path):
 def test_saved_detector_finds_the_boxes_of_the_commit_that_saved_it(weights):
     import numpy as np
 
-    import timm_se_plugin.detection
     from timm_se_plugin.detection.hub import fetch_detector
     from timm_se_plugin.detection.inference import load_detector
 

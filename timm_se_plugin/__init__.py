@@ -4,11 +4,11 @@ Importing the package registers its models with timm.
 """
 
 from . import models
-from .hub import push_to_hub
+from .files.version import __version__
 from .placement import AttentionSpec, add_attention, fuse_for_inference, remove_attention
+from .sharing import push_to_hub
 
 __all__ = [
     'AttentionSpec', '__version__', 'add_attention', 'fuse_for_inference', 'models', 'push_to_hub', 'remove_attention',
 ]
 
-__version__ = '0.1.0'

@@ -6,9 +6,9 @@ from pathlib import Path
 import timm
 
 import timm_se_plugin  # noqa: F401  (registers the models)
-from timm_se_plugin.complexity import complexity
-from timm_se_plugin.published import PUBLISHED
-from timm_se_plugin.tables import replace_rows
+from timm_se_plugin.files.tables import replace_rows
+from timm_se_plugin.measuring.complexity import complexity
+from timm_se_plugin.measuring.published_costs import PUBLISHED
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ from mmengine.config import DictAction
 
 from timm_se_plugin.detection.configs import read_config
 from timm_se_plugin.detection.cost import CONVENTION, detector_cost
-from timm_se_plugin.tables import replace_rows
+from timm_se_plugin.files.tables import replace_rows
 
 
 def main() -> None:

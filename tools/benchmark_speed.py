@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 
 import timm_se_plugin  # noqa: F401  (registers the models)
-from timm_se_plugin.benchmark import DTYPES, LAYOUTS, MODES, Case, measure, suite
-from timm_se_plugin.tables import replace_rows
+from timm_se_plugin.files.tables import replace_rows
+from timm_se_plugin.measuring.benchmark import DTYPES, LAYOUTS, MODES, Case, measure, suite
 
 
 def main() -> None:

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 import timm_se_plugin  # noqa: F401  (registers the models)
-from timm_se_plugin.complexity import complexity, saved_bytes
+from timm_se_plugin.measuring.complexity import complexity, saved_bytes
 
 MEAN, STD = 0.305, 0.376  # of the training digits
 

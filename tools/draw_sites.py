@@ -10,7 +10,7 @@ import timm
 from timm.utils import ParseKwargs
 
 import timm_se_plugin  # noqa: F401  # registers the models
-from timm_se_plugin.site_tree import draw_sites, site_tree
+from timm_se_plugin.measuring.site_tree import draw_sites, site_tree
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from timm_se_plugin.analysis.ablations import summary
-from timm_se_plugin.tables import read_table
+from timm_se_plugin.files.tables import read_table
 
 ROOT = Path(__file__).resolve().parent.parent
 Row = dict[str, str]

@@ -5,7 +5,7 @@ from parity import images, randomised
 
 from timm_se_plugin.analysis import gate_statistics
 from timm_se_plugin.analysis.pruning import prune_by_gates
-from timm_se_plugin.complexity import complexity
+from timm_se_plugin.measuring.complexity import complexity
 
 pytest.importorskip('torch_pruning', reason='pruning needs the [analysis] extra')
 SIZE = (3, 32, 32)

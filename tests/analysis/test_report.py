@@ -12,7 +12,7 @@ from parity import images, randomised
 from PIL import Image
 
 from timm_se_plugin.analysis import gate_statistics, scale_statistics, unusual_images, write_report
-from timm_se_plugin.complexity import complexity
+from timm_se_plugin.measuring.complexity import complexity
 
 BROWSER = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
 CLASSES = ['cat', '</script><b>', 'owl']

@@ -20,8 +20,8 @@ from mmdet.registry import MODELS
 from mmengine.registry import init_default_scope
 from mmengine.runner.checkpoint import load_checkpoint
 
-from timm_se_plugin.complexity import saved_bytes
 from timm_se_plugin.detection import TimmAttentionBackbone
+from timm_se_plugin.measuring.complexity import saved_bytes
 from timm_se_plugin.placement.sites import attention_modules
 
 pytestmark = pytest.mark.mmdet

@@ -9,7 +9,7 @@ if importlib.util.find_spec('mmdet') is None:
     pytest.skip('needs the [mmdet] or the [onedl] extra', allow_module_level=True)
 
 from timm_se_plugin.detection.checkpoint_hook import AtomicBackend
-from timm_se_plugin.files import is_whole
+from timm_se_plugin.files.writing import is_whole
 
 pytestmark = pytest.mark.mmdet
 

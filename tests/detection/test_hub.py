@@ -29,7 +29,8 @@ from mmengine.registry import init_default_scope
 from timm_se_plugin.detection.configs import read_config
 from timm_se_plugin.detection.hub import fetch_detector, load_trained_detector, pull_detector, write_detector
 from timm_se_plugin.detection.inference import load_detector
-from timm_se_plugin.weights.convert import convert, read_weights
+from timm_se_plugin.weights.convert import convert
+from timm_se_plugin.weights.reading import read_weights
 
 pytestmark = pytest.mark.mmdet
 

@@ -8,7 +8,7 @@ from timm.layers import SEModule
 from torch import nn
 from torch.nn import functional as F
 
-from timm_se_plugin.complexity import complexity
+from timm_se_plugin.measuring.complexity import complexity
 from timm_se_plugin.placement.sites import attention_modules
 
 

@@ -6,8 +6,8 @@ import torch
 from networks import resnets
 from parity import assert_same_network, gradients, images, randomised, relative_error, saved
 
+from timm_se_plugin.models._published import legacy_keys, sk_keys
 from timm_se_plugin.models._registry import architectures
-from timm_se_plugin.weights.sources import legacy_keys, sk_keys
 
 # Plugin name and options -> timm's network; timm rounds the inner width to a multiple of 8.
 TIMM_SE = [

@@ -10,7 +10,7 @@ from parity import gradients, images, randomised, relative_error
 from timm.models.resnet import BasicBlock
 from torch import nn
 
-from timm_se_plugin.complexity import saved_bytes
+from timm_se_plugin.measuring.complexity import saved_bytes
 from timm_se_plugin.placement import AttentionSpec, attention_blocks, residual
 
 INTEGRATIONS = ['standard', 'pre', 'post', 'identity', '3x3']

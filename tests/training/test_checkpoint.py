@@ -6,7 +6,7 @@ import signal
 import pytest
 import torch
 
-from timm_se_plugin.files import UnwritableFileError, is_whole, write_atomically
+from timm_se_plugin.files.writing import UnwritableFileError, is_whole, write_atomically
 from timm_se_plugin.training.checkpoint import (
     CheckpointError,
     newest_whole,

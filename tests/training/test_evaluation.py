@@ -8,7 +8,7 @@ from digit_runs import TINY
 from sklearn.metrics import confusion_matrix, top_k_accuracy_score
 
 from timm_se_plugin import AttentionSpec
-from timm_se_plugin.tables import read_table
+from timm_se_plugin.files.tables import read_table
 from timm_se_plugin.training import evaluate, evaluate_classifier, parse_evaluation, parse_options, train_classifier
 from timm_se_plugin.training.data import eval_loader, open_split
 from timm_se_plugin.training.place import Place

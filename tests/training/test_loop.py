@@ -5,15 +5,15 @@ import torch
 import yaml
 from digit_runs import TINY, equal, weights
 
-from timm_se_plugin.files import UnwritableFileError, is_whole
-from timm_se_plugin.tables import read_table
+from timm_se_plugin.files.tables import read_table
+from timm_se_plugin.files.writing import UnwritableFileError, is_whole
 from timm_se_plugin.training import parse_options, train_classifier
 from timm_se_plugin.training.checkpoint import newest_whole, read_checkpoint
 from timm_se_plugin.training.images import UnreadableImageError
 from timm_se_plugin.training.place import Place
 from timm_se_plugin.training.run import NonFiniteLossError, Run
 from timm_se_plugin.training.timing import plain_name
-from timm_se_plugin.weights.hub import write_model
+from timm_se_plugin.weights.folders import write_model
 
 
 def run(digits, folder, *arguments):

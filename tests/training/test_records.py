@@ -3,7 +3,7 @@ import logging
 import multiprocessing
 import sys
 
-from timm_se_plugin.tables import read_table
+from timm_se_plugin.files.tables import read_table
 from timm_se_plugin.training.records import Progress, draw_curves, record_result
 
 HISTORY = [{'epoch': i, 'train_loss': 1 / (i + 1), 'val_loss': 1.0, 'train_top1': 0.5, 'val_top1': 0.4}

@@ -11,7 +11,8 @@ from parity import images, randomised, relative_error
 from safetensors.torch import load_file, save_file
 
 from timm_se_plugin.models._registry import architectures
-from timm_se_plugin.weights.convert import convert, convert_file, convert_to_timm, read_weights
+from timm_se_plugin.weights.convert import convert, convert_file, convert_to_timm
+from timm_se_plugin.weights.reading import read_weights
 
 DEPTH = dict(layers=(2, 1, 1, 1))
 LEGACY = [name for name in timm.list_models('legacy_se*') if f'{name}_plugin' in architectures]

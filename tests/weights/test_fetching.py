@@ -14,8 +14,8 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from parity import images, randomised
 from safetensors.torch import save
 
-from timm_se_plugin.weights.fetching import fetch, read_config, tensor_shapes
-from timm_se_plugin.weights.hub import write_model
+from timm_se_plugin.files.hub_files import fetch, read_config, tensor_shapes
+from timm_se_plugin.weights.folders import write_model
 
 WEIGHTS = 'GET /me/a/resolve/main/model.safetensors'
 

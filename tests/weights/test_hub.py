@@ -16,8 +16,9 @@ from torch import nn
 
 import timm_se_plugin
 from timm_se_plugin import AttentionSpec, push_to_hub
-from timm_se_plugin.weights.hub import merged_card, write_model
+from timm_se_plugin.weights.folders import write_model
 from timm_se_plugin.weights.model_card import Facts, classifier_card, csv_row
+from timm_se_plugin.weights.upload import merged_card
 
 
 def small(name='se_test_resnet_plugin', **kwargs):

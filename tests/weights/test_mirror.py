@@ -19,7 +19,7 @@ import torch
 from parity import images, randomised
 
 import timm_se_plugin
-from timm_se_plugin.weights.hub import write_model
+from timm_se_plugin.weights.folders import write_model
 
 OLAH = os.environ.get('TIMM_SE_OLAH') or shutil.which('olah-cli')
 

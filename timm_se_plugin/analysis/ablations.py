@@ -14,7 +14,7 @@ from typing import Any
 
 import timm
 
-from ..tables import read_table, replace_rows
+from ..files.tables import read_table, replace_rows
 from .studies import Row, study_network, study_rows
 
 __all__ = ['draw_ablation', 'open_network', 'run_study', 'summary']

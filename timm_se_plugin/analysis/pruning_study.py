@@ -10,10 +10,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ..complexity import complexity
-from ..provenance import provenance
-from ..tables import replace_rows
-from ..trained import build_model
+from ..files.tables import replace_rows
+from ..measuring.complexity import complexity
+from ..measuring.provenance import provenance
+from ..weights.runs import build_model
 from .pruning import prune_by_gates
 from .statistics import gate_statistics
 

@@ -13,7 +13,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from ..complexity import CONVENTION, complexity
+from ..measuring.complexity import CONVENTION, complexity
 from .figures import sampled_channels
 from .pictures import UnusualImage
 from .scale import ScaleStatistics

@@ -12,7 +12,7 @@ import torch
 from timm.models import load_checkpoint
 from torch import Tensor
 
-from ..tables import write_table
+from ..files.tables import write_table
 from .figures import draw_activations, draw_depth, draw_deviations, draw_gate_maps, draw_scale
 from .gates import find_gates
 from .pictures import gate_maps, unusual_images

@@ -20,10 +20,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..models._builder import SAVED_AT, is_place, resolve_unseen
 from ..models._registry import architectures
+from ..models.state_dicts import shortened
 from ..placement import AttentionSpec
 from ..placement.attention_layers import start_at_identity
 from ..placement.sites import attention_modules
-from ..weights.loading import shortened
 
 __all__ = ['TimmAttentionBackbone']
 

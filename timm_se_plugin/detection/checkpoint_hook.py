@@ -11,7 +11,7 @@ from mmengine.hooks import CheckpointHook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
-from ..files import is_whole, write_atomically
+from ..files.writing import is_whole, write_atomically
 
 __all__ = ['AtomicBackend', 'WholeCheckpointHook']
 

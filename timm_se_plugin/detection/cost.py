@@ -14,7 +14,7 @@ from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
-from ..complexity import CONVENTION, complexity, saved_bytes
+from ..measuring.complexity import CONVENTION, complexity, saved_bytes
 
 __all__ = ['CONVENTION', 'TrainingLoss', 'detector_cost', 'plain_twin', 'sample_batch']
 

@@ -13,8 +13,9 @@ from mmengine.config import Config
 from safetensors.torch import save_file
 from torch import nn
 
-from ..weights.fetching import CONFIG, WEIGHTS, fetch, read_config, tensor_shapes
-from ..weights.hub import plugin_config
+from ..files.hub_files import CONFIG, WEIGHTS, fetch, read_config, tensor_shapes
+from ..files.version import __version__
+from ..weights.folders import plugin_config
 from ..weights.mm_config import parse_config
 from ..weights.model_card import Facts, model_card
 from .backbone import TimmAttentionBackbone
@@ -95,8 +96,6 @@ def _card(
         detector: Any, network: Mapping[str, Any], attn: Any, classes: list[str], repo_id: str, facts: Facts,
         revision: str | None,
 ) -> str:
-    from .. import __version__
-
     place = f'hf-hub:{repo_id}' + (f'@{revision}' if revision else '')
     backbone = network['backbone']
     return model_card(

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from mmengine.runner import Runner
 
-from ..tables import replace_rows
+from ..files.tables import replace_rows
 
 __all__ = ['record_run']
 

@@ -14,7 +14,7 @@ from mmengine.registry import HOOKS, RUNNERS
 from mmengine.runner import Runner
 from torch import nn
 
-from ..weights.loading import shortened
+from ..models.state_dicts import shortened
 
 __all__ = ['CheckInputHook', 'ProgressHook', 'check_fit', 'test_detector', 'train_detector']
 

@@ -14,10 +14,11 @@ from torch import nn
 
 from ..placement import AttentionSpec
 from ..placement.spec import ATTENTIONS, STARTS_AT_IDENTITY, applicable, is_option, split_attention_kwargs
-from ..weights import Source, check_saved_weights, checkpoint_filter
-from ..weights.sources import WARM_START
 from ._blueprint import Blueprint, blueprint
 from ._networks import AttentionResNet, with_attention
+from ._published import WARM_START, Source
+from ._saved_weights import check_saved_weights
+from .state_dicts import checkpoint_filter
 
 __all__ = ['SAVED_AT', 'Architecture', 'build', 'is_place', 'requested', 'resolve', 'resolve_unseen']
 

@@ -12,8 +12,8 @@ from timm.models import DefaultCfg
 
 from ..placement import AttentionSpec
 from ..placement.families import FAMILIES
-from ..weights.sources import Source, published_cfgs, with_warm_starts, without_weights
 from ._builder import Architecture
+from ._published import Source, published_cfgs, with_warm_starts, without_weights
 from ._registry import register
 
 __all__: list[str] = []  # the entrypoints; timm's register_model adds them

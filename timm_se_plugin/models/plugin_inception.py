@@ -10,7 +10,6 @@ from typing import Any
 from timm.models import DefaultCfg, PretrainedCfg
 
 from ..placement import AttentionSpec
-from ..weights.sources import Source, published_cfgs, with_warm_starts, without_weights
 from ._builder import Architecture
 from ._inception import (
     AttentionInceptionResnetV2,
@@ -18,6 +17,7 @@ from ._inception import (
     AttentionInceptionV4,
     without_auxiliary,
 )
+from ._published import Source, published_cfgs, with_warm_starts, without_weights
 from ._registry import register
 from .bn_inception import BnInception
 

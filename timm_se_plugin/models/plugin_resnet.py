@@ -19,10 +19,10 @@ from timm.models.resnet import BasicBlock, Bottleneck
 from timm.models.sknet import SelectiveKernelBasic, SelectiveKernelBottleneck
 
 from ..placement import AttentionSpec
-from ..weights.sources import TIMM_SE, Source, legacy_keys, published_cfgs, sk_keys, with_warm_starts, without_weights
 from ._blueprint import Blueprint, blueprint
 from ._builder import Architecture
 from ._networks import LegacyResNet
+from ._published import TIMM_SE, Source, legacy_keys, published_cfgs, sk_keys, with_warm_starts, without_weights
 from ._registry import register
 
 __all__: list[str] = []  # the entrypoints; timm's register_model adds them

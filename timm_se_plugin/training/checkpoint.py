@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ..files import is_whole, sync_folder, write_atomically
+from ..files.writing import is_whole, sync_folder, write_atomically
 
 __all__ = ['BEST', 'LAST', 'CheckpointError', 'newest_whole', 'read_checkpoint', 'save_checkpoint']
 

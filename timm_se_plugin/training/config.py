@@ -10,8 +10,8 @@ from typing import Any
 
 import yaml
 
-from ..trained import model_kwargs
-from ..weights.convert import read_weights
+from ..weights.reading import read_weights
+from ..weights.runs import model_kwargs
 from .options import RUNTIME, evaluation_parser, training_parser
 
 __all__ = ['list_recipes', 'own_options', 'parse_evaluation', 'parse_options', 'read_recipe']

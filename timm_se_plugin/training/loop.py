@@ -10,10 +10,10 @@ from typing import Any
 import yaml
 from timm.utils import distribute_bn
 
-from ..complexity import complexity
-from ..files import UnwritableFileError, write_atomically
-from ..provenance import provenance
-from ..tables import write_table
+from ..files.tables import write_table
+from ..files.writing import UnwritableFileError, write_atomically
+from ..measuring.complexity import complexity
+from ..measuring.provenance import provenance
 from .config import own_options
 from .evaluation import evaluate
 from .place import placed

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..tables import replace_rows
+from ..files.tables import replace_rows
 
 __all__ = ['Progress', 'draw_curves', 'record_result']
 

@@ -14,9 +14,9 @@ import torch
 from timm.data import RealLabelsImagenet
 from timm.models import load_checkpoint
 
-from ..complexity import complexity
-from ..files import write_atomically
-from ..provenance import provenance
+from ..files.writing import write_atomically
+from ..measuring.complexity import complexity
+from ..measuring.provenance import provenance
 from .data import check_model, class_names, data_config, eval_loader, open_split
 from .evaluation import Evaluation, draw_confusion, evaluate
 from .place import placed

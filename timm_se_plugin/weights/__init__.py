@@ -1,7 +1,12 @@
-"""Published weights: which fit which network, and how they load."""
+"""How models travel: read, convert, save as a folder, describe, send to the Hub."""
 
-from .fetching import check_saved_weights
-from .loading import checkpoint_filter
-from .sources import Source, published_cfgs
+from .convert import Conversion, convert, convert_file, convert_to_timm
+from .folders import write_model
+from .reading import read_weights
+from .runs import TrainedClassifier, build_model, read_run
+from .upload import Shared, upload
 
-__all__ = ['Source', 'check_saved_weights', 'checkpoint_filter', 'published_cfgs']
+__all__ = [
+    'Conversion', 'Shared', 'TrainedClassifier', 'build_model', 'convert', 'convert_file', 'convert_to_timm',
+    'read_run', 'read_weights', 'upload', 'write_model',
+]

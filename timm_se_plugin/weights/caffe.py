@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .loading import StateDict
+from ..models.state_dicts import StateDict
 
 __all__ = ['INPUT', 'caffe_keys', 'caffe_layers', 'is_caffe']
 

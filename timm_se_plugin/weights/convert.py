@@ -1,10 +1,8 @@
 """Weights from elsewhere as the plugin's, and the plugin's as timm's, with a word on every key."""
 
-import argparse
 import copy
 import json
 import re
-import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,26 +10,20 @@ from typing import Any
 
 import timm
 import torch
-from safetensors.torch import load_file
 from timm.data import resolve_data_config
-from timm.models import clean_state_dict
-from torch import Tensor, nn
+from torch import nn
 
-from ..files import is_whole
+from ..models._published import legacy_keys, sk_keys
+from ..models.state_dicts import StateDict, shortened
 from ..placement import AttentionSpec
 from ..placement.sites import attention_modules
-from .caffe import INPUT, caffe_keys, caffe_layers, is_caffe
-from .fetching import tensor_shapes
-from .hub import write_model
-from .loading import StateDict, shortened
+from .caffe import INPUT, caffe_keys, is_caffe
+from .folders import write_model
 from .mm_config import backbone_attention, backbone_config
-from .sources import legacy_keys, sk_keys
+from .reading import read_weights
+from .runs import build_model
 
-__all__ = ['Conversion', 'convert', 'convert_to_timm', 'read_weights']
-
-# Where a file keeps its weights if they are not all that it has: timm, MMEngine, and most others.
-_HOLDERS = ('state_dict_ema', 'model_ema', 'state_dict', 'model')
-
+__all__ = ['Conversion', 'convert', 'convert_file', 'convert_to_timm']
 
 # The attention of all networks that were released with these names. So is mmpretrain's style='pytorch', where a file
 # does not say so.
@@ -65,55 +57,6 @@ class Conversion:
         lines += [f'  {old} -> {new}' for new, old in self.mapped.items()]
         lines += [f'  {key} unused' for key in self.unused]
         return '\n'.join(lines + [f'  {key} missing, keeps its initial value' for key in self.missing])
-
-
-def read_weights(path: str | Path) -> tuple[StateDict, dict[str, Any]]:
-    """Weights of a file, without unpickling anything but tensors and plain data; and what the file says beside them.
-
-    Of a training's checkpoint the moving average is taken, if there is one.
-
-    Args:
-        path: ``.safetensors``, ``.caffemodel``, or what ``torch.save`` wrote.
-
-    Returns:
-        The weights; the ``meta`` of MMEngine's files, of timm's the ``args`` as a mapping and the ``epoch``, and of
-        this package's trainer the ``label_names`` too.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: a broken file, one that asks for code to run, or one without weights.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f'there is no file {path}')
-    if path.suffix == '.safetensors':
-        tensor_shapes(path)
-        return load_file(path), {}
-    if path.suffix == '.caffemodel':
-        return caffe_layers(path), {}
-    if zipfile.is_zipfile(path) and not is_whole(path):
-        raise ValueError(f'{path} is broken: a checksum is not that of its content')
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):  # in timm's checkpoints
-            loaded = torch.load(path, map_location='cpu', weights_only=True)
-    except Exception as error:  # pickle, zip and reader errors have no class in common
-        raise ValueError(f'{path} is not a file of weights, or it is broken: {error}') from error
-    found = loaded
-    for name in _HOLDERS:
-        if isinstance(loaded, Mapping) and isinstance(loaded.get(name), Mapping):
-            found = loaded[name]
-            break
-    weights = {key: value for key, value in found.items() if isinstance(value, Tensor)} \
-        if isinstance(found, Mapping) else {}
-    if not weights:
-        raise ValueError(f'{path} holds no weights; allowed: a state dict, alone or as one of {", ".join(_HOLDERS)}')
-    said: dict[str, Any] = {}
-    if found is not loaded:
-        said |= loaded.get('meta') or {}
-        said |= {key: loaded[key] for key in ('args', 'epoch', 'label_names') if key in loaded}
-        if isinstance(said.get('args'), argparse.Namespace):
-            said['args'] = vars(said['args'])
-    return clean_state_dict(weights), said
 
 
 def _renamed(layout: str, keys: Mapping[str, Any]) -> dict[str, Any]:
@@ -334,8 +277,6 @@ def _told(
         source: str | None, weights: StateDict, meta: Mapping[str, Any],
 ) -> tuple[nn.Module | None, dict[str, Any] | None]:
     """The network that weights are of, by its name or by the options of a training, and its preprocessing."""
-    from ..trained import build_model  # which reads weights by this module
-
     args = dict(meta.get('args') or {})
     if source:
         args = {'model': source}

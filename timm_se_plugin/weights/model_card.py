@@ -10,7 +10,8 @@ import timm
 from huggingface_hub import ModelCard, ModelCardData
 from torch import nn
 
-from ..complexity import complexity
+from ..files.version import __version__
+from ..measuring.complexity import complexity
 from ..placement import AttentionSpec
 
 __all__ = ['Facts', 'classifier_card', 'model_card']
@@ -79,8 +80,6 @@ def model_card(
 
 def classifier_card(model: nn.Module, repo_id: str, facts: Facts, revision: str | None = None) -> str:
     """Card of a timm model."""
-    from .. import __version__
-
     network: Any = model
     cfg = network.pretrained_cfg
     architecture = cfg['architecture']

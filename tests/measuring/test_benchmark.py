@@ -2,7 +2,7 @@
 
 import pytest
 
-from timm_se_plugin.benchmark import Case, measure
+from timm_se_plugin.measuring.benchmark import Case, measure
 
 TINY = {'base': 'resnet18', 'batch': 2, 'height': 32, 'width': 32}
 

@@ -9,7 +9,7 @@ import timm
 from timm.models import DefaultCfg, PretrainedCfg
 
 from ..placement import AttentionSpec
-from .loading import StateDict
+from .state_dicts import StateDict
 
 __all__ = [
     'TIMM_SE', 'WARM_START', 'Source', 'legacy_keys', 'published_cfgs', 'sk_keys', 'with_warm_starts',

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..placement import fuse_for_inference
 from .complexity import saved_bytes
-from .placement import fuse_for_inference
 from .provenance import provenance
 
 __all__ = ['Case', 'measure', 'suite']

@@ -10,7 +10,7 @@ from parity import images, randomised
 from timm.utils import CheckpointSaver, ModelEmaV3, update_summary
 
 from timm_se_plugin import AttentionSpec, push_to_hub
-from timm_se_plugin.trained import read_run
+from timm_se_plugin.weights.runs import read_run
 
 
 def run(folder, name='se_test_resnet_plugin', model=None, ema=None, **args):

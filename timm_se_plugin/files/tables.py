@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .files import write_atomically
+from .writing import write_atomically
 
 __all__ = ['read_table', 'replace_rows', 'table', 'write_table']
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import nn
 
+from ..placement.sites import counted_attention
 from .complexity import CONVENTION, Complexity, complexity
-from .placement.sites import counted_attention
 
 __all__ = ['Node', 'draw_sites', 'site_tree']
 

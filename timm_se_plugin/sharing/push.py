@@ -8,10 +8,11 @@ from typing import Any
 import timm
 from torch import nn
 
-from .trained import read_run
-from .weights.fetching import CONFIG, read_config
-from .weights.hub import Shared, listed, merged_card, upload, write_model
-from .weights.model_card import Facts, classifier_card
+from ..files.hub_files import CONFIG, read_config
+from ..weights.folders import write_model
+from ..weights.model_card import Facts, classifier_card
+from ..weights.runs import read_run
+from ..weights.upload import Shared, listed, merged_card, upload
 
 __all__ = ['push_to_hub']
 
@@ -65,7 +66,7 @@ def push_to_hub(
 def _write(source: Any, folder: Path, repo_id: str, facts: Facts, revision: str | None) -> None:
     if isinstance(source, nn.Module):
         if hasattr(source, 'dataset_meta') or hasattr(source, 'data_preprocessor'):
-            from .detection.hub import write_detector
+            from ..detection.hub import write_detector
             write_detector(source, folder, repo_id, facts, revision)
         else:
             _write_classifier(source, folder, repo_id, facts, revision)
@@ -77,10 +78,10 @@ def _write(source: Any, folder: Path, repo_id: str, facts: Facts, revision: str 
             source = timm.create_model(f'local-dir:{path}', pretrained=True)
             described = {name: said[name] for name in _DESCRIBED if name in said}
             return _write_classifier(source, folder, repo_id, facts, revision, model_config=described)
-        from .detection.hub import pull_detector
+        from ..detection.hub import pull_detector
         source = pull_detector(f'local-dir:{path}')
     elif (path / 'last_checkpoint').is_file():
-        from .detection.hub import load_trained_detector
+        from ..detection.hub import load_trained_detector
         source = load_trained_detector(path)
     elif run := read_run(path):
         given = {field.name: getattr(facts, field.name) for field in fields(facts)}

@@ -1,11 +1,12 @@
 """The commit that a result names, with a real git."""
 
+import importlib
 import subprocess
 
 import pytest
 import torch
 
-from timm_se_plugin import provenance
+provenance = importlib.import_module('timm_se_plugin.measuring.provenance')  # the package exports its function
 
 
 @pytest.fixture
@@ -17,10 +18,10 @@ def git(tmp_path, monkeypatch):
             ['git', *identity, '-C', tmp_path, *command], check=True, capture_output=True, text=True).stdout.strip()
 
     run('init', '-q')
-    for name in ('package/provenance.py', 'package/network.py', 'results/speed.csv'):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+    for name in ('package/measuring/provenance.py', 'package/network.py', 'results/speed.csv'):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text('')
-    monkeypatch.setattr(provenance, '__file__', str(tmp_path / 'package' / 'provenance.py'))
+    monkeypatch.setattr(provenance, '__file__', str(tmp_path / 'package/measuring/provenance.py'))
     return run
 
 

@@ -8,11 +8,11 @@ import pytest
 import timm
 from PIL import Image
 
-from timm_se_plugin.complexity import complexity
+from timm_se_plugin.measuring.complexity import complexity
+from timm_se_plugin.measuring.site_tree import draw_sites, site_tree
 from timm_se_plugin.placement.sites import attention_modules
-from timm_se_plugin.site_tree import draw_sites, site_tree
 
-TOOL = Path(__file__).parent.parent / 'tools' / 'draw_sites.py'
+TOOL = Path(__file__).parents[2] / 'tools' / 'draw_sites.py'
 
 
 @pytest.mark.parametrize('name', ['se_test_resnet_plugin', 'se_dpn48b_plugin', 'sk_resnet18_plugin', 'resnet18_plugin'])

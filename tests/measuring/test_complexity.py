@@ -5,7 +5,7 @@ import timm
 import torch
 from torch import nn
 
-from timm_se_plugin.complexity import CONVENTION, complexity
+from timm_se_plugin.measuring.complexity import CONVENTION, complexity
 
 
 def params(name, **kwargs):

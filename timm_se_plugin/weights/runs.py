@@ -9,13 +9,13 @@ import timm
 from timm.data import resolve_data_config
 from torch import nn
 
-from .models._builder import resolve
-from .models._registry import architectures
-from .placement.spec import split_attention_kwargs
-from .weights.convert import read_weights
-from .weights.model_card import Facts
+from ..models._builder import resolve
+from ..models._registry import architectures
+from ..placement.spec import split_attention_kwargs
+from .model_card import Facts
+from .reading import read_weights
 
-__all__ = ['Run', 'build_model', 'model_kwargs', 'read_run']
+__all__ = ['TrainedClassifier', 'build_model', 'model_kwargs', 'read_run']
 
 # What a card says of the recipe, by the names of timm's options.
 _RECIPE = (
@@ -23,7 +23,7 @@ _RECIPE = (
     'weight_decay', 'momentum', 'smoothing', 'mixup', 'cutmix', 'aa', 'reprob', 'drop_path', 'model_ema', 'amp', 'seed')
 
 
-class Run(NamedTuple):
+class TrainedClassifier(NamedTuple):
     """A trained classifier, its preprocessing, what a model card says of its training, and its classes by name."""
 
     model: nn.Module
@@ -32,7 +32,7 @@ class Run(NamedTuple):
     label_names: list[str] | None
 
 
-def read_run(folder: str | Path) -> Run | None:
+def read_run(folder: str | Path) -> TrainedClassifier | None:
     """Read the folder of a run of this package's trainer or timm's train.py; None if it is none.
 
     Of the best checkpoint, or the last one if there is no best, the averaged weights are taken if there are any, whose
@@ -54,7 +54,7 @@ def read_run(folder: str | Path) -> Run | None:
     facts = _facts(args, Path(folder, 'summary.csv'), said.get('epoch'))
     names = said.get('label_names')
     known = isinstance(names, list) and len(names) == model.num_classes
-    return Run(model, data_config, facts, names if known else None)
+    return TrainedClassifier(model, data_config, facts, names if known else None)
 
 
 def build_model(args: Mapping[str, Any]) -> nn.Module:

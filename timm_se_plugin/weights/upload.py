@@ -1,24 +1,17 @@
-"""A model as a folder in timm's format for the Hub, and such a folder as a commit there."""
+"""A folder as a commit on the Hugging Face Hub."""
 
-import copy
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import timm
-import torch
 import yaml
 from huggingface_hub import HfApi
 from huggingface_hub.errors import EntryNotFoundError
-from timm.models import save_for_hf
-from timm.utils import unwrap_model
-from torch import nn
 
-from ..placement import AttentionSpec
+from ..files.version import __version__
 
-__all__ = ['Shared', 'plugin_config', 'upload', 'write_model']
+__all__ = ['Shared', 'listed', 'merged_card', 'upload']
 
 # What is between these lines of a card is ours; the rest of a card that has them is its owner's.
 _BEGIN, _END = '<!-- written by timm_se_plugin: begin -->', '<!-- written by timm_se_plugin: end -->'
@@ -37,64 +30,6 @@ class Shared:
     files: Mapping[str, int]
     texts: Mapping[str, str]
     url: str | None = None
-
-
-def plugin_config(attn: AttentionSpec | None) -> dict[str, Any]:
-    """What is said about the plugin in ``config.json``: its version and the attention."""
-    from .. import __version__
-    return {'version': __version__, 'attention': attn and attn.to_kwargs()}
-
-
-def write_model(
-        model: nn.Module, folder: str | Path, model_config: Mapping[str, Any] | None = None,
-        data_config: Mapping[str, Any] | None = None,
-) -> nn.Module:
-    """Write ``model.safetensors`` and ``config.json`` as timm does, and make sure that they give the model back.
-
-    The model stays as it is, on its device, in its memory format and mode.
-
-    Args:
-        model: what ``timm.create_model`` made, wrapped or not (DDP, ``torch.compile``).
-        folder: where to.
-        model_config: as for timm's ``save_for_hf``; ``label_names``, for example.
-        data_config: as for timm's ``save_for_hf``: the preprocessing that the weights were trained with.
-
-    Returns:
-        The model as it will be loaded, on the CPU.
-
-    Raises:
-        ValueError: not a timm model, or one whose name and arguments do not give it back.
-    """
-    network: Any = unwrap_model(model)
-    if not all(hasattr(network, name) for name in ('pretrained_cfg', '_model_args', 'num_classes')):
-        raise ValueError(f'{type(network).__name__} is not allowed; allowed: a model that timm.create_model made')
-    network = copy.deepcopy(network).cpu().eval()
-    for tensor in (*network.parameters(), *network.buffers()):
-        tensor.data = tensor.data.contiguous()  # safetensors refuses channels_last
-    save_for_hf(
-        network, str(folder), safe_serialization=True, data_config=data_config and dict(data_config),
-        model_config={**(model_config or {}), 'timm_se_plugin': plugin_config(AttentionSpec.of(network))})
-    name = network.pretrained_cfg['architecture']
-    try:
-        loaded: Any = timm.create_model(f'local-dir:{folder}', pretrained=True).eval()
-    except (RuntimeError, TypeError, ValueError) as error:
-        raise ValueError(
-            f'{name} would not come back from its config.json, so it is not shared ({error}); allowed: a model as '
-            'timm.create_model made it, with other weights; of one from fuse_for_inference share the original'
-        ) from error
-    _check_equal(network.float(), loaded)
-    return loaded
-
-
-@torch.no_grad()
-def _check_equal(network: Any, loaded: Any) -> None:
-    size = loaded.pretrained_cfg['input_size']
-    x = torch.randn(1, *size, generator=torch.Generator().manual_seed(0))
-    expected, found = network(x), loaded(x)
-    if not torch.allclose(found, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max())):
-        raise ValueError(
-            f"{loaded.pretrained_cfg['architecture']} computes something else after it is loaded from its config.json, "
-            'so it is not shared: a part of it was replaced after timm.create_model')
 
 
 def listed(folder: str | Path, url: str | None = None) -> Shared:
@@ -127,8 +62,6 @@ def upload(
         ValueError: a private repository was asked for, and a public one exists.
         HfHubHTTPError: what the Hub refuses, and why.
     """
-    from .. import __version__
-
     api = HfApi(token=token, library_name='timm_se_plugin', library_version=__version__)
     repo_id = api.create_repo(repo_id, private=private or None, exist_ok=True).repo_id
     if private and not api.model_info(repo_id).private:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from .placement.sites import counted_attention
+from ..placement.sites import counted_attention
 
 __all__ = ['CONVENTION', 'Complexity', 'ModuleCost', 'complexity', 'saved_bytes']
 

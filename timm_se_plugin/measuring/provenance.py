@@ -13,7 +13,7 @@ __all__ = ['provenance']
 
 def _git(*command: str) -> str:
     try:
-        git = ['git', '-C', str(Path(__file__).parent), *command]
+        git = ['git', '-C', str(Path(__file__).parents[1]), *command]
         return subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
     except OSError:
         return ''
@@ -21,7 +21,7 @@ def _git(*command: str) -> str:
 
 def _commit() -> str:
     """Commit of the package, with '+' if its own files differ from it; empty where it is installed without them."""
-    if not _git('ls-files', Path(__file__).name):  # beside an installed package may be a user's own repository
+    if not _git('ls-files', '/'.join(Path(__file__).parts[-2:])):  # an installed package may lie in a repository
         return ''
     return _git('rev-parse', '--short', 'HEAD') + ('+' if _git('status', '--porcelain', '.') else '')
 

@@ -1,6 +1,6 @@
 """Tables of measurements."""
 
-from timm_se_plugin.tables import replace_rows
+from timm_se_plugin.files.tables import replace_rows
 
 
 def test_rows_about_the_same_thing_are_replaced_and_columns_are_kept(tmp_path):

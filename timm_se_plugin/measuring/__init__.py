@@ -1,0 +1,11 @@
+"""What a network costs: parameters, multiply-accumulates, memory and time, and what a measurement comes from."""
+
+from .complexity import Complexity, ModuleCost, complexity, saved_bytes
+from .provenance import provenance
+from .published_costs import PUBLISHED, PublishedCost
+from .site_tree import Node, draw_sites, site_tree
+
+__all__ = [
+    'PUBLISHED', 'Complexity', 'ModuleCost', 'Node', 'PublishedCost', 'complexity', 'draw_sites', 'provenance',
+    'saved_bytes', 'site_tree',
+]
