@@ -1,43 +1,63 @@
 """The plugin's names, and one of them for each structure that attention meets. Computed, not typed."""
 
 from collections.abc import Iterable
+from functools import cache
 from typing import Any
 
 import pytest
 import timm
 from parity import randomised
+from timm.models.resnet import BasicBlock, Bottleneck
+from timm.models.resnetv2 import PreActBasic, PreActBottleneck
 from torch import nn
 
-from timm_se_plugin.models._networks import AttentionResNet
+from timm_se_plugin.layers import SelectiveKernel
 from timm_se_plugin.models._registry import architectures
 
 
-def _arguments(name: str) -> dict[str, Any]:
-    return architectures[name].plan.kwargs
-
-
 def resnets() -> list[str]:
-    """Names of networks whose blocks have attention from the start; tests/models/test_families.py has the others."""
+    """Names of networks with residual blocks of timm's ResNet and of the plugin's; test_families.py has the others."""
     others = {name for module in ('plugin_families', 'plugin_inception')
               for name in timm.list_models(module=module, include_tags=False)}
     return sorted(architectures.keys() - others)
 
 
+def _few(name: str) -> dict[str, Any]:
+    """Arguments that leave a network five blocks, which are enough for each kind; a pruned one has no choice."""
+    arch = architectures[name]
+    small: dict[str, Any] = {} if arch.is_pruned else {'layers': (2, 1, 1, 1)[:arch.stages]}
+    channels = arch.model_args.get('channels', (0,))
+    if channels[0] >= 64:
+        small['channels'] = tuple(width // 4 for width in channels)
+    return small
+
+
+@cache
+def _on_meta(name: str) -> nn.Module:
+    return timm.create_model(name, device='meta', **_few(name))
+
+
 def _structure(name: str) -> tuple[Any, ...]:
     """What a block with attention looks like; the stem and the downsampling do not matter to it."""
-    arch, args = architectures[name], _arguments(name)
+    arch = architectures[name]
     attn = arch.attn and arch.attn.attn
-    if arch.flag_is_open and (attn is None or arch.model_cls is AttentionResNet):  # without a flag: timm's own blocks
-        return attn, args.get('pruned')
-    return (
-        arch.model_cls, attn, str(args.get('block')), args.get('basic'), args.get('aa_layer'), args.get('norm_layer'),
-        args.get('cardinality', 1) > 1, args.get('block_reduce_first'), args.get('stride_in_1x1'))
+    if arch.accepts_attn and (attn is None or arch.carries):  # as they are: timm's own blocks
+        return attn, arch.is_pruned
+    kinds = (BasicBlock, Bottleneck, PreActBottleneck, PreActBasic)
+    blocks: list[Any] = [module for module in _on_meta(name).modules() if isinstance(module, kinds)]
+    looks = {(
+        type(block), type(block.conv2), type(getattr(block, 'bn1', None)), type(getattr(block, 'aa', None)),
+        getattr(block.conv2, 'groups', 1) > 1, getattr(block.conv1, 'out_channels', 0) == block.conv2.out_channels,
+        block.conv1.stride if isinstance(block, Bottleneck) else None)
+        for block in blocks if not isinstance(block.conv1, SelectiveKernel) and not isinstance(
+            block.conv2, SelectiveKernel)}
+    return attn, type(_on_meta(name)), name.startswith('legacy_'), tuple(sorted(map(str, looks)))
 
 
 def one_per_structure() -> list[str]:
-    """The shallowest name of each structure."""
+    """The narrowest name of each structure."""
     chosen: dict[tuple[Any, ...], str] = {}
-    for name in sorted(resnets(), key=lambda name: sum(_arguments(name)['layers'])):
+    for name in sorted(resnets(), key=lambda name: sum(p.numel() for p in _on_meta(name).parameters())):
         chosen.setdefault(_structure(name), name)
     return sorted(chosen.values())
 
@@ -49,15 +69,8 @@ def parametrised_names() -> Iterable[Any]:
 
 
 def shallow(name: str, **kwargs: Any) -> nn.Module:
-    """The network with five blocks, which are enough for each kind, and weights that matter.
-
-    A pruned one has no choice of depth; the widest ones get narrower.
-    """
-    args = _arguments(name)
-    small: dict[str, Any] = {} if args.get('pruned') else {'layers': (2, 1, 1, 1)[:len(args['layers'])]}
-    if args.get('channels', (0,))[0] >= 64:
-        small['channels'] = tuple(width // 4 for width in args['channels'])
-    model = timm.create_model(name, **{**small, **kwargs})
+    """The network with five blocks and weights that matter."""
+    model = timm.create_model(name, **{**_few(name), **kwargs})
     return randomised(model)  # timm zeroes each last BatchNorm, and with it every branch
 
 

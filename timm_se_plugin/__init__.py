@@ -5,10 +5,11 @@ Importing the package registers its models with timm.
 
 from . import models
 from .files.version import __version__
-from .placement import AttentionSpec, add_attention, fuse_for_inference, remove_attention
+from .placement import AttentionSpec, add_attention, fuse_for_inference, register_attention, remove_attention
 from .sharing import push_to_hub
 
 __all__ = [
-    'AttentionSpec', '__version__', 'add_attention', 'fuse_for_inference', 'models', 'push_to_hub', 'remove_attention',
+    'AttentionSpec', '__version__', 'add_attention', 'fuse_for_inference', 'models', 'push_to_hub',
+    'register_attention', 'remove_attention',
 ]
 

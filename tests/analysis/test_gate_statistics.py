@@ -15,7 +15,7 @@ from torch import nn
 
 import timm_se_plugin
 from timm_se_plugin.analysis import find_gates, gate_statistics, observed
-from timm_se_plugin.placement.spec import ATTENTIONS
+from timm_se_plugin.placement import ATTENTIONS
 
 
 class Attention(nn.Module):

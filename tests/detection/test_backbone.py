@@ -22,7 +22,7 @@ from mmengine.runner.checkpoint import load_checkpoint
 
 from timm_se_plugin.detection import TimmAttentionBackbone
 from timm_se_plugin.measuring.complexity import saved_bytes
-from timm_se_plugin.placement.sites import attention_modules
+from timm_se_plugin.placement import attention_modules
 
 pytestmark = pytest.mark.mmdet
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from timm_se_plugin.measuring.complexity import complexity
 from timm_se_plugin.measuring.site_tree import draw_sites, site_tree
-from timm_se_plugin.placement.sites import attention_modules
+from timm_se_plugin.placement import attention_modules
 
 TOOL = Path(__file__).parents[2] / 'tools' / 'draw_sites.py'
 

@@ -13,7 +13,7 @@ from torch import fx
 
 from timm_se_plugin import AttentionSpec, add_attention, remove_attention
 from timm_se_plugin.models._registry import architectures
-from timm_se_plugin.placement.sites import attention_modules
+from timm_se_plugin.placement import attention_modules
 
 SIZE = 96  # the Inceptions' stems take no smaller image
 BASES = [pytest.param(base, marks=[] if base in FAMILY_NAMES else pytest.mark.slow) for base in family_bases()]
@@ -144,7 +144,7 @@ def test_every_way_to_features_gives_the_same(network, base, x):
             'hook': FeatureHookNet(copy.deepcopy(network), levels),
             'graph': FeatureGraphNet(copy.deepcopy(network), levels)}
         if 'xception' not in base:  # timm's own list can't
-            feature_cfg = architectures[f'{base}_plugin'].plan.kwargs.get('feature_cfg', {})
+            feature_cfg = architectures[f'{base}_plugin'].feature_cfg
             ways['list'] = FeatureListNet(
                 copy.deepcopy(network), levels, flatten_sequential=feature_cfg.get('flatten_sequential', False))
         for way, net in ways.items():

@@ -15,8 +15,8 @@ from torch import nn
 import timm_se_plugin
 from timm_se_plugin import AttentionSpec
 from timm_se_plugin.layers import SelectiveKernel, SqueezeExcite
-from timm_se_plugin.models._blueprint import blueprint
 from timm_se_plugin.models._registry import architectures
+from timm_se_plugin.models._timm_resnets import observed, timm_resnets
 
 
 def layers(model, kind=SqueezeExcite):
@@ -25,7 +25,7 @@ def layers(model, kind=SqueezeExcite):
 
 def test_every_name_of_timms_resnet_module_is_there():
     bases = timm.list_models(module='resnet', include_tags=False)
-    plain = [base for base in bases if 'attn_layer' not in (blueprint(base).kwargs.get('block_args') or {})]
+    plain = [base for base, found in timm_resnets().items() if found.attn is None]
     assert (len(bases), len(plain)) == (81, 43)
     expected = {f'{base}_plugin' for base in bases}
     expected |= {f'{attn}_{base}_plugin' for attn in ('se', 'sk') for base in plain}
@@ -48,13 +48,15 @@ def test_names_and_modules_shadow_nothing_in_timm():
         set(architectures))
 
 
-def test_importing_builds_nothing_and_costs_a_fifth_of_a_second_at_most():
-    code = (
-        'import time, timm, torch\n'
-        'torch.nn.Module.__init__ = None\n'
-        'start = time.process_time(); import timm_se_plugin; print(time.process_time() - start)')
-    runs = [subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True) for _ in range(3)]
-    assert min(float(run.stdout) for run in runs) < 0.2
+def test_importing_builds_no_network():
+    code = 'import timm, torch; torch.nn.Module.__init__ = None; import timm_se_plugin'
+    subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+
+
+def test_the_table_says_what_the_installed_timm_builds():
+    known = timm_resnets()
+    assert {name: found for name, found in observed().items() if known.get(name) != found} == {}, (
+        'timm has moved: run tools/update_timm_resnets.py')
 
 
 def test_the_flag_and_the_name_say_the_same():
@@ -101,7 +103,7 @@ def test_options_reach_the_layer():
 
 def test_user_block_args_are_merged():
     model = timm.create_model('seresnet18_plugin', block_args={})
-    assert len(layers(model, SEModule)) == 8
+    assert len(layers(model)) == 8  # timm would build the network without
     model = timm.create_model('resnet18_plugin', block_args={'attn_layer': 'se'})
     assert len(layers(model, SEModule)) == 8
 
@@ -117,18 +119,18 @@ def test_a_base_keeps_its_attention_unless_the_flag_replaces_it_and_says_so(capl
 
 
 @pytest.mark.parametrize(('name', 'kwargs', 'message'), [
-    ('resnet18_plugin', {'attn_gate': 'tanh'}, r'attn_gate is not allowed without a flag; allowed: attn=se \| '),
-    ('resnet18_plugin', {'attn_layer': 'se'}, "attn_layer is not allowed without a flag; allowed: options of"),
-    ('resnet18_plugin', {'attn': ['se']}, r"attn=\['se'\] is unknown; allowed: se"),
+    ('resnet18_plugin', {'attn_gate': 'tanh'}, r'attn_gate is given without attn; say which .* attn=se \| '),
+    ('resnet18_plugin', {'attn_layer': 'se'}, 'attn_layer is given without attn; resnet18_plugin has no such argument'),
+    ('resnet18_plugin', {'attn': ['se']}, r"attn=\['se'\] is not a known attention; choose one of se"),
     ('resnet18_plugin', {'attn': 'none', 'attn_gate': 'tanh'}, "attn='none' has no options; attn_gate was given"),
-    ('resnet18_plugin', {'attn': 'cat'}, "attn='cat' is unknown; allowed: se"),
-    ('se_resnet18_plugin', {'attn': 'eca'}, 'allowed: se .in resnet18_plugin the flag is open'),
+    ('resnet18_plugin', {'attn': 'cat'}, "attn='cat' is not a known attention; choose one of se, .* or register"),
+    ('se_resnet18_plugin', {'attn': 'eca'}, "se_resnet18_plugin has attn='se', not 'eca'; resnet18_plugin accepts any"),
     ('se_resnet18_plugin', {'attn_rd_ratio': 16}, 'did you mean 1/16'),
-    ('se_resnet18_plugin', {'block_args': {'attn_layer': 'eca'}}, "'attn_layer' is not allowed beside attn='se'"),
+    ('se_resnet18_plugin', {'block_args': {'attn_layer': 'eca'}}, "has 'attn_layer' beside attn='se'"),
     ('ecaresnet50d_pruned_plugin', {'attn': 'se'}, 'pruned together with its attention'),
-    ('se_resnet50_plugin.a9_in1k', {}, "no tag 'a9_in1k'; allowed: a1_in1k, a2_in1k, a3_in1k, .*, ra2_in1k"),
-    ('se_resnet10t_plugin.a1_in1k', {}, "no tag 'a1_in1k'; allowed: from_c3_in1k"),
-    ('sk_resnet10t_plugin.a1_in1k', {}, "no tag 'a1_in1k'; allowed: none"),
+    ('se_resnet50_plugin.a9_in1k', {}, "no tag 'a9_in1k'; its tags are a1_in1k, a2_in1k, a3_in1k, .*, ra2_in1k"),
+    ('se_resnet10t_plugin.a1_in1k', {}, "no tag 'a1_in1k'; its tags are from_c3_in1k"),
+    ('sk_resnet10t_plugin.a1_in1k', {}, "no tag 'a1_in1k'; its tags are none"),
 ])
 def test_impossible_request_is_one_clear_error(name, kwargs, message):
     with pytest.raises(ValueError, match=message):
@@ -155,22 +157,19 @@ def test_initialising_again_keeps_gates_at_one():
 
 
 @pytest.mark.parametrize('how', ['forward', 'forward_features', 'forward_intermediates', 'features_only'])
-def test_wrong_channels_are_one_clear_error_on_every_way_through(how):
+def test_wrong_channels_are_torchs_one_clear_error_on_every_way_through(how):
     model = timm.create_model('se_resnet10t_plugin', features_only=how == 'features_only')
-    with pytest.raises(ValueError, match=r'\[1, 4, 64, 64\] is not allowed; allowed: \(N, 3, H, W\)'):
+    with pytest.raises(RuntimeError, match=r'expected input\[1, 4, 64, 64\] to have 3 channels, but got 4'):
         getattr(model, how if how != 'features_only' else 'forward')(torch.zeros(1, 4, 64, 64))
-    if how == 'forward':
-        model.conv1[0] = torch.nn.Conv2d(4, 24, 3, 2, 1, bias=False)  # a stem of one's own takes what it takes
-        assert model.eval()(torch.zeros(1, 4, 64, 64)).shape == (1, 1000)
 
 
 def test_tracing_warns_of_nothing():
     torch.jit.trace(timm.create_model('se_resnet10t_plugin').eval(), torch.zeros(1, 3, 64, 64))
 
 
-def test_legacy_networks_keep_the_norms_options_and_refuse_kernels_beside_their_strides():
+def test_legacy_networks_keep_the_norms_options_and_take_kernels_beside_their_strides():
     norm_layer = partial(nn.BatchNorm2d, eps=1e-3, momentum=0.01)
     bn2 = timm.create_model('legacy_seresnet18_plugin', norm_layer=norm_layer).layer1[0].bn2
     assert (bn2.eps, bn2.momentum) == (1e-3, 0.01)
-    with pytest.raises(ValueError, match='stride_in_1x1'):
-        timm.create_model('legacy_seresnet50_plugin', attn='sk')
+    block = timm.create_model('legacy_seresnet50_plugin', attn='sk', layers=(1, 1, 1, 1)).layer2[0]
+    assert (block.conv1.stride, block.conv2.paths[0].conv.stride) == ((2, 2), (1, 1))

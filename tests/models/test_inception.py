@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from timm_se_plugin.measuring.complexity import complexity
-from timm_se_plugin.placement.sites import attention_modules
+from timm_se_plugin.placement import attention_modules
 
 
 def attended(model, name):

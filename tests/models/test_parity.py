@@ -141,7 +141,7 @@ def test_nine_legacy_networks_are_registered():
 @pytest.mark.parametrize('name', [
     name if sum(c.isdigit() for c in name) < 3 else pytest.param(name, marks=pytest.mark.slow)
     for name in resnets()
-    if architectures[name].flag_is_open and name not in LEGACY and timm.is_model(architectures[name].base)])
+    if architectures[name].accepts_attn and name not in LEGACY and timm.is_model(architectures[name].base)])
 def test_without_a_flag_the_network_is_timms(name):
     reference = randomised(timm.create_model(name.removesuffix('_plugin'))).eval()
     model = timm.create_model(name).eval()

@@ -89,7 +89,7 @@ def test_can_be_saved_copied_scripted_traced_exported_and_compiled(name, tmp_pat
 
 
 def test_a_network_in_training_is_refused():
-    with pytest.raises(ValueError, match=r'training mode is not allowed; allowed: model.eval\(\)'):
+    with pytest.raises(ValueError, match=r'in training mode, .*; call model.eval\(\) first'):
         fuse_for_inference(timm.create_model('se_resnet10t_plugin').train())
 
 
@@ -110,7 +110,9 @@ def test_gradients_pass_through():
 def test_a_block_alone_is_deployed():
     block = timm.create_model('se_resnet18_plugin').layer1[0].double().eval()
     x = torch.randn(1, 64, 8, 8, dtype=torch.float64)
-    torch.testing.assert_close(fuse_for_inference(block)(x), block(x))
+    deployed = fuse_for_inference(block, input_size=(64, 8, 8))
+    assert type(deployed) is not type(block)
+    torch.testing.assert_close(deployed(x), block(x))
 
 
 class DoubledSqueezeExcite(SqueezeExcite):
@@ -130,7 +132,7 @@ def test_attention_that_computes_something_else_stays(name, channels, kind):
     block.se = kind(channels)
     block = block.double().eval()
     x = torch.randn(1, channels, 8, 8, dtype=torch.float64)
-    torch.testing.assert_close(fuse_for_inference(block)(x), block(x))
+    torch.testing.assert_close(fuse_for_inference(block, input_size=(channels, 8, 8))(x), block(x))
 
 
 @pytest.mark.parametrize(('conv', 'norm'), [
@@ -145,3 +147,107 @@ def test_a_norm_of_a_sum_stays():
     model = randomised(timm.create_model('repvit_m0_9', num_classes=3)).eval()
     x = images(2, 3, 64, 64).to(next(model.parameters()).dtype)
     torch.testing.assert_close(fuse_for_inference(model)(x), model(x), rtol=1e-4, atol=1e-4)
+
+
+def _with_group_norm(block):
+    block.bn1 = nn.GroupNorm(4, block.bn1.num_features)
+
+
+def _with_standardised_convolution(block):
+    conv = block.conv2
+    block.conv2 = StdConv2d(conv.in_channels, conv.out_channels, 3, stride=conv.stride, padding=1)
+
+
+def _with_weight_norm(block):
+    block.conv1 = nn.utils.weight_norm(block.conv1)
+
+
+def _with_parametrisation(block):
+    nn.utils.parametrizations.weight_norm(block.conv2)
+
+
+def _with_synchronised_norm(block):
+    block.bn1 = nn.SyncBatchNorm.convert_sync_batchnorm(block.bn1)
+
+
+def _with_frozen_norm(block):
+    block.bn1 = timm.layers.freeze_batch_norm_2d(block.bn1)
+
+
+def _with_sequences(block):
+    block.bn1 = nn.Sequential(block.bn1, nn.Tanh())
+    block.conv2 = nn.Sequential(block.conv2, nn.Dropout())
+
+
+def _with_hook(block):
+    block.conv1.register_forward_hook(lambda module, args, output: output + 1)
+
+
+class LowRank(nn.Module):
+    """A convolution with an addition of low rank, as adapters have it."""
+
+    def __init__(self, conv):
+        super().__init__()
+        self.base = conv
+        self.down = nn.Conv2d(conv.in_channels, 2, 1, bias=False)
+        self.up = nn.Conv2d(2, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, bias=False)
+
+    def forward(self, x):
+        return self.base(x) + self.up(self.down(x))
+
+
+def _with_adapter(block):
+    block.conv1, block.conv2 = LowRank(block.conv1), LowRank(block.conv2)
+
+
+@pytest.mark.parametrize('change', [
+    _with_group_norm, _with_standardised_convolution, _with_weight_norm, _with_parametrisation,
+    _with_synchronised_norm, _with_frozen_norm, _with_sequences, _with_hook, _with_adapter])
+@pytest.mark.parametrize('name', ['se_resnet18_plugin', 'se_resnet26_plugin'])
+@pytest.mark.filterwarnings('ignore:`torch.nn.utils.weight_norm` is deprecated:FutureWarning')
+def test_a_block_with_changed_modules_computes_what_it_did(name, change):
+    model = timm.create_model(name, layers=(1, 1, 1, 1))
+    for stage in (model.layer1, model.layer3):
+        change(stage[0])
+    model = randomised(model).double().eval()
+    x = images(2, 3, 64, 64)
+    with torch.no_grad():
+        assert relative_error(fuse_for_inference(model)(x), model(x)) < 1e-10
+
+
+class RunsBackwards(nn.Module):
+    """Norms that are registered in another order than they run."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.bn2 = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+        self.conv2, self.bn1 = nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4)
+
+    def forward(self, x):
+        return self.bn2(self.conv2(self.bn1(self.conv1(x))))
+
+
+class KeepsWhatItConvolved(nn.Module):
+    """A convolution whose output has another reader than its norm."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+
+    def forward(self, x):
+        x = self.conv(x)
+        return self.bn(x), x
+
+
+@pytest.mark.parametrize(('kind', 'folded'), [(RunsBackwards, 2), (KeepsWhatItConvolved, 0)])
+def test_norms_are_folded_as_they_run_and_only_where_nobody_else_reads(kind, folded):
+    model = randomised(kind()).double().eval()
+    x = images(2, 3, 16, 16)
+    fused = fuse_for_inference(model, input_size=(3, 16, 16))
+    torch.testing.assert_close(fused(x), model(x))
+    assert sum(isinstance(module, nn.Identity) for module in fused.modules()) == folded
+
+
+def test_a_network_that_does_not_take_the_image_is_one_clear_error():
+    with pytest.raises(ValueError, match=r'Linear does not take an image of \(3, 224, 224\).*; give the input_size'):
+        fuse_for_inference(nn.Linear(2, 2).eval())

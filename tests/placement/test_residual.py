@@ -7,11 +7,10 @@ import pytest
 import timm
 import torch
 from parity import gradients, images, randomised, relative_error
-from timm.models.resnet import BasicBlock
 from torch import nn
 
 from timm_se_plugin.measuring.complexity import saved_bytes
-from timm_se_plugin.placement import AttentionSpec, attention_blocks, residual
+from timm_se_plugin.placement import residual
 
 INTEGRATIONS = ['standard', 'pre', 'post', 'identity', '3x3']
 
@@ -158,8 +157,3 @@ def test_copies_and_averages_keep_the_fused_path(fused_calls):
         fused_calls.clear()
         copied(images(2, 3, 32, 32))
         assert len(fused_calls) == 6
-
-
-def test_sites_are_refused_where_no_network_has_names_yet():
-    with pytest.raises(ValueError, match="sites='layer1' is not allowed before the network is built"):
-        attention_blocks((BasicBlock,), AttentionSpec(sites='layer1'))

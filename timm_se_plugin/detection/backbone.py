@@ -18,12 +18,12 @@ from timm.models._hub import load_model_config_from_path  # private: timm export
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..models._builder import SAVED_AT, is_place, resolve_unseen
+from ..files.hub_files import SAVED_AT
 from ..models._registry import architectures
+from ..models._resolution import is_place, resolve_unseen
 from ..models.state_dicts import shortened
-from ..placement import AttentionSpec
-from ..placement.attention_layers import start_at_identity
-from ..placement.sites import attention_modules
+from ..placement import AttentionSpec, attention_modules
+from ..placement.finding import restart_identity
 
 __all__ = ['TimmAttentionBackbone']
 
@@ -204,18 +204,13 @@ class TimmAttentionBackbone(BaseModule):
         is_first = not self.is_init
         super().init_weights()
         if is_first and not self._has_checkpoint():
-            self._restore_identity()
+            restart_identity(self)
         if is_first and self.pretrained:
             self._load_pretrained()
 
     def _has_checkpoint(self) -> bool:
         configs = [self.init_cfg] if isinstance(self.init_cfg, dict) else self.init_cfg or []
         return any(config['type'] == 'Pretrained' for config in configs)
-
-    def _restore_identity(self) -> None:
-        for module in attention_modules(self).values():
-            if getattr(module, 'init', None) == 'identity':
-                start_at_identity(module)
 
     def _load_pretrained(self) -> None:
         """Let timm build the same network with its weights, with all of its checks and ours, and take them."""
@@ -257,7 +252,7 @@ class TimmAttentionBackbone(BaseModule):
         if attention and len(lacks_attention) == sum(key.startswith(attention) for key in own):
             missing -= lacks_attention
             if not missing:
-                self._restore_identity()
+                restart_identity(self)
                 print_log(f'the checkpoint has no attention for {self.model_name}, which starts with attn_init='
                           f"{self.attn and self.attn.init!r}; 'identity' would keep what the checkpoint computes",
                           'current', logging.WARNING)

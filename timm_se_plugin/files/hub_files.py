@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 __all__ = ['CONFIG', 'WEIGHTS', 'fetch', 'read_config', 'tensor_shapes']
 
 WEIGHTS, CONFIG = 'model.safetensors', 'config.json'
+SAVED_AT = ('hf-hub:', 'local-dir:')  # prefixes of timm's names for saved models
 
 
 def fetch(repo: str, name: str) -> Path:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..placement.sites import counted_attention
+from ..placement import counted_attention
+from ..placement.recalibration import attention_of_output
 
 __all__ = ['CONVENTION', 'Complexity', 'ModuleCost', 'complexity', 'saved_bytes']
 
@@ -97,7 +98,10 @@ def complexity(model: nn.Module, input_size: tuple[int, int, int] | None = None)
         return sum(whole(f'{name}.{child}' if name else child, inside) for child, inside in module.named_children())
 
     def whole(name: str, module: nn.Module) -> int:
-        return flops[name] if name in flops else inner(name, module)  # a ModuleList is never called, its content is
+        if name not in flops:
+            return inner(name, module)  # a ModuleList is never called, its content is
+        hooked = attention_of_output(module)  # called by a hook, which the counter sees after the module
+        return flops[name] + (whole(f'{name}.{hooked}', module.get_submodule(hooked)) if hooked else 0)
 
     attention = tuple(f'{name}.' for name in counted_attention(counted))
     costs = []

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from ..placement.sites import counted_attention
+from ..placement import counted_attention
 from .complexity import CONVENTION, Complexity, complexity
 
 __all__ = ['Node', 'draw_sites', 'site_tree']

@@ -6,9 +6,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from timm.models._features import feature_take_indices  # private: timm exports it nowhere
+from timm.models.resnet import ResNet
 from torch import Tensor, nn
-
-from ._networks import AttentionResNet, StemConv2d
 
 __all__ = ['CifarResNet', 'FourLevels', 'PaddedShortcut', 'as_timm_counts', 'keep_size_in_stem', 'refuse']
 
@@ -86,7 +85,7 @@ class FourLevels(nn.Module):
         return taken
 
 
-class CifarResNet(FourLevels, AttentionResNet):
+class CifarResNet(FourLevels, ResNet):
     """ResNet for 32x32 images: a 3x3 stem that keeps the size, no pooling, and three stages.
 
     Papers: "Deep Residual Learning", https://arxiv.org/abs/1512.03385, section 4.2, and ResNeXt,
@@ -101,7 +100,7 @@ class CifarResNet(FourLevels, AttentionResNet):
         stem_width: channels of the stem, an even number.
         shortcut: where the size or the width changes: ``'A'`` without parameters, ``'B'`` a 1x1 convolution and norm.
         output_stride: 2, or 4 and more; below 4 dilation takes the place of strides.
-        **kwargs: as ``AttentionResNet``, but for what concerns the stem.
+        **kwargs: as ``timm.models.resnet.ResNet``, but for what concerns the stem.
 
     Raises:
         ValueError: another ``shortcut``, ``output_stride`` or ``stem_width``, an option of timm's stem, or one of a
@@ -132,7 +131,7 @@ class CifarResNet(FourLevels, AttentionResNet):
             stem_type='deep', stem_width=stem_width // 2, **kwargs)
         levels: Any = self.feature_info
         keep_size_in_stem(levels)
-        self.conv1 = StemConv2d(
+        self.conv1 = nn.Conv2d(
             in_chans, stem_width, 3, padding=1, bias=False, device=kwargs.get('device'), dtype=kwargs.get('dtype'))
         nn.init.kaiming_normal_(self.conv1.weight, mode='fan_out', nonlinearity='relu')
         self.maxpool = nn.Identity()

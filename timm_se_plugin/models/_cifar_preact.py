@@ -9,9 +9,8 @@ from timm.layers import BatchNormAct2d, create_conv2d
 from timm.models.resnetv2 import ResNetV2
 from torch import nn
 
-from ..placement import AttentionSpec, add_attention
+from ..placement.finding import restart_identity
 from ._cifar_networks import FourLevels, as_timm_counts, keep_size_in_stem, refuse
-from ._networks import StemConv2d, checked_for_addition, restart_identity
 
 __all__ = ['CifarResNetV2']
 
@@ -26,7 +25,6 @@ class CifarResNetV2(FourLevels, ResNetV2):
     Args:
         layers: number of blocks of each stage.
         channels: channels of each stage's output.
-        attn: the attention, before the addition; None leaves timm's blocks.
         in_chans: channels of the images.
         stem_chs: channels of the stem.
         output_stride: 2, or 4 and more; below 4 dilation takes the place of strides.
@@ -34,14 +32,13 @@ class CifarResNetV2(FourLevels, ResNetV2):
         **kwargs: as ``timm.models.resnetv2.ResNetV2``, but for ``stem_type``.
 
     Raises:
-        ValueError: another ``output_stride``, a ``stem_type``, or attention elsewhere than before the addition.
+        ValueError: another ``output_stride``, or a ``stem_type``.
     """
 
     def __init__(
             self,
             layers: Sequence[int],
             channels: Sequence[int],
-            attn: AttentionSpec | None = None,
             in_chans: int = 3,
             stem_chs: int = 16,
             output_stride: int = 32,
@@ -49,24 +46,20 @@ class CifarResNetV2(FourLevels, ResNetV2):
             **kwargs: Any,
     ) -> None:
         refuse(kwargs, ('stem_type',), 'whose stem is one 3x3 convolution')
-        if attn is not None:
-            checked_for_addition(attn, 'a pre-activation network')
         super().__init__(
             layers, channels, in_chans=in_chans, stem_chs=stem_chs, output_stride=as_timm_counts(output_stride),
             **{'conv_layer': create_conv2d, 'norm_layer': BatchNormAct2d, **kwargs})
         levels: Any = self.feature_info
         keep_size_in_stem(levels)
-        stem = StemConv2d(
+        stem = nn.Conv2d(
             in_chans, levels[0]['num_chs'], 3, padding=1, bias=False,
             device=kwargs.get('device'), dtype=kwargs.get('dtype'))
         self.stem = nn.Sequential(OrderedDict(conv=stem))
-        if attn is not None:
-            add_attention(self, attn)
         self.init_weights(zero_init_last=zero_init_last)
 
     @torch.jit.ignore
     def init_weights(self, zero_init_last: bool = True) -> None:
-        """Initialize as timm does, and gates that start at 1 as such."""
+        """Initialise as timm does, and gates that start at 1 as such."""
         super().init_weights(zero_init_last=zero_init_last)
         restart_identity(self)
 

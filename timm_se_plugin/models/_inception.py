@@ -1,5 +1,6 @@
-"""timm's Inceptions with attention, gradient checkpointing and the classifier's name, which timm's lack."""
+"""timm's Inceptions with gradient checkpointing and the classifier's name, which timm's lack."""
 
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -9,28 +10,17 @@ from timm.models.inception_v3 import InceptionV3
 from timm.models.inception_v4 import InceptionV4
 from torch import Tensor, nn
 
-from ..placement import AttentionSpec, add_attention
-from ..placement.recalibration import renamed
-
-__all__ = ['AttentionInceptionResnetV2', 'AttentionInceptionV3', 'AttentionInceptionV4', 'without_auxiliary']
+__all__ = ['CheckpointedInceptionResnetV2', 'CheckpointedInceptionV3', 'CheckpointedInceptionV4', 'without_auxiliary']
 
 
 class _Completed(nn.Module):
-    """What the three have in common.
-
-    Args:
-        *args: as timm's class.
-        attn: the attention; None leaves the network as timm builds it.
-        **kwargs: as timm's class.
-    """
+    """What the three have in common; arguments are those of timm's class."""
 
     classifier_name = ''
 
-    def __init__(self, *args: Any, attn: AttentionSpec | None = None, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.grad_checkpointing = False
-        if attn:
-            add_attention(self, attn)
 
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
@@ -43,19 +33,27 @@ class _Completed(nn.Module):
         return self.classifier_name if name_only else self.get_submodule(self.classifier_name)
 
 
+def _renamed(method: Any, name: str) -> FunctionType:
+    """The same method by another name, which TorchScript compiles beside one that overrides it."""
+    copy = FunctionType(method.__code__, method.__globals__, name, method.__defaults__, method.__closure__)
+    copy.__kwdefaults__ = method.__kwdefaults__
+    copy.__annotations__ = dict(method.__annotations__)
+    return copy
+
+
 def _layers(model: Any) -> list[nn.Module]:
     """The layers in their order, as timm's network lists them; each of a sequence's for itself."""
     layers = [model.get_submodule(name) for name in model.layer_names]
     return [part for layer in layers for part in (layer if isinstance(layer, nn.Sequential) else (layer,))]
 
 
-class AttentionInceptionV3(_Completed, InceptionV3):
+class CheckpointedInceptionV3(_Completed, InceptionV3):
     """timm's ``InceptionV3``."""
 
     aux_logits: torch.jit.Final[bool]  # type: ignore[misc]  # TorchScript looks for it in the class itself
     classifier_name = 'fc'
-    _forward_preaux = renamed(InceptionV3.forward_preaux, '_forward_preaux')
-    _forward_postaux = renamed(InceptionV3.forward_postaux, '_forward_postaux')
+    _forward_preaux = _renamed(InceptionV3.forward_preaux, '_forward_preaux')
+    _forward_postaux = _renamed(InceptionV3.forward_postaux, '_forward_postaux')
 
     def forward_preaux(self, x: Tensor) -> Tensor:
         """As timm's, to the place of the auxiliary classifier."""
@@ -70,11 +68,11 @@ class AttentionInceptionV3(_Completed, InceptionV3):
         return self._forward_postaux(x)
 
 
-class AttentionInceptionV4(_Completed, InceptionV4):
+class CheckpointedInceptionV4(_Completed, InceptionV4):
     """timm's ``InceptionV4``."""
 
     classifier_name = 'last_linear'
-    _forward_features = renamed(InceptionV4.forward_features, '_forward_features')
+    _forward_features = _renamed(InceptionV4.forward_features, '_forward_features')
 
     def forward_features(self, x: Tensor) -> Tensor:
         """As timm's."""
@@ -83,11 +81,11 @@ class AttentionInceptionV4(_Completed, InceptionV4):
         return self._forward_features(x)
 
 
-class AttentionInceptionResnetV2(_Completed, InceptionResnetV2):
+class CheckpointedInceptionResnetV2(_Completed, InceptionResnetV2):
     """timm's ``InceptionResnetV2``."""
 
     classifier_name = 'classif'
-    _forward_features = renamed(InceptionResnetV2.forward_features, '_forward_features')
+    _forward_features = _renamed(InceptionResnetV2.forward_features, '_forward_features')
 
     def forward_features(self, x: Tensor) -> Tensor:
         """As timm's."""

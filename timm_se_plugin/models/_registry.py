@@ -6,14 +6,21 @@ from typing import Any
 from timm.models import DefaultCfg, register_model
 from torch import nn
 
-from ._builder import Architecture, build
+from ..placement.record import OPEN_NAMES, TIMM_NAMES
+from ._architecture import Architecture
+from ._builder import build
 
-__all__ = ['architectures', 'register']
+__all__ = ['architecture_of', 'architectures', 'register']
 
 architectures: dict[str, Architecture] = {}  # by name, of every module of names
 
 
-def register(module: str, arch: Architecture, default_cfg: DefaultCfg, doc: str) -> None:
+def architecture_of(name: str) -> Architecture | None:
+    """What stands behind a name of the plugin's, or behind the plugin's name for a network of timm's."""
+    return architectures.get(name) or architectures.get(TIMM_NAMES.get(name, ''))
+
+
+def register(module: str, arch: Architecture, default_cfg: DefaultCfg, doc: str, opened: str = '') -> None:
     """Register a name with timm, as an entrypoint of a module.
 
     Args:
@@ -21,6 +28,7 @@ def register(module: str, arch: Architecture, default_cfg: DefaultCfg, doc: str)
         arch: what stands behind the name.
         default_cfg: its pretrained configurations.
         doc: the entrypoint's docstring.
+        opened: the name of the same network that accepts ``attn=``; `arch` itself if not given.
     """
     def entrypoint(pretrained: bool = False, **kwargs: Any) -> nn.Module:
         return build(arch, pretrained, **kwargs)
@@ -32,4 +40,7 @@ def register(module: str, arch: Architecture, default_cfg: DefaultCfg, doc: str)
     names[arch.name] = entrypoint  # importable, as timm's own entrypoints are
     names['default_cfgs'][arch.name] = default_cfg
     architectures[arch.name] = arch
+    OPEN_NAMES[arch.name] = opened or arch.name
+    if arch.timm_name:
+        TIMM_NAMES[arch.timm_name] = arch.name
     register_model(entrypoint)

@@ -8,9 +8,7 @@ import torch.nn.functional as F
 from timm.models.resnet import BasicBlock
 from torch import Tensor, nn
 
-from ..placement import AttentionSpec
 from ._cifar_networks import CifarResNet
-from ._networks import checked_for_addition
 
 __all__ = ['ShakeShake', 'ShakeShakeBlock', 'ShakeShakeResNet']
 
@@ -93,8 +91,6 @@ class ShakeShakeBlock(nn.Module):
         downsample: the shortcut; None for the identity.
         act_layer: the activation.
         drop_path: stochastic depth, or None.
-        attn: the attention, or None.
-        stage: which stage the block is in, from 1.
         **kwargs: as ``timm.models.resnet.BasicBlock``, whose branch both have.
     """
 
@@ -108,8 +104,6 @@ class ShakeShakeBlock(nn.Module):
             downsample: nn.Module | None = None,
             act_layer: type[nn.Module] = nn.ReLU,
             drop_path: nn.Module | None = None,
-            attn: AttentionSpec | None = None,
-            stage: int = 1,
             **kwargs: Any,
     ) -> None:
         super().__init__()
@@ -117,8 +111,7 @@ class ShakeShakeBlock(nn.Module):
         self.branch1 = ShakeShakeBranch(inplanes, planes, stride, act_layer=act_layer, **kwargs)
         self.branch2 = ShakeShakeBranch(inplanes, planes, stride, act_layer=act_layer, **kwargs)
         self.mix = ShakeShake()
-        self.se = nn.Identity() if attn is None else checked_for_addition(attn, 'a Shake-Shake network').create(
-            planes, kwargs.get('device'), kwargs.get('dtype'))
+        self.se = nn.Identity()  # the place of the attention
         self.drop_path = nn.Identity() if drop_path is None else drop_path
         self.downsample = downsample
 

@@ -1,4 +1,4 @@
-"""torchvision's ShuffleNetV2 as a timm model, with attention."""
+"""torchvision's ShuffleNetV2 as a timm model."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,29 +12,23 @@ from timm.models.resnet import ResNet
 from torch import Tensor, nn
 from torchvision.models import ShuffleNetV2 as TorchvisionShuffleNetV2
 
-from ..placement import AttentionSpec
-from ._networks import StemConv2d, checked_for_addition
-
 __all__ = ['ShuffleNetV2']
 
 _STAGES = ('stage2', 'stage3', 'stage4')
 
 
 class ShuffleNetV2(TorchvisionShuffleNetV2):
-    """torchvision's ``ShuffleNetV2`` with timm's interface and attention in each unit's residual branch.
+    """torchvision's ``ShuffleNetV2`` with timm's interface.
 
-    Papers: ShuffleNet V2, https://arxiv.org/abs/1807.11164, and SKNet, https://arxiv.org/abs/1903.06586, Table 4: a
-    Selective Kernel takes the place of the branch's 3x3 depthwise convolution and its norm. Squeeze-and-Excitation
-    comes at the end of the branch, before the concatenation; the SK paper does not say where its comparison has it.
-    Keys are torchvision's; the attention's are ``branch2.se`` and ``branch2.3``. Stages 1, 2 and 3 of the attention
-    are the network's stages 2, 3 and 4.
+    Paper: ShuffleNet V2, https://arxiv.org/abs/1807.11164. Keys are torchvision's; those of attention are
+    ``branch2.se`` and, of a Selective Kernel, ``branch2.3``. Stages 1, 2 and 3 of the attention are the network's
+    stages 2, 3 and 4.
 
     Shape: (N, in_chans, H, W) -> (N, num_classes).
 
     Args:
         layers: number of units of each of the three stages.
         channels: of the stem, each stage, and the last convolution.
-        attn: the attention, or None.
         num_classes: 0 for no classifier.
         in_chans: channels of the images.
         global_pool: timm's pooling.
@@ -44,14 +38,15 @@ class ShuffleNetV2(TorchvisionShuffleNetV2):
         dtype: their type.
 
     Raises:
-        ValueError: another ``output_stride``, or attention that these units have no place for.
+        ValueError: another ``output_stride``.
     """
+
+    attention_stages = 3  # to add_attention
 
     def __init__(
             self,
             layers: Sequence[int] = (4, 8, 4),
             channels: Sequence[int] = (24, 116, 232, 464, 1024),
-            attn: AttentionSpec | None = None,
             num_classes: int = 1000,
             in_chans: int = 3,
             global_pool: str = 'avg',
@@ -62,14 +57,12 @@ class ShuffleNetV2(TorchvisionShuffleNetV2):
     ) -> None:
         if output_stride not in (8, 16, 32):
             raise ValueError(f'output_stride={output_stride!r} is not allowed; allowed: 8, 16, 32')
-        if attn is not None:
-            checked_for_addition(attn, 'a ShuffleNet', selects_kernels=True)
         super().__init__(list(layers), list(channels), num_classes=1)
         self.num_classes = num_classes
         self.in_chans = in_chans
         self.drop_rate = drop_rate
         self.grad_checkpointing = False
-        self.conv1[0] = StemConv2d(in_chans, channels[0], 3, stride=2, padding=1, bias=False)
+        self.conv1[0] = nn.Conv2d(in_chans, channels[0], 3, stride=2, padding=1, bias=False)
         self.num_features = channels[-1]
         del self.fc
         self.global_pool: Any
@@ -80,16 +73,13 @@ class ShuffleNetV2(TorchvisionShuffleNetV2):
             {'num_chs': channels[0], 'reduction': 2, 'module': 'conv1'},
             {'num_chs': channels[0], 'reduction': 4, 'module': 'maxpool'}]
         reduction, dilation = 4, 1
-        for number, (name, width) in enumerate(zip(_STAGES, channels[1:4], strict=True), start=1):
+        for name, width in zip(_STAGES, channels[1:4], strict=True):
             units = getattr(self, name)
             if reduction < output_stride:
                 reduction *= 2
             else:
                 _dilate(units, dilation, 2 * dilation)
                 dilation *= 2
-            if attn is not None:
-                for unit in units:
-                    _attend(unit.branch2, attn, number)
             self.feature_info.append({'num_chs': width, 'reduction': reduction, 'module': name})
         self.to(device=device, dtype=dtype)
 
@@ -194,13 +184,3 @@ def _dilate(units: nn.Sequential, first_dilation: int, dilation: int) -> None:
             if isinstance(conv, nn.Conv2d) and conv.kernel_size == (3, 3):
                 size = first_dilation if index == 0 else dilation
                 conv.stride, conv.dilation, conv.padding = (1, 1), (size, size), (size, size)
-
-
-def _attend(branch: nn.Sequential, attn: AttentionSpec, stage: int) -> None:
-    """Give attention to the residual branch of a unit: 1x1, norm, activation, 3x3, norm, 1x1, norm, activation."""
-    depthwise: Any = branch[3]
-    if attn.selects_kernels(stage):
-        branch[3] = attn.create_selective_kernel(depthwise, stride=depthwise.stride[0])
-        branch[4] = nn.Identity()  # every kernel has its own norm
-    if attn.recalibrates(stage):
-        branch.add_module('se', attn.create(depthwise.out_channels))

@@ -11,9 +11,6 @@ from timm.models.resnet import ResNet
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..placement import AttentionSpec, add_attention
-from ..placement.families import FAMILIES, Family, Site
-
 __all__ = ['BnInception', 'BnInceptionModule']
 
 class HalvingMaxPool2d(nn.MaxPool2d):
@@ -93,7 +90,6 @@ class BnInception(nn.Module):
         norm_layer: timm's name of the norm.
         norm_eps: its epsilon.
         act_layer: timm's name of the activation.
-        attn: the attention; None for a plain network.
         device: where to create the parameters.
         dtype: their type.
 
@@ -111,7 +107,6 @@ class BnInception(nn.Module):
             norm_layer: str = 'batchnorm2d',
             norm_eps: float = 1e-5,
             act_layer: str = 'relu',
-            attn: AttentionSpec | None = None,
             device: torch.device | str | None = None,
             dtype: torch.dtype | None = None,
     ) -> None:
@@ -157,8 +152,6 @@ class BnInception(nn.Module):
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d):
                 nn.init.kaiming_normal_(layer.weight, mode='fan_out', nonlinearity='relu')
-        if attn:
-            add_attention(self, attn)
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
@@ -244,5 +237,3 @@ class BnInception(nn.Module):
         """Classify."""
         return self.forward_head(self.forward_features(x))
 
-
-FAMILIES['bn_inception'] = Family((), {'standard': (Site((BnInceptionModule,)),)})  # after the concatenation

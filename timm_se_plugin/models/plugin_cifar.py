@@ -6,7 +6,7 @@
 - ``resnetv2_164_cifar_plugin``, ``wide_resnet16_8_cifar_plugin``, ``shake_shake26_2x96d_cifar_plugin``: SE paper,
   Tables 4 and 5; with SE, not with SK.
 
-``<name>_plugin`` is plain, with the ``attn`` flag open; ``se_<name>_plugin`` and ``sk_<name>_plugin`` carry attention.
+``<name>_plugin`` is plain and accepts ``attn=``; ``se_<name>_plugin`` and ``sk_<name>_plugin`` carry attention.
 The input is a 32x32 image, and there are 10 classes unless ``num_classes`` says otherwise.
 """
 
@@ -18,7 +18,7 @@ from timm.models.resnet import BasicBlock, Bottleneck
 from torch import nn
 
 from ..placement import AttentionSpec
-from ._builder import Architecture
+from ._architecture import Architecture
 from ._cifar_networks import CifarResNet
 from ._cifar_preact import CifarResNetV2
 from ._registry import register
@@ -38,15 +38,17 @@ def _cfg(first_conv: str, classifier: str) -> DefaultCfg:
 def _register(name: str, model_cls: type[nn.Module], args: dict[str, Any], *attns: AttentionSpec) -> None:
     """Register the plain network, and one with each attention."""
     is_v2 = issubclass(model_cls, CifarResNetV2)  # timm's key names and modules are others there
-    args = {'feature_cfg': {'out_indices': (0, 1, 2, 3), **({'flatten_sequential': True} if is_v2 else {})}, **args}
+    levels = {'out_indices': (0, 1, 2, 3), **({'flatten_sequential': True} if is_v2 else {})}
     keys = ('stem.conv', 'head.fc') if is_v2 else ('conv1', 'fc')
     for attn in (None, *attns):
         full_name = f'{attn.attn}_{name}_plugin' if attn else f'{name}_plugin'
         register(
             __name__,
             Architecture(
-                full_name, name, attn, flag_is_open=attn is None, model_cls=model_cls, model_args=args, stages=3),
-            _cfg(*keys), f'{name} for 32x32 images, {attn.attn if attn else "attention by the attn flag"}.')
+                full_name, name, attn, model_cls, accepts_attn=attn is None, model_args=args, stages=3,
+                feature_cfg=levels),
+            _cfg(*keys), f'{name} for 32x32 images, {attn.attn if attn else "with any attention by attn="}.',
+            opened=f'{name}_plugin')
 
 
 def _register_all() -> None:

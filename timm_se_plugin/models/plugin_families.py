@@ -1,18 +1,21 @@
 """Names for timm's networks other than ResNets, by the table of placement/families.py.
 
-``<base>_plugin`` is timm's network, with the ``attn`` flag open; ``se_<base>_plugin`` carries SE in the places that its
+``<base>_plugin`` is timm's network, which accepts ``attn=``; ``se_<base>_plugin`` carries SE in the places that its
 family's literature uses.
 """
 
 import re
+import sys
+import warnings
 from fnmatch import translate
+from typing import Any
 
 import timm
 from timm.models import DefaultCfg
 
 from ..placement import AttentionSpec
 from ..placement.families import FAMILIES
-from ._builder import Architecture
+from ._architecture import Architecture, timm_network
 from ._published import Source, published_cfgs, with_warm_starts, without_weights
 from ._registry import register
 
@@ -21,22 +24,31 @@ default_cfgs: dict[str, DefaultCfg] = {}  # where register_model looks for the p
 
 
 def _register_all() -> None:
-    theirs = [name for name in timm.list_models(include_tags=False) if not name.endswith('_plugin')]
+    names = [name for name in timm.list_models(include_tags=False) if not name.endswith('_plugin')]
     for family in FAMILIES.values():
-        model_args = {'feature_cfg': family.feature_cfg} if family.feature_cfg else {}
-        is_base = re.compile('|'.join(map(translate, family.bases)) or '(?!)').match
-        for base in filter(is_base, theirs):
+        bases = list(filter(re.compile('|'.join(map(translate, family.bases)) or '(?!)').match, names))
+        missing = family.missing_classes()
+        if bases and missing:
+            warnings.warn(f'timm {timm.__version__} has no {", ".join(missing)}: timm_se_plugin leaves out the names '
+                          f'{bases[0]}_plugin and its like', stacklevel=2)
+            continue
+        module, _, function = family.checkpoint_filter.rpartition('.')
+        common: dict[str, Any] = {
+            'feature_cfg': family.feature_cfg,
+            'checkpoint_filter': getattr(sys.modules[module], function) if function else None}
+        for base in bases:
             source = Source(base, None)
             cfgs = published_cfgs(source)
             register(
-                __name__, Architecture(f'{base}_plugin', base, None, source=source, model_cls=None,
-                                       model_args=model_args),
-                cfgs, f"timm's {base}; attention by the attn flag.")
+                __name__, Architecture(
+                    f'{base}_plugin', base, None, timm_network(base), timm_name=base, source=source, **common),
+                cfgs, f"timm's {base}, with any attention by attn=.")
             register(
                 __name__, Architecture(
-                    f'se_{base}_plugin', base, AttentionSpec('se'), flag_is_open=False, plain_source=source,
-                    model_cls=None, model_args=model_args),
-                with_warm_starts(without_weights(cfgs.default), cfgs), f"timm's {base} with attention: se.")
+                    f'se_{base}_plugin', base, AttentionSpec('se'), timm_network(base), accepts_attn=False,
+                    plain_source=source, **common),
+                with_warm_starts(without_weights(cfgs.default), cfgs), f"timm's {base} with attention: se.",
+                opened=f'{base}_plugin')
 
 
 _register_all()

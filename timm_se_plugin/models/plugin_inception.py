@@ -1,6 +1,6 @@
 """Names for the Inceptions: timm's three, and BN-Inception.
 
-``<base>_plugin`` is the network, with the ``attn`` flag open; ``se_<base>_plugin`` is SE-Inception: SE after each
+``<base>_plugin`` is the network, which accepts ``attn=``; ``se_<base>_plugin`` is SE-Inception: SE after each
 module's concatenation, and in residual modules on the branch before it is scaled and added (SE paper, Figures 2, 3).
 """
 
@@ -10,11 +10,12 @@ from typing import Any
 from timm.models import DefaultCfg, PretrainedCfg
 
 from ..placement import AttentionSpec
-from ._builder import Architecture
+from ..placement.families import FAMILIES
+from ._architecture import Architecture
 from ._inception import (
-    AttentionInceptionResnetV2,
-    AttentionInceptionV3,
-    AttentionInceptionV4,
+    CheckpointedInceptionResnetV2,
+    CheckpointedInceptionV3,
+    CheckpointedInceptionV4,
     without_auxiliary,
 )
 from ._published import Source, published_cfgs, with_warm_starts, without_weights
@@ -29,25 +30,25 @@ _BN_INCEPTION = DefaultCfg(tags=deque(['']), cfgs={'': PretrainedCfg(
     classifier='fc')})
 
 
-def _register(base: str, model_cls: Any, cfgs: DefaultCfg, source: Source | None, **model_args: Any) -> None:
-    register(
-        __name__, Architecture(f'{base}_plugin', base, None, source=source, model_cls=model_cls, model_args=model_args),
-        cfgs, f'{base}; attention by the attn flag.')
+def _register(base: str, create: Any, cfgs: DefaultCfg, source: Source | None, **common: Any) -> None:
     register(
         __name__, Architecture(
-            f'se_{base}_plugin', base, AttentionSpec('se'), flag_is_open=False, plain_source=source,
-            model_cls=model_cls, model_args=model_args),
-        with_warm_starts(without_weights(cfgs.default), cfgs), f'SE-{base}.')
+            f'{base}_plugin', base, None, create, timm_name=base if source else '', source=source, **common),
+        cfgs, f'{base}, with any attention by attn=.')
+    register(
+        __name__, Architecture(
+            f'se_{base}_plugin', base, AttentionSpec('se'), create, accepts_attn=False, plain_source=source, **common),
+        with_warm_starts(without_weights(cfgs.default), cfgs), f'SE-{base}.', opened=f'{base}_plugin')
 
 
 def _register_all() -> None:
     _register('bn_inception', BnInception, _BN_INCEPTION, None)
-    for base, model_cls, model_args in (
-            ('inception_v3', AttentionInceptionV3, {'pretrained_filter_fn': without_auxiliary}),
-            ('inception_v4', AttentionInceptionV4, {}),
-            ('inception_resnet_v2', AttentionInceptionResnetV2, {})):
+    for base, create, common in (
+            ('inception_v3', CheckpointedInceptionV3, {'checkpoint_filter': without_auxiliary}),
+            ('inception_v4', CheckpointedInceptionV4, {'feature_cfg': FAMILIES['inception_v4'].feature_cfg}),
+            ('inception_resnet_v2', CheckpointedInceptionResnetV2, {})):
         source = Source(base, None)
-        _register(base, model_cls, published_cfgs(source), source, **model_args)
+        _register(base, create, published_cfgs(source), source, **common)
 
 
 _register_all()

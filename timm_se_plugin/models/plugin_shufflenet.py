@@ -1,6 +1,6 @@
 """ShuffleNetV2, which timm does not have, plain, with SE and with SK (SK paper, Table 4), built from torchvision's.
 
-- ``shufflenetv2_050_plugin``, ``shufflenetv2_100_plugin``: the widths 0.5x and 1.0x, with the ``attn`` flag open;
+- ``shufflenetv2_050_plugin``, ``shufflenetv2_100_plugin``: the widths 0.5x and 1.0x, which accept ``attn=``;
   ``se_<name>`` and ``sk_<name>`` carry attention.
 """
 
@@ -9,7 +9,7 @@ from collections import deque
 from timm.models import DefaultCfg, PretrainedCfg
 
 from ..placement import AttentionSpec
-from ._builder import Architecture
+from ._architecture import Architecture
 from ._registry import register
 from ._shufflenet import ShuffleNetV2
 
@@ -36,9 +36,9 @@ def _register_all() -> None:
             register(
                 __name__,
                 Architecture(
-                    full_name, name, attn, flag_is_open=attn is None, model_cls=ShuffleNetV2,
+                    full_name, name, attn, ShuffleNetV2, accepts_attn=attn is None,
                     model_args={'layers': (4, 8, 4), 'channels': channels}, stages=3),
-                _cfg(), f'{name}, {attn.attn if attn else "attention by the attn flag"}.')
+                _cfg(), f'{name}, {attn.attn if attn else "with any attention by attn="}.', opened=f'{name}_plugin')
 
 
 _register_all()

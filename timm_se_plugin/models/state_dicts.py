@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..placement.sites import attention_modules
+from ..placement import attention_modules
 
 __all__ = ['StateDict', 'checkpoint_filter']
 

@@ -1,37 +1,31 @@
-"""Where attention sits in each family of timm's networks: one table for names, flags and :func:`add_attention`.
+"""Where attention sits in each family of networks: one table for names, flags and :func:`add_attention`.
 
 In a residual unit it recalibrates the branch before the addition, and elsewhere a module's result, such as the
-concatenation of an Inception module (SE paper, section 3.3, Figures 2 and 3).
+concatenation of an Inception module (SE paper, section 3.3, Figures 2 and 3). Blocks are named by their module and
+class and looked for by that name: nothing is imported for the table, and a class that timm renames takes its own family
+away.
 """
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from timm.models._efficientnet_blocks import DepthwiseSeparableConv, InvertedResidual  # private: exported nowhere
-from timm.models.convnext import ConvNeXtBlock
-from timm.models.densenet import DenseNet, DenseTransition
-from timm.models.dpn import DualPathBlock
-from timm.models.inception_resnet_v2 import Block8, Block17, Block35, Mixed_5b, Mixed_6a, Mixed_7a
-from timm.models.inception_v3 import InceptionA, InceptionB, InceptionC, InceptionD, InceptionE
-from timm.models.inception_v4 import InceptionA as InceptionA4
-from timm.models.inception_v4 import InceptionB as InceptionB4
-from timm.models.inception_v4 import InceptionC as InceptionC4
-from timm.models.inception_v4 import ReductionA, ReductionB
-from timm.models.regnet import Bottleneck as RegNetBottleneck
-from timm.models.regnet import PreBottleneck as RegNetPreBottleneck
-from timm.models.res2net import Bottle2neck
-from timm.models.resnet import BasicBlock, Bottleneck
-from timm.models.resnetv2 import Bottleneck as BottleneckV2
-from timm.models.resnetv2 import PreActBasic, PreActBottleneck
-from timm.models.vgg import VGG
-from timm.models.xception import Block as XceptionBlock
-from timm.models.xception_aligned import PreXceptionModule, XceptionModule
 from torch import nn
 
 from .spec import INTEGRATIONS
 
-__all__ = ['FAMILIES', 'Family', 'Site']
+__all__ = ['FAMILIES', 'RESIDUAL_BLOCKS', 'Family', 'KernelSite', 'Site', 'is_of', 'is_of_type']
+
+
+def is_of(module: nn.Module, names: tuple[str, ...]) -> bool:
+    """Whether a module's class, or one that it is derived from, has one of these names (``'package.module.Class'``)."""
+    return any(f'{cls.__module__}.{cls.__qualname__}' in names for cls in type(module).__mro__)
+
+
+def is_of_type(module: nn.Module, names: tuple[str, ...]) -> bool:
+    """Whether a module is of a class with one of these names, and not of one that is derived from it."""
+    return f'{type(module).__module__}.{type(module).__qualname__}' in names
 
 
 @dataclass(frozen=True)
@@ -39,15 +33,15 @@ class Site:
     """A tensor in every block of a kind.
 
     Args:
-        blocks: timm's classes of the block.
+        blocks: names of the block's classes.
         module: the module in the block, a regular expression for its name; empty for the block itself.
-        tensor: the module's ``'output'`` or ``'input'``; ``'slot'`` where timm's block has a place for attention, which
-            is that module; ``'block'`` where the plugin has a block of its own, with every integration.
+        tensor: the module's ``'output'`` or ``'input'``; ``'slot'`` where the block has a place for attention, which is
+            that module; ``'block'`` for timm's residual blocks, which become the package's, with every integration.
         where: a condition on the block and the module.
         empty: what a slot without attention holds: a module of this kind, or None.
     """
 
-    blocks: tuple[type[nn.Module], ...]
+    blocks: tuple[str, ...]
     module: str = ''
     tensor: Literal['output', 'input', 'slot', 'block'] = 'output'
     where: Callable[[Any, Any], bool] = lambda block, module: True
@@ -55,86 +49,158 @@ class Site:
 
 
 @dataclass(frozen=True)
+class KernelSite:
+    """A convolution whose place a Selective Kernel takes, in every block of a kind.
+
+    Args:
+        blocks: names of the block's classes, of which a derived class is none.
+        conv: name of the 3x3 convolution in the block.
+        norm: name of its norm, which every branch gets one of, and which becomes an identity, as all of these do.
+        act: name of its activation; empty if it has none.
+        drop: name of a layer between the two; empty if there is none.
+        aa: name of an anti-aliasing layer after them; empty if there is none.
+    """
+
+    blocks: tuple[str, ...]
+    conv: str
+    norm: str
+    act: str = ''
+    drop: str = ''
+    aa: str = ''
+
+
+@dataclass(frozen=True)
 class Family:
     """Networks that carry attention in the same places.
 
     Args:
-        bases: names of timm's models, with wildcards; there is ``<base>_plugin`` and ``se_<base>_plugin`` of each.
         sites: for each integration the places.
-        feature_cfg: how ``features_only`` finds the levels, where timm has a network of its own for them.
+        bases: names of timm's models, with wildcards; there is ``<base>_plugin`` and ``se_<base>_plugin`` of each.
+        kernels: where a Selective Kernel may be.
+        feature_cfg: how ``features_only`` finds the levels, where timm's own network says so to its builder.
+        checkpoint_filter: timm's function that brings the published weights into the form of its network.
     """
 
-    bases: tuple[str, ...]
     sites: dict[str, tuple[Site, ...]]
+    bases: tuple[str, ...] = ()
+    kernels: tuple[KernelSite, ...] = ()
     feature_cfg: dict[str, Any] = field(default_factory=dict)
+    checkpoint_filter: str = ''
 
     @property
-    def blocks(self) -> tuple[type[nn.Module], ...]:
-        """Every kind of block that a site is in."""
+    def blocks(self) -> tuple[str, ...]:
+        """Names of the classes of every kind of block that a site is in."""
         return tuple(block for sites in self.sites.values() for site in sites for block in site.blocks)
+
+    def missing_classes(self) -> list[str]:
+        """Those of timm's names in the table that the installed timm does not have."""
+        names = [*self.blocks, *(block for site in self.kernels for block in site.blocks), self.checkpoint_filter]
+        return [name for name in names if name.startswith('timm.') and not _exists(name)]
+
+
+def _exists(name: str) -> bool:
+    module, _, attribute = name.rpartition('.')
+    return hasattr(sys.modules.get(module), attribute)  # `import timm` imports every module of its models
+
+
+def _timm(module: str, *classes: str) -> tuple[str, ...]:
+    return tuple(f'timm.models.{module}.{name}' for name in classes)
 
 
 def _is_activation(block: Any, module: nn.Module) -> bool:
     return not isinstance(module, nn.MaxPool2d) and not list(module.parameters())
 
 
-_ResNetV2Blocks = (PreActBasic, PreActBottleneck, BottleneckV2)
-_InceptionResNetBlocks = (Block35, Block17, Block8)
+RESIDUAL_BLOCKS = _timm('resnet', 'BasicBlock', 'Bottleneck')  # which become the package's
+_SEPARABLE = _timm('_efficientnet_blocks', 'DepthwiseSeparableConv')
+_RESNET_V2 = _timm('resnetv2', 'PreActBasic', 'PreActBottleneck', 'Bottleneck')
+_INCEPTION_RESNET = _timm('inception_resnet_v2', 'Block35', 'Block17', 'Block8')
+_CONVNEXT = _timm('convnext', 'ConvNeXtBlock')
+_SHUFFLE = ('torchvision.models.shufflenetv2.InvertedResidual',)
 
 FAMILIES: dict[str, Family] = {
-    # Its names come from models/plugin_resnet.py, with the blocks in place from the start.
-    'resnet': Family((), {
-        integration: (Site((BasicBlock, Bottleneck), tensor='block'),) for integration in INTEGRATIONS}),
-    # After each module's concatenation (Figure 2); the reductions are modules too, the stem is none. Their names come
-    # from models/plugin_inception.py.
-    'inception_v3': Family((), {'standard': (Site((
-        InceptionA, InceptionB, InceptionC, InceptionD, InceptionE)),)}),
-    'inception_v4': Family((), {'standard': (Site((
-        InceptionA4, ReductionA, InceptionB4, ReductionB, InceptionC4)),)}),
+    'resnet': Family(
+        {integration: (Site(RESIDUAL_BLOCKS, tensor='block'),)
+         for integration in INTEGRATIONS},
+        kernels=(
+            KernelSite(_timm('resnet', 'BasicBlock'), 'conv1', 'bn1', 'act1', 'drop_block', 'aa'),
+            KernelSite(_timm('resnet', 'Bottleneck'), 'conv2', 'bn2', 'act2', 'drop_block', 'aa'))),
+    'shake_shake': Family({'standard': (Site(
+        ('timm_se_plugin.models._shake_shake.ShakeShakeBlock',), 'se', 'slot'),)}),
+    # At the end of the residual branch, before the concatenation; the SK paper's Table 4 does not say where its
+    # comparison has SE. A Selective Kernel takes the place of the depthwise convolution and its norm.
+    'shufflenetv2': Family(
+        {'standard': (Site(_SHUFFLE, 'branch2'),)}, kernels=(KernelSite(_SHUFFLE, 'branch2.3', 'branch2.4'),)),
+    # After each module's concatenation (SE paper, Figure 2); the reductions are modules too, the stem is none.
+    'inception_v3': Family({'standard': (Site(_timm(
+        'inception_v3', 'InceptionA', 'InceptionB', 'InceptionC', 'InceptionD', 'InceptionE')),)}),
+    'inception_v4': Family(
+        {'standard': (Site(_timm(
+            'inception_v4', 'InceptionA', 'ReductionA', 'InceptionB', 'ReductionB', 'InceptionC')),)},
+        feature_cfg={'flatten_sequential': True}),
+    'bn_inception': Family({'standard': (Site(('timm_se_plugin.models.bn_inception.BnInceptionModule',)),)}),
     # Residual modules: on the branch, before it is scaled and added (Figure 3).
-    'inception_resnet_v2': Family((), {
+    'inception_resnet_v2': Family({
         'standard': (
-            Site((Mixed_5b, Mixed_6a, Mixed_7a)),
-            Site(_InceptionResNetBlocks, 'conv2d')),
-        'post': (Site(_InceptionResNetBlocks),)}),
+            Site(_timm('inception_resnet_v2', 'Mixed_5b', 'Mixed_6a', 'Mixed_7a')), Site(_INCEPTION_RESNET, 'conv2d')),
+        'post': (Site(_INCEPTION_RESNET),)}),
     # After the non-linearity of each convolution (SE paper, Table 2).
-    'vgg': Family(('vgg*_bn',), {'standard': (Site((VGG,), r'features\.\d+', where=_is_activation),)}),
+    'vgg': Family(
+        {'standard': (Site(_timm('vgg', 'VGG'), r'features\.\d+', where=_is_activation),)}, bases=('vgg*_bn',),
+        feature_cfg={'flatten_sequential': True, 'out_indices': (0, 1, 2, 3, 4, 5)},
+        checkpoint_filter='timm.models.vgg._filter_fn'),
     # After the pointwise convolution that ends a block: the 0.5 M parameters more of the SE paper's Table 3 are these.
-    'mobilenetv1': Family(('mobilenetv1_*',), {'standard': (
-        Site((DepthwiseSeparableConv,), r'bn2\.act', where=lambda block, _: block.has_pw_act),)},
-        feature_cfg={'flatten_sequential': True}),
+    'mobilenetv1': Family(
+        {'standard': (Site(_SEPARABLE, r'bn2\.act', where=lambda block, _: block.has_pw_act),)},
+        bases=('mobilenetv1_*',), feature_cfg={'flatten_sequential': True}),
     # After the depthwise convolution (MnasNet, arXiv 1807.11626, Figure 7; MobileNetV3, arXiv 1905.02244, Figure 4).
-    'mobilenetv2': Family(('mobilenetv2_*',), {'standard': (
-        Site((InvertedResidual,), 'se', 'slot'),
-        Site((DepthwiseSeparableConv,), 'se', 'slot', where=lambda block, _: not block.has_pw_act))},
-        feature_cfg={'flatten_sequential': True}),
+    'mobilenetv2': Family(
+        {'standard': (
+            Site(_timm('_efficientnet_blocks', 'InvertedResidual'), 'se', 'slot'),
+            Site(_SEPARABLE, 'se', 'slot', where=lambda block, _: not block.has_pw_act))},
+        bases=('mobilenetv2_*',), feature_cfg={'flatten_sequential': True}),
     # The branch of a pre-activation unit ends in a convolution.
-    'resnetv2': Family(('resnetv2_*',), {
-        'standard': (
-            Site((PreActBasic,), 'conv2'),
-            Site((PreActBottleneck,), 'conv3'),
-            Site((BottleneckV2,), 'drop_path', 'input')),
-        'post': (Site(_ResNetV2Blocks),)}),
+    'resnetv2': Family(
+        {'standard': (
+            Site(_timm('resnetv2', 'PreActBasic'), 'conv2'),
+            Site(_timm('resnetv2', 'PreActBottleneck'), 'conv3'),
+            Site(_timm('resnetv2', 'Bottleneck'), 'drop_path', 'input')),
+         'post': (Site(_RESNET_V2),)},
+        bases=('resnetv2_*',), feature_cfg={'flatten_sequential': True}),
     # As in ResNet (Res2Net, arXiv 1904.01169, Figure 3).
-    'res2net': Family(('res2net*', 'res2next*'), {'standard': (Site((Bottle2neck,), 'se', 'slot', empty=None),)}),
+    'res2net': Family(
+        {'standard': (Site(_timm('res2net', 'Bottle2neck'), 'se', 'slot', empty=None),)},
+        bases=('res2net*', 'res2next*')),
     # After a dense block's concatenation, before the transition; the last one after its norm and activation.
-    'densenet': Family(('densenet*',), {'standard': (
-        Site((DenseTransition,), tensor='input'), Site((DenseNet,), r'features\.norm5\.act'))}),
-    'xception': Family(('xception*', 'legacy_xception'), {'standard': (
-        Site((XceptionBlock,), 'rep'),
-        Site((XceptionModule, PreXceptionModule), r'stack\.conv3'))}),
+    'densenet': Family(
+        {'standard': (
+            Site(_timm('densenet', 'DenseTransition'), tensor='input'),
+            Site(_timm('densenet', 'DenseNet'), r'features\.norm5\.act'))},
+        bases=('densenet*',), feature_cfg={'flatten_sequential': True},
+        checkpoint_filter='timm.models.densenet._filter_torchvision_pretrained'),
+    'legacy_xception': Family(
+        {'standard': (Site(_timm('xception', 'Block'), 'rep'),)}, bases=('legacy_xception',),
+        feature_cfg={'feature_cls': 'hook'}),
+    'xception': Family(
+        {'standard': (Site(_timm('xception_aligned', 'XceptionModule', 'PreXceptionModule'), r'stack\.conv3'),)},
+        bases=('xception*',), feature_cfg={'flatten_sequential': True, 'feature_cls': 'hook'}),
     # Both paths' new channels, before the one is added and the other concatenated.
-    'dpn': Family(('dpn*',), {'standard': (
-        Site((DualPathBlock,), 'c1x1_c', where=lambda block, _: not block.b),
-        Site((DualPathBlock,), 'c1x1_c[12]', where=lambda block, _: block.b))}),
+    'dpn': Family(
+        {'standard': (
+            Site(_timm('dpn', 'DualPathBlock'), 'c1x1_c', where=lambda block, _: not block.b),
+            Site(_timm('dpn', 'DualPathBlock'), 'c1x1_c[12]', where=lambda block, _: block.b))},
+        bases=('dpn*',), feature_cfg={'flatten_sequential': True}),
     # RegNetY is RegNetX with SE after the 3x3 convolution (arXiv 2003.13678, section 5).
-    'regnetx': Family(('regnetx_*',), {'standard': (
-        Site((RegNetBottleneck, RegNetPreBottleneck), 'se', 'slot'),)}),
+    'regnetx': Family(
+        {'standard': (Site(_timm('regnet', 'Bottleneck', 'PreBottleneck'), 'se', 'slot'),)}, bases=('regnetx_*',),
+        checkpoint_filter='timm.models.regnet._filter_fn'),
     # No paper is known for it: before the addition, as in every residual unit.
-    'convnext': Family(('convnext*', 'test_convnext*'), {
-        'standard': (Site((ConvNeXtBlock,), 'drop_path', 'input'),),
-        'pre': (Site((ConvNeXtBlock,), 'conv_dw', 'input'),),
-        'post': (Site((ConvNeXtBlock,)),),
-        'identity': (Site((ConvNeXtBlock,), 'shortcut'),),
-        '3x3': (Site((ConvNeXtBlock,), 'conv_dw'),)}),
+    'convnext': Family(
+        {'standard': (Site(_CONVNEXT, 'drop_path', 'input'),),
+         'pre': (Site(_CONVNEXT, 'conv_dw', 'input'),),
+         'post': (Site(_CONVNEXT),),
+         'identity': (Site(_CONVNEXT, 'shortcut'),),
+         '3x3': (Site(_CONVNEXT, 'conv_dw'),)},
+        bases=('convnext*', 'test_convnext*'), feature_cfg={'out_indices': (0, 1, 2, 3), 'flatten_sequential': True},
+        checkpoint_filter='timm.models.convnext.checkpoint_filter_fn'),
 }

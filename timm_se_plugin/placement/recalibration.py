@@ -1,87 +1,105 @@
 """A module that recalibrates its own output or input: attention inside a network whose keys stay as they are.
 
-The attention becomes a child ``se`` of a module that is already there, and the module's class a subclass of its own
-whose ``forward`` composes the two. No other way keeps all of timm's machinery: a wrapper or an inserted module renames
-keys and moves the places that ``features_only`` and ``forward_intermediates`` count; TorchScript sees neither a forward
-that is patched into an instance nor a hook, and does not compile ``super().forward(x)``, but it does compile a method
-by another name.
+The attention becomes a child of a module that is already there, and a hook of that module calls it. A wrapper or an
+inserted module would rename keys and move the places that ``features_only`` and ``forward_intermediates`` count. The
+hooks are functions of this module, so that networks can be copied and pickled; TorchScript compiles them, fx and
+torch.export follow them.
 """
 
-from functools import cache
-from types import FunctionType
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from torch import Tensor, nn
 
-__all__ = ['Tensors', 'install', 'is_recalibrated', 'renamed', 'uninstall']
+__all__ = ['Tensors', 'attention_in', 'attention_of_output', 'install', 'is_ours', 'uninstall']
 
 Tensors = Literal['output', 'input']
 
 
-def renamed(method: Any, name: str) -> FunctionType:
-    """The same method by another name, which TorchScript compiles beside one that overrides it."""
-    copy = FunctionType(method.__code__, method.__globals__, name, method.__defaults__, method.__closure__)
-    copy.__kwdefaults__ = method.__kwdefaults__
-    copy.__annotations__ = dict(method.__annotations__)
-    return copy
+def _se_of_output(self: Any, args: tuple[Tensor], output: Tensor) -> Tensor:
+    return self.se(output)
 
 
-def _recalibrate_output(self: Any, x: Tensor) -> Tensor:
-    return self.se(self.host_forward(x))
+def _se_of_input(self: Any, args: tuple[Tensor]) -> tuple[Tensor]:
+    return (self.se(args[0]),)
 
 
-def _recalibrate_input(self: Any, x: Tensor) -> Tensor:
-    return self.host_forward(self.se(x))
+def _attention_of_output(self: Any, args: tuple[Tensor], output: Tensor) -> Tensor:
+    return self.attention(output)
 
 
-def _reduced(self: Any, protocol: Any) -> tuple[Any, ...]:
-    return _restored, (self.host_class, self.recalibrated), self.__dict__
+def _attention_of_input(self: Any, args: tuple[Tensor]) -> tuple[Tensor]:
+    return (self.attention(args[0]),)
 
 
-def _restored(host: Any, tensor: Tensors) -> nn.Module:
-    """An empty module of the class, for pickle and copy, which can't find it by name."""
-    cls = _subclass(host, tensor)
-    return cls.__new__(cls)
+# The name of the child, and the hook that calls it. A module that has an attribute `se` of its own, such as a block of
+# timm's with a slot for attention, keeps it.
+_OF_OUTPUT: dict[str, Callable] = {'se': _se_of_output, 'attention': _attention_of_output}
+_OF_INPUT: dict[str, Callable] = {'se': _se_of_input, 'attention': _attention_of_input}
 
 
-@cache
-def _subclass(host: Any, tensor: Tensors) -> type[nn.Module]:
-    return type(f'Recalibrated{host.__name__}', (host,), {
-        'forward': _recalibrate_output if tensor == 'output' else _recalibrate_input,
-        'host_forward': renamed(host.forward, 'host_forward'),
-        'host_class': host,
-        'recalibrated': tensor,
-        '__reduce_ex__': _reduced,
-        '__module__': host.__module__,  # fx takes torch.nn's modules for leaves, and can't trace all of them
-    })
+def is_ours(hook: Any) -> bool:
+    """Whether a hook is one that :func:`install` registers."""
+    return hook in _OF_OUTPUT.values() or hook in _OF_INPUT.values()
 
 
-def is_sequence(module: nn.Module) -> bool:
+def _is_sequence(module: nn.Module) -> bool:
     """Whether the module runs its children one after the other, an attention among them too."""
     return isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
 
 
-def is_recalibrated(module: nn.Module) -> bool:
-    """Whether the module carries an attention from :func:`install`."""
-    return hasattr(module, 'host_class') or (is_sequence(module) and 'se' in module._modules)
+def attention_in(module: nn.Module) -> str | None:
+    """Name of the child that :func:`install` has given to a module; None if there is none."""
+    if _is_sequence(module):
+        return 'se' if 'se' in module._modules else None
+    return attention_of_output(module) or _hooked(module, module._forward_pre_hooks, _OF_INPUT)
 
 
-def install(module: Any, attention: nn.Module, tensor: Tensors) -> None:
-    """Let `attention` recalibrate the output or the input of `module`, whose children and keys stay."""
-    if not is_sequence(module):
-        host: Any = type(module)
-        module.__class__ = _subclass(host, tensor)
-    module.add_module('se', attention)
-    if is_sequence(module) and tensor == 'input':
-        children = dict(module._modules)
-        module._modules.clear()
-        module._modules.update({'se': children.pop('se'), **children})
+def attention_of_output(module: nn.Module) -> str | None:
+    """Name of the child that a hook calls with what the module gives; None if there is none."""
+    return _hooked(module, module._forward_hooks, _OF_OUTPUT)
 
 
-def uninstall(module: Any) -> nn.Module:
+def _hooked(module: nn.Module, hooks: Mapping[int, Callable], names: Mapping[str, Callable]) -> str | None:
+    return next((name for name, hook in names.items() if hook in hooks.values() and name in module._modules), None)
+
+
+def install(module: nn.Module, attention: nn.Module, tensor: Tensors) -> str:
+    """Let `attention` recalibrate the output or the input of `module`, whose children and keys stay.
+
+    Returns:
+        The name of the child that it becomes: ``'se'``, or ``'attention'`` where the module has a ``se`` of its own.
+
+    Raises:
+        ValueError: both names are taken.
+    """
+    if _is_sequence(module) and not hasattr(module, 'se'):
+        module.add_module('se', attention)
+        if tensor == 'input':
+            children = dict(module._modules)
+            module._modules.clear()
+            module._modules.update({'se': children.pop('se'), **children})
+        return 'se'
+    name = next((name for name in _OF_OUTPUT if not hasattr(module, name)), None)
+    if name is None or _is_sequence(module):
+        raise ValueError(f'a {type(module).__name__} has a child called {name or "attention"} already, which attention '
+                         'would replace; choose the module inside or around it')
+    module.add_module(name, attention)
+    if tensor == 'output':  # before a user's hooks, which see what the module gives
+        module.register_forward_hook(_OF_OUTPUT[name], prepend=True)
+    else:
+        module.register_forward_pre_hook(_OF_INPUT[name])
+    return name
+
+
+def uninstall(module: nn.Module) -> nn.Module:
     """Undo :func:`install`; return the attention."""
-    attention: nn.Module = module.se
-    del module.se
-    if not is_sequence(module):
-        module.__class__ = module.host_class
+    name = attention_in(module)
+    assert name is not None  # asked by the caller
+    attention = module.get_submodule(name)
+    delattr(module, name)
+    hooks: Any
+    for hooks in (module._forward_hooks, module._forward_pre_hooks):
+        for key in [key for key, hook in hooks.items() if is_ours(hook)]:
+            del hooks[key]
     return attention

@@ -1,72 +1,47 @@
-"""timm's residual blocks with attention at the places the papers name."""
+"""timm's residual blocks with attention at the places that the papers name."""
 
-from collections.abc import Callable, Iterable
-from functools import partial
 from typing import Any
 
 import torch
-from timm.layers import create_aa
 from timm.models.resnet import BasicBlock, Bottleneck
 from torch import Tensor, nn
 
-from ..layers import SelectiveKernel
 from ..layers.in_place_norm import normalize
 from ..layers.residual_tail import can_fuse, residual_tail
+from .finding import restart_identity
 from .spec import AttentionSpec
 
-__all__ = ['AttentionBasicBlock', 'AttentionBottleneck', 'attend', 'attention_blocks', 'attention_channels', 'detach']
+__all__ = [
+    'AttentionBasicBlock', 'AttentionBottleneck', 'attend', 'attention_channels', 'detach', 'initialise_as_timm']
 
 
 class AttentionBasicBlock(BasicBlock):
     """timm's ``BasicBlock`` with attention; keys are timm's, the attention is ``se``.
 
-    Shape: (N, inplanes, H, W) -> (N, planes, ceil(H / stride), ceil(W / stride)).
+    :func:`attend` makes it of a block that timm built.
 
-    Args:
-        *args: as ``timm.models.resnet.BasicBlock``.
-        attn: the attention and its place.
-        stage: which stage the block is in, from 1.
-        **kwargs: as ``timm.models.resnet.BasicBlock``.
+    Shape: (N, inplanes, H, W) -> (N, planes, ceil(H / stride), ceil(W / stride)).
     """
 
-    def __init__(self, *args: Any, attn: AttentionSpec, stage: int, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.fused = attn.fused
-        self.integration = attn.integration if attn.recalibrates(stage) else 'none'
-        self.se = nn.Identity() if self.integration == 'none' else attn.create(
-            attention_channels(self, attn), kwargs.get('device'), kwargs.get('dtype'))
-        if attn.selects_kernels(stage):
-            conv: Any = self.conv1
-            self.conv1: nn.Module = attn.create_selective_kernel(conv, stride=self.stride, **_branch_layers(kwargs))
-            self.bn1 = self.drop_block = self.act1 = self.aa = nn.Identity()  # every branch has its own
+    integration: str
+    fused: bool | str
 
-    def forward(self, x: Tensor) -> Tensor:
-        """As timm's, with the attention at its place."""
+    def module_by_module(self, x: Tensor) -> Tensor:
+        """timm's block with the attention where Figure 5 of the SE paper has it."""
         shortcut = x
         if self.integration == 'pre':
             x = self.se(x)
-
-        x = self.conv1(x)
-        x = self.bn1(x) if torch.jit.is_scripting() else _normalize(x, self, self.bn1, self.conv1)
+        x = self.bn1(self.conv1(x))
         if self.integration == '3x3':
             x = self.se(x)
-        x = self.drop_block(x)
-        x = self.act1(x)
-        x = self.aa(x)
-
-        x = self.conv2(x)
-        if self.downsample is not None:
-            shortcut = self.downsample(shortcut)
-        if not torch.jit.is_scripting():
-            out = _fused_tail(x, shortcut, self, self.conv2, None, self.bn2, self.act2)
-            if out is not None:
-                return out
-
-        x = self.bn2(x) if torch.jit.is_scripting() else _normalize(x, self, self.bn2, self.conv2)
+        x = self.aa(self.act1(self.drop_block(x)))
+        x = self.bn2(self.conv2(x))
         if self.integration == 'standard':
             x = self.se(x)
         if self.drop_path is not None:
             x = self.drop_path(x)
+        if self.downsample is not None:
+            shortcut = self.downsample(shortcut)
         if self.integration == 'identity':
             shortcut = self.se(shortcut)
         x += shortcut
@@ -75,62 +50,57 @@ class AttentionBasicBlock(BasicBlock):
             x = self.se(x)
         return x
 
+    def forward(self, x: Tensor) -> Tensor:
+        """The same in fewer passes over the maps."""
+        if torch.jit.is_scripting():
+            return self.module_by_module(x)
+        return self._forward_fused(x)
+
+    @torch.jit.unused
+    def _forward_fused(self, x: Tensor) -> Tensor:
+        if not self.fused:
+            return self.module_by_module(x)
+        shortcut = x
+        x = self.se(x) if self.integration == 'pre' else x
+        x = normalize(self.conv1(x), self.bn1, self.conv1)
+        x = self.se(x) if self.integration == '3x3' else x
+        x = self.conv2(self.aa(self.act1(self.drop_block(x))))
+        return _tail(self, x, shortcut, self.conv2, None, self.bn2, self.act2)
+
+    def zero_init_last(self) -> None:
+        """As timm's, which its ``init_weights`` calls after it has drawn the weights: the identity starts anew too."""
+        super().zero_init_last()
+        restart_identity(self)
+
 
 class AttentionBottleneck(Bottleneck):
     """timm's ``Bottleneck`` with attention; keys are timm's, the attention is ``se``.
 
-    Shape: (N, inplanes, H, W) -> (N, 4 * planes, ceil(H / stride), ceil(W / stride)).
+    :func:`attend` makes it of a block that timm built.
 
-    Args:
-        *args: as ``timm.models.resnet.Bottleneck``.
-        attn: the attention and its place.
-        stage: which stage the block is in, from 1.
-        **kwargs: as ``timm.models.resnet.Bottleneck``.
+    Shape: (N, inplanes, H, W) -> (N, 4 * planes, ceil(H / stride), ceil(W / stride)).
     """
 
-    def __init__(self, *args: Any, attn: AttentionSpec, stage: int, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.fused = attn.fused
-        self.integration = attn.integration if attn.recalibrates(stage) else 'none'
-        self.se = nn.Identity() if self.integration == 'none' else attn.create(
-            attention_channels(self, attn), kwargs.get('device'), kwargs.get('dtype'))
-        if attn.selects_kernels(stage):
-            conv: Any = self.conv2
-            self.conv2: nn.Module = attn.create_selective_kernel(conv, stride=self.stride, **_branch_layers(kwargs))
-            self.bn2 = self.drop_block = self.act2 = self.aa = nn.Identity()  # every branch has its own
+    integration: str
+    fused: bool | str
 
-    def forward(self, x: Tensor) -> Tensor:
-        """As timm's, with the attention at its place."""
+    def module_by_module(self, x: Tensor) -> Tensor:
+        """timm's block with the attention where Figure 5 of the SE paper has it."""
         shortcut = x
         if self.integration == 'pre':
             x = self.se(x)
-
-        x = self.conv1(x)
-        x = self.bn1(x) if torch.jit.is_scripting() else _normalize(x, self, self.bn1, self.conv1)
-        x = self.act1(x)
-
-        x = self.conv2(x)
-        x = self.bn2(x) if torch.jit.is_scripting() else _normalize(x, self, self.bn2, self.conv2)
+        x = self.act1(self.bn1(self.conv1(x)))
+        x = self.bn2(self.conv2(x))
         if self.integration == '3x3':
             x = self.se(x)
-        x = self.drop_block(x)
-        x = self.act2(x)
-        x = self.aa(x)
-
-        narrow = x
-        x = self.conv3(x)
-        if self.downsample is not None:
-            shortcut = self.downsample(shortcut)
-        if not torch.jit.is_scripting():
-            out = _fused_tail(x, shortcut, self, self.conv3, narrow, self.bn3, self.act3)
-            if out is not None:
-                return out
-
-        x = self.bn3(x) if torch.jit.is_scripting() else _normalize(x, self, self.bn3, self.conv3)
+        x = self.aa(self.act2(self.drop_block(x)))
+        x = self.bn3(self.conv3(x))
         if self.integration == 'standard':
             x = self.se(x)
         if self.drop_path is not None:
             x = self.drop_path(x)
+        if self.downsample is not None:
+            shortcut = self.downsample(shortcut)
         if self.integration == 'identity':
             shortcut = self.se(shortcut)
         x += shortcut
@@ -139,88 +109,55 @@ class AttentionBottleneck(Bottleneck):
             x = self.se(x)
         return x
 
+    def forward(self, x: Tensor) -> Tensor:
+        """The same in fewer passes over the maps."""
+        if torch.jit.is_scripting():
+            return self.module_by_module(x)
+        return self._forward_fused(x)
 
-def attention_channels(block: Any, attn: AttentionSpec) -> int:
-    """Channels where a block's attention sits.
+    @torch.jit.unused
+    def _forward_fused(self, x: Tensor) -> Tensor:
+        if not self.fused:
+            return self.module_by_module(x)
+        shortcut = x
+        x = self.se(x) if self.integration == 'pre' else x
+        x = self.act1(normalize(self.conv1(x), self.bn1, self.conv1))
+        x = normalize(self.conv2(x), self.bn2, self.conv2)
+        x = self.se(x) if self.integration == '3x3' else x
+        narrow = self.aa(self.act2(self.drop_block(x)))
+        return _tail(self, self.conv3(narrow), shortcut, self.conv3, narrow, self.bn3, self.act3)
 
-    Raises:
-        ValueError: a class of block that is neither timm's nor the plugin's.
-    """
-    if type(block) not in _WITH_ATTENTION and not isinstance(block, tuple(_WITH_ATTENTION.values())):
-        raise ValueError(f'a {type(block).__name__} is not allowed; allowed: BasicBlock, Bottleneck')
-    is_bottleneck = isinstance(block, Bottleneck)
-    if attn.integration == 'pre':
-        return block.conv1.in_channels
-    if attn.integration == '3x3':
-        return block.conv2.out_channels if is_bottleneck else block.conv1.out_channels
-    return block.conv3.out_channels if is_bottleneck else block.conv2.out_channels
-
-
-def _branch_layers(kwargs: dict[str, Any]) -> dict[str, Any]:
-    """What timm's ResNet gives a block for its 3x3 convolution, as SelectiveKernel takes it."""
-    aa_layer = kwargs.get('aa_layer')
-    return {
-        'act_layer': kwargs.get('act_layer', nn.ReLU), 'norm_layer': kwargs.get('norm_layer', nn.BatchNorm2d),
-        'aa_layer': aa_layer and partial(create_aa, aa_layer), 'drop_layer': kwargs.get('drop_block'),
-        'device': kwargs.get('device'), 'dtype': kwargs.get('dtype')}
+    def zero_init_last(self) -> None:
+        """As timm's, which its ``init_weights`` calls after it has drawn the weights: the identity starts anew too."""
+        super().zero_init_last()
+        restart_identity(self)
 
 
-def _normalize(x: Tensor, block: Any, bn: nn.Module, conv: nn.Module) -> Tensor:
-    """The norm after a convolution; with ``attn_fused=False`` the modules run as they are."""
-    return normalize(x, bn, conv) if block.fused else bn(x)
-
-
-def _fused_tail(
-        x: Tensor,
-        shortcut: Tensor,
-        block: Any,
-        conv: nn.Module,
-        conv_input: Tensor | None,
-        bn: nn.Module,
+def _tail(
+        block: Any, x: Tensor, shortcut: Tensor, conv: nn.Module, conv_input: Tensor | None, bn: nn.Module,
         act: nn.Module,
-) -> Tensor | None:
-    """What remains of a block after its last convolution, in few passes; None where it has to go module by module."""
-    se = block.se if block.integration == 'standard' else None
-    if se is None and block.drop_path is None and block.integration != 'identity':
-        return None  # nothing is multiplied: the modules keep as much and take less time
-    if not can_fuse(x, bn, se, block.drop_path, block.fused):
-        return None
-    gate = None
-    if block.integration == 'identity':
-        if can_fuse(x, bn, block.se):  # the gate joins the addition
+) -> Tensor:
+    """What remains of a block after its last convolution; module by module where something stands in the way."""
+    place, drop_path = block.integration, block.drop_path
+    se = block.se if place == 'standard' else None
+    if block.downsample is not None:
+        shortcut = block.downsample(shortcut)
+    is_scaled = se is not None or drop_path is not None or place == 'identity'
+    # Where nothing is multiplied, the modules keep as much for the backward pass and take less time.
+    if is_scaled and can_fuse(x, bn, se, drop_path, block.fused):
+        gate = None
+        if place == 'identity' and can_fuse(x, bn, block.se):  # the gate joins the addition
             gate = block.se.excite(block.se.squeeze(shortcut))
-        else:
+        elif place == 'identity':
             shortcut = block.se(shortcut)
-    out = residual_tail(x, shortcut, bn, se, block.drop_path, act, shortcut_gate=gate, conv=conv, conv_input=conv_input)
-    return block.se(out) if block.integration == 'post' else out
-
-
-def attention_blocks(
-        blocks: Iterable[type[nn.Module]],
-        attn: AttentionSpec,
-) -> tuple[Callable[..., nn.Module], ...]:
-    """Block constructor of each stage, for the ``block`` argument of timm's ``ResNet``.
-
-    Args:
-        blocks: the block class of each stage: timm's ``BasicBlock`` or ``Bottleneck``, or one that takes ``attn`` and
-            ``stage`` itself.
-        attn: the attention; a stage that it does not name keeps timm's block.
-
-    Raises:
-        ValueError: what is no class of block, as a word from a config.json; ``sites``, which name modules of a network
-            that is built.
-    """
-    if attn.sites is not None:
-        raise ValueError(
-            f'sites={attn.sites!r} is not allowed before the network is built; allowed: add_attention afterwards')
-    blocks = tuple(blocks)
-    for block in blocks:
-        if not (isinstance(block, type) and issubclass(block, nn.Module)):
-            raise ValueError(f'block={block!r} is not allowed; allowed: a class of block, as timm\'s Bottleneck')
-    return tuple(
-        _constructor(_WITH_ATTENTION.get(block, block), attn, stage)
-        if attn.recalibrates(stage) or attn.selects_kernels(stage) else block
-        for stage, block in enumerate(blocks, start=1))
+        x = residual_tail(x, shortcut, bn, se, drop_path, act, shortcut_gate=gate, conv=conv, conv_input=conv_input)
+    else:
+        x = normalize(x, bn, conv)
+        x = x if se is None else se(x)
+        x = x if drop_path is None else drop_path(x)
+        x += block.se(shortcut) if place == 'identity' else shortcut
+        x = act(x)
+    return block.se(x) if place == 'post' else x
 
 
 _WITH_ATTENTION: dict[type[nn.Module], type[nn.Module]] = {
@@ -229,28 +166,50 @@ _WITH_ATTENTION: dict[type[nn.Module], type[nn.Module]] = {
 }
 
 
-def attend(block: Any, attn: AttentionSpec, attention: nn.Module) -> None:
-    """Give a block that is built its attention; it becomes what :func:`attention_blocks` builds."""
-    block.se = attention
-    block.fused, block.integration = attn.fused, attn.integration
-    block.__class__ = _WITH_ATTENTION.get(type(block), type(block))
+def attention_channels(block: Any, integration: str) -> int:
+    """Channels of the map that a block's attention recalibrates.
+
+    Args:
+        block: timm's ``BasicBlock`` or ``Bottleneck``.
+        integration: the place.
+    """
+    is_bottleneck = isinstance(block, Bottleneck)
+    if integration == 'pre':
+        return block.conv1.in_channels
+    if integration == '3x3':
+        return block.conv2.out_channels if is_bottleneck else block.conv1.out_channels
+    return block.conv3.out_channels if is_bottleneck else block.conv2.out_channels
+
+
+def initialise_as_timm(layer: nn.Module) -> None:
+    """Draw the weights of a layer's convolutions as timm's ResNet draws those of every convolution."""
+    for module in layer.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode='fan_out', nonlinearity='relu')
+    restart_identity(layer)
+
+
+def attend(block: Any, attn: AttentionSpec, attention: nn.Module | None) -> None:
+    """Give timm's block its attention, or the fused path alone to a block with a Selective Kernel."""
+    block.se = nn.Identity() if attention is None else attention
+    block.fused, block.integration = attn.fused, 'none' if attention is None else attn.integration
+    _become(block, _WITH_ATTENTION[type(block)])
 
 
 def detach(block: Any) -> nn.Module:
-    """Take a block's attention away, and return it; the block is timm's again, or keeps its Selective Kernel."""
+    """Take a block's attention away, and return it; the block is timm's again."""
     attention: nn.Module = block.se
-    plain = {ours: theirs for theirs, ours in _WITH_ATTENTION.items()}.get(type(block))
-    if plain is None or any(isinstance(child, SelectiveKernel) for child in block.children()):
-        block.se, block.integration = nn.Identity(), 'none'
-        return attention
-    del block.se
+    del block.se, block.fused, block.integration
     block.se = None
-    del block.fused, block.integration
-    block.__class__ = plain
+    _become(block, next(plain for plain, ours in _WITH_ATTENTION.items() if isinstance(block, ours)))
     return attention
 
 
-def _constructor(block: Any, attn: AttentionSpec, stage: int) -> Callable[..., nn.Module]:
-    constructor: Any = partial(block, attn=attn, stage=stage)
-    constructor.expansion = block.expansion  # timm reads it before it builds
-    return constructor
+def _become(block: nn.Module, cls: type[nn.Module]) -> None:
+    """Let a block run another class's forward.
+
+    A new object in its place would be unknown to whoever holds the old one: a list that the network keeps beside its
+    modules, a hook's handle, a feature extractor. torch's own parametrisations and FSDP2 change classes for the same
+    reason.
+    """
+    block.__class__ = cls

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from fractions import Fraction
 from typing import Any
@@ -14,38 +14,11 @@ from torch import nn
 from ..layers import SelectiveKernel
 from ..layers.selective_kernel import SELECTS
 from ..layers.squeeze_excite import GATES, SQUEEZES
-from .attention_layers import create_attention
+from .attentions import ATTENTIONS, Attention
 
-__all__ = ['ATTENTIONS', 'INTEGRATIONS', 'STARTS_AT_IDENTITY', 'AttentionSpec', 'split_attention_kwargs']
+__all__ = ['INTEGRATIONS', 'AttentionSpec', 'applicable', 'is_option', 'split_attention_kwargs']
 
 INTEGRATIONS = ('standard', 'pre', 'post', 'identity', '3x3')
-# The options of each attention.
-_BLOCKS = ('stages', 'fused')
-_PLACEMENT = (*_BLOCKS, 'integration', 'sites')
-_WIDTH = ('rd_ratio', 'rd_channels', 'rd_divisor')
-_GATE = ('gate', 'init')
-_SE = (*_WIDTH, 'squeeze', 'act_layer', *_GATE, 'bias')
-_SK = (*_WIDTH, 'rd_min_channels', 'kernels', 'keep_3x3', 'groups', 'split_input', 'select')
-ATTENTIONS: dict[str, tuple[str, ...]] = {
-    'se': (*_PLACEMENT, *_SE),
-    'sk': (*_BLOCKS, *_SK),
-    'sk+se': (*_BLOCKS, 'integration', *dict.fromkeys(_SK + _SE), 'sk_stages'),
-    'eca': (*_PLACEMENT, *_GATE),
-    'ese': (*_PLACEMENT, *_GATE),
-    'cbam': (*_PLACEMENT, *_WIDTH, 'act_layer', *_GATE),
-    'gc': (*_PLACEMENT, *_WIDTH, 'act_layer', *_GATE),
-    'cse': (*_PLACEMENT, *_WIDTH, 'act_layer', *_GATE, 'bias'),
-    'sse': (*_PLACEMENT, *_GATE, 'bias'),
-    'scse': (*_PLACEMENT, *_WIDTH, 'act_layer', *_GATE, 'bias'),
-    'bam': (*_PLACEMENT, *_WIDTH, 'act_layer'),
-}
-# Those that a plain network's weights can gain.
-STARTS_AT_IDENTITY = tuple(attn for attn, options in ATTENTIONS.items() if 'init' in options and attn != 'sk+se')
-# What differs from SE's defaults, by paper: r = 2 in arXiv 1803.02579, eSE's gate in arXiv 1911.06667.
-_RATIOS = {'cse': 1 / 2, 'scse': 1 / 2}
-_DEFAULT_GATES = {'ese': 'hard_sigmoid'}
-# With a zero last layer this gate gives x: 2 * sigmoid(0) = 1, and for the sum of two halves sigmoid(0) = 1/2.
-_IDENTITY_GATES = {'scse': 'sigmoid'}
 # Options that do not change what a network computes with given weights.
 _RUNTIME = ('fused', 'init')
 
@@ -55,9 +28,9 @@ class AttentionSpec:
     """Attention and its place in a network; every field is the model keyword ``attn_<field>``.
 
     Args:
-        attn: the attention, a key of ``ATTENTIONS``: ``'se'``, ``'sk'``, both, ``'eca'`` (arXiv 1910.03151), ``'ese'``
-            (1911.06667), ``'cbam'`` (1807.06521), ``'gc'`` (1904.11492, its context fused by a gate), ``'cse'``,
-            ``'sse'`` and ``'scse'`` (1803.02579), ``'bam'`` (1807.06514).
+        attn: the attention: ``'se'``, ``'sk'``, ``'sk+se'``, ``'eca'``, ``'ese'``, ``'cbam'``, ``'gc'`` (its context
+            fused by a gate), ``'cse'``, ``'sse'``, ``'scse'``, ``'bam'``, or one of your own; ``ATTENTIONS`` names
+            their papers.
         integration: where it sits in a residual unit (SE paper, Figure 5, Tables 14 and 15): ``'standard'`` on the
             residual branch before the addition, ``'pre'`` before the unit, ``'post'`` after addition and activation,
             ``'identity'`` on the shortcut, ``'3x3'`` after the (first) 3x3 convolution and its normalisation. Other
@@ -86,6 +59,8 @@ class AttentionSpec:
         fused: ``'auto'`` uses the fused computation where it applies, ``False`` never, ``True`` raises where it
             doesn't apply.
 
+        extra: options of a registered attention that are none of the above, by name.
+
     Raises:
         ValueError: a value that is not allowed, or an option the attention does not have.
     """
@@ -110,10 +85,13 @@ class AttentionSpec:
     rd_min_channels: int | None = None
     sk_stages: tuple[int, ...] = (1, 2, 3, 4)
     fused: bool | str = 'auto'
+    extra: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.attn, str) or self.attn not in ATTENTIONS:
-            raise ValueError(f'attn={self.attn!r} is unknown; allowed: {_listed(ATTENTIONS)}, none')
+            raise ValueError(f'attn={self.attn!r} is not a known attention; choose one of {_listed(ATTENTIONS)}, none, '
+                             'or register your own with timm_se_plugin.register_attention')
+        defaults = self.record.options
         if isinstance(self.rd_ratio, str) and re.fullmatch(r'\d+/\d+', self.rd_ratio):  # from a command line
             self._set('rd_ratio', float(Fraction(self.rd_ratio)))
         for name in ('stages', 'sk_stages', 'kernels', 'groups'):  # config.json gives lists
@@ -123,32 +101,37 @@ class AttentionSpec:
             if 'stages' in name and _is_count(value):
                 value = (value,)
             self._set(name, tuple(sorted(value)) if 'stages' in name and _are_counts(value) else value)
-        if self.gate is None and 'gate' in ATTENTIONS[self.attn]:
-            default = _DEFAULT_GATES.get(self.attn, 'sigmoid')
-            self._set('gate', self._identity_gate if self.init == 'identity' else default)
-        if self.rd_ratio is None and 'rd_ratio' in ATTENTIONS[self.attn]:
-            self._set('rd_ratio', _RATIOS.get(self.attn, 1 / 16))
-        for field in fields(self)[1:]:
-            value = getattr(self, field.name)
-            if field.name in ATTENTIONS[self.attn]:
-                is_allowed, allowed = _RULES[field.name]
+        if self.gate is None and 'gate' in defaults:
+            self._set('gate', self.record.identity_gate if self.init == 'identity' else defaults['gate'])
+        if self.rd_ratio is None and 'rd_ratio' in defaults:
+            self._set('rd_ratio', defaults['rd_ratio'])
+        for name, value in _own_fields(self):
+            if name in self.record.names:
+                is_allowed, allowed = _RULES[name]
                 if not is_allowed(value):
-                    raise _not_allowed(field.name, value, allowed)
-            elif value != field.default:
-                raise _unknown_option(field.name, self.attn)
+                    raise _not_allowed(name, value, allowed)
+            elif value != getattr(AttentionSpec, name):
+                raise _unknown_option(name, self.record)
+        own = {name: value for name, value in defaults.items() if name not in _FIELDS}
+        for name in self.extra:
+            if name not in own:
+                raise _unknown_option(name, self.record)
+        self._set('extra', {**own, **self.extra})
         if isinstance(self.groups, tuple) and len(self.groups) != len(self.kernels):
             raise _not_allowed('groups', self.groups, f'one number, or one for each of the kernels {self.kernels}')
-        if self.init == 'identity' and self.gate != self._identity_gate:
-            allowed = f"{self._identity_gate} with attn_init='identity' (it gives x at 0), any with attn_init='default'"
-            raise _not_allowed('gate', self.gate, allowed)
+        if self.init == 'identity' and self.gate != self.record.identity_gate:
+            raise ValueError(f"attn_gate={self.gate!r} does not give x at 0, as attn_init='identity' needs it; "
+                             f'{self.record.identity_gate} does')
         if self.sites is not None:
             for name in ('integration', 'stages'):
                 if getattr(self, name) != getattr(AttentionSpec, name):
-                    raise _not_allowed(name, getattr(self, name), f'nothing beside attn_sites={self.sites!r}')
+                    raise ValueError(f'attn_{name}={getattr(self, name)!r} is given beside attn_sites={self.sites!r}, '
+                                     'which takes its place; leave one of them out')
 
     @property
-    def _identity_gate(self) -> str:
-        return _IDENTITY_GATES.get(self.attn, 'double_sigmoid')
+    def record(self) -> Attention:
+        """What the package knows of the attention."""
+        return ATTENTIONS[self.attn]
 
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)  # the dataclass is frozen to everybody else
@@ -162,10 +145,15 @@ class AttentionSpec:
         """
         options = {key.removeprefix('attn_'): value for key, value in kwargs.items()}
         attn = options.get('attn', cls.attn)
-        for name in options:
-            if isinstance(attn, str) and attn in ATTENTIONS and name not in ('attn', *ATTENTIONS[attn]):
-                raise _unknown_option(name, attn)
-        return cls(**options)
+        record = ATTENTIONS.get(attn) if isinstance(attn, str) else None
+        extra = {}
+        if record is not None:
+            for name in list(options):
+                if name not in ('attn', *record.names):
+                    raise _unknown_option(name, record)
+                if name not in _FIELDS:
+                    extra[name] = options.pop(name)
+        return cls(**options, extra=extra)
 
     def updated(self, kwargs: Mapping[str, Any]) -> 'AttentionSpec':
         """This specification with the options in `kwargs`; with ``attn_init='identity'`` the gate follows it."""
@@ -185,20 +173,20 @@ class AttentionSpec:
 
     def to_kwargs(self) -> dict[str, Any]:
         """Every option the attention has, as JSON-safe model keywords; the inverse of :meth:`from_kwargs`."""
-        values = asdict(self)
-        return {'attn': self.attn, **{f'attn_{name}': values[name] for name in ATTENTIONS[self.attn]}}
+        values = {**dict(_own_fields(self)), **self.extra}
+        return {'attn': self.attn, **{f'attn_{name}': values[name] for name in self.record.names}}
 
     def differences(self, other: 'AttentionSpec') -> dict[str, tuple[Any, Any]]:
-        """Options in which two specs compute something else, as ``{'attn_gate': (mine, the other's)}``."""
-        mine, theirs = self.to_kwargs(), other.to_kwargs()
+        """Options in which two specifications compute something else, as ``{'attn_gate': (of self, of other)}``."""
+        first, second = self.to_kwargs(), other.to_kwargs()
         return {
-            key: (mine.get(key), theirs.get(key)) for key in {**mine, **theirs}
-            if key.removeprefix('attn_') not in _RUNTIME and mine.get(key) != theirs.get(key)
+            key: (first.get(key), second.get(key)) for key in {**first, **second}
+            if key.removeprefix('attn_') not in _RUNTIME and first.get(key) != second.get(key)
         }
 
     def recalibrates(self, stage: int) -> bool:
         """Whether the blocks of a stage get an attention layer (SE and its like)."""
-        return self.attn != 'sk' and self.sites is None and stage in self.stages
+        return self.record.recalibrates and self.sites is None and stage in self.stages
 
     def selects_kernels(self, stage: int) -> bool:
         """Whether the blocks of a stage get a Selective Kernel in the place of their 3x3 convolution."""
@@ -211,7 +199,7 @@ class AttentionSpec:
             dtype: torch.dtype | None = None,
     ) -> nn.Module:
         """Attention layer for `channels` channels. Shape: (N, C, H, W) -> (N, C, H, W)."""
-        return create_attention(self, channels, device, dtype)
+        return self.record.build(channels, {**dict(_own_fields(self)), **self.extra}, device, dtype)
 
     def create_selective_kernel(self, conv: nn.Conv2d, **kwargs: Any) -> SelectiveKernel:
         """Selective Kernel in the place of a 3x3 convolution, its norm and its activation.
@@ -245,13 +233,14 @@ def applicable(options: Mapping[str, Any]) -> dict[str, Any]:
 
     timm records what a saved model was built with beside what the user then asked for, another attention maybe.
     """
-    names = ('attn', *(f'attn_{option}' for option in ATTENTIONS.get(options.get('attn', 'none'), ())))
+    record = ATTENTIONS.get(options.get('attn', 'none'))
+    names = ('attn', *(f'attn_{option}' for option in (record.names if record else ())))
     return {name: options[name] for name in names if name in options}
 
 
 def is_option(name: str) -> bool:
     """Whether ``attn_…`` is an option of any attention."""
-    return any(name == f'attn_{option}' for options in ATTENTIONS.values() for option in options)
+    return any(name == f'attn_{option}' for record in ATTENTIONS.values() for option in record.names)
 
 
 def _is_count(value: Any) -> bool:
@@ -288,14 +277,14 @@ def _one_of(*choices: Any) -> tuple[Callable[[Any], bool], str]:
     def is_allowed(value: Any) -> bool:  # 0 is no False: the layers ask with `is`
         return any(type(value) is type(choice) and value == choice for choice in choices)
 
-    return is_allowed, _listed(choices)
+    return is_allowed, f'one of {_listed(choices)}'
 
 
 def _listed(values: Iterable[Any]) -> str:
     return ', '.join(str(value) for value in values)
 
 
-# What each option may be: a test, and the same in words.
+# What each option may be: a test, and the same in words. A registered attention checks options of its own by itself.
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     'integration': _one_of(*INTEGRATIONS),
     'stages': (_is_stages, "one or more of 1, 2, 3, 4 (timm's layer1 to layer4)"),
@@ -324,12 +313,20 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 
 def _not_allowed(name: str, value: Any, allowed: str) -> ValueError:
-    hint = f' (did you mean 1/{value}?)' if name == 'rd_ratio' and _is_count(value) else ''
-    return ValueError(f'attn_{name}={value!r} is not allowed{hint}; allowed: {allowed}')
+    hint = f'; did you mean 1/{value}?' if name == 'rd_ratio' and _is_count(value) else ''
+    return ValueError(f'attn_{name}={value!r} is not {allowed}{hint}')
 
 
-def _unknown_option(name: str, attn: str) -> ValueError:
-    allowed = [f'attn_{option}' for option in ATTENTIONS[attn]]
-    close = get_close_matches(f'attn_{name}', allowed, n=1)
+def _unknown_option(name: str, record: Attention) -> ValueError:
+    options = [f'attn_{option}' for option in record.names]
+    close = get_close_matches(f'attn_{name}', options, n=1)
     hint = f' (did you mean {close[0]}?)' if close else ''
-    return ValueError(f'attn={attn!r} has no option attn_{name}{hint}; allowed: {_listed(allowed)}')
+    return ValueError(f'attn={record.name!r} has no option attn_{name}{hint}; it has {_listed(options)}')
+
+
+_FIELDS = frozenset(field.name for field in fields(AttentionSpec)) - {'extra'}
+
+
+def _own_fields(spec: AttentionSpec) -> list[tuple[str, Any]]:
+    """Name and value of every option that is a field."""
+    return [(field.name, getattr(spec, field.name)) for field in fields(spec) if field.name not in ('attn', 'extra')]

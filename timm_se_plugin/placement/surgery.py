@@ -1,34 +1,43 @@
-"""Attention for a network that is already built, and its removal."""
+"""Attention for a network that is built, and its removal: the one way in which attention enters any network."""
 
-import logging
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import replace
 from itertools import chain
 from typing import Any, NamedTuple
 
-import timm
 import torch
-from timm.models._input import update_model_args  # private: timm exports it nowhere
 from torch import Tensor, nn
 
 from ..layers import SelectiveKernel
-from .attention_layers import ATTENTION_LAYERS
-from .families import FAMILIES, Site
-from .recalibration import install, is_recalibrated, uninstall
-from .residual import AttentionBasicBlock, AttentionBottleneck, attend, attention_channels, detach
-from .sites import counted_attention
-from .spec import ATTENTIONS, INTEGRATIONS, AttentionSpec
+from .attentions import ATTENTIONS, attention_layers
+from .families import FAMILIES, RESIDUAL_BLOCKS, KernelSite, Site, is_of, is_of_type
+from .finding import counted_attention
+from .recalibration import attention_in, install, uninstall
+from .record import is_recorded, record_attention
+from .residual import (
+    AttentionBasicBlock,
+    AttentionBottleneck,
+    attend,
+    attention_channels,
+    detach,
+    initialise_as_timm,
+)
+from .selective import select_kernels
+from .spec import INTEGRATIONS, AttentionSpec
+from .structure import image_size, run_structure, structure_of
 
-__all__ = ['add_attention', 'meta_pass', 'record_attention', 'remove_attention']
-
-_logger = logging.getLogger(__name__)
+__all__ = ['add_attention', 'check_stages', 'last_stage', 'place_attention', 'remove_attention', 'vacate_blocks']
 
 
-_WRAPPERS = (
-    'DistributedDataParallel', 'DataParallel', 'FullyShardedDataParallel', 'OptimizedModule', 'ScriptModule',
-    'GraphModule')
+class _Kernel(NamedTuple):
+    """A block of the network that gets a Selective Kernel."""
+
+    name: str
+    module: nn.Module
+    site: KernelSite
+    tensor: str = 'block'
 
 
 class _Place(NamedTuple):
@@ -37,12 +46,7 @@ class _Place(NamedTuple):
     name: str
     module: Any
     tensor: str
-    block: Any = None  # that has it for a slot
-
-    @property
-    def attention(self) -> str:
-        """Name of the attention there."""
-        return self.name if self.tensor == 'slot' else f'{self.name}.se'
+    block: Any = None  # whose slot it is
 
     @property
     def holder(self) -> nn.Module:
@@ -61,10 +65,10 @@ def add_attention(
 
     Where it sits is what ``placement/families.py`` lists for the kinds of blocks that the network has, or what the
     option ``sites`` says. Keys that exist stay, and so do the shapes of all outputs; the attention has the device and
-    the type of what it follows. The network is asked for its channels by a pass on the meta device, which computes
-    nothing. Nothing is changed where an error is raised. A saved network comes back where there is a name
-    ``<base>_plugin`` for it; a warning says where not. timm's ``init_weights``, called after this, draws the weights of
-    the attention anew.
+    the type of what it follows. The channels are looked up in a pass through a copy of the network's structure, which
+    has no memory and computes nothing. Whatever error is raised, the network is as it was. A saved network comes back
+    where there is a name ``<base>_plugin`` for it; a warning says where there is none. timm's ``init_weights``, called
+    after this, draws the weights of the attention anew.
 
     Args:
         model: any network that takes one batch of images.
@@ -77,31 +81,59 @@ def add_attention(
 
     Raises:
         ValueError: an option that is not allowed; a network without a known place; one that carries attention there
-            already, that computes a place more than once or never, that does not take the image, or that is wrapped for
-            parallel training, compiled or scripted.
+            already, that computes a place more than once or never, that does not take the image, or whose parameters
+            belong to something else: wrapped for parallel training, sharded, compiled or scripted.
     """
     spec = attn if isinstance(attn, AttentionSpec) and not options else _specified(attn, options)
-    _refuse_wrappers(model)
-    spec = _on_its_stages(model, spec)
-    places = list(_matching(model, spec.sites) if spec.sites is not None else _of_families(model, spec))
+    _refuse_owned(model)
+    if spec.record.selects_kernels:
+        others = ', '.join(name for name, record in ATTENTIONS.items() if not record.selects_kernels)
+        raise ValueError(
+            f'attn={spec.attn!r} cannot be added to a network that exists: a Selective Kernel takes the place of '
+            "trained 3x3 convolutions; build the network with it, timm.create_model('resnet50_plugin', attn='sk'), or "
+            f'add one of {others}')
+    return place_attention(model, spec, input_size)
+
+
+def place_attention(
+        model: nn.Module, spec: AttentionSpec, input_size: tuple[int, int, int] | None = None,
+) -> dict[str, nn.Module]:
+    """Put the attention that a specification asks for into a network, Selective Kernels included, and record it.
+
+    Args:
+        model: the network.
+        spec: the attention.
+        input_size: (C, H, W) of an image; that of the network's configuration if None.
+
+    Returns:
+        The new attention layers by name.
+
+    Raises:
+        ValueError: as :func:`add_attention`.
+    """
+    spec = check_stages(spec, last_stage(model))
+    places, kernels = _matching(model, spec.sites) if spec.sites is not None else _of_families(model, spec)
     if spec.fused is True and any(place.tensor != 'block' for place in places):
-        raise ValueError(f"attn_fused=True is not allowed for {type(model).__name__}; allowed: 'auto', False")
+        raise ValueError(f'attn_fused=True is not possible in a {type(model).__name__}, whose attention follows no '
+                         "BatchNorm of a residual block; choose 'auto' or False")
     _refuse_second_attention(model, places)
     _refuse_shared(model, places)
     channels = _channels(model, spec, places, input_size)
-    added = {}
-    for place in places:
-        layer = spec.create(channels[place.name], **_like(place.holder, model))
-        added[place.attention] = layer.train(place.holder.training)
-
-    for place in places:
-        attention = added[place.attention]
-        if place.tensor == 'block':
-            attend(place.module, spec, attention)
-        elif place.tensor == 'slot':
-            place.block.se = attention
-        else:
-            install(place.module, attention, 'input' if place.tensor == 'input' else 'output')
+    layers = {place: spec.create(channels[place], **_like(place.holder, model)).train(place.holder.training)
+              for place in places}
+    for kernel in kernels:
+        select_kernels(kernel.module, kernel.site, spec)
+    added: dict[str, nn.Module] = {}
+    try:
+        for place, layer in layers.items():
+            added[_fill(place, spec, layer)] = layer
+    except Exception:
+        for place in list(layers)[:len(added)]:
+            _empty(place.holder)
+        raise
+    for kernel in kernels:
+        if is_of_type(kernel.module, RESIDUAL_BLOCKS):
+            attend(kernel.module, spec, None)
     record_attention(model, spec)
     return added
 
@@ -118,49 +150,28 @@ def remove_attention(model: nn.Module) -> dict[str, nn.Module]:
     Raises:
         ValueError: the network has no attention that can be taken away.
     """
-    _refuse_wrappers(model)
-    slots = _slots()
-    removed: dict[str, nn.Module] = {}
-    old = AttentionSpec.of(model)
-    for name, module in _carriers(model):
-        path = f'{name}.se' if name else 'se'
-        if is_recalibrated(module):
-            removed[path] = uninstall(module)
-        elif type(module) in slots:
-            removed[path] = module.se
-            _vacate(module, slots[type(module)])
-        else:
-            removed[path] = detach(module)
-    if not removed and old:
-        raise ValueError(f'{type(model).__name__} has attn={old.attn!r} as a part of its blocks; allowed: the network '
-                         'built without it')
-    if not removed:
-        raise ValueError(f'{type(model).__name__} has no attention of the plugin to take away')
-    record_attention(model, _selecting(old) if old and old.attn == 'sk+se' else None)
+    _refuse_owned(model)
+    spec = AttentionSpec.of(model)
+    carriers = _carriers(model)
+    if not carriers:
+        raise ValueError(f'{type(model).__name__} has no attention of the plugin that could be taken away')
+    removed = {}
+    for name, module in carriers:
+        attention, child = _empty(module)
+        removed[f'{name}.{child}' if name else child] = attention
+    left = _without_se(spec) if spec and spec.record.selects_kernels else None
+    if left:
+        for block in model.modules():
+            if is_of_type(block, RESIDUAL_BLOCKS) and any(isinstance(m, SelectiveKernel) for m in block.children()):
+                attend(block, left, None)
+    record_attention(model, left)
     return removed
 
 
-def record_attention(model: nn.Module, spec: AttentionSpec | None) -> None:
-    """Let ``AttentionSpec.of`` and a saved config.json know the attention that a network carries now.
-
-    A plain timm network is recorded as the plugin's ``<base>_plugin``, where there is one, whose flag is open: the name
-    that builds it again.
-    """
-    update_model_args(model, **(spec.to_kwargs() if spec else {'attn': 'none'}))
-    cfg: Any = getattr(model, 'pretrained_cfg', None) or {}
-    name = cfg.get('architecture') or ''
-    prefix, _, rest = name.partition('_')
-    base = (rest if prefix in ATTENTIONS and name.endswith('_plugin') else name).removesuffix('_plugin')
-    if name and spec is not None and not timm.is_model(f'{base}_plugin'):
-        _logger.warning('there is no %s_plugin: timm cannot build %s with attn=%r again from a config.json',
-                        base, name, spec.attn)
-    if timm.is_model(f'{base}_plugin') and f'{base}_plugin' != name and not (spec and name.endswith('_plugin')):
-        model.pretrained_cfg = model.default_cfg = {**cfg, 'architecture': f'{base}_plugin'}  # type: ignore[assignment]
-
-
-def _selecting(spec: AttentionSpec) -> AttentionSpec:
+def _without_se(spec: AttentionSpec) -> AttentionSpec:
     """What remains of SK and SE without SE."""
-    kept = {name: value for name, value in spec.to_kwargs().items() if name.removeprefix('attn_') in ATTENTIONS['sk']}
+    names = ATTENTIONS['sk'].names
+    kept = {name: value for name, value in spec.to_kwargs().items() if name.removeprefix('attn_') in names}
     return AttentionSpec.from_kwargs({**kept, 'attn': 'sk', 'attn_stages': spec.sk_stages})
 
 
@@ -171,93 +182,49 @@ def _specified(attn: str | AttentionSpec, options: dict[str, Any]) -> AttentionS
     return AttentionSpec.from_kwargs({'attn': attn, **prefixed})
 
 
-def _refuse_wrappers(model: nn.Module) -> None:
+# Wrappers for parallel training, compilation, scripting and tracing; FSDPModule is what FSDP2's fully_shard makes of a
+# network's class.
+_OWNERS = ('DistributedDataParallel', 'DataParallel', 'FullyShardedDataParallel', 'FSDPModule', 'DeepSpeedEngine',
+           'OptimizedModule', 'ScriptModule', 'GraphModule')
+
+
+def _refuse_owned(model: nn.Module) -> None:
     for module in model.modules():
         kinds = {cls.__name__ for cls in type(module).__mro__}  # a traced network's own class has no other name
-        kind = next((kind for kind in _WRAPPERS if kind in kinds), None)
+        kind = next((kind for kind in _OWNERS if kind in kinds), None)
         if kind:
-            raise ValueError(f'a {kind} is not allowed; allowed: the network before it is wrapped, compiled or traced')
+            raise ValueError(f'a {kind} owns its parameters and does not see new ones; change the network before it is '
+                             'wrapped, sharded, compiled or traced')
 
 
-def _of_families(model: nn.Module, spec: AttentionSpec) -> Iterator[_Place]:
-    """Places that the families of the network's blocks name, in its stages and its order."""
-    modules = dict(model.named_modules())
-    families = FAMILIES.values()
-    mine = [family for family in families if any(isinstance(module, family.blocks) for module in modules.values())]
-    if not mine:
-        kinds = ', '.join(sorted({block.__module__.rpartition('.')[2] for f in families for block in f.blocks}))
-        raise ValueError(f'{type(model).__name__} has no known place for attention; '
-                         f"allowed: sites='a regular expression for module names', or blocks of timm's {kinds}")
-    if spec.attn.startswith('sk'):
-        raise ValueError(f'attn={spec.attn!r} is not allowed for a finished {type(model).__name__}: a Selective Kernel '
-                         'takes the place of convolutions while timm creates a ResNet, a CIFAR network or a '
-                         f'ShuffleNetV2; allowed: {", ".join(a for a in ATTENTIONS if not a.startswith("sk"))}')
-    order = {name: index for index, name in enumerate(modules)}
-    sites = [site for family in mine for site in family.sites.get(spec.integration, ())]
-    found = sorted(
-        (place for site in sites for place in _at(modules, site)), key=lambda place: order[_known_name(place, order)])
-    if not found:
-        allowed = [name for name in INTEGRATIONS if any(name in family.sites for family in mine)]
-        raise ValueError(f'attn_integration={spec.integration!r} is not allowed for {type(model).__name__}; '
-                         f'allowed: {", ".join(allowed)}')
-    if spec.stages != AttentionSpec.stages:
-        stage_of = _stages(model, order)
-        found = [place for place in found if stage_of(place) in spec.stages]
-        if not found:
-            raise ValueError(f'{type(model).__name__} has no place for attention in attn_stages={spec.stages!r}')
-    yield from found
+def _fill(place: _Place, spec: AttentionSpec, layer: nn.Module) -> str:
+    """Put a layer into its place; return its name in the network."""
+    if place.tensor == 'block':
+        initialise_as_timm(layer)
+        attend(place.module, spec, layer)
+        return f'{place.name}.se'
+    if place.tensor == 'slot':
+        place.block.se = layer
+        return place.name
+    return f"{place.name}.{install(place.module, layer, 'input' if place.tensor == 'input' else 'output')}"
 
 
-def _known_name(place: _Place, order: dict[str, int]) -> str:
-    """Name of the place's module, or of the block of an empty slot."""
-    return place.name if place.name in order else place.name.rpartition('.')[0]
+def _empty(holder: Any) -> tuple[nn.Module, str]:
+    """Take the attention out of a module that holds one; return it and its name there."""
+    if isinstance(holder, AttentionBasicBlock | AttentionBottleneck) and holder.integration != 'none':
+        return detach(holder), 'se'
+    child = attention_in(holder)
+    if child is not None:
+        return uninstall(holder), child
+    attention = holder.se
+    _vacate(holder, next(site.empty for site in _slots() if is_of(holder, site.blocks)))
+    return attention, 'se'
 
 
-def _at(modules: dict[str, nn.Module], site: Site) -> Iterator[_Place]:
-    for block_name, block in modules.items():
-        if not isinstance(block, site.blocks):
-            continue
-        if site.tensor == 'slot':
-            if site.where(block, None):
-                yield _Place(f'{block_name}.{site.module}', getattr(block, site.module), 'slot', block)
-            continue
-        for name, module in block.named_modules():
-            if re.fullmatch(site.module, name) and site.where(block, module):
-                yield _Place('.'.join(filter(None, (block_name, name))), module, site.tensor)
-
-
-def _matching(model: nn.Module, pattern: str) -> Iterator[_Place]:
-    """Places after the modules whose whole name matches."""
-    names = [name for name, _ in model.named_modules() if name and re.fullmatch(pattern, name)]
-    if not names:
-        example = ', '.join(name for name, _ in list(model.named_modules())[1:6])
-        raise ValueError(f'attn_sites={pattern!r} matches no module; names are {example}, …')
-    for name in names:
-        module = model.get_submodule(name)
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            raise ValueError(f'attn_sites={pattern!r} matches {name}, a {type(module).__name__}, which a conversion to '
-                             'SyncBatchNorm replaces; allowed: the module that holds it, or an activation')
-        yield _Place(name, module, 'output')
-
-
-def _refuse_second_attention(model: nn.Module, places: Iterable[_Place]) -> None:
-    if any(isinstance(module, SelectiveKernel) for module in model.modules()):
-        raise ValueError(
-            f"{type(model).__name__} has Selective Kernels; allowed: attn='sk+se' when the network is built")
-    carriers = [name for name, _ in _carriers(model)]
-    carriers += [place.name for place in places if place.tensor in ('slot', 'block')
-                 and counted_attention(place.module if place.module is not None else nn.Identity())]
-    carriers += [name or 'its blocks' for name, module in model.named_modules() if _is_recorded(module)]
-    if carriers:
-        raise ValueError(
-            f'{type(model).__name__} carries attention already, at {carriers[0]}; '
-            "allowed: remove_attention first, where it is the plugin's")
-
-
-def _slots() -> dict[type[nn.Module], type[nn.Module] | None]:
-    """What timm's blocks with a slot hold in it where they have no attention."""
-    sites = (site for family in FAMILIES.values() for sites in family.sites.values() for site in sites)
-    return {block: site.empty for site in sites if site.tensor == 'slot' for block in site.blocks}
+def _slots() -> list[Site]:
+    """Sites where timm's blocks have a slot for attention."""
+    return [site for family in FAMILIES.values() for sites in family.sites.values() for site in sites
+            if site.tensor == 'slot']
 
 
 def _vacate(block: Any, empty: type[nn.Module] | None) -> None:
@@ -268,21 +235,106 @@ def _vacate(block: Any, empty: type[nn.Module] | None) -> None:
         block.se = empty()
 
 
+def vacate_blocks(model: nn.Module) -> None:
+    """Take the attention that timm has built out of the residual blocks of a network."""
+    for block in model.modules():
+        if is_of_type(block, RESIDUAL_BLOCKS) and block.se is not None:
+            _vacate(block, None)
+
+
+def _of_families(model: nn.Module, spec: AttentionSpec) -> tuple[list[_Place], list[_Kernel]]:
+    """Places that the families of the network's blocks name, in its stages and its order."""
+    modules = dict(model.named_modules())
+    known = [family for family in FAMILIES.values() if any(is_of(module, family.blocks) for module in modules.values())]
+    if not known:
+        kinds = ', '.join(FAMILIES)
+        raise ValueError(f'{type(model).__name__} has no known place for attention, as {kinds} have; say where with '
+                         "sites='a regular expression for module names'")
+    order = {name: index for index, name in enumerate(modules)}
+    sites = [site for family in known for site in family.sites.get(spec.integration, ())]
+    places = sorted(
+        (place for site in sites for place in _at(modules, site)), key=lambda place: order[_known_name(place, order)])
+    if not places:
+        others = [name for name in INTEGRATIONS if any(name in family.sites for family in known)]
+        raise ValueError(f'attn_integration={spec.integration!r} is not possible in a {type(model).__name__}; '
+                         f'choose {" or ".join(others)}')
+    kernels = [_Kernel(name, block, site) for family in known for site in family.kernels
+               for name, block in modules.items() if is_of_type(block, site.blocks)]
+    if spec.record.selects_kernels and not kernels:
+        allowed = ', '.join(name for name, record in ATTENTIONS.items() if not record.selects_kernels)
+        raise ValueError(
+            f'attn={spec.attn!r} is not possible in a {type(model).__name__}: a Selective Kernel takes the place of a '
+            f'3x3 convolution in the blocks of ResNets, CIFAR networks and ShuffleNetV2; choose one of {allowed}')
+    if all(stages == AttentionSpec.stages for stages in (spec.stages, spec.sk_stages)):
+        return places if spec.record.recalibrates else [], kernels if spec.record.selects_kernels else []
+    stage_of = _stages(model, order)
+    places = [place for place in places if spec.recalibrates(stage_of(place))]
+    kernels = [kernel for kernel in kernels if spec.selects_kernels(stage_of(kernel))]
+    if not places and not kernels:
+        raise ValueError(f'{type(model).__name__} has no place for attention in attn_stages={spec.stages!r}')
+    return places, kernels
+
+
+def _known_name(place: '_Place | _Kernel', order: dict[str, int]) -> str:
+    """Name of the place's module, or of the block of an empty slot."""
+    return place.name if place.name in order else place.name.rpartition('.')[0]
+
+
+def _at(modules: dict[str, nn.Module], site: Site) -> Iterator[_Place]:
+    for block_name, block in modules.items():
+        if site.tensor == 'block':
+            if is_of_type(block, site.blocks):
+                yield _Place(block_name, block, 'block')
+        elif not is_of(block, site.blocks):
+            continue
+        elif site.tensor == 'slot':
+            if site.where(block, None):
+                yield _Place(f'{block_name}.{site.module}', getattr(block, site.module), 'slot', block)
+        else:
+            for name, module in block.named_modules():
+                if re.fullmatch(site.module, name) and site.where(block, module):
+                    yield _Place('.'.join(filter(None, (block_name, name))), module, site.tensor)
+
+
+def _matching(model: nn.Module, pattern: str) -> tuple[list[_Place], list[_Kernel]]:
+    """Places after the modules whose whole name matches."""
+    names = [name for name, _ in model.named_modules() if name and re.fullmatch(pattern, name)]
+    if not names:
+        example = ', '.join(name for name, _ in list(model.named_modules())[1:6])
+        raise ValueError(f'attn_sites={pattern!r} matches no module; names are {example}, …')
+    for name in names:
+        module = model.get_submodule(name)
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            raise ValueError(f'attn_sites={pattern!r} matches {name}, a {type(module).__name__}, which a conversion to '
+                             'SyncBatchNorm replaces; name the module that holds it, or an activation')
+    return [_Place(name, model.get_submodule(name), 'output') for name in names], []
+
+
+def _refuse_second_attention(model: nn.Module, places: Iterable[_Place]) -> None:
+    if any(isinstance(module, SelectiveKernel) for module in model.modules()):
+        raise ValueError(f"{type(model).__name__} has Selective Kernels; build it with attn='sk+se' instead")
+    carriers = [name for name, _ in _carriers(model)]
+    carriers += [place.name for place in places if place.tensor in ('slot', 'block')
+                 and counted_attention(place.module if place.module is not None else nn.Identity())]
+    carriers += [name or 'its blocks' for name, module in model.named_modules() if is_recorded(module)]
+    if carriers:
+        raise ValueError(f'{type(model).__name__} carries attention already, at {carriers[0]}; call remove_attention '
+                         "first, where the attention is the plugin's")
+
+
 def _carriers(model: nn.Module) -> list[tuple[str, Any]]:
     """Modules that hold an attention which the plugin has put there."""
+    layers = attention_layers()
     # timm's own networks fill their slots with layers of the same kinds.
-    slots = _slots() if any(map(_is_recorded, model.modules())) else {}
+    slots = tuple(block for site in _slots() for block in site.blocks) if any(map(is_recorded, model.modules())) else ()
     found = []
     for name, module in model.named_modules():
-        if (is_recalibrated(module) and isinstance(module._modules['se'], ATTENTION_LAYERS)) or (
-                type(module) in slots and isinstance(getattr(module, 'se', None), ATTENTION_LAYERS)) or (
-                isinstance(module, AttentionBasicBlock | AttentionBottleneck) and module.integration != 'none'):
+        child = attention_in(module)
+        if (child and isinstance(module.get_submodule(child), layers)) or (
+                isinstance(module, AttentionBasicBlock | AttentionBottleneck) and module.integration != 'none') or (
+                slots and is_of(module, slots) and isinstance(getattr(module, 'se', None), layers)):
             found.append((name, module))
     return found
-
-
-def _is_recorded(module: nn.Module) -> bool:
-    return bool(AttentionSpec.of(module)) or isinstance(getattr(module, 'attn', None), AttentionSpec)  # a backbone's
 
 
 def _refuse_shared(model: nn.Module, places: Iterable[_Place]) -> None:
@@ -290,64 +342,38 @@ def _refuse_shared(model: nn.Module, places: Iterable[_Place]) -> None:
     holders = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
     for place in places:
         if holders[id(place.holder)] > 1:
-            raise ValueError(f'{place.name} is not allowed: the network holds the module in more than one place')
+            raise ValueError(f'{place.name} cannot carry attention: the network holds the module in more than one '
+                             'place')
 
 
 def _channels(
         model: nn.Module, spec: AttentionSpec, places: list[_Place], input_size: tuple[int, int, int] | None,
-) -> dict[str, int]:
-    """Channels of each place, seen in a pass that computes nothing; the plugin's blocks know theirs."""
-    known = {place.name: attention_channels(place.module, spec) for place in places if place.tensor == 'block'}
+) -> dict[_Place, int]:
+    """Channels of each place, seen in a pass that computes nothing; timm's residual blocks know theirs."""
+    known = {place: attention_channels(place.module, spec.integration) for place in places if place.tensor == 'block'}
     observed = [place for place in places if place.tensor != 'block']
     if not observed:
         return known
-    shapes: dict[str, list[torch.Size | None]] = {place.name: [] for place in observed}
-    empty = [place for place in observed if place.module is None]
-    for place in empty:
-        place.block.se = nn.Identity()  # to be seen
-    hooks = []
+    structure = structure_of(model)
+    shapes: dict[_Place, list[torch.Size | None]] = {place: [] for place in observed}
     for place in observed:
-        def see(module: Any, args: Any, output: Any, name: str = place.name, tensor: str = place.tensor) -> None:
-            seen = args[0] if tensor == 'input' else output
-            shapes[name].append(seen.shape if isinstance(seen, Tensor) else None)
+        def see(module: Any, args: Any, output: Any, place: _Place = place) -> None:
+            seen = args[0] if place.tensor == 'input' else output
+            shapes[place].append(seen.shape if isinstance(seen, Tensor) else None)
 
-        hooks.append((place.block.se if place.module is None else place.module).register_forward_hook(see))
-    training = {module: module.training for module in model.modules()}
-    try:
-        model.eval()  # a norm of one value in training is an error
-        meta_pass(model, input_size)
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for module, mode in training.items():
-            module.training = mode
-        for place in empty:
-            _vacate(place.block, None)
-    for name, seen in shapes.items():
+        if place.module is None:  # an empty slot
+            structure.get_submodule(place.name.rpartition('.')[0]).se = nn.Identity()  # type: ignore[assignment]
+        structure.get_submodule(place.name).register_forward_hook(see)
+    run_structure(structure, input_size or image_size(model))
+    for place, seen in shapes.items():
         if len(seen) != 1:
             times = f'{len(seen)} times' if seen else 'never'
-            raise ValueError(f'{name} is not allowed: the network computes it {times} in a pass; allowed: once')
+            raise ValueError(f'{place.name} cannot carry attention: the network computes it {times} in a pass, and it '
+                             'has to be once')
         if seen[0] is None or len(seen[0]) != 4:
             what = 'no tensor' if seen[0] is None else f'the shape {list(seen[0])}'
-            raise ValueError(f'{name} is not allowed: its result has {what}; allowed: (N, C, H, W)')
-    return {**known, **{name: seen[0][1] for name, seen in shapes.items() if seen[0] is not None}}
-
-
-@torch.no_grad()
-def meta_pass(model: nn.Module, input_size: tuple[int, int, int] | None = None) -> None:
-    """Run a network on the meta device, where it computes nothing, for an image of the size that it says."""
-    if input_size is None:
-        cfg: Any = getattr(model, 'pretrained_cfg', None) or {}
-        channels, height, width = cfg.get('input_size') or (3, 224, 224)
-        input_size = int(getattr(model, 'in_chans', channels)), height, width
-    tensors = chain(model.named_parameters(), model.named_buffers())
-    meta = {name: torch.empty_like(tensor, device='meta') for name, tensor in tensors}
-    dtype = next((tensor.dtype for tensor in meta.values() if tensor.is_floating_point()), None)
-    try:
-        torch.func.functional_call(model, meta, (torch.empty(1, *input_size, device='meta', dtype=dtype),))
-    except Exception as error:
-        raise ValueError(f'{type(model).__name__} does not take an image of {tuple(input_size)} on the meta device '
-                         f'({error}); allowed: an input_size that it takes') from error
+            raise ValueError(f'{place.name} cannot carry attention: its result has {what}, not (N, C, H, W)')
+    return {**known, **{place: seen[0][1] for place, seen in shapes.items() if seen[0] is not None}}
 
 
 def _like(module: nn.Module, model: nn.Module) -> dict[str, Any]:
@@ -357,37 +383,52 @@ def _like(module: nn.Module, model: nn.Module) -> dict[str, Any]:
     return {'device': near.device, 'dtype': near.dtype}
 
 
-def _last_stage(model: nn.Module) -> int:
+def last_stage(model: nn.Module) -> int:
     """How many stages a network has that may carry attention: four, or what it says of itself."""
     return int(getattr(model, 'attention_stages', 4))
 
 
-def _on_its_stages(model: nn.Module, spec: AttentionSpec) -> AttentionSpec:
-    last = _last_stage(model)
-    if spec.sites is not None or max(spec.stages) <= last:
+def check_stages(spec: AttentionSpec, last: int, given: Collection[str] = ()) -> AttentionSpec:
+    """`spec` on the stages that a network has: those that it names, or all.
+
+    Args:
+        spec: the attention.
+        last: number of the network's stages.
+        given: options that were asked for, as ``'attn_stages'``, the default's value though it may be.
+
+    Raises:
+        ValueError: it names a stage that the network does not have.
+    """
+    if spec.sites is not None:
         return spec
-    if spec.stages != AttentionSpec.stages:
-        raise ValueError(f'attn_stages={spec.stages!r} is not allowed for {type(model).__name__}; '
-                         f'allowed: one or more of {", ".join(map(str, range(1, last + 1)))}')
-    return replace(spec, stages=tuple(range(1, last + 1)))
+    for name in ('stages', 'sk_stages'):
+        stages = getattr(spec, name)
+        if name not in spec.record.names or max(stages) <= last:
+            continue
+        if stages != getattr(AttentionSpec, name) or f'attn_{name}' in given:
+            raise ValueError(f'attn_{name}={stages!r} names a stage that the network does not have; choose one or more '
+                             f'of {", ".join(map(str, range(1, last + 1)))}')
+        whole: dict[str, Any] = {name: tuple(range(1, last + 1))}
+        spec = replace(spec, **whole)
+    return spec
 
 
-def _stages(model: nn.Module, order: dict[str, int]) -> Callable[[_Place], int]:
+def _stages(model: nn.Module, order: dict[str, int]) -> Callable[['_Place | _Kernel'], int]:
     """Stage of a place: the last stage ends with the last of the network's feature levels, and so on."""
     info: Any = getattr(model, 'feature_info', None)
     if not isinstance(info, list):
-        raise ValueError(f'attn_stages is not allowed for {type(model).__name__}, which has no feature_info; '
-                         'allowed: all stages, or attn_sites')
+        raise ValueError(f'attn_stages is not possible in a {type(model).__name__}, which has no feature_info; leave '
+                         'it out for all stages, or name modules with attn_sites')
 
     def end(module: str) -> int:
         return max(order[name] for name in order if f'{name}.'.startswith(f'{module}.'))
 
     ends = [end(level['module']) for level in info]
 
-    def stage_of(place: _Place) -> int:
+    def stage_of(place: '_Place | _Kernel') -> int:
         name = _known_name(place, order)
         at = order[name] - 1 if place.tensor == 'input' else end(name)
         level = next((i for i, last in enumerate(ends) if at <= last), len(ends) - 1)
-        return max(1, level - len(ends) + 1 + _last_stage(model))
+        return max(1, level - len(ends) + 1 + last_stage(model))
 
     return stage_of

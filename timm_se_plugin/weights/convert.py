@@ -15,8 +15,7 @@ from torch import nn
 
 from ..models._published import legacy_keys, sk_keys
 from ..models.state_dicts import StateDict, shortened
-from ..placement import AttentionSpec
-from ..placement.sites import attention_modules
+from ..placement import AttentionSpec, attention_modules
 from .caffe import INPUT, caffe_keys, is_caffe
 from .folders import write_model
 from .mm_config import backbone_attention, backbone_config

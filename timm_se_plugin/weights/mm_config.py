@@ -4,8 +4,8 @@ import ast
 from collections.abc import Mapping
 from typing import Any
 
-from ..models._builder import requested, resolve_unseen
 from ..models._registry import architectures
+from ..models._resolution import requested, resolve_unseen
 from ..placement import AttentionSpec
 
 __all__ = ['backbone_attention', 'backbone_config', 'parse_config']

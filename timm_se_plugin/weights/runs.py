@@ -9,8 +9,8 @@ import timm
 from timm.data import resolve_data_config
 from torch import nn
 
-from ..models._builder import resolve
 from ..models._registry import architectures
+from ..models._resolution import resolve
 from ..placement.spec import split_attention_kwargs
 from .model_card import Facts
 from .reading import read_weights

@@ -1,0 +1,128 @@
+"""An attention of a user's own, from its registration to what its gates did."""
+
+import json
+
+import pytest
+import timm
+import torch
+from parity import images, randomised, relative_error
+from torch import nn
+
+import timm_se_plugin
+from timm_se_plugin import AttentionSpec, add_attention, register_attention, remove_attention
+from timm_se_plugin.placement import ATTENTIONS, attention_modules
+from timm_se_plugin.weights import write_model
+
+
+class SimAM(nn.Module):
+    """SimAM (arXiv 2106.03357, Figure 3): the energy of each position gates it, without parameters."""
+
+    def __init__(self, channels: int, e_lambda: float = 1e-4, device=None, dtype=None):
+        super().__init__()
+        if e_lambda <= 0:
+            raise ValueError(f'e_lambda={e_lambda} is not positive')
+        self.e_lambda = e_lambda
+        self.gate = nn.Sigmoid()
+
+    def forward(self, x):
+        n = x.shape[2] * x.shape[3] - 1
+        d = (x - x.mean((2, 3), keepdim=True)).square()
+        v = d.sum((2, 3), keepdim=True) / n
+        return x * self.gate(d / (4 * (v + self.e_lambda)) + 0.5)
+
+
+class LayerScaleGate(nn.Module):
+    """A gate of one learned number a channel, 2 * sigmoid(weight), which can start at 1."""
+
+    def __init__(self, channels: int, gate: str = 'sigmoid', device=None, dtype=None):
+        super().__init__()
+        self.scale = nn.Conv2d(channels, channels, 1, groups=channels, device=device, dtype=dtype)
+        self.gate = timm_se_plugin.layers.squeeze_excite.GATES[gate]()
+
+    def forward(self, x):
+        return x * self.gate(self.scale(x.mean((2, 3), keepdim=True)))
+
+
+@pytest.fixture
+def registered():
+    before = dict(ATTENTIONS)
+    register_attention('simam', SimAM, paper='2106.03357')
+    register_attention('layerscale', LayerScaleGate, last_layers=('scale',), identity_gate='double_sigmoid')
+    yield
+    ATTENTIONS.clear()
+    ATTENTIONS.update(before)
+
+
+def test_a_network_with_it_is_built_saved_loaded_and_read(registered, tmp_path):
+    model = timm.create_model('test_resnet_plugin', attn='simam', attn_e_lambda=0.1, attn_stages=(2, 3)).eval()
+    assert {name: layer.e_lambda for name, layer in attention_modules(model).items()} == {
+        'layer2.0.se': 0.1, 'layer3.0.se': 0.1}
+    write_model(model, tmp_path)
+    saved = json.loads((tmp_path / 'config.json').read_text())['model_args']
+    assert (saved['attn'], saved['attn_e_lambda']) == ('simam', 0.1)
+    again = timm.create_model(f'local-dir:{tmp_path}', pretrained=True).eval()
+    assert AttentionSpec.of(again) == AttentionSpec('simam', stages=(2, 3), extra={'e_lambda': 0.1})
+    x = images(2, 3, 64, 64, dtype=torch.float32)
+    with torch.no_grad():
+        assert torch.equal(again(x), model(x))
+
+
+def test_its_gates_are_analysed(registered):
+    from timm_se_plugin.analysis import gate_statistics
+    model = timm.create_model('test_resnet_plugin', attn='simam', num_classes=2)
+    batches = [(images(4, 3, 64, 64, dtype=torch.float32), torch.tensor([0, 1, 0, 1]))]
+    statistics = gate_statistics(model, batches, ['a', 'b'])
+    assert [layer.name for layer in statistics.layers] == [f'layer{stage}.0.se' for stage in (1, 2, 3, 4)]
+    assert all(0.5 < float(layer.mean.min()) < 1 for layer in statistics.layers)
+
+
+def test_a_trained_network_gains_it_without_a_change_and_loses_it_again(registered):
+    model = randomised(timm.create_model('test_resnet')).eval()
+    x = images(2, 3, 64, 64, dtype=torch.float32)
+    with torch.no_grad():
+        expected = model(x)
+        added = add_attention(model, 'layerscale', init='identity')
+        assert relative_error(model(x), expected) < 1e-6
+    assert {type(layer.gate).__name__ for layer in added.values()} == {'DoubleSigmoid'}
+    model(x).square().sum().backward()
+    assert all(layer.scale.weight.grad.abs().max() > 0 for layer in added.values())
+    assert remove_attention(model) == added
+    plain = timm.create_model('test_resnet_plugin', attn='layerscale', attn_integration='pre', attn_init='identity')
+    assert not plain.layer1[0].se.scale.weight.any()
+
+
+def test_its_options_are_checked_as_any_other(registered):
+    with pytest.raises(ValueError, match=r"attn='simam' has no option attn_lambda \(did you mean attn_e_lambda\?\)"):
+        timm.create_model('test_resnet_plugin', attn='simam', attn_lambda=1)
+    with pytest.raises(ValueError, match='e_lambda=-1 is not positive'):
+        timm.create_model('test_resnet_plugin', attn='simam', attn_e_lambda=-1)
+    with pytest.raises(ValueError, match="attn='simam' has no option attn_init"):
+        AttentionSpec('simam', init='identity')
+
+
+def test_a_saved_network_asks_for_its_registration(registered, tmp_path):
+    write_model(timm.create_model('test_resnet_plugin', attn='simam'), tmp_path)
+    del ATTENTIONS['simam']
+    with pytest.raises(ValueError, match=r"attn='simam' is not a known attention; .* register your own with"):
+        timm.create_model(f'local-dir:{tmp_path}', pretrained=True)
+
+
+class NeedsMore(nn.Module):
+    def __init__(self, channels, groups, device=None, dtype=None): ...
+
+
+class HasNoFactory(nn.Module):
+    def __init__(self, channels): ...
+
+
+@pytest.mark.parametrize(('name', 'layer', 'message'), [
+    ('se', SimAM, "'se' cannot name an attention: choose a lower-case word other than se, sk"),
+    ('none', SimAM, "'none' cannot name an attention"),
+    ('Sim-AM', SimAM, "'Sim-AM' cannot name an attention"),
+    ('mine', NeedsMore, 'NeedsMore cannot be an attention: its constructor has no default for groups; it is called as'),
+    ('mine', HasNoFactory, 'HasNoFactory cannot be an attention: its constructor lacks device, dtype')])
+def test_what_cannot_be_registered_is_one_clear_error(name, layer, message):
+    before = dict(ATTENTIONS)
+    with pytest.raises(ValueError, match=message):
+        register_attention(name, layer)
+    assert before == ATTENTIONS

@@ -1,0 +1,218 @@
+"""The attentions: one record for each holds what the package knows of it, and users can register their own."""
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from timm.layers import EcaModule, EffectiveSEModule, GlobalContext, get_act_layer
+from timm.layers.cbam import CbamModule
+from torch import nn
+
+from ..layers import (
+    BottleneckAttention,
+    ConcurrentSqueezeExcite,
+    SelectiveKernel,
+    SpatialSqueezeExcite,
+    SqueezeExcite,
+)
+from ..layers.squeeze_excite import GATES, reduced_channels
+
+__all__ = ['ATTENTIONS', 'Attention', 'attention_layers', 'names_that_start_at_identity', 'record_of',
+           'register_attention', 'start_at_identity']
+
+_PLACEMENT = ('stages', 'fused', 'integration', 'sites')
+_WIDTH = {'rd_ratio': 1 / 16, 'rd_channels': None, 'rd_divisor': 1}
+_GATE = {'gate': 'sigmoid', 'init': 'default'}
+_SE = {**_WIDTH, 'squeeze': 'avg', 'act_layer': 'relu', **_GATE, 'bias': True}
+_CHANNEL_SE = {**_WIDTH, 'act_layer': 'relu', **_GATE, 'bias': True, 'rd_ratio': 1 / 2}
+_SK = {**_WIDTH, 'rd_min_channels': None, 'kernels': (3, 5), 'keep_3x3': True, 'groups': None, 'split_input': False,
+       'select': 'softmax'}
+
+
+@dataclass(frozen=True)
+class Attention:
+    """All that the package knows of one attention.
+
+    Args:
+        name: what ``attn=`` calls it.
+        layer: class of the layer, ``layer(channels, **options, device=…, dtype=…)`` with shape (N, C, H, W) ->
+            (N, C, H, W); :class:`~timm_se_plugin.layers.SelectiveKernel` takes the place of a convolution instead.
+        options: the layer's options and their defaults, the model keywords ``attn_<option>``.
+        paper: arXiv number.
+        title: what a model card calls it.
+        create: makes the layer where the class does not take `options` as keywords.
+        last_layers: names of the layer's modules that decide on its gates. Zeroed, they give every gate its value at 0,
+            and the layer returns its input, which ``init='identity'`` asks for; none for an attention that cannot.
+        identity_gate: the gate that this takes; None where the layer has no choice of gates.
+        gates: names of the modules of the layer whose outputs are gates.
+        placement: which options of placement it has.
+        selects_kernels: whether blocks get a Selective Kernel in the place of their 3x3 convolution.
+        recalibrates: whether blocks get `layer` at a place of the SE paper's Figure 5.
+    """
+
+    name: str
+    layer: type[nn.Module]
+    options: Mapping[str, Any]
+    paper: str = ''
+    title: str = ''
+    create: Callable[..., nn.Module] | None = None
+    last_layers: tuple[str, ...] = ()
+    identity_gate: str | None = None
+    gates: tuple[str, ...] = ('gate',)
+    placement: tuple[str, ...] = _PLACEMENT
+    selects_kernels: bool = False
+    recalibrates: bool = True
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of all its options, without ``attn_``."""
+        return (*self.placement, *self.options)
+
+    @property
+    def starts_at_identity(self) -> bool:
+        """Whether a network can gain it without a change of its output."""
+        return bool(self.last_layers) and not self.selects_kernels
+
+    def build(
+            self, channels: int, options: Mapping[str, Any], device: torch.device | str | None = None,
+            dtype: torch.dtype | None = None,
+    ) -> nn.Module:
+        """The layer for `channels` channels, with all of its options given."""
+        create: Any = self.create or self.layer
+        taken = inspect.signature(create).parameters  # of 'sk+se', whose options are those of two layers, SE's
+        given = {name: options[name] for name in self.options if name in taken and name != 'init'}
+        if 'act_layer' in given:
+            given['act_layer'] = get_act_layer(given['act_layer'])
+        layer = create(channels, **given, device=device, dtype=dtype)
+        if options.get('init') == 'identity':
+            start_at_identity(layer)
+        return layer
+
+
+def _with_gate_layer(layer: type[nn.Module]) -> Callable[..., nn.Module]:
+    """A layer of timm's, whose gate is a class and whose width is a number, made from the package's options."""
+    def create(
+            channels: int, gate: str, rd_ratio: float | None = None, rd_channels: int | None = None,
+            rd_divisor: int = 1, act_layer: type[nn.Module] | None = None, **factory: Any,
+    ) -> nn.Module:
+        if rd_ratio is not None:
+            factory['rd_channels'] = rd_channels or reduced_channels(channels, rd_ratio, rd_divisor)
+        if act_layer is not None:
+            factory['act_layer'] = act_layer
+        return layer(channels, gate_layer=GATES[gate], **factory)
+
+    return create
+
+
+ATTENTIONS: dict[str, Attention] = {attention.name: attention for attention in (
+    Attention('se', SqueezeExcite, _SE, '1709.01507', 'squeeze-and-excitation',
+              last_layers=('fc2',), identity_gate='double_sigmoid'),
+    Attention('sk', SelectiveKernel, _SK, '1903.06586', 'selective-kernel', gates=('attn',),
+              placement=('stages', 'fused'), selects_kernels=True, recalibrates=False),
+    Attention('sk+se', SqueezeExcite, {**_SK, **_SE, 'sk_stages': (1, 2, 3, 4)}, '1903.06586',
+              'selective-kernel, squeeze-and-excitation', last_layers=('fc2',), identity_gate='double_sigmoid',
+              placement=('stages', 'fused', 'integration'), selects_kernels=True),
+    Attention('eca', EcaModule, _GATE, '1910.03151', 'efficient-channel-attention',
+              create=_with_gate_layer(EcaModule), last_layers=('conv',), identity_gate='double_sigmoid'),
+    Attention('ese', EffectiveSEModule, {**_GATE, 'gate': 'hard_sigmoid'}, '1911.06667', 'effective-se',
+              create=_with_gate_layer(EffectiveSEModule), last_layers=('fc',), identity_gate='double_sigmoid'),
+    # The spatial half of CBAM ends in a norm: zeroing the convolution before it would leave the norm's bias.
+    Attention('cbam', CbamModule, {**_WIDTH, 'act_layer': 'relu', **_GATE}, '1807.06521', 'cbam',
+              create=_with_gate_layer(CbamModule), last_layers=('channel.fc2', 'spatial.conv.bn'),
+              identity_gate='double_sigmoid', gates=('channel.gate', 'spatial.gate')),
+    Attention('gc', GlobalContext, {**_WIDTH, 'act_layer': 'relu', **_GATE}, '1904.11492', 'global-context',
+              create=_with_gate_layer(GlobalContext), last_layers=('mlp_scale.fc2',),
+              identity_gate='double_sigmoid'),
+    Attention('cse', SqueezeExcite, _CHANNEL_SE, '1803.02579', 'channel-se', last_layers=('fc2',),
+              identity_gate='double_sigmoid'),
+    Attention('sse', SpatialSqueezeExcite, {**_GATE, 'bias': True}, '1803.02579', 'spatial-se',
+              last_layers=('conv',), identity_gate='double_sigmoid'),
+    # The sum of two halves: each gate is sigmoid(0) = 1/2.
+    Attention('scse', ConcurrentSqueezeExcite, _CHANNEL_SE, '1803.02579', 'concurrent-se',
+              last_layers=('cse.fc2', 'sse.conv'), identity_gate='sigmoid', gates=('cse.gate', 'sse.gate')),
+    Attention('bam', BottleneckAttention, {**_WIDTH, 'act_layer': 'relu'}, '1807.06514', 'bam'),
+)}
+
+
+def register_attention(
+        name: str, layer: type[nn.Module], *, paper: str = '', title: str = '', last_layers: Iterable[str] = (),
+        identity_gate: str | None = None, gates: Iterable[str] = ('gate',),
+) -> Attention:
+    """Let ``attn=name`` place a layer of your own wherever the package's attentions go.
+
+    Every keyword of the layer's constructor becomes a model keyword ``attn_<keyword>``, a part of the specification and
+    of config.json. A keyword ``act_layer`` receives a class and is given by timm's name; ``gate`` and ``init`` are
+    understood as in :class:`AttentionSpec`. Register before a saved network is loaded::
+
+        class SimAM(nn.Module):
+            def __init__(self, channels: int, e_lambda: float = 1e-4, device=None, dtype=None): ...
+
+        timm_se_plugin.register_attention('simam', SimAM, paper='2106.03357')
+        model = timm.create_model('resnet50_plugin', attn='simam', attn_e_lambda=1e-3)
+
+    Args:
+        name: a lower-case word that no attention has yet.
+        layer: a class whose first argument is the number of channels, whose other arguments have defaults and which
+            takes ``device`` and ``dtype``. Shape: (N, C, H, W) -> (N, C, H, W).
+        paper: arXiv number, for the model card.
+        title: tag of the model card; `name` if not given.
+        last_layers: names of its modules whose weight and bias decide on the gates. They make ``init='identity'``
+            possible: it zeroes them, and the layer has to return its input then.
+        identity_gate: the value of its keyword ``gate`` with which that is so, if it has such a keyword.
+        gates: names of its modules whose outputs are gates, for the analysis.
+
+    Raises:
+        ValueError: a name that is taken or is no lower-case word, or a constructor that cannot be called as above.
+    """
+    if name in ATTENTIONS or name == 'none' or not name.isidentifier() or name != name.lower():
+        raise ValueError(f'{name!r} cannot name an attention: choose a lower-case word other than '
+                         f'{", ".join(ATTENTIONS)}, none')
+    _, *parameters = inspect.signature(layer).parameters.values()
+    options = {parameter.name: parameter.default for parameter in parameters
+               if parameter.name not in ('device', 'dtype')}
+    unsuited = [parameter.name for parameter in parameters if parameter.default is inspect.Parameter.empty]
+    factory = {'device', 'dtype'} - {parameter.name for parameter in parameters}
+    if unsuited or factory:
+        why = f'has no default for {", ".join(unsuited)}' if unsuited else f'lacks {", ".join(sorted(factory))}'
+        raise ValueError(f'{layer.__name__} cannot be an attention: its constructor {why}; it is called as '
+                         'layer(channels, option=…, device=…, dtype=…)')
+    last_layers = tuple(last_layers)
+    if last_layers:
+        options['init'] = 'default'
+    if isinstance(options.get('act_layer'), type):
+        options['act_layer'] = 'relu'
+    attention = Attention(
+        name, layer, options, paper, title or name, last_layers=last_layers, identity_gate=identity_gate,
+        gates=tuple(gates))
+    ATTENTIONS[name] = attention
+    return attention
+
+
+def attention_layers() -> tuple[type[nn.Module], ...]:
+    """Classes of all layers that recalibrate a map."""
+    return tuple({attention.layer: None for attention in ATTENTIONS.values() if attention.recalibrates})
+
+
+def record_of(layer: nn.Module) -> Attention | None:
+    """The record of a layer's class; of those that share it, the first one."""
+    return next((attention for attention in ATTENTIONS.values()
+                 if attention.recalibrates and isinstance(layer, attention.layer)), None)
+
+
+def names_that_start_at_identity() -> tuple[str, ...]:
+    """Names of the attentions that can start without a change of the output: a plain network's weights gain those."""
+    return tuple(name for name, attention in ATTENTIONS.items() if attention.starts_at_identity)
+
+
+def start_at_identity(layer: Any) -> None:
+    """Zero the modules that decide on the gates of an attention layer, and let the layer remember that it was done."""
+    record = record_of(layer)
+    assert record is not None  # called for layers that a record made
+    layer.init = 'identity'
+    for name in record.last_layers:
+        last = layer.get_submodule(name)
+        nn.init.zeros_(last.weight)
+        if last.bias is not None:
+            nn.init.zeros_(last.bias)

@@ -1,0 +1,45 @@
+"""Where a network carries attention, read from the network itself."""
+
+from torch import nn
+
+from ..layers.selective_kernel import SelectiveKernelAttn
+from .attentions import attention_layers, start_at_identity
+from .families import is_of
+
+__all__ = ['attention_modules', 'counted_attention', 'restart_identity']
+
+# timm's SE layer, which the plugin's takes the place of.
+_REPLACED = ('timm.layers.squeeze_excite.SEModule',)
+# What else timm's networks carry, which the plugin neither places nor takes away.
+_OTHERS = (
+    *_REPLACED, 'timm.layers.cbam.LightCbamModule', 'timm.layers.eca.CecaModule',
+    'timm.layers.gather_excite.GatherExcite', 'timm.layers.selective_kernel.SelectiveKernelAttn',
+    'timm.layers.squeeze_excite.SqueezeExciteCl', 'timm.models._efficientnet_blocks.SqueezeExcite',
+    'timm.models.hgnet.EseModule', 'timm.models.senet.SEModule')
+
+
+def attention_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """Every attention layer in `model` that the plugin places or replaces, by its name; not the parts of one."""
+    return _found(model, _REPLACED)
+
+
+def counted_attention(model: nn.Module) -> dict[str, nn.Module]:
+    """Every channel attention in `model` by its name, that of timm's other families too; not the parts of one."""
+    return _found(model, _OTHERS)
+
+
+def restart_identity(model: nn.Module) -> None:
+    """Let the attention that was made with ``init='identity'`` start so again, after its weights were drawn anew."""
+    for layer in attention_modules(model).values():
+        if getattr(layer, 'init', 'default') == 'identity':
+            start_at_identity(layer)
+
+
+def _found(model: nn.Module, names: tuple[str, ...]) -> dict[str, nn.Module]:
+    layers = (*attention_layers(), SelectiveKernelAttn)
+    found: dict[str, nn.Module] = {}
+    for name, module in model.named_modules():  # a module comes before its parts
+        if (isinstance(module, layers) or is_of(module, names)) and not name.startswith(
+                tuple(f'{outer}.' for outer in found)):
+            found[name] = module
+    return found

@@ -1,0 +1,69 @@
+"""A copy of a network's structure, without memory for its values, and a pass through it that computes nothing."""
+
+import copy
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .recalibration import is_ours
+
+__all__ = ['image_size', 'run_structure', 'structure_of']
+
+
+def image_size(model: nn.Module) -> tuple[int, int, int]:
+    """(C, H, W) of the images that a network is made for: what timm says of it, else (3, 224, 224)."""
+    cfg: Any = getattr(model, 'pretrained_cfg', None) or {}
+    channels, height, width = cfg.get('input_size') or (3, 224, 224)
+    return int(getattr(model, 'in_chans', channels)), height, width
+
+
+def structure_of(model: nn.Module) -> nn.Module:
+    """Copy of a network on the meta device, in evaluation mode, that shares nothing with it.
+
+    A pass through it can neither change the network (a counter of batches, a tensor kept in an attribute) nor call
+    anybody's hooks; the package's own hooks, which place attention, stay.
+
+    Raises:
+        ValueError: a network that Python cannot copy.
+    """
+    memo: dict[int, Any] = {}
+    with torch.no_grad():
+        for tensor in chain(model.parameters(), model.buffers(), _tensors_in_attributes(model)):
+            bare = torch.empty_like(tensor.detach(), device='meta')
+            memo[id(tensor)] = nn.Parameter(bare, requires_grad=False) if isinstance(tensor, nn.Parameter) else bare
+    try:
+        structure = copy.deepcopy(model, memo)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f'{type(model).__name__} cannot be copied ({error}), so its channels cannot be looked up') \
+            from error
+    for module in structure.modules():
+        for hooks in (module._forward_hooks, module._forward_pre_hooks):
+            for key in [key for key, hook in hooks.items() if not is_ours(hook)]:
+                del hooks[key]
+    return structure.eval()
+
+
+def _tensors_in_attributes(model: nn.Module) -> list[Tensor]:
+    """Tensors that modules keep as plain attributes, which deepcopy refuses where they have a history."""
+    return [value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)]
+
+
+@torch.no_grad()
+def run_structure(structure: nn.Module, input_size: tuple[int, int, int]) -> Any:
+    """The output of a :func:`structure_of` for one image.
+
+    Args:
+        structure: the copy.
+        input_size: (C, H, W).
+
+    Raises:
+        ValueError: the network does not take such an image.
+    """
+    dtype = next((tensor.dtype for tensor in structure.parameters() if tensor.is_floating_point()), None)
+    try:
+        return structure(torch.empty(1, *input_size, device='meta', dtype=dtype))
+    except Exception as error:  # a network may raise anything
+        raise ValueError(f'{type(structure).__name__} does not take an image of {tuple(input_size)} on the meta device '
+                         f'({error}); give the input_size that it takes') from error
