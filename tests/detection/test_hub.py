@@ -317,11 +317,11 @@ def test_a_detectors_backbone_becomes_a_classifier(tmp_path, cfg, name, options)
     (dict(type='AttentionResNet', depth=18, plugins=[dict(cfg=dict(type='SEPlugin'), position='after_conv1')]),
      'SEPlugin is after_conv1; allowed: after_conv2'),
     (dict(type='AttentionResNet', depth=18, plugins=[dict(cfg=dict(type='SEPlugin'), position='after_conv2')]),
-     r"attn_gate='sigmoid' \(theirs: 'double_sigmoid'\)"),
+     r"attn_gate='sigmoid' \(the weights have 'double_sigmoid'\)"),
     (dict(type='TimmAttentionBackbone', model_name='resnet18', attn='se', attn_squeeze='max'),
-     r"attn_squeeze='avg' \(theirs: 'max'\)"),
+     r"attn_squeeze='avg' \(the weights have 'max'\)"),
     (dict(type='TimmAttentionBackbone', model_name='se_resnet18_plugin', pretrained=True),
-     r"attn_gate='sigmoid' \(theirs: 'double_sigmoid'\)"),
+     r"attn_gate='sigmoid' \(the weights have 'double_sigmoid'\)"),
 ])
 def test_a_detectors_attention_has_to_be_known_and_the_same(tmp_path, cfg, message):
     import timm

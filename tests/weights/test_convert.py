@@ -216,8 +216,8 @@ def test_a_named_source_is_compared_with_the_target(tmp_path):
     ('se_resnet18_plugin', {'attn_init': 'identity', 'attn_rd_divisor': 8}, 'seresnet18', 'compute something else'),
     ('legacy_seresnet18_plugin', {'attn': 'se', 'attn_rd_divisor': 8}, 'seresnet18', 'compute something else'),
     ('se_resnet18_plugin', {}, 'seresnet18', r'of another shape layer1.0.se.fc1.bias'),  # timm's widths are others
-    ('se_resnet18_plugin', {}, 'resnet18', r'has layer1.0.se.fc1.bias'),
-    ('se_resnet18_plugin', {}, 'resnet34', 'it lacks layer1.2'),
+    ('se_resnet18_plugin', {}, 'resnet18', r'do not fit se_resnet18_plugin: missing layer1.0.se.fc1.bias'),
+    ('se_resnet18_plugin', {}, 'resnet34', 'unexpected layer1.2'),
     ('se_resnet18_plugin', {}, 'resnet18_plugin', 'is not a model of timm; allowed'),
     ('se_resnet18_plugin', {}, 'resnet19', 'is not a model of timm; allowed'),
 ])
@@ -229,7 +229,7 @@ def test_a_network_that_timms_name_is_not_does_not_go_back(name, options, timm_n
 def test_names_that_tell_the_attention_refuse_another(tmp_path):
     original = timm.create_model('seresnet50', **DEPTH)
     torch.save(mmpretrain_names(original.state_dict()), tmp_path / 'a.pth')
-    with pytest.raises(ValueError, match=r"another attention .*attn_gate='tanh' \(theirs: 'sigmoid'\)"):
+    with pytest.raises(ValueError, match=r"another attention .*attn_gate='tanh' \(the weights have 'sigmoid'\)"):
         convert_file(tmp_path / 'a.pth', 'se_resnet50_plugin', tmp_path / 'out', attn_gate='tanh', **DEPTH)
     meta = {'cfg': "model = dict(backbone=dict(type='SEResNet', style='caffe'))"}
     torch.save({'state_dict': mmpretrain_names(original.state_dict()), 'meta': meta}, tmp_path / 'a.pth')
@@ -244,7 +244,7 @@ def test_missing_unexpected_and_wrong_shapes_are_named_and_nothing_is_loaded():
     del state['layer1.0.conv1.weight']
     state |= {'extra.weight': torch.zeros(1), 'bn1.bias': torch.zeros(65), 'conv1.weight': torch.zeros(64, 3, 7, 7)}
     with pytest.raises(ValueError, match=r'missing layer1.0.conv1.weight; unexpected extra.weight; of another shape '
-                                         r'bn1.bias \(65,\) for \(64,\)'):
+                                         r'bn1.bias \(65,\) instead of \(64,\)'):
         convert(state, model)
     assert torch.equal(model.conv1.weight, before)
 

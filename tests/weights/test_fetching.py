@@ -219,13 +219,13 @@ def test_shapes_are_compared_before_memory_is_taken(hub, model):
     config = config_of(hub)
     config['num_classes'] = config['model_args']['num_classes'] = 10**11  # 200 TB
     put(hub, config=json.dumps(config).encode())
-    with pytest.raises(ValueError, match=r'fc.weight \(5, \d+\) for \(100000000000, \d+\)'):
+    with pytest.raises(ValueError, match=r'fc.weight \(5, \d+\) instead of \(100000000000, \d+\)'):
         load()
     state = model.state_dict()
     config = config_of(hub)
     config['num_classes'] = config['model_args']['num_classes'] = 5
     put(hub, config=json.dumps(config).encode(), weights=save({**state, 'bn1.bias': torch.zeros(65)}))
-    with pytest.raises(ValueError, match=r'of another shape bn1.bias \(65,\) for \(\d+,\)'):
+    with pytest.raises(ValueError, match=r'of another shape bn1.bias \(65,\) instead of \(\d+,\)'):
         load()
 
 

@@ -20,7 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..models._builder import SAVED_AT, is_place, resolve_unseen
 from ..models._registry import architectures
-from ..models.state_dicts import shortened
+from ..models.state_dicts import Misfit, attention_misfit
 from ..placement import AttentionSpec
 from ..placement.attention_layers import start_at_identity
 from ..placement.sites import attention_modules
@@ -236,40 +236,30 @@ class TimmAttentionBackbone(BaseModule):
         else:
             weights = {} if self.pretrained is True else dict(pretrained_cfg=place)
         trained = self._create(self.feature_info.out_indices, pretrained=True, **weights)
-        theirs = AttentionSpec.of(trained)
-        if theirs is None or self.attn is None:
-            different = {} if theirs == self.attn else {'attn': (self.attn and self.attn.attn, theirs and theirs.attn)}
-        else:
-            different = self.attn.differences(theirs)
+        different = attention_misfit(self.attn, AttentionSpec.of(trained))
         if different:
-            said = ', '.join(f'{name}={mine!r} (theirs: {other!r})' for name, (mine, other) in different.items())
-            raise ValueError(f'{place} asks for another attention than the config, which has to say so: {said}')
+            raise ValueError(
+                f'{place} has other attention than the configuration, whose attn options have to agree: {different}')
         state = trained.state_dict()
         self.load_state_dict({key: state[key.removeprefix('net.')] for key in self.state_dict()})
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
         """Refuse a checkpoint of another network: MMEngine only logs what is missing."""
-        own = self.state_dict()
-        given = {key[len(prefix):]: value for key, value in state_dict.items() if key.startswith(prefix)}
-        attention = tuple(f'{name}.' for name in attention_modules(self))
-        missing = {key for key in own.keys() - given.keys() if not key.endswith('num_batches_tracked')}
-        lacks_attention = {key for key in missing if key.startswith(attention)}
-        if attention and len(lacks_attention) == sum(key.startswith(attention) for key in own):
-            missing -= lacks_attention
-            if not missing:
-                self._restore_identity()
-                print_log(f'the checkpoint has no attention for {self.model_name}, which starts with attn_init='
-                          f"{self.attn and self.attn.init!r}; 'identity' would keep what the checkpoint computes",
-                          'current', logging.WARNING)
         # Other parts, such as a classifier or stages that out_indices leave out, do no harm.
-        unexpected = {key for key in given.keys() - own.keys()
-                      if key.split('.')[0] in self._modules and not key.endswith('num_batches_tracked')}
-        shapes = {f'{key} {tuple(given[key].shape)} for {tuple(own[key].shape)}' for key in own.keys() & given.keys()
-                  if given[key].shape != own[key].shape}
-        if missing or unexpected or shapes:
-            raise ValueError(
-                f'the checkpoint does not fit {self.model_name}: missing {shortened(missing)}; '
-                f'unexpected {shortened(unexpected)}; of another shape {shortened(shapes)}')
+        given = {key[len(prefix):]: value for key, value in state_dict.items() if key.startswith(prefix)}
+        given = {key: value for key, value in given.items() if key.split('.')[0] in self._modules}
+        own = self.state_dict()
+        names = tuple(f'{name}.' for name in attention_modules(self))
+        attention = {key for key in own if key.startswith(names)}
+        gains_attention = bool(attention) and not attention & given.keys()
+        misfit = Misfit.of(given, own, ignored=attention if gains_attention else ())
+        if misfit:
+            raise ValueError(f'the checkpoint does not fit {self.model_name}: {misfit}')
+        if gains_attention:
+            self._restore_identity()
+            print_log(f'the checkpoint has no attention for {self.model_name}, which starts with attn_init='
+                      f"{self.attn and self.attn.init!r}; 'identity' would keep what the checkpoint computes",
+                      'current', logging.WARNING)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 

@@ -14,6 +14,7 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmengine.runner import CheckpointLoader
 from safetensors.torch import load_file
+from timm.models import clean_state_dict
 from torch import nn
 
 from .running import check_fit
@@ -43,7 +44,7 @@ def load_detector(config: Config, checkpoint: str, device: str = 'cpu') -> nn.Mo
         loaded = {'state_dict': load_file(checkpoint), 'meta': {'dataset_meta': config.get('dataset_meta', {})}}
     else:
         loaded = CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu')
-    state_dict = {key.removeprefix('module.'): value for key, value in loaded.get('state_dict', loaded).items()}
+    state_dict = clean_state_dict(loaded.get('state_dict', loaded))
     check_fit(model, state_dict, checkpoint)
     model.load_state_dict(state_dict, strict=False)  # check_fit has found all but counters
     meta = loaded.get('meta', {})

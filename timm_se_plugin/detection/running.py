@@ -12,24 +12,20 @@ from mmengine.dist import master_only
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS, RUNNERS
 from mmengine.runner import Runner
+from timm.models import clean_state_dict
+from timm.utils import unwrap_model
 from torch import nn
 
-from ..models.state_dicts import shortened
+from ..models.state_dicts import Misfit
 
 __all__ = ['CheckInputHook', 'ProgressHook', 'check_fit', 'test_detector', 'train_detector']
 
 
 def check_fit(model: nn.Module, state_dict: dict[str, Any], what: str = 'the checkpoint') -> None:
-    """Raise ValueError unless `state_dict` is of a model like `model`: the same keys and shapes."""
-    own = model.state_dict()
-    given = {key.removeprefix('module.'): value for key, value in state_dict.items()}
-    counters = {key for key in own.keys() ^ given.keys() if key.endswith('num_batches_tracked')}
-    missing, unexpected = own.keys() - given.keys() - counters, given.keys() - own.keys() - counters
-    shapes = {f'{key} {tuple(given[key].shape)} for {tuple(own[key].shape)}' for key in own.keys() & given.keys()
-              if given[key].shape != own[key].shape}
-    if missing or unexpected or shapes:
-        raise ValueError(f'{what} is not of this detector: missing {shortened(missing)}; '
-                         f'unexpected {shortened(unexpected)}; of another shape {shortened(shapes)}')
+    """Raise ValueError unless `state_dict` has the keys and shapes of `model`."""
+    misfit = Misfit.of(clean_state_dict(state_dict), model.state_dict())
+    if misfit:
+        raise ValueError(f'{what} is not of this detector: {misfit}')
 
 
 class CheckInputHook(Hook):
@@ -47,8 +43,7 @@ class CheckInputHook(Hook):
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Compare the checkpoint with the model."""
         if self.strict:
-            model: Any = runner.model
-            check_fit(getattr(model, 'module', model), checkpoint.get('state_dict', checkpoint))
+            check_fit(unwrap_model(runner.model), checkpoint.get('state_dict', checkpoint))
 
     def before_train(self, runner: Runner) -> None:
         """Look for the pictures of both sets."""

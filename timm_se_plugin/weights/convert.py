@@ -4,7 +4,7 @@ import copy
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from timm.data import resolve_data_config
 from torch import nn
 
 from ..models._published import legacy_keys, sk_keys
-from ..models.state_dicts import StateDict, shortened
+from ..models.state_dicts import Misfit, StateDict, attention_misfit
 from ..placement import AttentionSpec
 from ..placement.sites import attention_modules
 from .caffe import INPUT, caffe_keys, is_caffe
@@ -132,7 +132,7 @@ def convert(
         origin = _renamed(layout, {key: key for key in weights})
 
     expected = model.state_dict()
-    may_miss = {key for key in expected if key.endswith('num_batches_tracked')}
+    may_miss: set[str] = set()
     classifier = {key for key in expected if key.startswith(f"{cfg['classifier']}.")}
     if not classifier & given.keys():
         may_miss |= classifier
@@ -146,26 +146,22 @@ def convert(
         may_miss |= attention
     elif attention & given.keys() and attn:
         _check_attention(attn, backbone_attention(backbone) if layout == 'mmdet' else _DECLARED.get(layout, attn), cfg)
-    unused = {key for key in given.keys() - expected.keys() if _is_elsewhere(layout, origin[key])}
-    missing = expected.keys() - given.keys()
-    unexpected = given.keys() - expected.keys() - unused
-    shapes = {f'{key} {tuple(given[key].shape)} for {tuple(expected[key].shape)}'
-              for key in expected.keys() & given.keys() if given[key].shape != expected[key].shape}
-    if missing - may_miss or unexpected or shapes:
-        raise ValueError(
-            f"weights with {layout}'s names do not fit {cfg['architecture']}: missing {shortened(missing - may_miss)}; "
-            f'unexpected {shortened({origin[key] for key in unexpected})}; of another shape {shortened(shapes)}')
+    elsewhere = {key for key, old in origin.items() if _is_elsewhere(layout, old)}
+    misfit = Misfit.of(given, expected, ignored=may_miss | elsewhere)
+    if misfit:
+        named = replace(misfit, unexpected=[origin[key] for key in misfit.unexpected])
+        raise ValueError(f"weights with {layout}'s names do not fit {cfg['architecture']}: {named}")
     model.load_state_dict({**expected, **{key: given[key] for key in expected.keys() & given.keys()}})
     return Conversion(
         layout, {key: origin[key] for key in expected if key in given},
-        tuple(sorted(origin[key] for key in unused)), tuple(key for key in expected if key in missing))
+        tuple(sorted(origin[key] for key in given if key not in expected)),
+        tuple(key for key in expected if key not in given))
 
 
-def _check_attention(attn: AttentionSpec, theirs: AttentionSpec, cfg: Mapping[str, Any]) -> None:
-    different = {name: values for name, values in attn.differences(theirs).items() if not name.startswith('attn_rd_')}
-    if different:  # in more than the width, which shapes tell
-        said = ', '.join(f'{name}={mine!r} (theirs: {other!r})' for name, (mine, other) in different.items())
-        raise ValueError(f"the weights are of another attention than {cfg['architecture']} was made with: {said}")
+def _check_attention(attn: AttentionSpec, weights: AttentionSpec, cfg: Mapping[str, Any]) -> None:
+    different = attention_misfit(attn, weights, ignored='attn_rd_')  # shapes tell the width
+    if different:
+        raise ValueError(f"{cfg['architecture']} was made with another attention than the weights have: {different}")
 
 
 def _is_elsewhere(layout: str, key: str) -> bool:
@@ -215,12 +211,11 @@ def _check_same_function(model: nn.Module, reference: nn.Module, gains_attention
     ours, theirs = network.state_dict(), other.state_dict()
     names = _renamed(layout_of(theirs), {key: key for key in theirs})
     gained = tuple(f'{name}.' for name in attention_modules(model)) if gains_attention else ()
-    shapes = {key for key in ours.keys() & names.keys() if ours[key].shape != theirs[names[key]].shape}
-    extra = {key for key in ours.keys() - names.keys() if not (gained and key.startswith(gained))}
     mine, its = (net.pretrained_cfg['architecture'] for net in (network, other))
-    if names.keys() - ours.keys() or extra or shapes:
-        raise ValueError(f'{mine} is not {its}: it lacks {shortened(names.keys() - ours.keys())}; has '
-                         f'{shortened(extra)} beside it; of another shape {shortened(shapes)}')
+    given = {key: theirs[old] for key, old in names.items()}
+    misfit = Misfit.of(given, ours, ignored=[key for key in ours if key.startswith(gained)])
+    if misfit:
+        raise ValueError(f'weights of {its} do not fit {mine}: {misfit}')
     generator = torch.Generator().manual_seed(0)
     for tensor in theirs.values():
         if tensor.is_floating_point():
