@@ -11,6 +11,7 @@ from mmengine.config import DictAction
 from timm_se_plugin.detection.configs import read_config
 from timm_se_plugin.detection.hub import fetch_detector
 from timm_se_plugin.detection.inference import detect
+from timm_se_plugin.files.hub_files import SAVED_AT
 
 
 def main() -> None:
@@ -25,7 +26,7 @@ def main() -> None:
     parser.add_argument('--device', default='cpu')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, metavar='KEY=VALUE')
     args = parser.parse_args()
-    if args.config.startswith(('hf-hub:', 'local-dir:')):
+    if args.config.startswith(SAVED_AT):
         config, checkpoint = fetch_detector(args.config)
         config.merge_from_dict(args.cfg_options)
         pictures = args.paths

@@ -18,7 +18,8 @@ from timm.models._hub import load_model_config_from_path  # private: timm export
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..models._builder import SAVED_AT, is_place, resolve_unseen
+from ..files.hub_files import HUB, SAVED_AT
+from ..models._builder import is_place, resolve_unseen
 from ..models._registry import architectures
 from ..models.state_dicts import Misfit, attention_misfit
 from ..placement import AttentionSpec
@@ -221,8 +222,8 @@ class TimmAttentionBackbone(BaseModule):
         """Let timm build the same network with its weights, with all of its checks and ours, and take them."""
         place = str(self.pretrained)
         if place.startswith(SAVED_AT):
-            kind, _, where = place.partition(':')
-            cfg, name, saved = (load_model_config_from_hf if kind == 'hf-hub' else load_model_config_from_path)(where)
+            read = load_model_config_from_hf if place.startswith(HUB) else load_model_config_from_path
+            cfg, name, saved = read(place.partition(':')[2])
             arch = architectures.get(self.model_name)
             fitting = {self.model_name, *((arch.base, arch.source and arch.source.timm_name) if arch else ())}
             if name not in fitting:

@@ -13,7 +13,7 @@ from mmengine.config import Config
 from safetensors.torch import save_file
 from torch import nn
 
-from ..files.hub_files import CONFIG, WEIGHTS, fetch, read_config, tensor_shapes
+from ..files.hub_files import CONFIG, FOLDER, WEIGHTS, hub_name, read_config_json, saved_file, tensor_shapes
 from ..files.version import __version__
 from ..weights.folders import plugin_config
 from ..weights.mm_config import parse_config
@@ -68,7 +68,7 @@ def write_detector(
     described = {'task': 'object-detection', 'library': 'mmdet', 'detector': network['type'], 'classes': classes,
                  'timm_se_plugin': plugin_config(attn)}
     Path(folder, CONFIG).write_text(json.dumps(described, indent=2), encoding='utf-8')
-    loaded: Any = pull_detector(f'local-dir:{folder}')
+    loaded: Any = pull_detector(f'{FOLDER}{folder}')
     check_fit(loaded, state, 'what was written')
     if getattr(loaded.backbone, 'attn', None) != attn:
         raise ValueError(f"the configuration gives another attention than the detector has: {loaded.backbone.attn}")
@@ -96,7 +96,7 @@ def _card(
         detector: Any, network: Mapping[str, Any], attn: Any, classes: list[str], repo_id: str, facts: Facts,
         revision: str | None,
 ) -> str:
-    place = f'hf-hub:{repo_id}' + (f'@{revision}' if revision else '')
+    place = hub_name(repo_id, revision)
     backbone = network['backbone']
     return model_card(
         lead=f'**Needs `timm_se_plugin` and MMDetection** (`pip install "timm-se-plugin[mmdet]"`, {__version__} or '
@@ -134,14 +134,13 @@ def fetch_detector(place: str) -> tuple[Config, str]:
         FileNotFoundError: a file is not there.
         ConnectionError: the Hub can't be reached, and the files are not in the cache.
     """
-    described = read_config(place)
+    described = read_config_json(place)
     if described.get('task') != 'object-detection':
         raise ValueError(f'{place} holds no detector of timm_se_plugin: its {CONFIG} says '
                          f'{described.get("architecture") or described.get("task")!r}')
-    kind, _, where = place.partition(':')
-    paths = [fetch(where, name) if kind == 'hf-hub' else Path(where, name) for name in (DETECTOR, WEIGHTS)]
-    tensor_shapes(paths[1])
-    parsed = parse_config(paths[0].read_text(encoding='utf-8'))
+    weights = saved_file(place, WEIGHTS)
+    tensor_shapes(weights)
+    parsed = parse_config(saved_file(place, DETECTOR).read_text(encoding='utf-8'))
     names = ('default_scope', 'model', 'test_dataloader', 'dataset_meta')
     config = {name: parsed[name] for name in names if name in parsed}
     if not {'model', 'test_dataloader'} <= config.keys():
@@ -150,7 +149,7 @@ def fetch_detector(place: str) -> tuple[Config, str]:
     unknown = sorted({repr(name) for name in _types(config) if not _is_allowed(name)})
     if unknown:
         raise ValueError(f'{place}: {DETECTOR} asks for {", ".join(unknown)}; allowed: what MMDetection registers')
-    return Config(_without_sources(config)), str(paths[1])
+    return Config(_without_sources(config)), str(weights)
 
 
 def _types(config: Any) -> Iterator[Any]:

@@ -12,6 +12,7 @@ from timm.models import PretrainedCfg, build_model_with_cfg, resolve_pretrained_
 from timm.models._input import update_model_args  # private: timm exports it nowhere
 from torch import nn
 
+from ..files.hub_files import SAVED_AT
 from ..placement import AttentionSpec
 from ..placement.spec import ATTENTIONS, STARTS_AT_IDENTITY, applicable, is_option, split_attention_kwargs
 from ._blueprint import Blueprint, blueprint
@@ -22,7 +23,6 @@ from .state_dicts import checkpoint_filter
 
 __all__ = ['SAVED_AT', 'Architecture', 'build', 'is_place', 'requested', 'resolve', 'resolve_unseen']
 
-SAVED_AT = ('hf-hub:', 'local-dir:')
 _WEIGHT_FILES = ('.pth', '.pt', '.bin', '.safetensors')
 
 _logger = logging.getLogger(__name__)

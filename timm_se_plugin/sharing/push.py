@@ -8,7 +8,7 @@ from typing import Any
 import timm
 from torch import nn
 
-from ..files.hub_files import CONFIG, read_config
+from ..files.hub_files import CONFIG, FOLDER, read_config_json
 from ..weights.folders import write_model
 from ..weights.model_card import Facts, classifier_card
 from ..weights.runs import read_run
@@ -73,13 +73,13 @@ def _write(source: Any, folder: Path, repo_id: str, facts: Facts, revision: str 
         return
     path = Path(source)
     if (path / CONFIG).is_file():
-        said = read_config(f'local-dir:{path}')
+        said = read_config_json(f'{FOLDER}{path}')
         if 'architecture' in said:
-            source = timm.create_model(f'local-dir:{path}', pretrained=True)
+            source = timm.create_model(f'{FOLDER}{path}', pretrained=True)
             described = {name: said[name] for name in _DESCRIBED if name in said}
             return _write_classifier(source, folder, repo_id, facts, revision, model_config=described)
         from ..detection.hub import pull_detector
-        source = pull_detector(f'local-dir:{path}')
+        source = pull_detector(f'{FOLDER}{path}')
     elif (path / 'last_checkpoint').is_file():
         from ..detection.hub import load_trained_detector
         source = load_trained_detector(path)

@@ -13,6 +13,7 @@ import torch
 from timm.data import resolve_data_config
 from torch import nn
 
+from ..files.hub_files import SAVED_AT
 from ..models._published import legacy_keys, sk_keys
 from ..models.state_dicts import Misfit, StateDict, attention_misfit
 from ..placement import AttentionSpec
@@ -247,7 +248,7 @@ def convert_file(
         ValueError: as :func:`convert` and :func:`convert_to_timm`.
     """
     data_config: dict[str, Any] | None
-    if str(weights).startswith(('local-dir:', 'hf-hub:')):
+    if str(weights).startswith(SAVED_AT):
         saved: Any = timm.create_model(str(weights), pretrained=True)
         if not model.endswith('_plugin'):
             target, conversion = convert_to_timm(saved, model)

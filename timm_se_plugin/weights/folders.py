@@ -11,6 +11,7 @@ from timm.models import save_for_hf
 from timm.utils import unwrap_model
 from torch import nn
 
+from ..files.hub_files import FOLDER
 from ..files.version import __version__
 from ..placement import AttentionSpec
 
@@ -52,7 +53,7 @@ def write_model(
         model_config={**(model_config or {}), 'timm_se_plugin': plugin_config(AttentionSpec.of(network))})
     name = network.pretrained_cfg['architecture']
     try:
-        loaded: Any = timm.create_model(f'local-dir:{folder}', pretrained=True).eval()
+        loaded: Any = timm.create_model(f'{FOLDER}{folder}', pretrained=True).eval()
     except (RuntimeError, TypeError, ValueError) as error:
         raise ValueError(
             f'{name} would not come back from its config.json, so it is not shared ({error}); allowed: a model as '

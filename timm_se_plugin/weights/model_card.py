@@ -10,6 +10,7 @@ import timm
 from huggingface_hub import ModelCard, ModelCardData
 from torch import nn
 
+from ..files.hub_files import hub_name
 from ..files.version import __version__
 from ..measuring.complexity import complexity
 from ..placement import AttentionSpec
@@ -87,7 +88,7 @@ def classifier_card(model: nn.Module, repo_id: str, facts: Facts, revision: str 
     cost = complexity(model)
     size = 'x'.join(map(str, cost.input_size))
     is_ours = architecture.endswith('_plugin')
-    name = f'hf-hub:{repo_id}' + (f'@{revision}' if revision else '')
+    name = hub_name(repo_id, revision)
     imports = f'import timm_se_plugin  # registers {architecture}\n' if is_ours else ''
     return model_card(
         lead=f'**`import timm_se_plugin` first** (the package `timm-se-plugin`, {__version__} or newer): without that '
