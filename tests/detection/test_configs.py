@@ -102,10 +102,13 @@ def test_bccd_is_found_by_the_environment(monkeypatch):
     assert read_config('faster-rcnn_se-r18_fpn_bccd').train_dataloader.dataset.data_root == 'data/bccd/'
 
 
-@pytest.mark.parametrize('name', [
-    'faster-rcnn_se-r50_fpn_1x_coco', 'faster-rcnn_r50-se-r16-c2-c5_fpn_1x_coco', 'faster-rcnn_sk-r50_fpn_1x_coco'])
-def test_the_plain_twin_differs_in_attention_alone(name):
-    config = read_config(name)
+@pytest.mark.parametrize(('name', 'options'), [
+    ('faster-rcnn_se-r50_fpn_1x_coco', {}), ('faster-rcnn_r50-se-r16-c2-c5_fpn_1x_coco', {}),
+    ('faster-rcnn_sk-r50_fpn_1x_coco', {}),
+    ('faster-rcnn_se-r50_fpn_1x_coco', {'model.backbone.model_name': 'seresnet50', 'model.backbone.attn': None,
+                                        'model.backbone.pretrained': 'a1_in1k'})])
+def test_the_plain_twin_differs_in_attention_alone(name, options):
+    config = read_config(name, options)
     twin = build(plain_twin(config))
     names, plain = dict(build(config).named_parameters()), dict(twin.named_parameters())
     if 'sk' not in name:

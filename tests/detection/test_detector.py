@@ -57,7 +57,7 @@ model['backbone'].update(
 MODEL = "'mmdet::_base_/models/faster-rcnn_r50_fpn.py'"
 
 
-def read_config(tmp_path, text):
+def config_of(tmp_path, text):
     path = tmp_path / 'config.py'
     path.write_text(text)
     return Config.fromfile(path)
@@ -78,7 +78,7 @@ def samples(n, size=64):
 def build(tmp_path, text):
     init_default_scope('mmdet')
     torch.manual_seed(0)
-    model = MODELS.build(read_config(tmp_path, text).model)
+    model = MODELS.build(config_of(tmp_path, text).model)
     model.init_weights()
     return model
 
@@ -159,7 +159,7 @@ def test_faster_rcnn_trains_in_mixed_precision(tmp_path):
 def test_runner_trains_evaluates_resumes_and_tests_on_a_coco_folder(coco_folder):
     bases = ', '.join(f"'mmdet::_base_/{name}.py'" for name in (
         'models/faster-rcnn_r50_fpn', 'datasets/coco_detection', 'schedules/schedule_1x', 'default_runtime'))
-    config = read_config(coco_folder, FASTER_RCNN_R18.format(bases=bases) + RUN.format(folder=str(coco_folder)))
+    config = config_of(coco_folder, FASTER_RCNN_R18.format(bases=bases) + RUN.format(folder=str(coco_folder)))
 
     def next_runner(name, **changes):
         config.update(experiment_name=name, **changes)

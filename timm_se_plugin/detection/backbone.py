@@ -13,7 +13,7 @@ from mmengine.logging import print_log
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from timm.layers import Format, convert_sync_batchnorm, freeze_batch_norm_2d
-from timm.models import FeatureListNet, checkpoint_seq, load_model_config_from_hf
+from timm.models import FeatureListNet, checkpoint_seq, load_model_config_from_hf, split_model_name_tag
 from timm.models._hub import load_model_config_from_path  # private: timm exports its twin for the Hub only
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -25,6 +25,7 @@ from ..models.state_dicts import Misfit, attention_misfit
 from ..placement import AttentionSpec
 from ..placement.attention_layers import start_at_identity
 from ..placement.sites import attention_modules
+from ..weights.mm_config import registered_backbone
 
 __all__ = ['TimmAttentionBackbone']
 
@@ -87,11 +88,9 @@ class TimmAttentionBackbone(BaseModule):
         if pretrained and self._has_checkpoint():
             raise ValueError(f'pretrained={pretrained!r} is not allowed beside init_cfg of type Pretrained')
         options = {'attn': attn, **attn_options} if attn else attn_options
-        name, _, tag = model_name.partition('.')
-        self.model_name = _registered(name, options)
-        if tag:
-            _check_tag(self.model_name, tag, pretrained)
-        self.pretrained = tag if tag and pretrained is True else pretrained
+        self.model_name, self.pretrained = registered_backbone(model_name, pretrained)
+        _check_name(model_name, self.model_name, options)
+        _check_tag(model_name, self.model_name, self.pretrained)
         self.norm_eval = norm_eval
         self.with_cp = with_cp
         self._model_args = dict(model_args or {})
@@ -264,26 +263,23 @@ class TimmAttentionBackbone(BaseModule):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
-def _check_tag(name: str, tag: str, pretrained: bool | str) -> None:
-    tags = sorted({known.partition('.')[2] for known in timm.models.get_arch_pretrained_cfgs(name)} - {''})
-    if tag not in tags:
-        raise ValueError(f'{name} has no tag {tag!r}; allowed: {", ".join(tags) or "none"}')
-    if isinstance(pretrained, str) and pretrained != tag:
-        raise ValueError(f'model_name has the tag {tag!r}, pretrained={pretrained!r}: which weights is not clear')
-
-
-def _registered(name: str, options: dict[str, Any]) -> str:
-    """Name of the network to build."""
+def _check_name(asked: str, name: str, options: dict[str, Any]) -> None:
     for option in options:
         if option != 'attn' and not option.startswith('attn_'):
             raise ValueError(f'TimmAttentionBackbone has no argument {option!r}; '
                              'arguments of the network itself go into model_args')
-    if f'{name}_plugin' in architectures:
-        return f'{name}_plugin'
     if not timm.is_model(name):
         close = get_close_matches(name, timm.list_models(), n=3)
-        raise ValueError(f'model_name={name!r} is not a timm model{": did you mean " if close else ""}'
+        raise ValueError(f'model_name={asked!r} is not a timm model{": did you mean " if close else ""}'
                          f'{" or ".join(close)}{"?" if close else ""}')
     if options and name not in architectures:
         raise ValueError(f'{name} takes no attention ({", ".join(options)}): there is no {name}_plugin')
-    return name
+
+
+def _check_tag(asked: str, name: str, pretrained: bool | str) -> None:
+    tag = split_model_name_tag(asked)[1]
+    tags = sorted({split_model_name_tag(known)[1] for known in timm.models.get_arch_pretrained_cfgs(name)} - {''})
+    if tag and tag not in tags:
+        raise ValueError(f'{name} has no tag {tag!r}; allowed: {", ".join(tags) or "none"}')
+    if tag and isinstance(pretrained, str) and pretrained != tag:
+        raise ValueError(f'model_name has the tag {tag!r}, pretrained={pretrained!r}: which weights is not clear')

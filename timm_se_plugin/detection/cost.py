@@ -15,6 +15,8 @@ from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
 from ..measuring.complexity import CONVENTION, complexity, saved_bytes
+from ..models._registry import architectures
+from ..weights.mm_config import registered_backbone
 
 __all__ = ['CONVENTION', 'TrainingLoss', 'detector_cost', 'plain_twin', 'sample_batch']
 
@@ -29,20 +31,18 @@ def plain_twin(config: Config) -> Config:
     backbone = twin.model.backbone
     plugins = backbone.get('plugins') or []
     kept = [plugin for plugin in plugins if plugin['cfg']['type'] not in ('SEPlugin', 'SKPlugin')]
-    name = str(backbone.get('model_name', '')).partition('.')[0]  # its tag is another network's
-    attention, _, base = name.partition('_')
-    if backbone.get('attn', 'none') not in (None, 'none') or len(kept) < len(plugins):
+    name, _ = registered_backbone(str(backbone.get('model_name')))
+    arch = architectures.get(name)
+    attn = backbone.get('attn') or (arch and arch.attn and arch.attn.attn) or 'none'
+    if attn == 'none' and len(kept) == len(plugins):
+        raise ValueError(f'the backbone {backbone.get("model_name", backbone.type)} carries no attention to compare '
+                         'without')
+    for option in [key for key in backbone if key == 'plugins' or key.startswith('attn')]:
+        del backbone[option]
+    if kept:
         backbone.plugins = kept
-        for option in [key for key in backbone if (key == 'plugins' and not kept) or key.startswith('attn')]:
-            del backbone[option]
-    elif attention in ('se', 'sk') and base.endswith('_plugin'):
-        for option in [key for key in backbone if key.startswith('attn')]:
-            del backbone[option]
-    else:
-        raise ValueError(f'the backbone {name or backbone.type} carries no attention to compare without')
-    if attention in ('se', 'sk') and base.endswith('_plugin'):
-        backbone.model_name = base
-        backbone.pretrained = False  # its tags are another network's, and no weights are needed here
+    if arch and arch.attn:  # the name itself brings the attention; the cost needs no weights, and its tags go
+        backbone.update(model_name=arch.base, attn='none', pretrained=False)
     return twin
 
 

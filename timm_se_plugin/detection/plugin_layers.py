@@ -121,7 +121,7 @@ class SKPlugin(SelectiveKernel):
                 nn.init.constant_(module.running_var, 1 - module.eps)  # type: ignore[arg-type]
 
 
-class AttentionBasicBlock(BasicBlock):
+class PluginBasicBlock(BasicBlock):
     """mmdet's BasicBlock with plugins ``after_conv1`` and ``after_conv2`` (the paper's place)."""
 
     def __init__(self, inplanes: int, planes: int, *args: Any, plugins: list[dict] | None = None,
@@ -161,5 +161,5 @@ class AttentionResNet(ResNet):
     """
 
     arch_settings = {  # noqa: RUF012 (mmdet's class attribute)
-        depth: (AttentionBasicBlock if block is BasicBlock else block, stages)
+        depth: (PluginBasicBlock if block is BasicBlock else block, stages)
         for depth, (block, stages) in ResNet.arch_settings.items()}

@@ -4,11 +4,13 @@ import ast
 from collections.abc import Mapping
 from typing import Any
 
+from timm.models import split_model_name_tag
+
 from ..models._builder import requested, resolve_unseen
 from ..models._registry import architectures
 from ..placement import AttentionSpec
 
-__all__ = ['backbone_attention', 'backbone_config', 'parse_config']
+__all__ = ['backbone_attention', 'backbone_config', 'parse_config', 'registered_backbone']
 
 
 def parse_config(text: str) -> dict[str, Any]:
@@ -42,6 +44,22 @@ def backbone_config(meta: Mapping[str, Any]) -> dict[str, Any]:
     return dict(parse_config(text).get('model', {}).get('backbone') or {}) if isinstance(text, str) else {}
 
 
+def registered_backbone(model_name: str, pretrained: bool | str = False) -> tuple[str, bool | str]:
+    """The network that ``TimmAttentionBackbone`` builds, and the weights that it starts from.
+
+    Args:
+        model_name: a name of timm or of the plugin, with or without tag.
+        pretrained: True, a tag, or where weights are.
+
+    Returns:
+        The registered name: ``resnet50_plugin``, which takes ``attn``, for ``resnet50``, too. And `pretrained`, with
+        the tag of `model_name` in the place of True.
+    """
+    name, tag = split_model_name_tag(model_name)
+    return f'{name}_plugin' if f'{name}_plugin' in architectures else name, (
+        tag if tag and pretrained is True else pretrained)
+
+
 def backbone_attention(backbone: Mapping[str, Any]) -> AttentionSpec:
     """Attention of a backbone: of ``TimmAttentionBackbone``, or of ``SEPlugin`` in a ResNet of MMDetection's.
 
@@ -49,11 +67,10 @@ def backbone_attention(backbone: Mapping[str, Any]) -> AttentionSpec:
         ValueError: there is none that a network of timm's can have.
     """
     options = {key: value for key, value in backbone.items() if key == 'attn' or key.startswith('attn_')}
-    name, _, tag = str(backbone.get('model_name')).partition('.')
-    arch = architectures.get(f'{name}_plugin') or architectures.get(name)
+    name, weights = registered_backbone(str(backbone.get('model_name')), backbone.get('pretrained') or False)
+    arch = architectures.get(name)
     if arch:
-        pretrained = backbone.get('pretrained') or False
-        attn = requested(arch, resolve_unseen(arch, options, tag if tag and pretrained is True else pretrained)[0])
+        attn = requested(arch, resolve_unseen(arch, options, weights)[0])
         options = attn.to_kwargs() if attn else {}
     plugins = [plugin for plugin in backbone.get('plugins') or [] if plugin['cfg'].get('type') == 'SEPlugin']
     if len(plugins) == 1:
