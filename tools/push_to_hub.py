@@ -8,7 +8,7 @@ import argparse
 from pathlib import Path
 
 from timm_se_plugin import push_to_hub
-from timm_se_plugin.weights.model_card import Facts, csv_row
+from timm_se_plugin.weights.facts import Facts, csv_row
 
 
 def main() -> None:

@@ -64,7 +64,7 @@ def found_in(model, picture=None):
 def written(tmp_path_factory):
     """Files of a shared detector."""
     folder = tmp_path_factory.mktemp('detector')
-    write_detector(detector(), folder, 'me/cells')
+    write_detector(detector(), folder)
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
@@ -162,7 +162,7 @@ def test_the_work_folder_of_a_training_is_pushed(hub, tmp_path):
 def test_what_mmdet_itself_writes_into_configurations_is_understood(tmp_path, change):
     model = detector()
     change(model.cfg)
-    write_detector(model, tmp_path, 'me/cells')
+    write_detector(model, tmp_path)
     loaded = pull_detector(f'local-dir:{tmp_path}')
     assert loaded.cfg.test_dataloader.dataset.pipeline[0].type == 'LoadImageFromFile'
     torch.testing.assert_close(found_in(loaded), found_in(detector()))

@@ -45,7 +45,7 @@ def test_the_best_epoch_is_shared_with_its_row(hub, tmp_path):
     assert '`short`: epochs 3, opt sgd, lr 0.1, seed 0' in card
     assert '## Data\n\nflowers' in card
     assert not any('somebody' in text or '/home' in text for text in shared.texts.values())
-    from timm_se_plugin.weights.model_card import Facts
+    from timm_se_plugin.weights.facts import Facts
     card = push_to_hub(tmp_path, 'me/flowers', Facts(data='17 kinds of flowers'), dry_run=True).texts['README.md']
     assert '17 kinds of flowers' in card
     assert '| 70.0 |' in card

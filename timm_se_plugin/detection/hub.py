@@ -13,11 +13,9 @@ from mmengine.config import Config
 from safetensors.torch import save_file
 from torch import nn
 
-from ..files.hub_files import CONFIG, FOLDER, WEIGHTS, hub_name, read_config_json, saved_file, tensor_shapes
-from ..files.version import __version__
+from ..files.hub_files import CONFIG, FOLDER, WEIGHTS, read_config_json, saved_file, tensor_shapes
 from ..weights.folders import plugin_config
 from ..weights.mm_config import parse_config
-from ..weights.model_card import Facts, model_card
 from .backbone import TimmAttentionBackbone
 from .inference import load_detector
 from .running import check_fit
@@ -27,20 +25,15 @@ __all__ = ['fetch_detector', 'load_trained_detector', 'pull_detector', 'write_de
 DETECTOR = 'detector.py'
 
 
-def write_detector(
-        model: nn.Module, folder: str | Path, repo_id: str, facts: Facts | None = None, revision: str | None = None,
-) -> None:
-    """Write a detector: ``model.safetensors``, ``detector.py``, ``config.json`` and a card.
+def write_detector(model: nn.Module, folder: str | Path) -> None:
+    """Write a detector: ``model.safetensors``, ``detector.py`` and ``config.json``.
 
     ``detector.py`` is a configuration of MMDetection's with everything that inference needs. Where the weights came
     from before training (``pretrained``, ``init_cfg``) is not part of it; the attention is written out instead.
 
     Args:
         model: of MMDetection, with ``cfg`` and ``dataset_meta`` (:func:`~.inference.load_detector` sets them).
-        folder: where to.
-        repo_id: where it will be, for the card.
-        facts: for the card.
-        revision: for the card.
+        folder: the folder to write into.
 
     Raises:
         ValueError: the detector lacks ``cfg`` or ``dataset_meta``; the configuration has something that can't be
@@ -72,8 +65,6 @@ def write_detector(
     check_fit(loaded, state, 'what was written')
     if getattr(loaded.backbone, 'attn', None) != attn:
         raise ValueError(f"the configuration gives another attention than the detector has: {loaded.backbone.attn}")
-    card = _card(detector, network, attn, classes, repo_id, facts or Facts(), revision)
-    Path(folder, 'README.md').write_text(card, encoding='utf-8')
 
 
 def _pipeline(config: Config) -> list[dict[str, Any]]:
@@ -90,35 +81,6 @@ def _without_sources(config: Any) -> Any:
     if isinstance(config, (list, tuple)):
         return type(config)(_without_sources(item) for item in config)
     return config
-
-
-def _card(
-        detector: Any, network: Mapping[str, Any], attn: Any, classes: list[str], repo_id: str, facts: Facts,
-        revision: str | None,
-) -> str:
-    place = hub_name(repo_id, revision)
-    backbone = network['backbone']
-    return model_card(
-        lead=f'**Needs `timm_se_plugin` and MMDetection** (`pip install "timm-se-plugin[mmdet]"`, {__version__} or '
-             'newer): `import timm_se_plugin.detection` first.',
-        title=repo_id.rpartition('/')[2],
-        usage=f"""import timm_se_plugin.detection
-from mmdet.apis import inference_detector
-from timm_se_plugin.detection.hub import pull_detector
-detector = pull_detector('{place}')
-found = inference_detector(detector, 'picture.jpg').pred_instances
-
-# or: python tools/detect_image.py {place} pictures/ --output found""",
-        rows=(
-            ('Detector', network['type']),
-            ('Backbone', f"`{backbone.get('model_name', backbone['type'])}`"),
-            ('Attention', attn and ', '.join(f'`{key}={value!r}`' for key, value in attn.to_kwargs().items())),
-            ('Classes', f'{len(classes)}: {", ".join(classes[:20])}{", …" if len(classes) > 20 else ""}'
-             if classes else None),
-            ('Parameters', f'{sum(p.numel() for p in detector.parameters()):,}'),
-            ('Saved with', f'timm_se_plugin {__version__}'),
-        ),
-        facts=facts, library_name='mmdet', pipeline_tag='object-detection', tags=['mmdet', 'timm_se_plugin'])
 
 
 def fetch_detector(place: str) -> tuple[Config, str]:

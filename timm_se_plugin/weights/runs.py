@@ -12,7 +12,7 @@ from torch import nn
 from ..models._builder import resolve
 from ..models._registry import architectures
 from ..placement.spec import split_attention_kwargs
-from .model_card import Facts
+from .facts import Facts
 from .reading import read_weights
 
 __all__ = ['TrainedClassifier', 'build_model', 'model_kwargs', 'read_run']

@@ -16,9 +16,10 @@ from torch import nn
 
 import timm_se_plugin
 from timm_se_plugin import AttentionSpec, push_to_hub
+from timm_se_plugin.sharing.cards import classifier_card
+from timm_se_plugin.sharing.upload import merged_card
+from timm_se_plugin.weights.facts import Facts, csv_row
 from timm_se_plugin.weights.folders import write_model
-from timm_se_plugin.weights.model_card import Facts, classifier_card, csv_row
-from timm_se_plugin.weights.upload import merged_card
 
 
 def small(name='se_test_resnet_plugin', **kwargs):
@@ -169,7 +170,7 @@ def test_a_saved_folder_is_pushed_as_the_model_in_it(hub, tmp_path):
     shared = push_to_hub(tmp_path / 'saved', 'me/a')
     assert described.items() <= json.loads(shared.texts['config.json']).items()
     assert torch.equal(logits(timm.create_model('hf-hub:me/a', pretrained=True)), logits(model))
-    with pytest.raises(ValueError, match=r'is not allowed; allowed: a folder with config.json'):
+    with pytest.raises(ValueError, match=r'is nothing to share: it has no config.json'):
         push_to_hub(tmp_path, 'me/a')
 
 
@@ -277,7 +278,7 @@ def test_a_row_of_a_csv_file_has_to_be_chosen(tmp_path):
     path.write_text('epoch,top1\n1,50\n2,60\n')
     assert csv_row(path, 2) == csv_row(path, -1) == {'epoch': '2', 'top1': '60'}
     for row in (None, 0, 3, -3):
-        with pytest.raises(ValueError, match=r'row .* is not allowed; allowed: 1 to 2'):
+        with pytest.raises(ValueError, match=r'has 2 rows, and row=.* is none of them; give a number from 1 to 2'):
             csv_row(path, row)
     path.write_text('epoch\n')
     with pytest.raises(ValueError, match='no row below its header'):
