@@ -4,6 +4,7 @@ import csv
 import importlib.util
 import json
 import re
+import sys
 
 import pytest
 import torch
@@ -199,6 +200,14 @@ def test_a_silent_run_shows_its_progress(coco_folder, capsys):
     config.val_cfg = config.val_dataloader = config.val_evaluator = None
     train_detector(config)
     assert re.search(r'epoch 1/1: +100%.* 2/2 .*loss=\d', capsys.readouterr().err)
+
+
+def test_a_run_is_recorded_where_python_does_not_know_its_memory(monkeypatch):
+    from timm_se_plugin.detection import records
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    assert 50 < records._peak_memory() < 100_000  # MiB
+    monkeypatch.setitem(sys.modules, 'resource', None)  # as on Windows
+    assert records._peak_memory() is None
 
 
 def test_a_configuration_is_found_by_name_and_a_wrong_name_helps():

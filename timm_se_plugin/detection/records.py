@@ -1,7 +1,7 @@
 """One row for a finished training run and its curve, as CSV."""
 
 import json
-import resource
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -73,8 +73,14 @@ def _validations(work_dir: Path) -> dict[int, dict[str, float]]:
     return found
 
 
-def _peak_memory() -> int:
+def _peak_memory() -> int | None:
+    """Peak memory in MiB: CUDA's allocations, or the resident memory of the process, which Windows does not tell."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() // 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 2**10
+    try:
+        import resource
+    except ModuleNotFoundError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak // (2**20 if sys.platform == 'darwin' else 2**10)  # in bytes there, in KiB elsewhere
 
