@@ -1,4 +1,4 @@
-"""From weights and pictures to pictures with boxes."""
+"""Detecting in pictures, and drawing what is found."""
 
 import copy
 import json
@@ -25,11 +25,12 @@ _COLOURS = ((60, 60, 220), (200, 60, 90), (0, 160, 240), (60, 170, 60), (180, 0,
 
 
 def load_detector(config: Config, checkpoint: str, device: str = 'cpu') -> nn.Module:
-    """Detector with the weights of a checkpoint that training wrote, or a shared one's, ready to infer.
+    """Build a detector and load its weights, ready to infer.
 
     Args:
-        config: the detector; beside ``.safetensors`` weights, which say nothing of them, with the ``dataset_meta``.
-        checkpoint: its weights.
+        config: the detector's configuration. For ``.safetensors`` weights, which do not name the classes, it has
+            ``dataset_meta``.
+        checkpoint: weights of a training (``.pth``) or of a shared detector (``.safetensors``).
         device: where to compute.
 
     Raises:
@@ -37,8 +38,8 @@ def load_detector(config: Config, checkpoint: str, device: str = 'cpu') -> nn.Mo
         ValueError: the checkpoint is of another detector.
     """
     init_default_scope(config.get('default_scope', 'mmdet'))
-    # Some detectors write into their configuration. SyncBN computes what BN does while it does not learn; MMEngine's
-    # revert_sync_batchnorm would take the activation from timm's.
+    # The copy protects the configuration, since some detectors write into theirs. SyncBN stays: in evaluation mode it
+    # computes what BN does, and MMEngine's revert_sync_batchnorm would remove the activation in timm's norms.
     model = MODELS.build(copy.deepcopy(config.model))
     if checkpoint.endswith('.safetensors'):
         loaded = {'state_dict': load_file(checkpoint), 'meta': {'dataset_meta': config.get('dataset_meta', {})}}
@@ -46,11 +47,11 @@ def load_detector(config: Config, checkpoint: str, device: str = 'cpu') -> nn.Mo
         loaded = CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu')
     state_dict = clean_state_dict(loaded.get('state_dict', loaded))
     check_fit(model, state_dict, checkpoint)
-    model.load_state_dict(state_dict, strict=False)  # check_fit has found all but counters
+    model.load_state_dict(state_dict, strict=False)  # after check_fit, only counters may be missing
     meta = loaded.get('meta', {})
     of_version_2 = {key: meta[key] for key in ('CLASSES', 'PALETTE') if key in meta}
     model.dataset_meta = {key.lower(): value for key, value in meta.get('dataset_meta', of_version_2).items()}
-    model.cfg = copy.deepcopy(config)  # mmdet changes its pipeline
+    model.cfg = copy.deepcopy(config)  # mmdet's inference changes the pipeline in it
     return model.to(device).eval()
 
 
@@ -58,14 +59,14 @@ def draw(
         picture: np.ndarray, boxes: Sequence[Sequence[float]], labels: Sequence[str], scores: Sequence[float] = (),
         classes: Sequence[str] = (),
 ) -> np.ndarray:
-    """Copy of a picture with boxes.
+    """Draw boxes into a copy of a picture.
 
     Args:
         picture: (H, W, 3), BGR.
         boxes: (N, 4), corners x1, y1, x2, y2 in pixels.
-        labels: what is in each box.
-        scores: written beside the labels, if given.
-        classes: all labels there may be, for constant colours.
+        labels: the class of each box.
+        scores: the score of each box, which is written beside the label; may be empty.
+        classes: all classes, each of which keeps its colour from picture to picture; by default those in `labels`.
     """
     out = np.ascontiguousarray(picture).copy()
     names = list(classes) or sorted(set(labels))
@@ -92,38 +93,39 @@ def detect(
         config: Config, checkpoint: str, pictures: Iterable[str | Path], output: str | Path, score: float = 0.3,
         device: str = 'cpu',
 ) -> list[dict[str, Any]]:
-    """Detect in pictures; write each with its boxes, and ``detections.json``, into a folder.
+    """Detect in pictures, and write each picture with its boxes, and ``detections.json``, into a folder.
 
     Args:
-        config: the detector.
-        checkpoint: its weights.
-        pictures: files, or folders of them.
-        output: the folder.
-        score: boxes below it are left out.
+        config: the detector's configuration.
+        checkpoint: the detector's weights, as for :func:`load_detector`.
+        pictures: picture files, or folders of picture files.
+        output: the folder to write into.
+        score: the lowest score of a box that is kept.
         device: where to compute.
 
     Returns:
-        What is written to the JSON file: for each picture ``file`` and ``detections``, a list of ``label``, ``score``
-        and ``bbox`` (x1, y1, x2, y2 in pixels).
+        The content of ``detections.json``: for each picture ``file`` and ``detections``, a list of ``label``,
+        ``score`` and ``bbox`` (x1, y1, x2, y2 in pixels).
 
     Raises:
-        FileNotFoundError: no such picture, or none in a folder.
-        ValueError: a file that is not a picture, two of one name, an output folder that holds one of them, or a
-            checkpoint of another detector.
+        FileNotFoundError: a picture does not exist, or a folder has none.
+        ValueError: a file is not a picture, two pictures have the same name, `output` holds one of the pictures, or
+            the checkpoint is of another detector.
     """
     files = [file for path in map(Path, pictures) for file in (
         sorted(f for f in path.iterdir() if f.suffix.lower() in ('.jpg', '.jpeg', '.png', '.bmp'))
         if path.is_dir() else [path])]
     missing = [str(file) for file in files if not file.is_file()]
     if missing or not files:
-        raise FileNotFoundError(f'no such picture: {", ".join(missing) or "the folder has none"}')
+        raise FileNotFoundError(f'no such file: {", ".join(missing)}' if missing else 'no picture was given, and '
+                                'the folders have none (.jpg, .jpeg, .png, .bmp)')
     foreign = [str(file) for file in files if not (cv2.haveImageReader(str(file)) and cv2.haveImageWriter(str(file)))]
-    if foreign:  # before anything is detected
-        raise ValueError(f'{", ".join(foreign)}: not a picture that OpenCV reads, or not named as one that it writes')
+    if foreign:
+        raise ValueError(f'{", ".join(foreign)}: OpenCV cannot read the content, or cannot write a file of that ending')
     if len({file.name for file in files}) < len(files):
-        raise ValueError('two pictures have one name, and would be written to one file')
+        raise ValueError('two of the pictures have the same name, and would be written to one file')
     if any(file.resolve().parent == Path(output).resolve() for file in files):
-        raise ValueError(f'output={str(output)!r} is not allowed: the pictures lie there, and would be overwritten')
+        raise ValueError(f'output={str(output)!r} holds the pictures, which would be overwritten; give another folder')
     model: Any = load_detector(config, checkpoint, device)
     classes = list(model.dataset_meta.get('classes', []))
     Path(output).mkdir(parents=True, exist_ok=True)
@@ -145,26 +147,26 @@ def detect(
 def compare(
         config: Config, checkpoint: str, output: str | Path, count: int = 6, score: float = 0.5, device: str = 'cpu',
 ) -> np.ndarray:
-    """Figure of test pictures, each with its annotated boxes on the left and the detected ones on the right.
+    """Draw pictures of the test set, each with its annotated boxes on the left and the detected ones on the right.
 
     Args:
-        config: the detector and its test set.
-        checkpoint: its weights.
+        config: the detector's configuration, which names the test set.
+        checkpoint: the detector's weights, as for :func:`load_detector`.
         output: the picture file to write.
-        count: how many pictures, evenly spaced over the set.
-        score: detections below it are left out.
+        count: number of pictures, evenly spaced over the test set.
+        score: the lowest score of a detection that is drawn.
         device: where to compute.
 
     Returns:
-        The figure, (H, W, 3), BGR: two pictures a row, a quarter of their size.
+        The figure, (H, W, 3), BGR: two pairs in a row, each picture at half its height and width.
 
     Raises:
-        ValueError: more pictures than the set has, a file that is not one, or a checkpoint of another detector.
+        ValueError: the test set has fewer pictures, a file is not a picture, or the checkpoint is of another detector.
     """
     model: Any = load_detector(config, checkpoint, device)
     dataset = DATASETS.build(config.test_dataloader.dataset)
     if not 0 < count <= len(dataset):
-        raise ValueError(f'count={count} is not allowed; allowed: 1 to {len(dataset)}, the pictures of the set')
+        raise ValueError(f'count={count} is not possible: the test set has {len(dataset)} pictures')
     classes = list(dataset.metainfo['classes'])
     pairs = []
     for index in np.linspace(0, len(dataset) - 1, count).round().astype(int).tolist():
