@@ -2,14 +2,13 @@
 
 import importlib.util
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from hub_server import Repo
+from detectors import SMALL
+from hub_server import Repo, in_another_process
 from parity import randomised
 from safetensors.torch import save
 
@@ -33,14 +32,6 @@ from timm_se_plugin.weights.convert import convert
 from timm_se_plugin.weights.reading import read_weights
 
 pytestmark = pytest.mark.mmdet
-
-SMALL = {
-    'model.roi_head.bbox_head.fc_out_channels': 16, 'model.neck.out_channels': 16,
-    'model.rpn_head.in_channels': 16, 'model.rpn_head.feat_channels': 16,
-    'model.roi_head.bbox_roi_extractor.out_channels': 16, 'model.roi_head.bbox_head.in_channels': 16,
-    'model.backbone.model_args': dict(layers=(1, 1, 1, 1)),
-}
-
 
 def detector(**options):
     """A small Faster R-CNN with random weights, as ``load_detector`` leaves one."""
@@ -89,12 +80,7 @@ torch.save(torch.cat((found.bboxes, found.scores[:, None], found.labels[:, None]
 def test_a_detector_comes_back_in_another_process(hub, tmp_path):
     model = detector().to(memory_format=torch.channels_last)
     push_to_hub(model, 'me/cells')
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(('HF_', 'HUGGING'))}
-    done = subprocess.run(
-        [sys.executable, '-W', 'ignore', '-c', PULL, str(tmp_path / 'found.pt')], capture_output=True, text=True,
-        timeout=200, env={**kept, 'PYTHONPATH': str(Path(timm_se_plugin.__file__).parents[1]), 'OMP_NUM_THREADS': '1',
-                          'HF_ENDPOINT': hub.url, 'HF_HOME': str(tmp_path / 'home')})
-    assert done.returncode == 0, done.stderr
+    in_another_process(hub.url, tmp_path / 'home', PULL, tmp_path / 'found.pt')
     expected = found_in(model.to(memory_format=torch.contiguous_format))
     assert len(expected) > 0
     torch.testing.assert_close(torch.load(tmp_path / 'found.pt'), expected, rtol=1e-4, atol=1e-3)
@@ -139,8 +125,10 @@ def test_the_tool_detects_with_a_shared_detector(cells, tmp_path, monkeypatch, c
         '--output', str(tmp_path / 'out')])
     module.main()
     boxes = json.loads((tmp_path / 'out' / 'detections.json').read_text())[0]['detections']
-    assert len(boxes) > 0
-    assert f'{len(boxes)} boxes' in capsys.readouterr().out
+    expected = found_in(pull_detector('hf-hub:me/cells'))
+    assert f'{len(expected)} boxes' in capsys.readouterr().out
+    assert [[*box['bbox'], box['score'], int(box['label'])] for box in boxes] == [
+        pytest.approx(row, abs=0.006) for row in expected.tolist()]  # rounded to two digits, scores to four
 
 
 def test_the_work_folder_of_a_training_is_pushed(hub, tmp_path):

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from timm_se_plugin.models._registry import architectures
 from timm_se_plugin.weights.convert import convert, convert_file, convert_to_timm
+from timm_se_plugin.weights.layouts import layout_of
 from timm_se_plugin.weights.reading import read_weights
 
 DEPTH = dict(layers=(2, 1, 1, 1))
@@ -199,14 +200,15 @@ def test_modern_weights_do_not_become_a_legacy_network(tmp_path):
 
 
 def test_a_named_source_is_compared_with_the_target(tmp_path):
-    legacy = randomised(timm.create_model('legacy_seresnet18', num_classes=10))
-    model = timm.create_model('legacy_seresnet18_plugin', num_classes=10)
+    few = dict(layers=(1, 1, 1, 1), num_classes=10)
+    legacy = randomised(timm.create_model('legacy_seresnet18', **few))
+    model = timm.create_model('legacy_seresnet18_plugin', **few)
     convert(legacy.state_dict(), model, legacy)
     assert_same_outputs(model, legacy)
     with pytest.raises(ValueError, match='legacy_seresnet18 have the same keys and shapes, but compute'):
-        convert(legacy.state_dict(), timm.create_model('se_resnet18_plugin', num_classes=10), legacy)
-    plain = randomised(timm.create_model('resnet18', num_classes=10))
-    warm = timm.create_model('se_resnet18_plugin', attn_init='identity', num_classes=10)
+        convert(legacy.state_dict(), timm.create_model('se_resnet18_plugin', **few), legacy)
+    plain = randomised(timm.create_model('resnet18', **few))
+    warm = timm.create_model('se_resnet18_plugin', attn_init='identity', **few)
     convert(plain.state_dict(), warm, plain)
     assert_same_outputs(warm, plain)
 
@@ -317,12 +319,14 @@ def test_a_saved_model_is_converted_and_its_preprocessing_kept(tmp_path):
     ('legacy_seresnet18_plugin', {}, 'se_resnet18_plugin'),
     ('resnet18_plugin', {'attn': 'se', 'attn_init': 'identity'}, 'se_resnet18_plugin')])
 def test_a_training_says_what_its_weights_are_of(tmp_path, model, kwargs, target):
+    few = {'layers': (1, 1, 1, 1)}
+    kwargs = {**kwargs, **few}
     args = argparse.Namespace(
         model=model, model_kwargs=kwargs, num_classes=3, mean=[0.25] * 3, img_size=64, drop_path=0.1)
     network = randomised(timm.create_model(model, num_classes=3, **kwargs))
     torch.save({'state_dict': network.state_dict(), 'args': args}, tmp_path / 'last.pth.tar')
     with pytest.raises(ValueError, match='have the same keys and shapes, but compute different functions'):
-        convert_file(tmp_path / 'last.pth.tar', target, tmp_path / 'out')
+        convert_file(tmp_path / 'last.pth.tar', target, tmp_path / 'out', **few)
     convert_file(tmp_path / 'last.pth.tar', model, tmp_path / 'out', drop_path_rate=0.1, **kwargs)
     saved = timm.create_model(f'local-dir:{tmp_path / "out"}', pretrained=True)
     assert_same_outputs(saved, network)
@@ -338,12 +342,21 @@ def test_preprocessing_is_that_of_the_source(tmp_path):
     assert (cfg['interpolation'], cfg['crop_pct']) == (theirs.interpolation, theirs.crop_pct)
 
 
-@pytest.mark.parametrize('name', ['convnext_atto', 'regnetx_002', 'vgg11_bn', 'resnetv2_50', 'xception41'])
-def test_heads_of_timms_families_are_not_taken_for_mmpretrains(name, tmp_path):
+@pytest.mark.parametrize('name', [
+    'convnext_atto', 'regnetx_002', *(pytest.param(name, marks=pytest.mark.slow) for name in (
+        'vgg11_bn', 'resnetv2_50', 'xception41'))])
+def test_networks_of_other_families_are_converted_there_and_back(name, tmp_path):
     original = randomised(timm.create_model(name, num_classes=3))
     model, conversion = converted(original, f'{name}_plugin', tmp_path, num_classes=3)
     assert conversion.layout == 'resnet'
     assert convert_to_timm(model, name)[1].missing == ()
+
+
+def test_heads_of_timms_families_are_not_taken_for_mmpretrains():
+    for name in ('convnext_atto', 'regnetx_002', 'vgg11_bn', 'resnetv2_50', 'xception41'):
+        keys = timm.create_model(name, device='meta').state_dict()
+        assert 'head.fc.weight' in keys
+        assert layout_of(keys) == 'resnet'
 
 
 def test_classes_and_channels_are_those_of_the_file(tmp_path):

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -95,7 +96,7 @@ def caffe_layers(path: str | Path) -> StateDict:
     for layer in net.layer:
         for i, blob in enumerate(layer.blobs):
             shape = tuple(blob.shape.dim) or (blob.num, blob.channels, blob.height, blob.width)
-            values = torch.tensor(blob.data)
+            values = torch.from_numpy(np.array(blob.data, dtype=np.float32))  # torch.tensor reads number by number
             if len(values) != torch.Size(shape).numel():
                 raise ValueError(f'{path} is broken: blob {i} of layer {layer.name} has {len(values)} values for the '
                                  f'shape {shape}')
