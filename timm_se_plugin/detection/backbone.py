@@ -106,7 +106,7 @@ class TimmAttentionBackbone(BaseModule):
         self.feature_info = net.feature_info
         self.out_channels = tuple(self.feature_info.channels())
         self.strides = tuple(self.feature_info.reduction())
-        for module in net.modules():  # networks that timm recomputes itself; of others, forward() recomputes stages
+        for module in net.modules():  # in these timm recomputes blocks itself; in others forward() recomputes stages
             if with_cp and hasattr(module, 'grad_checkpointing'):
                 module.grad_checkpointing = True
         self._is_nhwc = getattr(net, 'output_fmt', None) == Format.NHWC

@@ -33,7 +33,7 @@ def _step(path: Path) -> int:
 
 @HOOKS.register_module()
 class WholeCheckpointHook(CheckpointHook):
-    """MMEngine's ``CheckpointHook``, after which a run can resume even if it was killed while it wrote.
+    """MMEngine's ``CheckpointHook``, with checkpoints from which a run can resume whenever it was killed.
 
     Checkpoints are written atomically. The oldest one of ``max_keep_ckpts`` is removed when the new one is complete;
     MMEngine removes it first, and with ``max_keep_ckpts=1`` there is none for a moment. A run begins by making the file

@@ -26,11 +26,12 @@ def config_path(name: str | Path) -> Path:
     if Path(name).is_file():
         return Path(name)
     ours = {path.stem: path for folder in _FOLDERS for path in folder.glob('*.py')}
-    if Path(name).name.removesuffix('.py') not in ours:
+    stem = Path(name).name.removesuffix('.py')
+    if stem not in ours:
         raise FileNotFoundError(
             f'{name} is neither a file nor a configuration of timm_se_plugin; similar names: '
             f'{", ".join(get_close_matches(str(name), ours, cutoff=0)) or "none"}')
-    return ours[Path(name).name.removesuffix('.py')]
+    return ours[stem]
 
 
 def read_config(name: str | Path, options: Mapping[str, Any] | None = None, work_dir: str | None = None) -> Config:

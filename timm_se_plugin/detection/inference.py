@@ -56,7 +56,7 @@ def load_detector(config: Config, checkpoint: str, device: str = 'cpu') -> nn.Mo
 
 
 def draw(
-        picture: np.ndarray, boxes: Sequence[Sequence[float]], labels: Sequence[str], scores: Sequence[float] = (),
+        picture: np.ndarray, boxes: Iterable[Iterable[float]], labels: Sequence[str], scores: Sequence[float] = (),
         classes: Sequence[str] = (),
 ) -> np.ndarray:
     """Draw boxes into a copy of a picture.
@@ -87,6 +87,16 @@ def _read(file: str | Path) -> np.ndarray:
     if picture is None:
         raise ValueError(f'{file} is not a picture that OpenCV reads')
     return picture
+
+
+def _detections(
+        model: nn.Module, picture: np.ndarray, classes: Sequence[str], score: float,
+) -> tuple[list[list[float]], list[str], list[float]]:
+    """Boxes (x1, y1, x2, y2 in pixels), classes and scores of what a detector finds with at least a score."""
+    found = inference_detector(model, picture).pred_instances.cpu()
+    found = found[found.scores >= score]
+    labels = [classes[i] if i < len(classes) else str(i) for i in found.labels.tolist()]
+    return found.bboxes.tolist(), labels, found.scores.tolist()
 
 
 def detect(
@@ -132,10 +142,7 @@ def detect(
     results = []
     for file in files:
         picture = _read(file)
-        found = inference_detector(model, picture).pred_instances.cpu()
-        found = found[found.scores >= score]
-        labels = [classes[i] if i < len(classes) else str(i) for i in found.labels.tolist()]
-        boxes, scores = found.bboxes.tolist(), found.scores.tolist()
+        boxes, labels, scores = _detections(model, picture, classes, score)
         cv2.imwrite(str(Path(output, file.name)), draw(picture, boxes, labels, scores, classes))
         results.append({'file': str(file), 'detections': [
             {'label': label, 'score': round(s, 4), 'bbox': [round(v, 2) for v in box]}
@@ -172,21 +179,17 @@ def compare(
     for index in np.linspace(0, len(dataset) - 1, count).round().astype(int).tolist():
         info = dataset.get_data_info(index)
         picture = _read(info['img_path'])
-        true = [(instance['bbox'], classes[instance['bbox_label']]) for instance in info['instances']]
-        found = inference_detector(model, picture).pred_instances.cpu()
-        found = found[found.scores >= score]
+        true = [instance['bbox'] for instance in info['instances']]
+        names = [classes[instance['bbox_label']] for instance in info['instances']]
+        boxes, labels, scores = _detections(model, picture, classes, score)
         half = [v // 2 for v in picture.shape[:2]]
         small = cv2.resize(picture, half[::-1], interpolation=cv2.INTER_AREA)
-        pairs.append(np.hstack([
-            draw(small, [[v / 2 for v in box] for box, _ in true], [label for _, label in true], classes=classes),
-            draw(small, (found.bboxes / 2).tolist(), [classes[i] for i in found.labels.tolist()],
-                 found.scores.tolist(), classes)]))
-    height, width = (max(pair.shape[axis] for pair in pairs) for axis in (0, 1))
-    gap = 8
-    figure = np.full(((count + 1) // 2 * (height + gap), 2 * (width + gap), 3), 255, np.uint8)
+        pairs.append(np.hstack([draw(small, np.divide(true, 2), names, classes=classes),
+                                draw(small, np.divide(boxes, 2), labels, scores, classes)]))
+    height, width = (8 + max(pair.shape[axis] for pair in pairs) for axis in (0, 1))
+    figure = np.full(((count + 1) // 2 * height, 2 * width, 3), 255, np.uint8)
     for i, pair in enumerate(pairs):
-        top, left = i // 2 * (height + gap), i % 2 * (width + gap)
-        figure[top:top + pair.shape[0], left:left + pair.shape[1]] = pair
+        figure[i // 2 * height:, i % 2 * width:][:pair.shape[0], :pair.shape[1]] = pair
     Path(output).parent.mkdir(parents=True, exist_ok=True)
     cv2.imwrite(str(output), figure)
     return figure

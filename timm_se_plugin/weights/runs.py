@@ -1,6 +1,5 @@
 """What a training left behind: the model with its weights, and what the run says about itself."""
 
-import csv
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,6 +8,7 @@ import timm
 from timm.data import resolve_data_config
 from torch import nn
 
+from ..files.tables import read_table
 from ..models._builder import resolve
 from ..models._registry import architectures
 from ..placement.spec import split_attention_kwargs
@@ -104,9 +104,6 @@ def _facts(args: Mapping[str, Any], summary: Path, epoch: int | None) -> Facts:
                        if args.get(name) or (name == 'seed' and args.get(name) is not None))
     if args.get('config'):
         recipe = f"`{Path(args['config']).stem}`: {recipe}"
-    rows = []
-    if summary.is_file():
-        with summary.open(newline='', encoding='utf-8') as file:
-            rows = [row for row in csv.DictReader(file) if row.get('epoch') == str(epoch)]
+    rows = [row for row in read_table(summary) if row.get('epoch') == str(epoch)]
     return Facts(data=data or None, recipe=recipe or None, results=rows[-1] if rows else None,
                  results_file=summary.name if rows else None)
