@@ -102,7 +102,7 @@ def _runner(config: Config, splits: tuple[str, ...], strict: bool) -> Runner:
             raise FileNotFoundError(f'the annotations {path} of {split}_dataloader do not exist; say where they are by '
                                     f'--cfg-options {split}_dataloader.dataset.data_root=…')
     runner = RUNNERS.build(config) if 'runner_type' in config else Runner.from_cfg(config)
-    # Not by custom_hooks: MMDetection's own tools, which cannot build it, read the configuration in the work folder.
+    # An entry in custom_hooks would be saved with the configuration, and MMDetection's own tools could not build it.
     runner.register_hook(CheckInputHook(strict))
     return runner
 

@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, tables of results, and the files of saved models."""
+"""Files: written completely or not at all, tables of results, and the files of saved models."""
 
 from .hub_files import fetch, hub_name, read_config_json, saved_file, tensor_shapes
 from .tables import read_table, replace_rows, write_table

@@ -34,7 +34,7 @@ def read_table(path: Path) -> list[dict[str, str]]:
 
 
 def write_table(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write a CSV file, whole or not at all."""
+    """Write a CSV file completely, or leave the one that exists as it is."""
     write_atomically(path, table(rows).encode())
 
 

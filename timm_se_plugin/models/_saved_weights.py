@@ -17,7 +17,7 @@ __all__ = ['check_saved_weights']
 def check_saved_weights(cfg: PretrainedCfg, build: Callable[[bool], nn.Module]) -> None:
     """Check the weights that timm is about to load from the Hub or a folder, before memory is allocated for them.
 
-    Weights in PyTorch's own format, which timm reads without unpickling, are left to timm.
+    Weights in PyTorch's own format, which timm loads with ``weights_only=True``, are left to timm.
 
     Args:
         cfg: timm's configuration, which says where the weights are.

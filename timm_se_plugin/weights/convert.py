@@ -1,4 +1,4 @@
-"""Weights of other packages as the plugin's, and the plugin's as timm's; what becomes of every key is told."""
+"""Conversion of other packages' weights to the plugin's, and of the plugin's to timm's, with a report on every key."""
 
 import json
 from collections.abc import Mapping
@@ -25,8 +25,7 @@ from .same_function import check_same_function
 
 __all__ = ['Conversion', 'convert', 'convert_file', 'convert_to_timm']
 
-# The attention of every network that was released with these names. mmpretrain's have style='pytorch' too, unless the
-# checkpoint says something else.
+# The attention of every network that was released with these names.
 _DECLARED = dict.fromkeys(('cadene', 'caffe', 'mmpretrain'), AttentionSpec('se'))
 
 
@@ -119,7 +118,7 @@ def convert(
 
 
 def _check_attention(attn: AttentionSpec, weights: AttentionSpec, cfg: Mapping[str, Any]) -> None:
-    different = attention_misfit(attn, weights, ignored='attn_rd_')  # shapes tell the width
+    different = attention_misfit(attn, weights, ignored='attn_rd_')  # another width is another shape
     if different:
         raise ValueError(f"{cfg['architecture']} was made with another attention than the weights have: {different}")
 

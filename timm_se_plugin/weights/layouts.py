@@ -1,4 +1,4 @@
-"""The names that other packages give a ResNet's weights, as those of timm's ResNet, which the plugin uses."""
+"""Other packages' names for the weights of a ResNet, and timm's names for the same, which are the plugin's too."""
 
 import re
 from collections.abc import Mapping
@@ -34,7 +34,7 @@ def layout_of(keys: Mapping[str, Any]) -> str:
 
 def renamed(layout: str, weights: StateDict) -> tuple[StateDict, dict[str, str]]:
     """Weights of a layout under timm's names, and the original name of each."""
-    if layout == 'caffe':  # whose values change too
+    if layout == 'caffe':  # values change too, not only names
         return caffe_keys(weights)
     rename: Any = {
         'cadene': legacy_keys, 'timm-sk': sk_keys, 'mmpretrain': _mmpretrain_keys, 'mmdet': _mmdet_keys,

@@ -56,8 +56,8 @@ def registered_backbone(model_name: str, pretrained: bool | str = False) -> tupl
         pretrained: True, a tag, or where weights are.
 
     Returns:
-        The registered name: ``resnet50_plugin``, which takes ``attn``, for ``resnet50``, too. And `pretrained`, with
-        the tag of `model_name` in the place of True.
+        The registered name, which for ``resnet50`` is ``resnet50_plugin`` (the same network, which takes ``attn``);
+        and `pretrained`, in which the tag of `model_name` replaces True.
     """
     name, tag = split_model_name_tag(model_name)
     return f'{name}_plugin' if f'{name}_plugin' in architectures else name, (
