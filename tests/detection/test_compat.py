@@ -1,6 +1,5 @@
 import importlib.util
 import pickle
-import subprocess
 import sys
 
 import numpy as np
@@ -17,10 +16,6 @@ from mmengine.runner import CheckpointLoader, checkpoint
 from mmengine.utils.dl_utils import mmcv_full_available
 
 pytestmark = pytest.mark.mmdet
-
-
-def run_python(code):
-    return subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=120)
 
 
 def losses_of(runner):
@@ -48,19 +43,6 @@ def test_a_compiled_operator_module_is_left_alone(tmp_path, monkeypatch, compat)
     monkeypatch.setattr(mmcv, '__path__', [*mmcv.__path__, str(tmp_path)])  # an mmcv that has the module
     compat()
     assert importlib.import_module('mmcv._ext').__file__ == str(tmp_path / '_ext.py')
-
-
-def test_custom_imports_in_a_config_are_enough(tmp_path):
-    (tmp_path / 'config.py').write_text(
-        "_base_ = 'mmdet::_base_/models/faster-rcnn_r50_fpn.py'\ndefault_scope = 'mmdet'\n"
-        "custom_imports = dict(imports=['timm_se_plugin.detection'], allow_failed_imports=False)\n"
-        "model = dict(backbone=dict(type='AttentionResNet', depth=18, init_cfg=None, plugins=[dict("
-        "cfg=dict(type='SEPlugin'), position='after_conv2')]), neck=dict(in_channels=[64, 128, 256, 512]))")
-    result = run_python(
-        'from mmengine.config import Config; from mmengine.registry import MODELS, init_default_scope; '
-        f'config = Config.fromfile({str(tmp_path / "config.py")!r}); init_default_scope("mmdet"); '
-        'print(type(MODELS.build(config.model).backbone.layer1[0].se).__name__)')
-    assert result.stdout.split()[-1:] == ['SEPlugin'], result.stderr
 
 
 def test_a_missing_package_is_named_with_what_to_install(monkeypatch, compat):

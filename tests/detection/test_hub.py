@@ -68,7 +68,9 @@ def cells(hub, written):
 
 
 PULL = """
-import sys, numpy, torch, timm_se_plugin.detection
+import sys, numpy, torch
+from mmengine.config import Config
+Config.fromfile(sys.argv[2])  # by its custom_imports, the first to import the package
 from mmdet.apis import inference_detector
 from timm_se_plugin.detection.hub import pull_detector
 picture = numpy.random.default_rng(0).integers(0, 255, (80, 96, 3), dtype=numpy.uint8)
@@ -77,10 +79,11 @@ torch.save(torch.cat((found.bboxes, found.scores[:, None], found.labels[:, None]
 """
 
 
-def test_a_detector_comes_back_in_another_process(hub, tmp_path):
+def test_a_detector_comes_back_in_another_process_which_its_configuration_prepares(hub, tmp_path):
     model = detector().to(memory_format=torch.channels_last)
     push_to_hub(model, 'me/cells')
-    in_another_process(hub.url, tmp_path / 'home', PULL, tmp_path / 'found.pt')
+    (tmp_path / 'detector.py').write_bytes(hub.repos['me/cells'].files('main')['detector.py'])
+    in_another_process(hub.url, tmp_path / 'home', PULL, tmp_path / 'found.pt', tmp_path / 'detector.py')
     expected = found_in(model.to(memory_format=torch.contiguous_format))
     assert len(expected) > 0
     torch.testing.assert_close(torch.load(tmp_path / 'found.pt'), expected, rtol=1e-4, atol=1e-3)

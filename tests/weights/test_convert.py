@@ -54,8 +54,8 @@ def test_legacy_networks_and_cadenes_names(name, depth, tmp_path):
 
 
 def test_seresnet50(tmp_path):
-    original = randomised(timm.create_model('seresnet50'))
-    model, conversion = converted(original, 'se_resnet50_plugin', tmp_path)  # of this depth both widths are the same
+    original = randomised(timm.create_model('seresnet50', **DEPTH))
+    model, conversion = converted(original, 'se_resnet50_plugin', tmp_path, **DEPTH)  # of the same widths
     assert conversion.layout == 'resnet'
     assert_same_outputs(model, original)
 
@@ -71,14 +71,18 @@ def test_skresnet18_and_back(tmp_path):
     assert_same_outputs(back, original)
 
 
-@pytest.mark.parametrize('name', ['resnet18', 'resnext50_32x4d'])
-def test_torchvisions_resnets_warm_start_a_network_with_attention(name, tmp_path):
-    original = randomised(getattr(torchvision.models, name)())
-    model, conversion = converted(original, f'{name}_plugin', tmp_path, attn='se', attn_init='identity')
+@pytest.mark.parametrize(('name', 'original'), [
+    ('resnet18', torchvision.models.resnet.ResNet(torchvision.models.resnet.BasicBlock, [1] * 4)),
+    ('resnext50_32x4d', torchvision.models.resnet.ResNet(
+        torchvision.models.resnet.Bottleneck, [1] * 4, groups=32, width_per_group=4))])
+def test_torchvisions_resnets_warm_start_a_network_with_attention(name, original, tmp_path):
+    randomised(original)
+    model, conversion = converted(
+        original, f'{name}_plugin', tmp_path, attn='se', attn_init='identity', layers=(1, 1, 1, 1))
     assert_same_outputs(model, original)
     assert {key.split('.')[2] for key in conversion.missing} == {'se'}
     with pytest.raises(ValueError, match=r"without attn='se', which se_resnet18_plugin has; make .* attn_init='iden"):
-        converted(torchvision.models.resnet18(), 'se_resnet18_plugin', tmp_path)
+        converted(timm.create_model('resnet18'), 'se_resnet18_plugin', tmp_path)
 
 
 def mmpretrain_names(state):
