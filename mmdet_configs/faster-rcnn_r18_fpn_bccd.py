@@ -1,6 +1,7 @@
 """Faster R-CNN with a plain ResNet-18 on BCCD (blood cells), from scratch, 8 epochs.
 
-The data: $TIMM_SE_DATA/bccd, or data/bccd if it is not set, with images/ and instances_{train,val,test}.json.
+Data: the folder $TIMM_SE_DATA/bccd, or data/bccd without that variable, with images/ and
+instances_{train,val,test}.json.
 
 Run: python tools/train_detector.py faster-rcnn_r18_fpn_bccd --seed 0 --record results/bccd.csv
 Hardware: 2 CPU cores. Result: results/bccd.csv.

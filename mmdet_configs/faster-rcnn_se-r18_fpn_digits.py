@@ -1,6 +1,8 @@
-"""Small Faster R-CNN with an SE-ResNet-18 on scenes of handwritten digits, from scratch: the demo.
+"""Small Faster R-CNN with an SE-ResNet-18 on scenes of handwritten digits, from scratch; the demo's detector.
 
-Run: tools/demo_detection.py makes the scenes; then python tools/train_detector.py faster-rcnn_se-r18_fpn_digits
+tools/demo_detection.py writes the scenes, trains and prints the result. To train again on the same scenes:
+
+Run: python tools/train_detector.py faster-rcnn_se-r18_fpn_digits
 Hardware: 2 CPU cores, two minutes. Result: what the demo prints.
 """
 

@@ -1,7 +1,8 @@
 """Faster R-CNN with an SK-ResNet-50, COCO, 12 epochs.
 
-No published weights fit this backbone and a plain network's cannot gain Selective Kernels: it starts from scratch with
-synchronised BatchNorm, unless you add --cfg-options model.backbone.pretrained=local-dir:<a saved sk_resnet50_plugin>.
+No published weights fit this backbone, and those of a plain network cannot gain Selective Kernels. The backbone starts
+from scratch with synchronised BatchNorm, unless you give weights of your own by
+--cfg-options model.backbone.pretrained=local-dir:<folder of a saved sk_resnet50_plugin>.
 
 Run: torchrun --nproc-per-node 8 tools/train_detector.py faster-rcnn_sk-r50_fpn_1x_coco --launcher pytorch
 Hardware: 8 GPUs of 16 GB, 2 images each (fewer: --auto-scale-lr). Result: not yet run.

@@ -3,11 +3,15 @@
 import base64
 import hashlib
 import json
+import os
 import re
+import subprocess
+import sys
 import threading
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 
@@ -257,6 +261,17 @@ _ROUTES = [
     (rf'POST /api/models/{_REPO}/commit/(?P<revision>.+)', _Handler.commit),
     (rf'(HEAD|GET) /{_REPO}/resolve/(?P<revision>[^/]+)/(?P<name>.+)', _Handler.resolve),
 ]
+
+
+def in_another_process(url: str, home: Path, code: str, *args: object) -> str:
+    """What Python code prints in a process that has a Hub's address and an empty cache; it must not fail."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(('HF_', 'HUGGING'))}
+    done = subprocess.run(
+        [sys.executable, '-W', 'ignore', '-c', code, *map(str, args)], capture_output=True, text=True, timeout=200,
+        env={**kept, 'PYTHONPATH': str(Path(__file__).parents[1]), 'OMP_NUM_THREADS': '1', 'HF_ENDPOINT': url,
+             'HF_HOME': str(home), 'HF_HUB_DISABLE_TELEMETRY': '1', 'HF_HUB_DISABLE_XET': '1'})
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 @contextmanager

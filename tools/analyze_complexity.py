@@ -1,4 +1,4 @@
-"""Parameters and MACs of the papers' networks beside the published ones, into results/complexity.csv."""
+"""Count parameters and MACs of the papers' networks, and write them beside the published numbers."""
 
 import argparse
 from pathlib import Path
@@ -12,9 +12,9 @@ from timm_se_plugin.measuring.published_costs import PUBLISHED
 
 
 def main() -> None:
-    """Count."""
+    """Read the arguments, count and write."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('--output', type=Path, default=Path('results/complexity.csv'))
+    parser.add_argument('--output', type=Path, default=Path('results/complexity.csv'), help='table to write into')
     path = parser.parse_args().output
     rows = []
     for one in PUBLISHED:

@@ -1,7 +1,7 @@
-"""Measure what attention costs against the plain network; writes results/speed-<device>.csv.
+"""Measure the time and memory that attention costs, against the plain network, and write them into a table.
 
-Nothing else may run on the machine meanwhile. Without options every case of the speed table is measured; with any of
-the case's options that case alone. Rows of the same case in the file are replaced.
+Without options every case of the speed table is measured; with any of --base to --split-input, only the case that they
+describe. Rows of the same case in the table are replaced. Times are only valid if nothing else runs on the machine.
 """
 
 import argparse
@@ -16,23 +16,23 @@ from timm_se_plugin.measuring.benchmark import DTYPES, LAYOUTS, MODES, Case, mea
 
 
 def main() -> None:
-    """Measure and write."""
+    """Read the arguments, measure and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--base', help="timm's name of the plain network")
-    parser.add_argument('--attn', choices=('se', 'sk'))
-    parser.add_argument('--mode', choices=MODES)
-    parser.add_argument('--batch', type=int)
-    parser.add_argument('--height', type=int)
-    parser.add_argument('--width', type=int)
-    parser.add_argument('--layout', choices=tuple(LAYOUTS))
-    parser.add_argument('--dtype', choices=tuple(DTYPES), help='of autocast')
-    parser.add_argument('--compiled', action='store_true', default=None)
-    parser.add_argument('--split-input', action='store_true', default=None)
-    parser.add_argument('--variants', nargs='+', default=[], help='measure these alone (with what they refer to)')
-    parser.add_argument('--rounds', type=int, default=15)
-    parser.add_argument('--threads', type=int, help='of the CPU')
-    parser.add_argument('--device', default='cpu')
-    parser.add_argument('--output', type=Path)
+    parser.add_argument('--attn', choices=('se', 'sk'), help='the attention')
+    parser.add_argument('--mode', choices=MODES, help='frozen: training with BatchNorm on running statistics')
+    parser.add_argument('--batch', type=int, help='number of images')
+    parser.add_argument('--height', type=int, help='height of an image in pixels')
+    parser.add_argument('--width', type=int, help='width of an image in pixels')
+    parser.add_argument('--layout', choices=tuple(LAYOUTS), help='memory format')
+    parser.add_argument('--dtype', choices=tuple(DTYPES), help='type that autocast computes in; float32 is without it')
+    parser.add_argument('--compiled', action='store_true', default=None, help='with torch.compile')
+    parser.add_argument('--split-input', action='store_true', default=None, help='SK with attn_split_input=True')
+    parser.add_argument('--variants', nargs='+', default=[], help='measure only these, and what they are compared with')
+    parser.add_argument('--rounds', type=int, default=15, help='number of measured turns')
+    parser.add_argument('--threads', type=int, help="number of PyTorch's threads on the CPU")
+    parser.add_argument('--device', default='cpu', help='where to compute, such as cuda:0')
+    parser.add_argument('--output', type=Path, help='table to write into; by default results/speed-<device>.csv')
     args = parser.parse_args()
 
     if args.threads:

@@ -1,6 +1,6 @@
-"""Train a Faster R-CNN with an SE-ResNet-18 backbone on scenes of real handwritten digits, and show what it finds.
+"""Train a Faster R-CNN with an SE-ResNet-18 backbone on scenes of real handwritten digits, and draw what it finds.
 
-Scenes with COCO annotations, checkpoints, and a picture with boxes are written to one folder.
+One folder gets the scenes with COCO annotations, the checkpoints, and a picture with the detected boxes.
 """
 
 import argparse
@@ -20,7 +20,7 @@ CONFIG = 'faster-rcnn_se-r18_fpn_digits'
 
 
 def enlarged(result: dict[str, Any], factor: int = 3) -> np.ndarray:
-    """Picture with its boxes, large enough to read."""
+    """The picture of a result, enlarged, with its boxes and readable labels."""
     picture = np.asarray(cv2.imread(result['file'])).repeat(factor, 0).repeat(factor, 1)
     found = result['detections']
     return draw(picture, [[factor * v for v in d['bbox']] for d in found], [d['label'] for d in found],
@@ -30,10 +30,10 @@ def enlarged(result: dict[str, Any], factor: int = 3) -> np.ndarray:
 def main() -> None:
     """Run the demo."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--output', type=Path, default=Path('work_dirs/demo'), help='folder for everything written')
-    parser.add_argument('--scenes', type=int, default=400, help='to train on')
-    parser.add_argument('--epochs', type=int, default=5)
-    parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument('--output', type=Path, default=Path('work_dirs/demo'), help='folder to write into')
+    parser.add_argument('--scenes', type=int, default=400, help='number of scenes to train on')
+    parser.add_argument('--epochs', type=int, default=5, help='number of epochs')
+    parser.add_argument('--seed', type=int, default=0, help='seed of the scenes and of the training')
     args = parser.parse_args()
 
     scenes, work = args.output / 'scenes', args.output / 'detector'
@@ -53,8 +53,8 @@ def main() -> None:
     results = detect(config, str(work / f'epoch_{args.epochs}.pth'), pictures[:12], args.output / 'boxes', score=0.5)
     shown = [enlarged(result) for result in results]
     cv2.imwrite(str(args.output / 'detections.png'), np.vstack([np.hstack(shown[i:i + 4]) for i in (0, 4, 8)]))
-    print(f'\non scenes of other digits: mAP {found["mAP"]:.3f}, mAP50 {found["mAP_50"]:.3f}')
-    print(f'boxes of at least 0.5: {args.output / "detections.png"}')
+    print(f'\nOn scenes of digits that were not trained on: mAP {found["mAP"]:.3f}, mAP50 {found["mAP_50"]:.3f}')
+    print(f'Pictures with the boxes of score 0.5 and more: {args.output / "detections.png"}')
 
 
 if __name__ == '__main__':

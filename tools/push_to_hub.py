@@ -1,4 +1,4 @@
-"""Share a saved model, or what a training left behind, on the Hugging Face Hub.
+"""Share a saved model, or the model of a training, on the Hugging Face Hub.
 
 python tools/push_to_hub.py work_dirs/demo/se_resnet18_digits user/se-resnet18-digits --license apache-2.0 --dry-run
 python tools/push_to_hub.py work_dirs/faster-rcnn_se-r18_fpn_bccd user/cells --data "BCCD, train" --private
@@ -8,23 +8,23 @@ import argparse
 from pathlib import Path
 
 from timm_se_plugin import push_to_hub
-from timm_se_plugin.weights.model_card import Facts, csv_row
+from timm_se_plugin.weights.facts import Facts, csv_row
 
 
 def main() -> None:
     """Read the arguments and share."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('source', help='folder of a saved model, or the work folder of a training')
-    parser.add_argument('repository', help='user/name')
-    parser.add_argument('--revision', help='branch, made if it is not there')
+    parser.add_argument('repository', help='repository on the Hub, user/name')
+    parser.add_argument('--revision', help='branch, which is made if it does not exist')
     parser.add_argument('--private', action='store_true', help='make the repository private')
-    parser.add_argument('--message', default='Add model', help='of the commit')
-    parser.add_argument('--license', help="for the card: the Hub's identifier, such as apache-2.0")
-    parser.add_argument('--data', help='for the card: what it was trained on')
-    parser.add_argument('--recipe', help='for the card: how it was trained')
-    parser.add_argument('--results', metavar='CSV', help='for the card: a file with measured results')
+    parser.add_argument('--message', default='Add model', help='message of the commit')
+    parser.add_argument('--license', help="for the model card: the Hub's identifier of the license, such as apache-2.0")
+    parser.add_argument('--data', help='for the model card: what the model was trained on')
+    parser.add_argument('--recipe', help='for the model card: how the model was trained')
+    parser.add_argument('--results', metavar='CSV', help='for the model card: a table of measured results')
     parser.add_argument('--results-row', type=int, metavar='N',
-                        help='the row that belongs to these weights, from 1, or from -1 backwards')
+                        help='the row of that table that belongs to the weights: from 1, or from -1 backwards')
     parser.add_argument('--dry-run', action='store_true', help='show every file and send nothing')
     args = parser.parse_args()
     facts = Facts(

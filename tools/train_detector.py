@@ -18,20 +18,22 @@ from timm_se_plugin.detection.running import train_detector
 def main() -> None:
     """Read the arguments and train."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('config', help='a file, or the name of one in mmdet_configs')
-    parser.add_argument('--work-dir', help='folder for logs and checkpoints; work_dirs/<config> by default')
+    parser.add_argument('config', help='configuration: a file, or the name of one in mmdet_configs')
+    parser.add_argument('--work-dir', help='folder for logs and checkpoints; by default work_dirs/<config>')
     parser.add_argument('--resume', nargs='?', const=True, default=False, metavar='CHECKPOINT',
-                        help='go on from a checkpoint, or from the last whole one in the work folder')
-    parser.add_argument('--record', metavar='CSV', help='when the run ends, add its row there, and its curve beside it')
-    parser.add_argument('--seed', type=int, help='of all random numbers; the configuration\'s if not given')
-    parser.add_argument('--amp', action='store_true', help='mixed precision (CUDA)')
-    parser.add_argument('--auto-scale-lr', action='store_true', help='scale the learning rate with the batch')
+                        help='resume from a checkpoint, or from the last complete one in the work folder')
+    parser.add_argument('--record', metavar='CSV',
+                        help='table to add the finished run to; its curve goes to <name>-curves.csv beside it')
+    parser.add_argument('--seed', type=int, help="seed of all random numbers; by default the configuration's")
+    parser.add_argument('--amp', action='store_true', help='train in mixed precision (CUDA)')
+    parser.add_argument('--auto-scale-lr', action='store_true', help='scale the learning rate with the batch size')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, metavar='KEY=VALUE',
-                        help='change the configuration, as in model.backbone.attn=sk')
-    parser.add_argument('--launcher', choices=('none', 'pytorch', 'slurm', 'mpi'), default='none')
+                        help='change values of the configuration, as in model.backbone.attn=sk')
+    parser.add_argument('--launcher', choices=('none', 'pytorch', 'slurm', 'mpi'), default='none',
+                        help='what started the processes of a distributed training')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))  # MMEngine reads it there
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))  # which MMEngine reads
     config = read_config(args.config, args.cfg_options, args.work_dir)
     if args.seed is not None:
         config.randomness = {**config.get('randomness', {}), 'seed': args.seed}

@@ -1,4 +1,4 @@
-"""BCCD: 205, 87 and 72 pictures of red cells, white cells and platelets (github.com/Shenggan/BCCD_Dataset), 320x240."""
+"""BCCD (github.com/Shenggan/BCCD_Dataset): pictures of blood cells, 205 to train, 87 to validate and 72 to test."""
 
 data_root = '{{$TIMM_SE_DATA:data}}/bccd/'
 _data = dict(type='CocoDataset', data_root=data_root, data_prefix=dict(img='images/'), metainfo=dict(

@@ -1,11 +1,11 @@
-"""Scenes of handwritten digits, 96x96, as timm_se_plugin.detection.digit_scenes writes them."""
+"""Scenes of handwritten digits of 96x96 pixels, as timm_se_plugin.detection.digit_scenes writes them."""
 
 data_root = 'work_dirs/demo/scenes/'
 _data = dict(type='CocoDataset', data_root=data_root, data_prefix=dict(img='images/'),
              metainfo=dict(classes=('0', '1', '2', '3', '4', '5', '6', '7', '8', '9')))
 _load = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations', with_bbox=True)]
 _keys = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')
-# Nothing is flipped, a digit would be another; and there is nothing to resize but for pictures of other sizes.
+# No flip, which would change a digit's meaning. Resizing is for pictures that are not scenes.
 _resize = dict(type='Resize', scale=(96, 96), keep_ratio=True)
 train_dataloader = dict(
     batch_size=8, num_workers=0, sampler=dict(type='DefaultSampler', shuffle=True),

@@ -1,4 +1,4 @@
-"""Faster R-CNN for small pictures of small objects on few cores: narrower neck and head, anchors from 16 pixels."""
+"""Faster R-CNN with a narrow neck and head, and anchors from 16 pixels: for small objects, and training on a CPU."""
 
 _base_ = ['mmdet::_base_/models/faster-rcnn_r50_fpn.py']
 model = dict(

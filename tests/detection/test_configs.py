@@ -7,15 +7,16 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from detectors import SMALL, configuration
 
 if importlib.util.find_spec('mmdet') is None:
     pytest.skip('needs the [mmdet] or the [onedl] extra', allow_module_level=True)
 
 import timm_se_plugin.detection  # noqa: F401, I001
 from mmdet.registry import MODELS
-from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
+from timm_se_plugin.detection import cost
 from timm_se_plugin.detection.configs import read_config
 from timm_se_plugin.detection.cost import TrainingLoss, detector_cost, plain_twin, sample_batch
 
@@ -42,7 +43,7 @@ def loss_of(config, size=96):
 @pytest.mark.parametrize('path', [
     pytest.param(path, id=path.stem, marks=[] if path.stem in QUICK else pytest.mark.slow) for path in CONFIGS])
 def test_a_configuration_computes_a_loss_and_gradients(path):
-    loss, x = loss_of(Config.fromfile(path))
+    loss, x = loss_of(configuration(path))
     value = loss(x)
     assert value.isfinite()
     value.backward()
@@ -69,12 +70,12 @@ def test_a_configuration_is_short_and_says_how_to_run_it(path):
     if path in CONFIGS:
         assert re.search(rf'^Run: .*tools/train_detector.py {path.stem}( |$)', text, re.M)
         assert re.search(r'^Hardware: .* Result: ', text, re.M)
-        assert Config.fromfile(path).default_hooks.checkpoint.type == 'WholeCheckpointHook'
+        assert configuration(path).default_hooks.checkpoint.type == 'WholeCheckpointHook'
 
 
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
 def test_a_schedule_ends_with_its_training(path):
-    config = Config.fromfile(path)
+    config = configuration(path)
     epochs = {'1x': 12, '2x': 24}.get(path.stem.split('_')[-2], 5 if 'digits' in path.stem else 8)
     assert config.train_cfg.max_epochs == epochs
     assert config.param_scheduler[-1].end == epochs
@@ -83,7 +84,7 @@ def test_a_schedule_ends_with_its_training(path):
 
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
 def test_pictures_are_normalised_as_the_weights_expect(path):
-    model = Config.fromfile(path).model
+    model = configuration(path).model
     if model.backbone.type != 'TimmAttentionBackbone':
         return  # mmdet's own
     tag = model.backbone.get('pretrained')
@@ -102,27 +103,45 @@ def test_bccd_is_found_by_the_environment(monkeypatch):
     assert read_config('faster-rcnn_se-r18_fpn_bccd').train_dataloader.dataset.data_root == 'data/bccd/'
 
 
-@pytest.mark.parametrize('name', [
-    'faster-rcnn_se-r50_fpn_1x_coco', 'faster-rcnn_r50-se-r16-c2-c5_fpn_1x_coco', 'faster-rcnn_sk-r50_fpn_1x_coco'])
-def test_the_plain_twin_differs_in_attention_alone(name):
-    config = read_config(name)
+@pytest.mark.parametrize(('name', 'options'), [
+    ('faster-rcnn_se-r50_fpn_1x_coco', {}), ('faster-rcnn_r50-se-r16-c2-c5_fpn_1x_coco', {}),
+    ('faster-rcnn_sk-r50_fpn_1x_coco', {}),
+    ('faster-rcnn_se-r50_fpn_1x_coco', {'model.backbone.model_name': 'seresnet50', 'model.backbone.attn': None,
+                                        'model.backbone.pretrained': 'a1_in1k'})])
+def test_the_plain_twin_differs_in_attention_alone(name, options):
+    config = read_config(name, options)
     twin = build(plain_twin(config))
     names, plain = dict(build(config).named_parameters()), dict(twin.named_parameters())
     if 'sk' not in name:
         assert plain.keys() < names.keys()
         assert all('.se.' in key for key in names.keys() - plain.keys())
     assert sum(p.numel() for p in plain.values()) == MMDET_PARAMS
-    with pytest.raises(ValueError, match='carries no attention'):
+    with pytest.raises(ValueError, match='has no attention, so there is nothing to compare'):
         plain_twin(plain_twin(config))
 
 
-def test_the_cost_of_a_detector_is_compared_with_its_twin_s():
-    plain, attended = detector_cost(read_config('faster-rcnn_se-r50_fpn_1x_coco'), 1, 96, 96, rounds=1)
-    assert plain['params'] == MMDET_PARAMS
-    assert attended['params'] - plain['params'] == attended['attention_params'] == 2_530_992
-    assert plain['attention_macs'] == 0 < attended['attention_macs']
-    assert plain['step_ratio'] == plain['saved_bytes_ratio'] == 1
-    assert attended['step_seconds'] > 0
+def test_the_cost_of_a_detector_is_compared_with_its_twin_s(monkeypatch):
+    now, forward = [0.], TrainingLoss.forward
+
+    def timed(loss, x):
+        now[0] += 3 if loss.detector.backbone.attn else 2
+        return forward(loss, x)
+
+    monkeypatch.setattr(TrainingLoss, 'forward', timed)  # a step advances the clock by 2 s, or with attention by 3 s
+    monkeypatch.setattr(cost.time, 'perf_counter', lambda: now[0])
+    lines = []
+    plain, attended = detector_cost(
+        read_config('faster-rcnn_se-r50_fpn_1x_coco', SMALL), 1, 64, 64, rounds=2, report=lines.append)
+    # A block for each stage, by hand: SE's weights, C * C/16 and C/16 * C, and its biases, C/16 and C.
+    weights = sum(2 * width * width // 16 for width in (256, 512, 1024, 2048))
+    assert attended['attention_macs'] == weights
+    assert attended['attention_params'] == weights + sum(width // 16 + width for width in (256, 512, 1024, 2048))
+    assert attended['params'] - plain['params'] == attended['attention_params']
+    assert plain['attention_params'] == plain['attention_macs'] == 0
+    assert [plain[name] for name in ('step_seconds', 'step_ratio', 'saved_bytes_ratio')] == [2, 1, 1]
+    assert (attended['step_seconds'], attended['step_ratio']) == (3, 1.5)
+    assert attended['saved_bytes_ratio'] == round(attended['saved_bytes'] / plain['saved_bytes'], 4) > 1
+    assert lines == [f'turn {turn} of 4' for turn in (1, 2, 3, 4)]
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from mmdet.registry import MODELS
 from mmengine.registry import init_default_scope
 
 from timm_se_plugin.detection import SEPlugin, SKPlugin
+from timm_se_plugin.measuring.complexity import complexity
 
 pytestmark = pytest.mark.mmdet
 
@@ -102,7 +103,7 @@ def test_basic_block_gates_what_conv2_reads():
 
 
 def test_basic_block_has_no_third_convolution():
-    with pytest.raises(ValueError, match=r'after_conv3.*allowed: after_conv1, after_conv2'):
+    with pytest.raises(ValueError, match=r'after_conv3.*which has after_conv1 and after_conv2'):
         build(type='AttentionResNet', depth=18, plugins=[plugin('after_conv3')])
 
 
@@ -178,3 +179,12 @@ def test_a_selective_kernel_plugin_selects_between_kernels():
     assert SKPlugin(40, rd_ratio=1 / 4, rd_divisor=8).attn.fc_reduce.out_channels == 16
     with pytest.raises(ValueError, match='init'):
         SKPlugin(8, init='zero')
+
+
+def test_the_attention_of_an_mmdet_backbone_is_counted():
+    plain = complexity(build(type='AttentionResNet', depth=18, base_channels=8), (3, 64, 64))
+    model = build(type='AttentionResNet', depth=18, base_channels=8, plugins=[plugin('after_conv2', rd_channels=2)])
+    cost = complexity(model, (3, 64, 64))
+    # Two blocks of each width: SE's weights, C * 2 and 2 * C, and its biases, 2 and C.
+    assert cost.attention_params == 2 * sum(2 * 2 * width + 2 + width for width in (8, 16, 32, 64))
+    assert cost.params == plain.params + cost.attention_params

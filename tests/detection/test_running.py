@@ -3,10 +3,13 @@
 import csv
 import importlib.util
 import json
+import pickle
 import re
+import sys
 
 import pytest
 import torch
+from detectors import SMALL, configuration
 
 if importlib.util.find_spec('mmdet') is None:
     pytest.skip('needs the [mmdet] or the [onedl] extra', allow_module_level=True)
@@ -23,19 +26,19 @@ from timm_se_plugin.detection.running import test_detector, train_detector
 pytestmark = pytest.mark.mmdet
 
 
-def small_model(attn=None):
-    """What makes the COCO configurations quick on 96x80 pictures; the structure is theirs."""
-    return {
-        'model.backbone': dict(_delete_=True, type='TimmAttentionBackbone', model_name='resnet18', attn=attn),
-        'model.neck.in_channels': [64, 128, 256, 512],
-        'model.roi_head.bbox_head.num_classes': 2, 'model.roi_head.bbox_head.fc_out_channels': 32,
-        'model.train_cfg.rpn_proposal.max_per_img': 50, 'model.test_cfg.rpn.max_per_img': 50,
-        'model.train_cfg.rcnn.sampler.num': 32,
-    }
+# What makes the COCO configuration of Faster R-CNN quick on 96x80 pictures.
+SMALL_COCO = {
+    'model.backbone': dict(_delete_=True, type='TimmAttentionBackbone', model_name='resnet18', attn='se'),
+    'model.neck.in_channels': [64, 128, 256, 512], 'model.roi_head.bbox_head.num_classes': 2,
+    'model.train_cfg.rpn_proposal.max_per_img': 50, 'model.test_cfg.rpn.max_per_img': 50,
+    'model.train_cfg.rcnn.sampler.num': 32, **SMALL,
+}
 
 
 def on_folder(folder, name='faster-rcnn_se-r50_fpn_1x_coco', small=True, **options):
-    config = read_config(name, {**(small_model('se') if small else {}), **options}, str(folder / 'work'))
+    config = configuration(config_path(name))
+    config.merge_from_dict({**(SMALL_COCO if small else {}), **options})
+    config.work_dir = str(folder / 'work')
     data = dict(data_root=str(folder), ann_file='annotations.json', data_prefix=dict(img='images/'),
                 metainfo=dict(classes=('blue', 'red')))
     for split in ('train', 'val', 'test'):
@@ -53,14 +56,21 @@ def on_folder(folder, name='faster-rcnn_se-r50_fpn_1x_coco', small=True, **optio
     return config
 
 
+def metrics_of(runner):
+    """COCO's metrics at the last validation of a run."""
+    return {name.removeprefix('val/coco/bbox_'): scalar.current()
+            for name, scalar in runner.message_hub.log_scalars.items() if name.startswith('val/coco/bbox_')}
+
+
 def test_a_coco_configuration_trains_validates_tests_resumes_and_detects(coco_folder):
     runner = train_detector(on_folder(coco_folder))
     assert 'CheckInputHook' not in next((coco_folder / 'work').glob('*.py')).read_text()  # MMDetection's tools read it
-    val = runner.message_hub.get_scalar('val/coco/bbox_mAP').current()
+    val = metrics_of(runner)
     last = str(coco_folder / 'work' / 'epoch_1.pth')
     metrics = test_detector(on_folder(coco_folder), last, out=str(coco_folder / 'all.pkl'))
-    assert metrics['coco/bbox_mAP'] == val
-    assert (coco_folder / 'all.pkl').stat().st_size > 0
+    assert metrics == {f'coco/bbox_{name}': value for name, value in val.items()}
+    dumped = pickle.loads((coco_folder / 'all.pkl').read_bytes())
+    assert [picture['img_id'] for picture in dumped] == [0, 1, 2, 3]
     config = on_folder(coco_folder)
     config.train_cfg.max_epochs = 2
     runner = train_detector(config, resume=True)
@@ -72,23 +82,32 @@ def test_a_coco_configuration_trains_validates_tests_resumes_and_detects(coco_fo
                        for name in ('tiny', 'tiny-curves'))
     assert recorded == [{key: str(value) for key, value in row.items()}]
     assert (row['model'], row['epochs']) == ('faster-rcnn_se-r50_fpn_1x_coco', 2)
-    assert 0 <= row['map'] <= row['map_50'] <= 1
+    last_val = metrics_of(runner)
+    assert (row['map'], row['map_50']) == (last_val['mAP'], last_val['mAP_50'])
     losses = runner.message_hub.get_scalar('train/loss').data[0]
     assert [float(epoch['loss']) for epoch in curve] == [
         pytest.approx(losses[:2].mean(), abs=1e-5), pytest.approx(losses[2:].mean(), abs=1e-5)]
-    assert float(curve[0]['map']) == pytest.approx(val, abs=1e-4)
+    assert [float(epoch['map']) for epoch in curve] == [val['mAP'], last_val['mAP']]
 
     results = detect(on_folder(coco_folder), last, [coco_folder / 'images'], coco_folder / 'found', score=0.)
     assert json.loads((coco_folder / 'found' / 'detections.json').read_text()) == results
-    assert [len(result['detections']) > 0 for result in results] == [True] * 4
-    assert {d['label'] for result in results for d in result['detections']} <= {'blue', 'red'}
+    for result, picture in zip(results, dumped, strict=True):  # of the same weights and pictures, before rounding
+        found = picture['pred_instances']
+        assert [box['label'] for box in result['detections']] == [('blue', 'red')[i] for i in found['labels'].tolist()]
+        assert [box['bbox'] for box in result['detections']] == [
+            pytest.approx(box, abs=0.02) for box in found['bboxes'].tolist()]
     assert cv2.imread(str(coco_folder / 'found' / '0.png')).shape == (80, 96, 3)
 
+    annotated = json.loads((coco_folder / 'annotations.json').read_text())['annotations']
     figure = compare(on_folder(coco_folder), last, coco_folder / 'figures' / 'pairs.png', count=3, score=0.)
     assert figure.shape == (2 * (40 + 8), 2 * (2 * 48 + 8), 3)
     assert (cv2.imread(str(coco_folder / 'figures' / 'pairs.png')) == figure).all()
     assert (figure[48:, 104:] == 255).all()  # three pictures leave a place free
-    with pytest.raises(ValueError, match='count=5 is not allowed; allowed: 1 to 4'):
+    (x, y, width, height), half = annotated[0]['bbox'], cv2.resize(
+        cv2.imread(str(coco_folder / 'images' / '0.png')), (48, 40), interpolation=cv2.INTER_AREA)
+    box = [x / 2, y / 2, (x + width) / 2, (y + height) / 2]
+    assert (figure[:40, :48] == draw(half, [box], ['blue'], classes=['blue', 'red'])).all()
+    with pytest.raises(ValueError, match='count=5 is not possible: the test set has 4 pictures'):
         compare(on_folder(coco_folder), last, coco_folder / 'pairs.png', count=5)
 
     other = on_folder(coco_folder, **{'model.backbone.attn': 'sk'})
@@ -150,14 +169,14 @@ def test_every_coco_configuration_trains_validates_and_tests(coco_folder, name):
 def test_missing_annotations_are_named(coco_folder):
     (coco_folder / 'annotations.json').unlink()
     for run in (train_detector, lambda config: test_detector(config, 'any.pth')):
-        with pytest.raises(FileNotFoundError, match=r'/annotations.json of (train|test)_dataloader .*data_root'):
+        with pytest.raises(FileNotFoundError, match=r'/annotations.json of (train|test)_dataloader do not .*data_root'):
             run(on_folder(coco_folder))
 
 
 def test_missing_pictures_are_counted_before_training(coco_folder):
     for i in (1, 2):
         (coco_folder / 'images' / f'{i}.png').unlink()
-    with pytest.raises(FileNotFoundError, match=r'2 of the 4 pictures of .*annotations.json are not there; .*1.png'):
+    with pytest.raises(FileNotFoundError, match=r'2 of the 4 pictures of .*annotations.json do not exist; .*1.png'):
         train_detector(on_folder(coco_folder))
     assert not list((coco_folder / 'work').glob('*.pth'))
 
@@ -201,11 +220,19 @@ def test_a_silent_run_shows_its_progress(coco_folder, capsys):
     assert re.search(r'epoch 1/1: +100%.* 2/2 .*loss=\d', capsys.readouterr().err)
 
 
+def test_a_run_is_recorded_where_python_does_not_know_its_memory(monkeypatch):
+    from timm_se_plugin.detection import records
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    assert 50 < records._peak_memory() < 100_000  # MiB
+    monkeypatch.setitem(sys.modules, 'resource', None)  # as on Windows
+    assert records._peak_memory() is None
+
+
 def test_a_configuration_is_found_by_name_and_a_wrong_name_helps():
     path = config_path('faster-rcnn_se-r50_fpn_1x_coco')
     assert path == config_path(path) == config_path(f'{path.stem}.py')
     assert path.parent.name == 'mmdet_configs'
-    with pytest.raises(FileNotFoundError, match=r'similar ones: .*faster-rcnn_se-r50_fpn_1x_coco'):
+    with pytest.raises(FileNotFoundError, match=r'similar names: .*faster-rcnn_se-r50_fpn_1x_coco'):
         config_path('faster-rcnn_se-r50_fpn_coco')
     assert read_config(path, {'model.backbone.attn': 'sk'}).model.backbone.attn == 'sk'
     assert read_config(path).work_dir == 'work_dirs/faster-rcnn_se-r50_fpn_1x_coco'
@@ -221,16 +248,16 @@ def test_boxes_are_drawn_where_they_are():
 
 
 def test_pictures_are_not_written_over(coco_folder):
-    with pytest.raises(ValueError, match='the pictures lie there, and would be overwritten'):
+    with pytest.raises(ValueError, match='holds the pictures, which would be overwritten'):
         detect(on_folder(coco_folder), 'any.pth', [coco_folder / 'images'], f'{coco_folder}/images/')
 
 
 @pytest.mark.parametrize(('pictures', 'error', 'message'), [
-    (['gone.png'], FileNotFoundError, r'no such picture: .*gone.png'),
-    (['empty'], FileNotFoundError, 'the folder has none'),
-    (['images', 'images/0.png'], ValueError, 'one name'),
-    (['images', 'notes.png'], ValueError, r'/notes.png: not a picture that OpenCV reads'),
-    (['upload'], ValueError, r'/upload: .*not named as one that it writes'),
+    (['gone.png'], FileNotFoundError, r'no such file: .*gone.png'),
+    (['empty'], FileNotFoundError, 'the folders have none'),
+    (['images', 'images/0.png'], ValueError, 'have the same name'),
+    (['images', 'notes.png'], ValueError, r'/notes.png: OpenCV cannot read'),
+    (['upload'], ValueError, r'/upload: .*cannot write a file of that ending'),
 ])
 def test_pictures_that_cannot_be_are_named(coco_folder, pictures, error, message):
     (coco_folder / 'empty').mkdir()

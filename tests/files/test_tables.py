@@ -1,6 +1,9 @@
 """Tables of measurements."""
 
-from timm_se_plugin.files.tables import replace_rows
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+from timm_se_plugin.files.tables import read_table, replace_rows
 
 
 def test_rows_about_the_same_thing_are_replaced_and_columns_are_kept(tmp_path):
@@ -17,3 +20,16 @@ def test_floats_are_the_same_key_each_time(tmp_path):
     for top1 in (0.5, 0.6):
         replace_rows(tmp_path / 'table.csv', [{'share': 1 / 3, 'lr': 0.1 + 0.2, 'top1': top1}], ('share', 'lr'))
     assert (tmp_path / 'table.csv').read_text().splitlines() == ['share,lr,top1', '0.3333333333,0.3,0.6']
+
+
+def test_rows_that_are_added_at_the_same_time_are_all_there(tmp_path):
+    path = tmp_path / 'table.csv'
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda seed: replace_rows(path, [{'seed': seed}], ['seed']), range(40)))
+    assert sorted(int(row['seed']) for row in read_table(path)) == list(range(40))
+
+
+def test_a_table_is_written_where_python_has_no_fcntl(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'fcntl', None)  # as on Windows
+    replace_rows(tmp_path / 'table.csv', [{'seed': 0}], ['seed'])
+    assert (tmp_path / 'table.csv').read_text() == 'seed\n0\n'

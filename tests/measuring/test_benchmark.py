@@ -1,24 +1,47 @@
 """Time and memory against the plain network."""
 
 import pytest
+import torch
 
+from timm_se_plugin import AttentionSpec
+from timm_se_plugin.measuring import benchmark
 from timm_se_plugin.measuring.benchmark import Case, measure
 
 TINY = {'base': 'resnet18', 'batch': 2, 'height': 32, 'width': 32}
 
 
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that only steps of networks advance: 2 s for a plain one, 3 s for one with attention."""
+    now = [0.0]
+    step = benchmark._step
+
+    def timed(model, *args):
+        run = step(model, *args)
+
+        def advance():
+            run()
+            now[0] += 3 if AttentionSpec.of(model) else 2
+        return advance
+
+    monkeypatch.setattr(benchmark, '_step', timed)
+    monkeypatch.setattr(benchmark.time, 'perf_counter', lambda: now[0])
+    return now
+
+
 @pytest.mark.parametrize(('dtype', 'measured'), [('float32', True), ('bfloat16', False)])
-def test_a_variant_is_measured_with_what_it_refers_to(dtype, measured):
-    plain, fused = measure(Case(mode='train', dtype=dtype, **TINY), rounds=2, warmup=0, variants=['fused'])
+def test_a_variant_is_measured_with_what_it_refers_to(dtype, measured, clock):
+    plain, fused = measure(Case(mode='train', dtype=dtype, **TINY), rounds=2, warmup=1, variants=['fused'])
     assert (plain['variant'], fused['variant'], fused['reference']) == ('plain', 'fused', 'plain')
-    assert plain['ratio'] == 1
-    assert fused['milliseconds'] > 0
-    assert bool(fused['saved_bytes_ratio']) == measured  # what autocast keeps was not what was counted
-    assert fused['commit']
+    assert (plain['milliseconds'], plain['ratio']) == (2000, 1)
+    assert [fused[name] for name in ('milliseconds', 'ratio', 'ratio_q25', 'ratio_q75')] == [3000, 1.5, 1.5, 1.5]
+    assert clock[0] == 3 * (2 + 3)  # a turn to warm up, and two that are measured
+    assert plain['saved_bytes_ratio'] == (1 if measured else '')  # bytes are counted without autocast
+    assert (fused['device'], fused['torch']) == (plain['device'], torch.__version__)
 
 
 def test_what_cannot_be_measured_is_refused():
-    with pytest.raises(ValueError, match=r'no variants fusd of this case; allowed: plain, timm, unfused, fused$'):
+    with pytest.raises(ValueError, match=r'the case has no variant fusd; its variants: plain, timm, unfused, fused$'):
         measure(Case(mode='train'), variants=['fusd'])
-    with pytest.raises(ValueError, match='rounds=1 is not allowed'):
+    with pytest.raises(ValueError, match='rounds=1 is too few'):
         measure(Case(), rounds=1)

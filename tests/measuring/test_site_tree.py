@@ -1,12 +1,13 @@
 """The tree of attention's places against the counts that the network gives itself."""
 
-import subprocess
+import importlib.util
+import re
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 import timm
-from PIL import Image
 
 from timm_se_plugin.measuring.complexity import complexity
 from timm_se_plugin.measuring.site_tree import draw_sites, site_tree
@@ -37,18 +38,38 @@ def test_tree_shows_equal_neighbours_once_and_the_share_of_each():
         '0.00', '%']
 
 
-def test_tool_prints_the_tree_and_draws_it(tmp_path):
-    run = subprocess.run(
-        [sys.executable, TOOL, 'test_resnet_plugin', '--model-kwargs', 'attn=cbam', 'attn_stages=3',
-         '--input-size', '3', '64', '64', '--output', tmp_path / 'sites.png'],
-        capture_output=True, text=True, check=True)
-    assert 'layer3: Sequential + 0.se' in run.stdout
-    assert run.stdout.startswith('1 attention layers, image 3x64x64')
-    with Image.open(tmp_path / 'sites.png') as image:
-        assert len(image.convert('RGB').getcolors(1 << 20)) > 10
+def bars(path, colour):
+    """Widths of the bars of a colour in an SVG file, from top to bottom, those of the parameters before the MACs'."""
+    clipped = [node.attrib for node in ElementTree.parse(path).iter('{http://www.w3.org/2000/svg}path')
+               if 'clip-path' in node.attrib and f'fill: {colour}' in node.attrib.get('style', '')]
+    corners = [[float(number) for number in re.findall(r'[\d.]+', attributes['d'])] for attributes in clipped]
+    return [x2 - x1 for x1, _, x2, *_ in corners]
 
 
-def test_picture_has_a_bar_for_each_part(tmp_path):
-    tree = site_tree(timm.create_model('se_vgg11_bn_plugin', device='meta'), (3, 64, 64))
-    draw_sites(tree, tmp_path / 'sites.svg', 'VGG')
-    assert (tmp_path / 'sites.svg').read_text().count('<path') > 2 * 8
+def test_tool_prints_the_tree_and_draws_it(tmp_path, monkeypatch, capsys):
+    spec = importlib.util.spec_from_file_location('draw_sites', TOOL)
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    monkeypatch.setattr(sys, 'argv', [
+        'draw_sites.py', 'test_resnet_plugin', '--model-kwargs', 'attn=cbam', 'attn_stages=3',
+        '--input-size', '3', '64', '64', '--output', str(tmp_path / 'sites.svg')])
+    tool.main()
+    printed = capsys.readouterr().out
+    assert 'layer3: Sequential + 0.se' in printed
+    assert printed.startswith('1 attention layers, image 3x64x64')
+    assert '>test_resnet_plugin  (1 attention layers, ●)<' in re.sub('<!-- (.*?) -->', r'>\1<',
+                                                                   (tmp_path / 'sites.svg').read_text())
+
+
+def test_bars_have_the_shares_of_the_parts(tmp_path):
+    tree = site_tree(timm.create_model('se_test_resnet_plugin', attn_rd_ratio=1., device='meta'), (3, 64, 64))
+    draw_sites(tree, tmp_path / 'sites.svg')
+    units = [unit for unit in tree.units() if unit.params or unit.macs or unit.sites]
+    attention = bars(tmp_path / 'sites.svg', '#d1495b')
+    for i, what in enumerate(('params', 'macs')):
+        count, whole = len(units), getattr(tree, what)
+        parts = [getattr(unit, f'attention_{what}') / whole for unit in units]
+        widths = attention[i * count:(i + 1) * count]
+        total = sum(bars(tmp_path / 'sites.svg', '#b9c4cc')[i * count:(i + 1) * count]) + sum(widths)
+        assert [width / total for width in widths] == pytest.approx(parts, abs=1e-3)
+    assert tree.attention_params / tree.params > 0.1  # so that the bars are seen

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from timm_se_plugin.models._registry import architectures
 from timm_se_plugin.weights.convert import convert, convert_file, convert_to_timm
+from timm_se_plugin.weights.layouts import layout_of
 from timm_se_plugin.weights.reading import read_weights
 
 DEPTH = dict(layers=(2, 1, 1, 1))
@@ -53,8 +54,8 @@ def test_legacy_networks_and_cadenes_names(name, depth, tmp_path):
 
 
 def test_seresnet50(tmp_path):
-    original = randomised(timm.create_model('seresnet50'))
-    model, conversion = converted(original, 'se_resnet50_plugin', tmp_path)  # of this depth both widths are the same
+    original = randomised(timm.create_model('seresnet50', **DEPTH))
+    model, conversion = converted(original, 'se_resnet50_plugin', tmp_path, **DEPTH)  # of the same widths
     assert conversion.layout == 'resnet'
     assert_same_outputs(model, original)
 
@@ -70,14 +71,18 @@ def test_skresnet18_and_back(tmp_path):
     assert_same_outputs(back, original)
 
 
-@pytest.mark.parametrize('name', ['resnet18', 'resnext50_32x4d'])
-def test_torchvisions_resnets_warm_start_a_network_with_attention(name, tmp_path):
-    original = randomised(getattr(torchvision.models, name)())
-    model, conversion = converted(original, f'{name}_plugin', tmp_path, attn='se', attn_init='identity')
+@pytest.mark.parametrize(('name', 'original'), [
+    ('resnet18', torchvision.models.resnet.ResNet(torchvision.models.resnet.BasicBlock, [1] * 4)),
+    ('resnext50_32x4d', torchvision.models.resnet.ResNet(
+        torchvision.models.resnet.Bottleneck, [1] * 4, groups=32, width_per_group=4))])
+def test_torchvisions_resnets_warm_start_a_network_with_attention(name, original, tmp_path):
+    randomised(original)
+    model, conversion = converted(
+        original, f'{name}_plugin', tmp_path, attn='se', attn_init='identity', layers=(1, 1, 1, 1))
     assert_same_outputs(model, original)
     assert {key.split('.')[2] for key in conversion.missing} == {'se'}
-    with pytest.raises(ValueError, match=r"without attn='se', which se_resnet18_plugin has; allowed: attn_init='ident"):
-        converted(torchvision.models.resnet18(), 'se_resnet18_plugin', tmp_path)
+    with pytest.raises(ValueError, match=r"without attn='se', which se_resnet18_plugin has; make .* attn_init='iden"):
+        converted(timm.create_model('resnet18'), 'se_resnet18_plugin', tmp_path)
 
 
 def mmpretrain_names(state):
@@ -180,7 +185,7 @@ def test_a_caffemodel_with_the_names_of_the_release(tmp_path):
 def test_a_caffemodel_that_is_none_is_refused(tmp_path, data):
     pytest.importorskip('google.protobuf')
     (tmp_path / 'a.caffemodel').write_bytes(data)
-    with pytest.raises(ValueError, match=r'is not a .caffemodel|has 0 numbers for shape \(5,\)'):
+    with pytest.raises(ValueError, match=r'is not a .caffemodel|has 0 values for the shape \(5,\)'):
         read_weights(tmp_path / 'a.caffemodel')
 
 
@@ -189,37 +194,38 @@ def test_a_caffemodel_that_is_none_is_refused(tmp_path, data):
 @pytest.mark.parametrize('name', ['legacy_seresnet50', 'legacy_seresnext50_32x4d', 'legacy_senet154'])
 def test_legacy_weights_do_not_become_the_modern_networks(name, tmp_path):
     modern = {'legacy_senet154': 'senet154_plugin'}.get(name, name.replace('legacy_seres', 'se_res') + '_plugin')
-    with pytest.raises(ValueError, match=rf"cadene's names are not of {modern}: .*strides and pooling"):
+    with pytest.raises(ValueError, match=rf"cadene's names are not of {modern}, .*strides and pooling"):
         converted(timm.create_model(name, **DEPTH), modern, tmp_path, **DEPTH)
 
 
 def test_modern_weights_do_not_become_a_legacy_network(tmp_path):
-    with pytest.raises(ValueError, match=r"resnet's names are not of legacy_seresnet50_plugin: .*allowed: cadene, caf"):
+    with pytest.raises(ValueError, match=r"resnet's names are not of legacy_seresnet50_plugin, .*give weights with"):
         converted(timm.create_model('seresnet50', **DEPTH), 'legacy_seresnet50_plugin', tmp_path, **DEPTH)
 
 
 def test_a_named_source_is_compared_with_the_target(tmp_path):
-    legacy = randomised(timm.create_model('legacy_seresnet18', num_classes=10))
-    model = timm.create_model('legacy_seresnet18_plugin', num_classes=10)
+    few = dict(layers=(1, 1, 1, 1), num_classes=10)
+    legacy = randomised(timm.create_model('legacy_seresnet18', **few))
+    model = timm.create_model('legacy_seresnet18_plugin', **few)
     convert(legacy.state_dict(), model, legacy)
     assert_same_outputs(model, legacy)
-    with pytest.raises(ValueError, match='legacy_seresnet18 have the same keys and shapes and compute'):
-        convert(legacy.state_dict(), timm.create_model('se_resnet18_plugin', num_classes=10), legacy)
-    plain = randomised(timm.create_model('resnet18', num_classes=10))
-    warm = timm.create_model('se_resnet18_plugin', attn_init='identity', num_classes=10)
+    with pytest.raises(ValueError, match='legacy_seresnet18 have the same keys and shapes, but compute'):
+        convert(legacy.state_dict(), timm.create_model('se_resnet18_plugin', **few), legacy)
+    plain = randomised(timm.create_model('resnet18', **few))
+    warm = timm.create_model('se_resnet18_plugin', attn_init='identity', **few)
     convert(plain.state_dict(), warm, plain)
     assert_same_outputs(warm, plain)
 
 
 @pytest.mark.parametrize(('name', 'options', 'timm_name', 'message'), [
-    ('se_resnet18_plugin', {'attn_gate': 'tanh', 'attn_rd_divisor': 8}, 'seresnet18', 'compute something else'),
-    ('se_resnet18_plugin', {'attn_init': 'identity', 'attn_rd_divisor': 8}, 'seresnet18', 'compute something else'),
-    ('legacy_seresnet18_plugin', {'attn': 'se', 'attn_rd_divisor': 8}, 'seresnet18', 'compute something else'),
+    ('se_resnet18_plugin', {'attn_gate': 'tanh', 'attn_rd_divisor': 8}, 'seresnet18', 'compute different functions'),
+    ('se_resnet18_plugin', {'attn_init': 'identity', 'attn_rd_divisor': 8}, 'seresnet18', 'different functions'),
+    ('legacy_seresnet18_plugin', {'attn': 'se', 'attn_rd_divisor': 8}, 'seresnet18', 'compute different functions'),
     ('se_resnet18_plugin', {}, 'seresnet18', r'of another shape layer1.0.se.fc1.bias'),  # timm's widths are others
-    ('se_resnet18_plugin', {}, 'resnet18', r'has layer1.0.se.fc1.bias'),
-    ('se_resnet18_plugin', {}, 'resnet34', 'it lacks layer1.2'),
-    ('se_resnet18_plugin', {}, 'resnet18_plugin', 'is not a model of timm; allowed'),
-    ('se_resnet18_plugin', {}, 'resnet19', 'is not a model of timm; allowed'),
+    ('se_resnet18_plugin', {}, 'resnet18', r'do not fit se_resnet18_plugin: missing layer1.0.se.fc1.bias'),
+    ('se_resnet18_plugin', {}, 'resnet34', 'unexpected layer1.2'),
+    ('se_resnet18_plugin', {}, 'resnet18_plugin', "is not a model of timm's own"),
+    ('se_resnet18_plugin', {}, 'resnet19', "is not a model of timm's own"),
 ])
 def test_a_network_that_timms_name_is_not_does_not_go_back(name, options, timm_name, message):
     with pytest.raises(ValueError, match=message):
@@ -229,11 +235,11 @@ def test_a_network_that_timms_name_is_not_does_not_go_back(name, options, timm_n
 def test_names_that_tell_the_attention_refuse_another(tmp_path):
     original = timm.create_model('seresnet50', **DEPTH)
     torch.save(mmpretrain_names(original.state_dict()), tmp_path / 'a.pth')
-    with pytest.raises(ValueError, match=r"another attention .*attn_gate='tanh' \(theirs: 'sigmoid'\)"):
+    with pytest.raises(ValueError, match=r"another attention .*attn_gate='tanh' \(the weights have 'sigmoid'\)"):
         convert_file(tmp_path / 'a.pth', 'se_resnet50_plugin', tmp_path / 'out', attn_gate='tanh', **DEPTH)
     meta = {'cfg': "model = dict(backbone=dict(type='SEResNet', style='caffe'))"}
     torch.save({'state_dict': mmpretrain_names(original.state_dict()), 'meta': meta}, tmp_path / 'a.pth')
-    with pytest.raises(ValueError, match=r"says style='caffe': its strides are in the 1x1 convolutions"):
+    with pytest.raises(ValueError, match=r"says style='caffe', so its network has strides in the 1x1 conv"):
         convert_file(tmp_path / 'a.pth', 'se_resnet50_plugin', tmp_path / 'out', **DEPTH)
 
 
@@ -244,7 +250,7 @@ def test_missing_unexpected_and_wrong_shapes_are_named_and_nothing_is_loaded():
     del state['layer1.0.conv1.weight']
     state |= {'extra.weight': torch.zeros(1), 'bn1.bias': torch.zeros(65), 'conv1.weight': torch.zeros(64, 3, 7, 7)}
     with pytest.raises(ValueError, match=r'missing layer1.0.conv1.weight; unexpected extra.weight; of another shape '
-                                         r'bn1.bias \(65,\) for \(64,\)'):
+                                         r'bn1.bias \(65,\) instead of \(64,\)'):
         convert(state, model)
     assert torch.equal(model.conv1.weight, before)
 
@@ -276,11 +282,11 @@ def test_files_that_hold_no_weights_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r'there is no file .*gone.pth'):
         read_weights(tmp_path / 'gone.pth')
     torch.save({'epoch': 3}, tmp_path / 'a.pth')
-    with pytest.raises(ValueError, match='holds no weights'):
+    with pytest.raises(ValueError, match='has no weights'):
         read_weights(tmp_path / 'a.pth')
     torch.save({'state_dict': {'a': torch.zeros(100)}}, tmp_path / 'a.pth')
     (tmp_path / 'a.pth').write_bytes((tmp_path / 'a.pth').read_bytes()[:-50])
-    with pytest.raises(ValueError, match='or it is broken'):
+    with pytest.raises(ValueError, match='is broken, or not a file of weights'):
         read_weights(tmp_path / 'a.pth')
 
 
@@ -293,7 +299,7 @@ class Attack:
 def test_a_checkpoint_that_would_run_code_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.save({'state_dict': {'a': torch.zeros(1)}, 'hook': Attack()}, tmp_path / 'a.pth')
-    with pytest.raises(ValueError, match='or it is broken'):
+    with pytest.raises(ValueError, match='is broken, or not a file of weights'):
         read_weights(tmp_path / 'a.pth')
     assert not (tmp_path / 'attacked').exists()
 
@@ -317,12 +323,14 @@ def test_a_saved_model_is_converted_and_its_preprocessing_kept(tmp_path):
     ('legacy_seresnet18_plugin', {}, 'se_resnet18_plugin'),
     ('resnet18_plugin', {'attn': 'se', 'attn_init': 'identity'}, 'se_resnet18_plugin')])
 def test_a_training_says_what_its_weights_are_of(tmp_path, model, kwargs, target):
+    few = {'layers': (1, 1, 1, 1)}
+    kwargs = {**kwargs, **few}
     args = argparse.Namespace(
         model=model, model_kwargs=kwargs, num_classes=3, mean=[0.25] * 3, img_size=64, drop_path=0.1)
     network = randomised(timm.create_model(model, num_classes=3, **kwargs))
     torch.save({'state_dict': network.state_dict(), 'args': args}, tmp_path / 'last.pth.tar')
-    with pytest.raises(ValueError, match='have the same keys and shapes and compute something else'):
-        convert_file(tmp_path / 'last.pth.tar', target, tmp_path / 'out')
+    with pytest.raises(ValueError, match='have the same keys and shapes, but compute different functions'):
+        convert_file(tmp_path / 'last.pth.tar', target, tmp_path / 'out', **few)
     convert_file(tmp_path / 'last.pth.tar', model, tmp_path / 'out', drop_path_rate=0.1, **kwargs)
     saved = timm.create_model(f'local-dir:{tmp_path / "out"}', pretrained=True)
     assert_same_outputs(saved, network)
@@ -338,12 +346,21 @@ def test_preprocessing_is_that_of_the_source(tmp_path):
     assert (cfg['interpolation'], cfg['crop_pct']) == (theirs.interpolation, theirs.crop_pct)
 
 
-@pytest.mark.parametrize('name', ['convnext_atto', 'regnetx_002', 'vgg11_bn', 'resnetv2_50', 'xception41'])
-def test_heads_of_timms_families_are_not_taken_for_mmpretrains(name, tmp_path):
+@pytest.mark.parametrize('name', [
+    'convnext_atto', 'regnetx_002', *(pytest.param(name, marks=pytest.mark.slow) for name in (
+        'vgg11_bn', 'resnetv2_50', 'xception41'))])
+def test_networks_of_other_families_are_converted_there_and_back(name, tmp_path):
     original = randomised(timm.create_model(name, num_classes=3))
     model, conversion = converted(original, f'{name}_plugin', tmp_path, num_classes=3)
     assert conversion.layout == 'resnet'
     assert convert_to_timm(model, name)[1].missing == ()
+
+
+def test_heads_of_timms_families_are_not_taken_for_mmpretrains():
+    for name in ('convnext_atto', 'regnetx_002', 'vgg11_bn', 'resnetv2_50', 'xception41'):
+        keys = timm.create_model(name, device='meta').state_dict()
+        assert 'head.fc.weight' in keys
+        assert layout_of(keys) == 'resnet'
 
 
 def test_classes_and_channels_are_those_of_the_file(tmp_path):

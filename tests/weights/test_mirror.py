@@ -8,17 +8,15 @@ import os
 import shutil
 import socket
 import subprocess
-import sys
 import time
 import urllib.request
-from pathlib import Path
 
 import pytest
 import timm
 import torch
+from hub_server import in_another_process
 from parity import images, randomised
 
-import timm_se_plugin
 from timm_se_plugin.weights.folders import write_model
 
 OLAH = os.environ.get('TIMM_SE_OLAH') or shutil.which('olah-cli')
@@ -76,11 +74,6 @@ with torch.no_grad():
 """
     x = images(2, 3, 64, 64, dtype=torch.float32)
     torch.save(x, tmp_path / 'x.pt')
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(('HF_', 'HUGGING'))}
-    done = subprocess.run(
-        [sys.executable, '-c', code, str(tmp_path / 'x.pt'), str(tmp_path / 'y.pt')], capture_output=True, text=True,
-        timeout=200, env={**kept, 'PYTHONPATH': str(Path(timm_se_plugin.__file__).parents[1]), 'OMP_NUM_THREADS': '1',
-                          'HF_ENDPOINT': url, 'HF_HOME': str(tmp_path / 'home'), 'HF_HUB_DISABLE_XET': '1'})
-    assert done.returncode == 0, done.stderr
+    in_another_process(url, tmp_path / 'home', code, tmp_path / 'x.pt', tmp_path / 'y.pt')
     with torch.no_grad():
         assert torch.equal(torch.load(tmp_path / 'y.pt'), model(x))

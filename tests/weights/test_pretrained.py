@@ -83,7 +83,7 @@ def test_a_plain_tag_starts_a_network_with_attention(plain, attended):
     model = create('se_resnet18_plugin.from_a1_in1k', plain[1])
     assert AttentionSpec.of(model) == AttentionSpec('se', init='identity')
     torch.testing.assert_close(logits(model), logits(plain[0]), rtol=1e-5, atol=1e-5)
-    with pytest.raises(ValueError, match=r'does not fit se_resnet50_plugin: missing nothing; unexpected layer1.0.se'):
+    with pytest.raises(ValueError, match=r'does not fit se_resnet50_plugin: unexpected layer1.0.se'):
         create('se_resnet50_plugin.from_a1_in1k', attended[1], layers=(1, 1, 1, 1))
 
 
@@ -192,7 +192,7 @@ def test_warm_start_with_another_gate_must_be_asked_for(plain):
 def test_a_missing_key_is_an_error(plain, tmp_path, drop, options):
     weights = {key: value for key, value in plain[0].state_dict().items() if key != drop}
     save_file(weights, tmp_path / 'cut.safetensors')
-    with pytest.raises(ValueError, match=f'does not fit resnet18_plugin: missing {drop}; unexpected nothing'):
+    with pytest.raises(ValueError, match=f'does not fit resnet18_plugin: missing {drop}$'):
         create('resnet18_plugin', {'file': str(tmp_path / 'cut.safetensors')}, **options)
 
 
@@ -229,7 +229,7 @@ def test_a_legacy_file_does_not_load_into_the_modern_network(tmp_path):
     overlay = saved(timm.create_model('legacy_seresnet50'), tmp_path)
     with pytest.raises(ValueError, match='does not fit se_resnet50_plugin: missing '):
         create('se_resnet50_plugin', overlay)
-    with pytest.raises(ValueError, match=r'does not fit legacy_seresnet50_plugin: missing nothing; unexpected .*se'):
+    with pytest.raises(ValueError, match=r'does not fit legacy_seresnet50_plugin: unexpected .*se'):
         create('legacy_seresnet50_plugin', overlay, attn='none', pretrained_cfg=dict(overlay, num_classes=1000))
 
 

@@ -45,7 +45,7 @@ def test_the_best_epoch_is_shared_with_its_row(hub, tmp_path):
     assert '`short`: epochs 3, opt sgd, lr 0.1, seed 0' in card
     assert '## Data\n\nflowers' in card
     assert not any('somebody' in text or '/home' in text for text in shared.texts.values())
-    from timm_se_plugin.weights.model_card import Facts
+    from timm_se_plugin.weights.facts import Facts
     card = push_to_hub(tmp_path, 'me/flowers', Facts(data='17 kinds of flowers'), dry_run=True).texts['README.md']
     assert '17 kinds of flowers' in card
     assert '| 70.0 |' in card
@@ -83,10 +83,10 @@ def test_the_tags_preprocessing_and_the_learning_rate_of_a_batch_size_are_told(t
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
     assert read_run(tmp_path) is None
     torch.save({'state_dict': {'a': torch.zeros(1)}}, tmp_path / 'last.pth.tar')
-    with pytest.raises(ValueError, match='does not say which model it is of'):
+    with pytest.raises(ValueError, match='does not say which model it belongs to'):
         push_to_hub(tmp_path, 'me/a', dry_run=True)
     (tmp_path / 'last.pth.tar').write_bytes(b'half')
-    with pytest.raises(ValueError, match='or it is broken'):
+    with pytest.raises(ValueError, match='is broken, or not a file of weights'):
         push_to_hub(tmp_path, 'me/a', dry_run=True)
 
 

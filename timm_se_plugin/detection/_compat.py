@@ -1,6 +1,7 @@
-"""MMDetection on today's PyTorch, without a compiler and without unpickling what a stranger wrote.
+"""MMDetection on today's PyTorch: without compiled operators, and without unpickling code from checkpoints.
 
-Imported before ``mmcv.ops``, which imports its operators by name. Other packages' insides are touched here only.
+This module has to be imported before ``mmcv.ops``, which imports its operators by name. It is the only one here that
+changes other packages.
 """
 
 import argparse
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 
 try:
-    import mmdet  # noqa: F401 (here only to be missed)
+    import mmdet  # noqa: F401 (for the error below, which names what has to be installed)
     from mmengine.logging import HistoryBuffer
     from mmengine.runner import checkpoint
 except ModuleNotFoundError as error:
@@ -23,28 +24,33 @@ except ModuleNotFoundError as error:
         f'{error.name} is not installed; timm_se_plugin.detection needs `pip install "timm-se-plugin[mmdet]"`, or '
         '"timm-se-plugin[onedl]" for the maintained fork of the same packages', name=error.name) from error
 
-# mmcv-lite, and onedl-mmcv where its operators were not compiled, have no mmcv._ext. Where there is one, it is used.
+# mmcv-lite has no mmcv._ext, and onedl-mmcv has none where its operators were not compiled. An existing one is kept.
 if importlib.util.find_spec('mmcv._ext') is None:
     from . import _operators
     sys.modules['mmcv._ext'] = _operators
 
 
 def _statistic(owner: type, name: str) -> Callable:
-    """Do what the getattr in MMEngine's checkpoints does: name a statistic of ``HistoryBuffer``. Refuse any other."""
+    """Stand in for ``getattr``, by which MMEngine's checkpoints name the statistics of a ``HistoryBuffer``.
+
+    Raises:
+        UnpicklingError: the checkpoint asks for anything else.
+    """
     if owner is not HistoryBuffer or name not in ('min', 'max', 'mean', 'current'):
         raise pickle.UnpicklingError(f'the checkpoint asks for {name!r} of {owner!r}, which MMEngine does not write')
     return getattr(owner, name)
 
 
-# torch.load refuses types that it was not told of. MMEngine puts beside the tensors: the histories of its logs, numpy
-# arrays with their statistics, and the best score, a numpy scalar. Their constructors' names begin with numpy.core in
-# files of numpy 1.
+# torch.load refuses types that are not on its list. Beside tensors, MMEngine saves the histories of its logs, which are
+# numpy arrays with named statistics, and the best score, which is a numpy scalar. In files that numpy 1 wrote, the
+# names of numpy's constructors begin with numpy.core.
 _constructors: dict[str, Any] = {
     '_reconstruct': np.empty(0).__reduce__()[0],
     'scalar': np.float64().__reduce__()[0],
 }
 torch.serialization.add_safe_globals([
-    # Named, since timm takes the bare class back after each load: the options in a classifier's checkpoint.
+    # Of the options in a classifier's checkpoint. The pair is needed: timm takes the class itself off the list again
+    # after each load.
     (argparse.Namespace, 'argparse.Namespace'),
     HistoryBuffer, (_statistic, 'builtins.getattr'), np.ndarray, np.dtype,
     *(type(np.dtype(code)) for code in '?bhilqBHILQefd'),
@@ -52,9 +58,9 @@ torch.serialization.add_safe_globals([
       for name, function in _constructors.items() for core in ('core', '_core')),
 ])
 
-# A file by its URL, and those of torchvision:// and open-mmlab://, would be unpickled whole: the function of
-# torch.utils.model_zoo that MMEngine calls for them still has weights_only=False as its default.
+# For a URL, torchvision:// and open-mmlab://, MMEngine calls torch.utils.model_zoo, which unpickles arbitrary code
+# unless weights_only=True is given.
 checkpoint.load_url = functools.partial(checkpoint.load_url, weights_only=True)
-# The fork unpickles a file whole if weights alone do not load, and admits getattr before that.
+# Where weights_only=True fails, the onedl fork loads a file again without it, and it lets a pickle call getattr.
 if hasattr(checkpoint, '_safe_torch_load'):
     checkpoint._safe_torch_load = functools.partial(torch.load, weights_only=True)

@@ -1,8 +1,8 @@
-"""The operators that MMDetection takes from MMCV's compiled extension ``mmcv._ext``, on torchvision's.
+"""The operators of MMCV's compiled extension ``mmcv._ext`` that MMDetection needs, computed by torchvision's.
 
-``mmcv/ops/*.py`` fix the names, the order of the arguments and that results are written into tensors they pass, so
-all of this follows MMCV 2.1 (onedl-mmcv 2.3 calls the same). Kernels are torchvision's, on every device it has them
-for. float16 and bfloat16 are computed in float32 and rounded once, at the end.
+``mmcv/ops/*.py`` fix the names and the order of the arguments, and pass the tensors that results are written into. The
+signatures here are those of MMCV 2.1 (onedl-mmcv 2.3 has the same). torchvision's kernels compute them on the CPU and
+on CUDA; float16 and bfloat16 are computed in float32 and rounded once, at the end.
 """
 
 from collections.abc import Callable, Iterator
@@ -24,8 +24,9 @@ def _float(x: Tensor) -> Tensor:
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Tensor:
     """Indices of the boxes to keep, best first. Shape: (N, 4), (N,) -> (K,).
 
-    A box suppresses those of lower score whose IoU is greater than ``iou_threshold``, its width being
-    x2 - x1 + ``offset``: moving x2 and y2 by the offset gives every width, height and intersection that rule's value.
+    A box suppresses every box of lower score whose IoU with it is greater than ``iou_threshold``. mmcv defines the
+    width of a box as x2 - x1 + ``offset``, torchvision as x2 - x1: with x2 and y2 moved by the offset, widths, heights
+    and intersections are mmcv's.
     """
     boxes = _float(boxes)
     if offset:
@@ -37,9 +38,10 @@ def softnms(boxes: Tensor, scores: Tensor, dets: Tensor, iou_threshold: float, s
             method: int, offset: int) -> Tensor:
     """Soft-NMS (Bodla et al., arXiv 1704.04503). Shape: (N, 4), (N,) -> (K,), and rows of ``dets`` (N, 5) are filled.
 
-    The best box is taken; the scores of the others are weighted by their IoU with it: ``method`` 0 zeroes those of at
-    least ``iou_threshold``, 1 multiplies them by 1 - IoU, 2 multiplies every score by exp(-IoU^2 / sigma). A box whose
-    score falls below ``min_score`` is dropped. Of equal scores the first in the input is taken.
+    Again and again the best remaining box is taken, and the scores of the others are weighted by their IoU with that
+    box: ``method`` 0 sets scores to zero where the IoU is at least ``iou_threshold``, 1 multiplies them there by
+    1 - IoU, and 2 multiplies every score by exp(-IoU^2 / sigma). A box whose score falls below ``min_score`` is
+    dropped. Of boxes with equal scores, the first one in the input is taken first.
     """
     left = torch.arange(len(boxes), device=boxes.device)
     x, score = _float(boxes), _float(scores).clone()
@@ -64,13 +66,13 @@ def softnms(boxes: Tensor, scores: Tensor, dets: Tensor, iou_threshold: float, s
 
 
 def _sample_grids(rois: Tensor, scale: float, height: int, width: int, ratio: int) -> Iterator[tuple[Tensor, int, int]]:
-    """RoIs that RoIAlign samples on an equal grid in each bin: their indices, the grid's rows and columns."""
+    """Groups of RoIs that have the same sampling grid in each bin: the RoIs' indices, the grid's rows and columns."""
     if ratio > 0:
         yield torch.arange(len(rois), device=rois.device), ratio, ratio
         return
     size = (rois[:, 3:] - rois[:, 1:3]) * scale
-    # At least 1: an empty RoI is sampled at its centre, where mmcv returns the lowest number there is. (Where it is
-    # not aligned, its side is at least one cell, which asks for one point as well.)
+    # The minimum of 1 samples an empty RoI at its centre; mmcv returns the lowest float there. RoIAlign without
+    # aligned=True makes a RoI at least one cell wide, which asks for one point too.
     grid = (size / size.new_tensor([width, height])).ceil().long().clamp(min=1)
     for columns, rows in grid.unique(dim=0).tolist():
         yield (grid == grid.new_tensor([columns, rows])).all(1).nonzero()[:, 0], rows, columns
@@ -81,8 +83,8 @@ def roi_align_forward(input: Tensor, rois: Tensor, output: Tensor, argmax_y: Ten
                       pool_mode: int, aligned: bool) -> None:
     """RoIAlign (He et al., arXiv 1703.06870). Shape: (N, C, H, W), (R, 5) -> ``output`` (R, C, height, width).
 
-    The maximum of a bin (``pool_mode`` 0) comes from an RoIAlign with one bin for each of its sampling points;
-    ``argmax_y`` and ``argmax_x`` then hold the row and the column of the winner among these.
+    torchvision's RoIAlign averages. For the maximum of a bin (``pool_mode`` 0) it is called with a bin for each
+    sampling point, and ``argmax_y`` and ``argmax_x`` get the row and the column of the greatest one.
     """
     x = _float(input)
     rois = rois.to(x.dtype)
@@ -119,10 +121,12 @@ def roi_align_backward(grad_output: Tensor, rois: Tensor, argmax_y: Tensor, argm
 
 
 def _pool_bins(rois: Tensor, scale: float, height: int, width: int, shape: torch.Size) -> tuple[Tensor, Tensor]:
-    """Bins of mmcv's RoIPool as RoIs of whole cells, and which are empty. Shape: (R, 5) -> (R * h * w, 5), (R, h, w).
+    """Bins of mmcv's RoIPool as RoIs of whole cells, and whether each is empty.
 
-    Its RoI ends at (x2 + 1) * scale and each bin is rounded outwards. torchvision's RoIPool rounds the RoI's corners
-    first, which is another result; with one bin of whole cells for each RoI there is nothing left to round.
+    mmcv's RoI ends at (x2 + 1) * scale, and each bin is rounded outwards. torchvision's RoIPool rounds the RoI's
+    corners first, with another result; for RoIs of one bin and whole cells, the two rules agree.
+
+    Shape: (R, 5) -> (R * height * width, 5), (R, height, width).
     """
     start, end = rois[:, 1:3] * scale, (rois[:, 3:] + 1) * scale
     edges = []
@@ -144,7 +148,8 @@ def roi_pool_forward(input: Tensor, rois: Tensor, output: Tensor, argmax: Tensor
                      pooled_width: int, spatial_scale: float) -> None:
     """RoIPool (Girshick, arXiv 1504.08083). Shape: (N, C, H, W), (R, 5) -> ``output`` (R, C, height, width).
 
-    ``argmax`` is the flat index of each maximum in its map, -1 for a bin without cells, whose value is 0.
+    ``argmax`` gets the index of each maximum in its flattened map. A bin without cells has the value 0 and the index
+    -1.
     """
     x = _float(input)
     bins, empty = _pool_bins(rois.to(x.dtype), spatial_scale, pooled_height, pooled_width, x.shape)
@@ -164,7 +169,7 @@ def roi_pool_backward(grad_output: Tensor, rois: Tensor, argmax: Tensor, grad_in
 
 def _deform_conv(input: Tensor, weight: Tensor, offset: Tensor, mask: Tensor | None, bias: Tensor | None,
                  conv: tuple[int, ...], grad_output: Tensor | None = None) -> Any:
-    """The convolution, or its gradients (input, weight, offset, mask, bias) where ``grad_output`` is given."""
+    """Deformable convolution; with ``grad_output``, its gradients: of input, weight, offset, mask and bias."""
     x = _float(input)
     tensors = [weight, offset, x.new_zeros(len(x), 1) if mask is None else mask,
                x.new_zeros(len(weight)) if bias is None else bias]
@@ -180,7 +185,7 @@ def deform_conv_forward(input: Tensor, weight: Tensor, offset: Tensor, output: T
                         im2col_step: int) -> None:
     """Deformable convolution (Dai et al., arXiv 1703.06211). Shape: (N, C, H, W) -> ``output`` (N, O, H', W').
 
-    ``columns``, ``ones`` and ``im2col_step`` are mmcv's workspace; results do not depend on them.
+    ``columns``, ``ones`` and ``im2col_step`` are mmcv's workspace, which is not used.
     """
     conv = (dH, dW, padH, padW, dilationH, dilationW, group, deformable_group)
     output.copy_(_deform_conv(input, weight, offset, None, None, conv))
@@ -191,7 +196,7 @@ def deform_conv_backward_input(input: Tensor, offset: Tensor, grad_output: Tenso
                                kW: int, kH: int, dW: int, dH: int, padW: int, padH: int,  # noqa: N803
                                dilationW: int, dilationH: int, group: int, deformable_group: int,  # noqa: N803
                                im2col_step: int) -> None:
-    """Gradient of :func:`deform_conv_forward` with respect to input and offset, added to theirs."""
+    """Gradients of :func:`deform_conv_forward`, added to ``grad_input`` and ``grad_offset``."""
     conv = (dH, dW, padH, padW, dilationH, dilationW, group, deformable_group)
     grads = _deform_conv(input, weight, offset, None, None, conv, grad_output)
     grad_input += grads[0]
@@ -205,7 +210,7 @@ def deform_conv_backward_parameters(input: Tensor, offset: Tensor, grad_output: 
                                     scale: float, im2col_step: int) -> None:
     """Gradient of :func:`deform_conv_forward` with respect to weight, times ``scale``, added to ``grad_weight``."""
     conv = (dH, dW, padH, padW, dilationH, dilationW, group, deformable_group)
-    # Weight's values are not passed, nor needed: the convolution is linear in them.
+    # mmcv does not pass the weight, and the gradient does not depend on its values: any tensor of its shape serves.
     grads = _deform_conv(input, grad_weight, offset, None, None, conv, grad_output)
     grad_weight.add_(grads[1], alpha=scale)
 
@@ -214,7 +219,7 @@ def modulated_deform_conv_forward(input: Tensor, weight: Tensor, bias: Tensor, o
                                   mask: Tensor, output: Tensor, columns: Tensor, kernel_h: int, kernel_w: int,
                                   stride_h: int, stride_w: int, pad_h: int, pad_w: int, dilation_h: int,
                                   dilation_w: int, group: int, deformable_group: int, with_bias: bool) -> None:
-    """Deformable convolution 2 (Zhu et al., arXiv 1811.11168): ``mask`` weights every sample."""
+    """Deformable convolution v2 (Zhu et al., arXiv 1811.11168), in which ``mask`` weights every sample."""
     conv = (stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, group, deformable_group)
     output.copy_(_deform_conv(input, weight, offset, mask, bias if with_bias else None, conv))
 
@@ -225,7 +230,7 @@ def modulated_deform_conv_backward(input: Tensor, weight: Tensor, bias: Tensor, 
                                    kernel_h: int, kernel_w: int, stride_h: int, stride_w: int, pad_h: int, pad_w: int,
                                    dilation_h: int, dilation_w: int, group: int, deformable_group: int,
                                    with_bias: bool) -> None:
-    """Gradients of :func:`modulated_deform_conv_forward`, added to those passed."""
+    """Gradients of :func:`modulated_deform_conv_forward`, added to the tensors ``grad_…``."""
     conv = (stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, group, deformable_group)
     grads = _deform_conv(input, weight, offset, mask, bias if with_bias else None, conv, grad_output)
     for total, grad in zip((grad_input, grad_weight, grad_offset, grad_mask), grads, strict=False):
@@ -235,14 +240,14 @@ def modulated_deform_conv_backward(input: Tensor, weight: Tensor, bias: Tensor, 
 
 
 def _focal(input: Tensor, target: Tensor, weight: Tensor, alpha: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits turned so that every class is positive, their sign, and alpha_t times the weight of the row's class."""
+    """Logits times the sign of their class (1 if positive, else -1); the sign; and alpha_t times the class's weight."""
     positive = target[:, None] == torch.arange(input.shape[1], device=input.device)
     sign = torch.where(positive, 1., -1.).to(_float(input))
     factor = torch.where(positive, alpha, 1 - alpha).to(sign)
     if weight.numel():
         if not ((target >= 0) & (target < len(weight))).all():
-            raise ValueError('sigmoid_focal_loss: weight has no entry for the background, so every target must be a '
-                             f'class in [0, {len(weight)}); leave weight out to train with background')
+            raise ValueError(f'sigmoid_focal_loss got a target outside [0, {len(weight)}), which is background, and a '
+                             'weight, which has no entry for background; leave weight out to train with background')
         factor = factor * weight[target, None]
     return _float(input) * sign, sign, factor
 
@@ -251,7 +256,7 @@ def sigmoid_focal_loss_forward(input: Tensor, target: Tensor, weight: Tensor, ou
                                alpha: float) -> None:
     """Focal loss (Lin et al., arXiv 1708.02002), equation 5. Shape: (N, C), (N,), (C,) or (0,) -> ``output`` (N, C).
 
-    ``target`` holds the class; C, or any other number out of range, is background.
+    ``target`` holds a class for each row; a number outside [0, C) is background.
     """
     x, _, factor = _focal(input, target, weight, alpha)
     output.copy_(-factor * x.neg().sigmoid() ** gamma * F.logsigmoid(x))
@@ -266,22 +271,22 @@ def sigmoid_focal_loss_backward(input: Tensor, target: Tensor, weight: Tensor, g
 
 
 def get_compiler_version() -> str:
-    """What MMCV's environment report names as the compiler of its operators."""
+    """The compiler of the operators, for MMCV's report about the environment."""
     return f'none: operators of torchvision {torchvision.__version__}'
 
 
 def get_compiling_cuda_version() -> str:
-    """What MMCV's environment report names as the operators' CUDA."""
+    """The operators' version of CUDA, for MMCV's report about the environment."""
     return str(torch.version.cuda or 'not available')
 
 
 def __getattr__(name: str) -> Callable[..., None]:
-    """Any other operator: there to be imported by ``mmcv.ops``, and refused by name when it is called."""
+    """Any other operator: ``mmcv.ops`` can import it, and a call raises NotImplementedError with its name."""
     if name.startswith('__'):
         raise AttributeError(name)
 
     def missing(*args: Any, **kwargs: Any) -> None:
         raise NotImplementedError(
-            f'mmcv operator {name!r} is compiled code that torchvision has no equal of. It needs an MMCV that was '
+            f"mmcv operator {name!r} is compiled code that torchvision has no equivalent of; install an MMCV that was "
             "built with its operators (for example `mim install 'mmcv==2.1.0'`, on a PyTorch that has such a build)")
     return missing

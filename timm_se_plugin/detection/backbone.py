@@ -1,4 +1,4 @@
-"""Any timm network as an MMDetection backbone, with attention by the flag."""
+"""Any timm network as an MMDetection backbone, with the attention that ``attn`` asks for."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -13,17 +13,18 @@ from mmengine.logging import print_log
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from timm.layers import Format, convert_sync_batchnorm, freeze_batch_norm_2d
-from timm.models import FeatureListNet, checkpoint_seq, load_model_config_from_hf
-from timm.models._hub import load_model_config_from_path  # private: timm exports its twin for the Hub only
+from timm.models import FeatureListNet, checkpoint_seq, load_model_config_from_hf, split_model_name_tag
+from timm.models._hub import load_model_config_from_path  # private: timm exports only the function above, for the Hub
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..files.hub_files import SAVED_AT
+from ..files.hub_files import HUB, SAVED_AT
 from ..models._registry import architectures
 from ..models._resolution import is_place, resolve_unseen
-from ..models.state_dicts import shortened
+from ..models.state_dicts import Misfit, attention_misfit
 from ..placement import AttentionSpec, attention_modules
 from ..placement.finding import restart_identity
+from ..weights.mm_config import registered_backbone
 
 __all__ = ['TimmAttentionBackbone']
 
@@ -35,34 +36,37 @@ _NORMS = ('BN', 'SyncBN', 'FrozenBN')
 class TimmAttentionBackbone(BaseModule):
     """timm's ``features_only`` network as a backbone, with timm's state-dict keys.
 
-    Which attention it carries, and what is frozen, is decided when it is built, from the configuration alone: weights
-    are read in ``init_weights()`` only, so that building, testing and resuming need neither network nor files.
-    timm's weights expect RGB, normalised as the tag's ``mean`` and ``std`` say; ``pretrained`` plain weights and
-    ``attn='se'`` start with every gate at exactly 1, so that the features are at first those of the plain network.
+    The configuration alone decides which attention the backbone has and what is frozen. Weights are read in
+    ``init_weights()`` only, so that building, testing and resuming need neither network nor files. timm's weights
+    expect RGB images that are normalised with the tag's ``mean`` and ``std``. With ``pretrained`` plain weights and
+    ``attn='se'`` every gate starts at exactly 1: at first the features are those of the plain network.
 
     Shape: (N, C, H, W) -> a tuple, (N, out_channels[i], H / strides[i], W / strides[i]) for each of ``out_indices``.
 
     Args:
-        model_name: a timm name, with or without tag, or one of the plugin's; of ``resnet50`` and
-            ``resnet50_plugin`` the latter is built, which is the same network with the flag.
+        model_name: a name of timm or of the plugin, with or without a tag. ``resnet50`` builds ``resnet50_plugin``,
+            which is the same network and takes ``attn``.
         attn: the attention, ``'se'``, ``'sk'``, …; its options are ``attn_gate=…`` and so on, as for a model.
-        out_indices: timm's feature levels; of a ResNet 0 is the stem, 1 to 4 are ``layer1`` to ``layer4``.
-        frozen_stages: the last level that is frozen with all before it: -1 nothing, 0 the stem, 1 ``layer1`` too.
+        out_indices: timm's feature levels; of a ResNet, 0 is the stem and 1 to 4 are ``layer1`` to ``layer4``.
+        frozen_stages: the last level to freeze, with all levels before it; -1 freezes nothing.
         norm_eval: keep BatchNorm on running statistics in training.
-        norm_cfg: ``type`` 'BN', 'SyncBN' or 'FrozenBN' (a constant), and ``requires_grad`` for its weight and bias.
-        pretrained: True, a tag, ``'hf-hub:…'``, ``'local-dir:…'`` (a model that timm saved), or a file in the place
-            of the tag's weights. What doesn't fit is refused, as by ``timm.create_model``. Of a saved model that has
-            attention the options must be given here too, since it isn't read before training.
-        freeze_attention: in frozen stages freeze the attention too (True) or not (False). By default it is frozen
-            where ``pretrained`` weights have trained it; a fresh one learns, for which the activations of its stage
-            are kept, as those of a stage that isn't frozen.
+        norm_cfg: ``type`` 'BN', 'SyncBN' or 'FrozenBN' (constant statistics, weight and bias), and ``requires_grad``
+            for weight and bias.
+        pretrained: True, a tag, ``'hf-hub:…'`` or ``'local-dir:…'`` (a model that timm saved), or a file, which takes
+            the place of the default tag's weights. Weights that do not fit are refused, as by ``timm.create_model``.
+            The options of a saved model's attention have to be repeated here, since its configuration is read in
+            ``init_weights()`` only.
+        freeze_attention: whether frozen stages freeze their attention too. By default they do if ``pretrained``
+            weights have trained it; attention that the weights lack learns, and the activations of its stage are then
+            kept for the backward pass, as in a stage that is not frozen.
         with_cp: recompute each block in the backward pass instead of keeping its activations.
         model_args: further arguments of timm's network, such as ``output_stride`` or ``drop_path_rate``.
-        init_cfg: MMEngine's; ``Pretrained`` takes checkpoints with timm's or torchvision's keys, and ``prefix``.
+        init_cfg: as for MMEngine; ``Pretrained`` takes checkpoints with timm's or torchvision's keys, and ``prefix``.
         **attn_options: options of ``attn``.
 
     Raises:
-        ValueError: an unknown name, option, tag or level, attention where none can be, or weights that don't fit.
+        ValueError: an unknown name, option, tag or level; attention that the network cannot have; weights that do not
+            fit.
     """
 
     feature_info: Any
@@ -84,13 +88,11 @@ class TimmAttentionBackbone(BaseModule):
     ) -> None:
         super().__init__(init_cfg)
         if pretrained and self._has_checkpoint():
-            raise ValueError(f'pretrained={pretrained!r} is not allowed beside init_cfg of type Pretrained')
+            raise ValueError(f'pretrained={pretrained!r} and init_cfg of type Pretrained both name weights; give one')
         options = {'attn': attn, **attn_options} if attn else attn_options
-        name, _, tag = model_name.partition('.')
-        self.model_name = _registered(name, options)
-        if tag:
-            _check_tag(self.model_name, tag, pretrained)
-        self.pretrained = tag if tag and pretrained is True else pretrained
+        self.model_name, self.pretrained = registered_backbone(model_name, pretrained)
+        _check_name(model_name, self.model_name, options)
+        _check_tag(model_name, self.model_name, self.pretrained)
         self.norm_eval = norm_eval
         self.with_cp = with_cp
         self._model_args = dict(model_args or {})
@@ -103,16 +105,16 @@ class TimmAttentionBackbone(BaseModule):
         self.feature_info = net.feature_info
         self.out_channels = tuple(self.feature_info.channels())
         self.strides = tuple(self.feature_info.reduction())
-        for module in net.modules():  # blocks that timm recomputes itself; forward() does it for ResNet's stages
+        for module in net.modules():  # in these timm recomputes blocks itself; in others forward() recomputes stages
             if with_cp and hasattr(module, 'grad_checkpointing'):
                 module.grad_checkpointing = True
         self._is_nhwc = getattr(net, 'output_fmt', None) == Format.NHWC
         self._by_layer = isinstance(net, FeatureListNet)
         if self._by_layer:
             for child, layer in net.items():
-                self.add_module(child, layer)  # not one level down, so that keys are timm's
+                self.add_module(child, layer)  # directly, so that the keys are timm's
             self._returned = frozenset(net.return_layers)
-        else:  # timm extracts by other means, with the network whole
+        else:  # timm's wrapper keeps the network in one piece
             self.net = net
         self._set_norms(norm_cfg or {})
 
@@ -136,16 +138,16 @@ class TimmAttentionBackbone(BaseModule):
             if out_indices is None:
                 raise
             modules = [f"{i} ({info['module']})" for i, info in enumerate(self._create(None).feature_info.info)]
-            raise ValueError(f'out_indices={out_indices!r} is not allowed for {self.model_name}; '
-                             f'allowed: some of {", ".join(modules)}') from error
+            raise ValueError(f'out_indices={out_indices!r} are not levels of {self.model_name}, which has '
+                             f'{", ".join(modules)}') from error
 
     def _set_norms(self, cfg: dict[str, Any]) -> None:
         unknown = sorted(cfg.keys() - {'type', 'requires_grad'})
         if unknown:
-            raise ValueError(f'norm_cfg has {", ".join(unknown)}; allowed: type, requires_grad')
+            raise ValueError(f'norm_cfg has {", ".join(unknown)}, and takes type and requires_grad only')
         kind = cfg.get('type', 'BN')
         if kind not in _NORMS:
-            raise ValueError(f'norm_cfg has type={kind!r}; allowed: {", ".join(_NORMS)}')
+            raise ValueError(f'norm_cfg has type={kind!r}, which is none of {", ".join(_NORMS)}')
         if kind == 'SyncBN':
             convert_sync_batchnorm(self)
         elif kind == 'FrozenBN':
@@ -157,12 +159,13 @@ class TimmAttentionBackbone(BaseModule):
     def _layers_until(self, level: int) -> tuple[str, ...]:
         names = [info['module'].replace('.', '_') for info in self.feature_info.info]
         if type(level) is not int or not -1 <= level < len(names):
-            raise ValueError(f'frozen_stages={level!r} is not allowed; allowed: -1 (nothing) to {len(names) - 1}')
+            raise ValueError(f'frozen_stages={level!r} is not a level of {self.model_name}; give a number from 0 to '
+                             f'{len(names) - 1}, or -1 to freeze nothing')
         if level < 0:
             return ()
         if not self._by_layer:
-            raise ValueError(f'frozen_stages={level} is not allowed for {self.model_name}, whose features timm does '
-                             'not compute layer by layer; allowed: -1')
+            raise ValueError(f'frozen_stages={level} is not possible for {self.model_name}, whose features timm does '
+                             'not compute layer by layer; give -1')
         layers = list(self._modules)
         return tuple(layers[:layers.index(names[level]) + 1] if names[level] in layers else layers)
 
@@ -170,11 +173,11 @@ class TimmAttentionBackbone(BaseModule):
         return (self.get_submodule(name) for name in self._frozen)
 
     def _learning(self, layer: nn.Module) -> list[nn.Module]:
-        """Attention that learns inside a frozen layer."""
+        """Attention layers in a frozen layer that are not frozen."""
         return [] if self._freezes_attention else list(attention_modules(layer).values())
 
     def train(self, mode: bool = True) -> 'TimmAttentionBackbone':
-        """Set training mode, but for what is frozen."""
+        """Set training mode; frozen layers stay in evaluation mode."""
         super().train(mode)
         if mode:
             for layer in self._frozen_layers():
@@ -187,7 +190,7 @@ class TimmAttentionBackbone(BaseModule):
         return self
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Shape: see the class."""
+        """Compute the features. Shape: as for the class."""
         outs = []
         if self._by_layer:
             for i, (name, layer) in enumerate(self._modules.items()):
@@ -200,7 +203,7 @@ class TimmAttentionBackbone(BaseModule):
         return tuple(out.permute(0, 3, 1, 2) if self._is_nhwc else out for out in outs)
 
     def init_weights(self) -> None:
-        """Initialize by ``init_cfg``, or load ``pretrained`` weights."""
+        """Initialise by ``init_cfg``, then load ``pretrained`` weights."""
         is_first = not self.is_init
         super().init_weights()
         if is_first and not self._has_checkpoint():
@@ -213,15 +216,15 @@ class TimmAttentionBackbone(BaseModule):
         return any(config['type'] == 'Pretrained' for config in configs)
 
     def _load_pretrained(self) -> None:
-        """Let timm build the same network with its weights, with all of its checks and ours, and take them."""
+        """Take the weights from a second network, which timm builds with all checks of ``timm.create_model``."""
         place = str(self.pretrained)
         if place.startswith(SAVED_AT):
-            kind, _, where = place.partition(':')
-            cfg, name, saved = (load_model_config_from_hf if kind == 'hf-hub' else load_model_config_from_path)(where)
+            read = load_model_config_from_hf if place.startswith(HUB) else load_model_config_from_path
+            cfg, name, saved = read(place.partition(':')[2])
             arch = architectures.get(self.model_name)
             fitting = {self.model_name, *((arch.base, arch.source and arch.source.timm_name) if arch else ())}
             if name not in fitting:
-                raise ValueError(f'{place} holds a {name}, which does not fit {self.model_name}')
+                raise ValueError(f'{place} holds a {name}, whose weights do not fit {self.model_name}')
             weights: dict[str, Any] = dict(
                 pretrained_cfg=cfg, pretrained_model_args=saved or {}, options=self._asked)
         elif is_place(place):
@@ -231,63 +234,50 @@ class TimmAttentionBackbone(BaseModule):
         else:
             weights = {} if self.pretrained is True else dict(pretrained_cfg=place)
         trained = self._create(self.feature_info.out_indices, pretrained=True, **weights)
-        theirs = AttentionSpec.of(trained)
-        if theirs is None or self.attn is None:
-            different = {} if theirs == self.attn else {'attn': (self.attn and self.attn.attn, theirs and theirs.attn)}
-        else:
-            different = self.attn.differences(theirs)
+        different = attention_misfit(self.attn, AttentionSpec.of(trained))
         if different:
-            said = ', '.join(f'{name}={mine!r} (theirs: {other!r})' for name, (mine, other) in different.items())
-            raise ValueError(f'{place} asks for another attention than the config, which has to say so: {said}')
+            raise ValueError(
+                f'{place} has other attention than the configuration, whose attn options have to agree: {different}')
         state = trained.state_dict()
         self.load_state_dict({key: state[key.removeprefix('net.')] for key in self.state_dict()})
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
-        """Refuse a checkpoint of another network: MMEngine only logs what is missing."""
-        own = self.state_dict()
+        """Refuse a checkpoint of another network; MMEngine would only log what is missing."""
+        # A checkpoint may have other parts too, such as a classifier or stages that out_indices leave out.
         given = {key[len(prefix):]: value for key, value in state_dict.items() if key.startswith(prefix)}
-        attention = tuple(f'{name}.' for name in attention_modules(self))
-        missing = {key for key in own.keys() - given.keys() if not key.endswith('num_batches_tracked')}
-        lacks_attention = {key for key in missing if key.startswith(attention)}
-        if attention and len(lacks_attention) == sum(key.startswith(attention) for key in own):
-            missing -= lacks_attention
-            if not missing:
-                restart_identity(self)
-                print_log(f'the checkpoint has no attention for {self.model_name}, which starts with attn_init='
-                          f"{self.attn and self.attn.init!r}; 'identity' would keep what the checkpoint computes",
-                          'current', logging.WARNING)
-        # Other parts, such as a classifier or stages that out_indices leave out, do no harm.
-        unexpected = {key for key in given.keys() - own.keys()
-                      if key.split('.')[0] in self._modules and not key.endswith('num_batches_tracked')}
-        shapes = {f'{key} {tuple(given[key].shape)} for {tuple(own[key].shape)}' for key in own.keys() & given.keys()
-                  if given[key].shape != own[key].shape}
-        if missing or unexpected or shapes:
-            raise ValueError(
-                f'the checkpoint does not fit {self.model_name}: missing {shortened(missing)}; '
-                f'unexpected {shortened(unexpected)}; of another shape {shortened(shapes)}')
+        given = {key: value for key, value in given.items() if key.split('.')[0] in self._modules}
+        own = self.state_dict()
+        names = tuple(f'{name}.' for name in attention_modules(self))
+        attention = {key for key in own if key.startswith(names)}
+        gains_attention = bool(attention) and not attention & given.keys()
+        misfit = Misfit.of(given, own, ignored=attention if gains_attention else ())
+        if misfit:
+            raise ValueError(f'the checkpoint does not fit {self.model_name}: {misfit}')
+        if gains_attention:
+            restart_identity(self)
+            print_log(f'the checkpoint has no attention for {self.model_name}, whose attention starts with attn_init='
+                      f"{self.attn and self.attn.init!r}; 'identity' would keep what the checkpoint computes",
+                      'current', logging.WARNING)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
-def _check_tag(name: str, tag: str, pretrained: bool | str) -> None:
-    tags = sorted({known.partition('.')[2] for known in timm.models.get_arch_pretrained_cfgs(name)} - {''})
-    if tag not in tags:
-        raise ValueError(f'{name} has no tag {tag!r}; allowed: {", ".join(tags) or "none"}')
-    if isinstance(pretrained, str) and pretrained != tag:
-        raise ValueError(f'model_name has the tag {tag!r}, pretrained={pretrained!r}: which weights is not clear')
-
-
-def _registered(name: str, options: dict[str, Any]) -> str:
-    """Name of the network to build."""
+def _check_name(asked: str, name: str, options: dict[str, Any]) -> None:
     for option in options:
         if option != 'attn' and not option.startswith('attn_'):
-            raise ValueError(f'TimmAttentionBackbone has no argument {option!r}; '
-                             'arguments of the network itself go into model_args')
-    if f'{name}_plugin' in architectures:
-        return f'{name}_plugin'
+            raise ValueError(f'TimmAttentionBackbone has no argument {option!r}; arguments of the network itself go '
+                             'into model_args')
     if not timm.is_model(name):
         close = get_close_matches(name, timm.list_models(), n=3)
-        raise ValueError(f'model_name={name!r} is not a timm model{": did you mean " if close else ""}'
+        raise ValueError(f'model_name={asked!r} is not a timm model{": did you mean " if close else ""}'
                          f'{" or ".join(close)}{"?" if close else ""}')
     if options and name not in architectures:
         raise ValueError(f'{name} takes no attention ({", ".join(options)}): there is no {name}_plugin')
-    return name
+
+
+def _check_tag(asked: str, name: str, pretrained: bool | str) -> None:
+    tag = split_model_name_tag(asked)[1]
+    tags = sorted({split_model_name_tag(known)[1] for known in timm.models.get_arch_pretrained_cfgs(name)} - {''})
+    if tag and tag not in tags:
+        raise ValueError(f'{name} has no tag {tag!r}; its tags: {", ".join(tags) or "none"}')
+    if tag and isinstance(pretrained, str) and pretrained != tag:
+        raise ValueError(f'model_name={asked!r} and pretrained={pretrained!r} name different weights; give one')

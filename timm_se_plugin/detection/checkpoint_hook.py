@@ -17,10 +17,10 @@ __all__ = ['AtomicBackend', 'WholeCheckpointHook']
 
 
 class AtomicBackend(LocalBackend):
-    """Local files that appear under their name only when all their bytes are on the disk."""
+    """Local files that appear under their name when all of their bytes are on the disk, and not before."""
 
     def put(self, obj: bytes, filepath: str | Path) -> None:
-        """Write ``obj`` whole or not at all."""
+        """Write all of ``obj``, or leave the file as it was."""
         write_atomically(Path(filepath), obj)
 
 
@@ -33,25 +33,27 @@ def _step(path: Path) -> int:
 
 @HOOKS.register_module()
 class WholeCheckpointHook(CheckpointHook):
-    """MMEngine's ``CheckpointHook``, safe against a kill at any moment.
+    """MMEngine's ``CheckpointHook``, with checkpoints from which a run can resume whenever it was killed.
 
-    Checkpoints are written atomically, the one that ``max_keep_ckpts`` drops is removed after the new one is there
-    (MMEngine removes it before, and with 1 there would be none), and a run starts by making ``last_checkpoint``, which
-    ``resume=True`` reads, name the newest whole checkpoint. Takes the arguments of ``CheckpointHook``; in a config,
-    ``default_hooks = dict(checkpoint=dict(type='WholeCheckpointHook'))``. For a remote ``out_dir``, or with
-    ``backend_args`` or ``file_client_args``, writing is left to their backend.
+    Checkpoints are written atomically. The oldest one of ``max_keep_ckpts`` is removed when the new one is complete;
+    MMEngine removes it first, and with ``max_keep_ckpts=1`` there is none for a moment. A run begins by making the file
+    ``last_checkpoint``, which ``resume=True`` reads, name the newest complete checkpoint.
+
+    The arguments are those of ``CheckpointHook``. In a configuration:
+    ``default_hooks = dict(checkpoint=dict(type='WholeCheckpointHook'))``. With a remote ``out_dir``, ``backend_args``
+    or ``file_client_args``, the backend that these name writes the checkpoints, as without this hook.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.backend_args: dict | None
-        self.keep_ckpt_ids: deque = deque()  # the base has one only where max_keep_ckpts is given
+        self.keep_ckpt_ids: deque = deque()  # CheckpointHook sets it only if max_keep_ckpts is given
         self._local = '://' not in str(self.out_dir or '') and not (self.backend_args or self.file_client_args)
         if self._local:
             self.backend_args = dict(backend='atomic')
 
     def before_run(self, runner: Runner) -> None:
-        """Point ``last_checkpoint`` at the newest whole checkpoint, before MMEngine resumes from it."""
+        """Make ``last_checkpoint`` name the newest complete checkpoint, before MMEngine resumes from it."""
         if self._local and is_main_process():
             self._repair(runner)
         barrier()
@@ -63,18 +65,19 @@ class WholeCheckpointHook(CheckpointHook):
         found = {path.resolve(): path for path in (Path(named), *folder.glob(self.filename_tmpl.format('*')))
                  if path.is_file()}
         last = found.get(Path(named).resolve())
-        if last is not None and is_whole(last):  # a copy's times say little: one saved after it is of a later step too
+        if last is not None and is_whole(last):
+            # Only a checkpoint that is newer in time and in steps may replace it: a copied folder's times are not true.
             found = {key: path for key, path in found.items() if path == last or (
                 _step(path) > _step(last) and path.stat().st_mtime > last.stat().st_mtime)}
         for path in sorted(found.values(), key=lambda path: (path != last, path.stat().st_mtime), reverse=True):
             if is_whole(path):
                 if str(path) != named:
-                    runner.logger.warning(f'last_checkpoint named {named!r}; the newest whole checkpoint is {path}')
+                    runner.logger.warning(f'last_checkpoint named {named!r}; the newest complete checkpoint is {path}')
                     AtomicBackend().put(str(path).encode(), pointer)
                 return
-            runner.logger.warning(f'{path} is not a whole checkpoint and is passed over')
+            runner.logger.warning(f'{path} is not complete and is skipped')
         if named and not Path(named).is_dir():  # DeepSpeed's checkpoints are folders
-            runner.logger.warning(f'last_checkpoint named {named!r}, and no whole checkpoint was found')
+            runner.logger.warning(f'last_checkpoint named {named!r}, and no complete checkpoint was found')
             pointer.unlink()
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
@@ -86,5 +89,5 @@ class WholeCheckpointHook(CheckpointHook):
             path = self.file_backend.join_path(self.out_dir, self.filename_tmpl.format(drop))
             if self.file_backend.isdir(path):
                 self.file_backend.rmtree(path)
-            elif self.file_backend.isfile(path):  # its owner may have moved it
+            elif self.file_backend.isfile(path):  # the user may have moved it
                 self.file_backend.remove(path)

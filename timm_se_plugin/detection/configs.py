@@ -1,4 +1,4 @@
-"""Where this package's MMDetection configurations are, and how one is read."""
+"""MMDetection's configurations: this package's by name, others by their file."""
 
 from collections.abc import Mapping
 from difflib import get_close_matches
@@ -10,33 +10,40 @@ from mmengine.config import Config
 __all__ = ['config_path', 'read_config']
 
 _PACKAGE = Path(__file__).parents[1]
-# In an installed package beside its modules, in a checkout beside the package.
+# An installed package has the folder inside, a checkout beside the package.
 _FOLDERS = (_PACKAGE / 'mmdet_configs', _PACKAGE.parent / 'mmdet_configs')
 
 
 def config_path(name: str | Path) -> Path:
-    """Path of a configuration: a file, or the name of one of this package's.
+    """Path of a configuration.
+
+    Args:
+        name: a file, or the name of one of this package's configurations.
 
     Raises:
-        FileNotFoundError: neither exists; similar names are given.
+        FileNotFoundError: there is no such file or name; the message lists similar names.
     """
     if Path(name).is_file():
         return Path(name)
     ours = {path.stem: path for folder in _FOLDERS for path in folder.glob('*.py')}
-    if Path(name).name.removesuffix('.py') not in ours:
+    stem = Path(name).name.removesuffix('.py')
+    if stem not in ours:
         raise FileNotFoundError(
-            f'{name} is neither a file nor a configuration of timm_se_plugin; similar ones: '
+            f'{name} is neither a file nor a configuration of timm_se_plugin; similar names: '
             f'{", ".join(get_close_matches(str(name), ours, cutoff=0)) or "none"}')
-    return ours[Path(name).name.removesuffix('.py')]
+    return ours[stem]
 
 
 def read_config(name: str | Path, options: Mapping[str, Any] | None = None, work_dir: str | None = None) -> Config:
     """Read a configuration.
 
     Args:
-        name: a file, or the name of one of this package's.
-        options: what ``--cfg-options`` gives, ``{'model.backbone.attn': 'sk'}``.
-        work_dir: folder for all that is written; that of the configuration, or ``work_dirs/<name>``, if None.
+        name: a file, or the name of one of this package's configurations.
+        options: values to change, as ``--cfg-options`` has them: ``{'model.backbone.attn': 'sk'}``.
+        work_dir: folder for logs and checkpoints; if None, the configuration's own or ``work_dirs/<name>``.
+
+    Raises:
+        FileNotFoundError: as :func:`config_path`.
     """
     path = config_path(name)
     config = Config.fromfile(path)

@@ -1,4 +1,4 @@
-"""What attention costs in a detector: the same detector with and without it, side by side."""
+"""What attention costs in a detector: measured beside the same detector without attention."""
 
 import copy
 import statistics
@@ -15,39 +15,42 @@ from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
 from ..measuring.complexity import CONVENTION, complexity, saved_bytes
+from ..models._registry import architectures
+from ..weights.mm_config import registered_backbone
 
 __all__ = ['CONVENTION', 'TrainingLoss', 'detector_cost', 'plain_twin', 'sample_batch']
 
 
 def plain_twin(config: Config) -> Config:
-    """Copy of a configuration whose backbone carries no attention of this package.
+    """The configuration of the same detector without this package's attention.
 
     Raises:
-        ValueError: it carries none.
+        ValueError: the backbone has no attention of this package.
     """
     twin = copy.deepcopy(config)
     backbone = twin.model.backbone
     plugins = backbone.get('plugins') or []
     kept = [plugin for plugin in plugins if plugin['cfg']['type'] not in ('SEPlugin', 'SKPlugin')]
-    name = str(backbone.get('model_name', '')).partition('.')[0]  # its tag is another network's
-    attention, _, base = name.partition('_')
-    if backbone.get('attn', 'none') not in (None, 'none') or len(kept) < len(plugins):
+    name, _ = registered_backbone(str(backbone.get('model_name')))
+    arch = architectures.get(name)
+    attn = backbone.get('attn') or (arch and arch.attn and arch.attn.attn) or 'none'
+    if attn == 'none' and len(kept) == len(plugins):
+        raise ValueError(f'the backbone {backbone.get("model_name", backbone.type)} has no attention, so there is '
+                         'nothing to compare')
+    for option in [key for key in backbone if key == 'plugins' or key.startswith('attn')]:
+        del backbone[option]
+    if kept:
         backbone.plugins = kept
-        for option in [key for key in backbone if (key == 'plugins' and not kept) or key.startswith('attn')]:
-            del backbone[option]
-    elif attention in ('se', 'sk') and base.endswith('_plugin'):
-        for option in [key for key in backbone if key.startswith('attn')]:
-            del backbone[option]
-    else:
-        raise ValueError(f'the backbone {name or backbone.type} carries no attention to compare without')
-    if attention in ('se', 'sk') and base.endswith('_plugin'):
-        backbone.model_name = base
-        backbone.pretrained = False  # its tags are another network's, and no weights are needed here
+    if arch and arch.attn:  # the name itself brings attention; its weights do not fit, and the cost needs none
+        backbone.update(model_name=arch.base, attn='none', pretrained=False)
     return twin
 
 
 def sample_batch(batch: int, height: int, width: int, classes: int = 1) -> tuple[Tensor, list[DetDataSample]]:
-    """Random pictures (batch, 3, height, width), with eight boxes and masks each."""
+    """Random pictures and their annotations: eight boxes with classes and masks for each.
+
+    Shape: -> (batch, 3, height, width), and a list of ``batch`` samples.
+    """
     from mmdet.structures.mask import BitmapMasks
 
     generator = torch.Generator().manual_seed(0)
@@ -71,22 +74,22 @@ def sample_batch(batch: int, height: int, width: int, classes: int = 1) -> tuple
 
 
 class TrainingLoss(nn.Module):
-    """Total loss of a detector as a function of the pictures; RoIs are sampled the same each time."""
+    """Total loss of a detector as a function of the pictures; each call samples the same RoIs."""
 
     def __init__(self, detector: Any, samples: list[DetDataSample]) -> None:
         super().__init__()
         self.detector, self.samples = detector, samples
 
     def forward(self, x: Tensor) -> Tensor:
-        """Shape: (N, 3, H, W) -> ()."""
+        """Compute the loss. Shape: (N, 3, H, W) -> ()."""
         torch.manual_seed(0)
-        # A head may change what it is given.
+        # The copy protects the samples from heads that write into them.
         return self.detector.parse_losses(self.detector(x, copy.deepcopy(self.samples), mode='loss'))[0]
 
 
 def _row(name: str, loss: TrainingLoss, x: Tensor) -> dict[str, Any]:
     backbone = loss.detector.backbone
-    backbone.eval()  # mmdet's returns None
+    backbone.eval()
     cost = complexity(backbone, (int(x.shape[1]), int(x.shape[2]), int(x.shape[3])))
     loss.train()
     return {
@@ -99,23 +102,26 @@ def detector_cost(
         config: Config, batch: int = 2, height: int = 480, width: int = 640, rounds: int = 7, device: str = 'cpu',
         report: Callable[[str], object] = lambda text: None,
 ) -> list[dict[str, Any]]:
-    """Compare the training step of a detector with that of its plain twin, measured in turns.
+    """Compare the training step of a detector with that of the same detector without attention.
+
+    The two take turns, so that a slow moment of the machine meets both.
 
     Args:
-        config: a detector whose backbone carries attention.
-        batch: pictures.
-        height: of a picture.
-        width: of a picture.
-        rounds: turns that count, after two that don't.
+        config: a detector whose backbone has attention.
+        batch: number of pictures.
+        height: height of a picture in pixels.
+        width: width of a picture in pixels.
+        rounds: number of measured turns, which follow two turns to warm up.
         device: where to compute.
         report: called with a line of text after each turn.
 
     Returns:
-        A row for the twin and one for the detector: parameters, MACs of the backbone for one picture, bytes kept for
-        the backward pass, seconds of a training step (median), and both as ratios to the twin's (median of pairs).
+        A row for the plain detector and a row for the one with attention: parameters, multiply-accumulates of the
+        backbone for one picture, bytes kept for the backward pass, median seconds of a training step, and the ratios
+        of bytes and seconds to the plain detector's (of seconds, the median over turns).
 
     Raises:
-        ValueError: there is no attention in the backbone.
+        ValueError: the backbone has no attention.
     """
     init_default_scope(config.get('default_scope', 'mmdet'))
     x, samples = sample_batch(batch, height, width)
@@ -127,7 +133,7 @@ def detector_cost(
         rows[name] = _row(name, losses[name], x)
     seconds: dict[str, list[float]] = {name: [] for name in losses}
     for turn in range(rounds + 2):
-        for name in sorted(losses, reverse=bool(turn % 2)):  # nobody always goes first
+        for name in sorted(losses, reverse=bool(turn % 2)):  # each goes first in turn
             losses[name].zero_grad()
             start = time.perf_counter()
             losses[name](x).backward()
@@ -139,7 +145,7 @@ def detector_cost(
     for name, row in rows.items():
         row['step_seconds'] = round(statistics.median(seconds[name]), 4)
         pairs = zip(seconds[name], seconds['plain'], strict=True)
-        row['step_ratio'] = round(statistics.median(mine / theirs for mine, theirs in pairs), 4)
+        row['step_ratio'] = round(statistics.median(own / plain for own, plain in pairs), 4)
         row['saved_bytes_ratio'] = round(row['saved_bytes'] / rows['plain']['saved_bytes'], 4)
         row['backbone_saved_bytes_ratio'] = round(
             row['backbone_saved_bytes'] / rows['plain']['backbone_saved_bytes'], 4)

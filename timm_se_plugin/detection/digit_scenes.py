@@ -1,4 +1,4 @@
-"""Scenes composed of scikit-learn's handwritten digits, with COCO annotations: detection data that a package ships."""
+"""Detection data without a download: scenes of scikit-learn's handwritten digits, with COCO annotations."""
 
 import json
 from pathlib import Path
@@ -12,14 +12,14 @@ __all__ = ['write_digit_scenes']
 
 
 def write_digit_scenes(folder: str | Path, train: int = 400, val: int = 60, size: int = 96, seed: int = 0) -> None:
-    """Write ``instances_{train,val}.json`` and ``images/`` into a folder; no digit is in both sets.
+    """Write ``instances_{train,val}.json`` and ``images/`` into a folder; no handwritten digit is in both sets.
 
     Args:
-        folder: created if need be.
-        train: scenes to train on.
-        val: scenes to validate on.
-        size: height and width of a scene.
-        seed: of everything random.
+        folder: the folder, which is made if it does not exist.
+        train: number of scenes to train on.
+        val: number of scenes to validate on.
+        size: height and width of a scene in pixels.
+        seed: seed of the scenes; the split of the digits is always the same.
     """
     images, labels = load_digits(return_X_y=True)
     split = train_test_split(np.arange(len(labels)), test_size=360, stratify=labels, random_state=0)
@@ -44,7 +44,10 @@ def write_digit_scenes(folder: str | Path, train: int = 400, val: int = 60, size
 def _scene(
         images: np.ndarray, digits: np.ndarray, size: int, generator: np.random.Generator,
 ) -> tuple[np.ndarray, list[tuple[int, list[int]]]]:
-    """A picture (size, size, 3), and the digits that found a place in it with their boxes (x, y, width, height)."""
+    """A picture (size, size, 3), and for each digit in it its index and box (x, y, width, height).
+
+    A digit that would cover another one at each of 20 random places is left out.
+    """
     scene = generator.uniform(0, 90, 3) + generator.normal(0, 12, (size, size, 3))
     free = np.ones((size, size), dtype=bool)
     boxes = []

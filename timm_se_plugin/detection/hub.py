@@ -1,4 +1,4 @@
-"""A detector as a folder for the Hub, and back: weights, and a configuration that is read and not run."""
+"""A detector as a folder for the Hub, and back: weights, and a configuration that is read and never run."""
 
 import copy
 import json
@@ -13,11 +13,9 @@ from mmengine.config import Config
 from safetensors.torch import save_file
 from torch import nn
 
-from ..files.hub_files import CONFIG, WEIGHTS, fetch, read_config, tensor_shapes
-from ..files.version import __version__
+from ..files.hub_files import CONFIG, FOLDER, WEIGHTS, read_config_json, saved_file, tensor_shapes
 from ..weights.folders import plugin_config
 from ..weights.mm_config import parse_config
-from ..weights.model_card import Facts, model_card
 from .backbone import TimmAttentionBackbone
 from .inference import load_detector
 from .running import check_fit
@@ -27,29 +25,24 @@ __all__ = ['fetch_detector', 'load_trained_detector', 'pull_detector', 'write_de
 DETECTOR = 'detector.py'
 
 
-def write_detector(
-        model: nn.Module, folder: str | Path, repo_id: str, facts: Facts | None = None, revision: str | None = None,
-) -> None:
-    """Write a detector: ``model.safetensors``, ``detector.py``, ``config.json`` and a card.
+def write_detector(model: nn.Module, folder: str | Path) -> None:
+    """Write a detector: ``model.safetensors``, ``detector.py`` and ``config.json``.
 
-    ``detector.py`` is a configuration of MMDetection's with everything that inference needs. Where the weights came
-    from before training (``pretrained``, ``init_cfg``) is not part of it; the attention is written out instead.
+    ``detector.py`` is an MMDetection configuration with everything that inference needs. It does not say where the
+    weights came from before training (``pretrained``, ``init_cfg``), and has the attention in full instead.
 
     Args:
-        model: of MMDetection, with ``cfg`` and ``dataset_meta`` (:func:`~.inference.load_detector` sets them).
-        folder: where to.
-        repo_id: where it will be, for the card.
-        facts: for the card.
-        revision: for the card.
+        model: a detector of MMDetection with ``cfg`` and ``dataset_meta``, as :func:`~.inference.load_detector` has it.
+        folder: the folder to write into.
 
     Raises:
-        ValueError: the detector lacks ``cfg`` or ``dataset_meta``; the configuration has something that can't be
-            written, or that gives another detector.
+        ValueError: the detector lacks ``cfg`` or ``dataset_meta``, or its configuration cannot be written, or builds
+            another detector.
     """
     lacking = [name for name in ('cfg', 'dataset_meta') if not hasattr(model, name)]
     if lacking:
-        raise ValueError(f'{type(model).__name__} has no {" and no ".join(lacking)}; allowed: a detector with its '
-                         'configuration in cfg and its classes in dataset_meta, as init_detector gives it')
+        raise ValueError(f'{type(model).__name__} has no {" and no ".join(lacking)}; a detector is shared with its '
+                         'configuration in cfg and its classes in dataset_meta, as init_detector sets them')
     detector: Any = copy.deepcopy(model).cpu()
     backbone = detector.backbone
     network = _without_sources(detector.cfg.model.to_dict())
@@ -68,18 +61,16 @@ def write_detector(
     described = {'task': 'object-detection', 'library': 'mmdet', 'detector': network['type'], 'classes': classes,
                  'timm_se_plugin': plugin_config(attn)}
     Path(folder, CONFIG).write_text(json.dumps(described, indent=2), encoding='utf-8')
-    loaded: Any = pull_detector(f'local-dir:{folder}')
+    loaded: Any = pull_detector(f'{FOLDER}{folder}')
     check_fit(loaded, state, 'what was written')
     if getattr(loaded.backbone, 'attn', None) != attn:
-        raise ValueError(f"the configuration gives another attention than the detector has: {loaded.backbone.attn}")
-    card = _card(detector, network, attn, classes, repo_id, facts or Facts(), revision)
-    Path(folder, 'README.md').write_text(card, encoding='utf-8')
+        raise ValueError(f'the configuration builds {loaded.backbone.attn}, and the detector has {attn}')
 
 
 def _pipeline(config: Config) -> list[dict[str, Any]]:
     steps = [step.to_dict() for step in get_test_pipeline_cfg(config)]
     for step in steps:
-        if str(step['type']).endswith('LoadImageFromNDArray'):  # inference_detector leaves it there after an array
+        if str(step['type']).endswith('LoadImageFromNDArray'):  # inference_detector writes it after an array
             step['type'] = 'LoadImageFromFile'
     return steps
 
@@ -92,65 +83,36 @@ def _without_sources(config: Any) -> Any:
     return config
 
 
-def _card(
-        detector: Any, network: Mapping[str, Any], attn: Any, classes: list[str], repo_id: str, facts: Facts,
-        revision: str | None,
-) -> str:
-    place = f'hf-hub:{repo_id}' + (f'@{revision}' if revision else '')
-    backbone = network['backbone']
-    return model_card(
-        lead=f'**Needs `timm_se_plugin` and MMDetection** (`pip install "timm-se-plugin[mmdet]"`, {__version__} or '
-             'newer): `import timm_se_plugin.detection` first.',
-        title=repo_id.rpartition('/')[2],
-        usage=f"""import timm_se_plugin.detection
-from mmdet.apis import inference_detector
-from timm_se_plugin.detection.hub import pull_detector
-detector = pull_detector('{place}')
-found = inference_detector(detector, 'picture.jpg').pred_instances
-
-# or: python tools/detect_image.py {place} pictures/ --output found""",
-        rows=(
-            ('Detector', network['type']),
-            ('Backbone', f"`{backbone.get('model_name', backbone['type'])}`"),
-            ('Attention', attn and ', '.join(f'`{key}={value!r}`' for key, value in attn.to_kwargs().items())),
-            ('Classes', f'{len(classes)}: {", ".join(classes[:20])}{", …" if len(classes) > 20 else ""}'
-             if classes else None),
-            ('Parameters', f'{sum(p.numel() for p in detector.parameters()):,}'),
-            ('Saved with', f'timm_se_plugin {__version__}'),
-        ),
-        facts=facts, library_name='mmdet', pipeline_tag='object-detection', tags=['mmdet', 'timm_se_plugin'])
-
-
 def fetch_detector(place: str) -> tuple[Config, str]:
-    """Configuration and weights of a shared detector, as :func:`~.inference.load_detector` and ``detect`` take them.
+    """Configuration of a shared detector and path of its weights, which :func:`~.inference.load_detector` takes.
 
-    The configuration is a stranger's: it is read without running it, and may build only what MMDetection registers.
+    A stranger may have written the configuration. It is parsed without running it, and has to build nothing but what
+    MMDetection registers.
 
     Args:
         place: ``'hf-hub:user/repo'``, ``'hf-hub:user/repo@revision'`` or ``'local-dir:folder'``.
 
     Raises:
-        ValueError: a configuration or weights that are refused, and why.
-        FileNotFoundError: a file is not there.
-        ConnectionError: the Hub can't be reached, and the files are not in the cache.
+        ValueError: the configuration or the weights are refused; the message says why.
+        FileNotFoundError: a file does not exist.
+        ConnectionError: the Hub cannot be reached, and the files are not in the cache.
     """
-    described = read_config(place)
+    described = read_config_json(place)
     if described.get('task') != 'object-detection':
-        raise ValueError(f'{place} holds no detector of timm_se_plugin: its {CONFIG} says '
+        raise ValueError(f'{place} holds no detector of timm_se_plugin; its {CONFIG} says '
                          f'{described.get("architecture") or described.get("task")!r}')
-    kind, _, where = place.partition(':')
-    paths = [fetch(where, name) if kind == 'hf-hub' else Path(where, name) for name in (DETECTOR, WEIGHTS)]
-    tensor_shapes(paths[1])
-    parsed = parse_config(paths[0].read_text(encoding='utf-8'))
+    weights = saved_file(place, WEIGHTS)
+    tensor_shapes(weights)
+    parsed = parse_config(saved_file(place, DETECTOR).read_text(encoding='utf-8'))
     names = ('default_scope', 'model', 'test_dataloader', 'dataset_meta')
     config = {name: parsed[name] for name in names if name in parsed}
     if not {'model', 'test_dataloader'} <= config.keys():
         raise ValueError(f'{place}: {DETECTOR} has no model and test_dataloader')
-    register_all_modules()  # mmdet's classes, and mmdet as the scope to look in
+    register_all_modules()  # registers mmdet's classes and makes mmdet the scope in which names are looked up
     unknown = sorted({repr(name) for name in _types(config) if not _is_allowed(name)})
     if unknown:
-        raise ValueError(f'{place}: {DETECTOR} asks for {", ".join(unknown)}; allowed: what MMDetection registers')
-    return Config(_without_sources(config)), str(paths[1])
+        raise ValueError(f'{place}: {DETECTOR} asks for {", ".join(unknown)}, which MMDetection does not register')
+    return Config(_without_sources(config)), str(weights)
 
 
 def _types(config: Any) -> Iterator[Any]:
@@ -164,40 +126,44 @@ def _types(config: Any) -> Iterator[Any]:
 
 
 def _is_allowed(name: Any) -> bool:
-    """Whether a ``type`` is a registered class or an operator: MMEngine imports any other name, mmcv evaluates it."""
+    """Whether a ``type`` is a registered class or an operator. MMEngine would import another name, mmcv evaluate it."""
     if name in mmcv.ops.__all__:
         return True
     if isinstance(name, str):
-        name = name.removeprefix('mmdet.')  # the scope
+        name = name.removeprefix('mmdet.')  # a name may begin with its scope
     for registry in (MODELS, TASK_UTILS, TRANSFORMS):
         level = registry
         while level is not None and isinstance(name, str):
             if name in level.module_dict:
-                return '.tracking.' not in level.module_dict[name].__module__  # which evaluates options
+                # Modules for tracking evaluate options as Python code.
+                return '.tracking.' not in level.module_dict[name].__module__
             level = level.parent
     return False
 
 
 def pull_detector(place: str, device: str = 'cpu') -> nn.Module:
-    """Shared detector, ready to infer.
+    """Load a shared detector, ready to infer.
 
     Args:
-        place: as for :func:`fetch_detector`, which says what is refused.
+        place: as for :func:`fetch_detector`.
         device: where to compute.
+
+    Raises:
+        ValueError: as :func:`fetch_detector` and :func:`~.inference.load_detector`.
     """
     return load_detector(*fetch_detector(place), device)
 
 
 def load_trained_detector(work_dir: str | Path, device: str = 'cpu') -> nn.Module:
-    """Detector of a training's work folder: the configuration that MMEngine left there, and the last checkpoint.
+    """Load the detector of a training from its work folder: MMEngine's copy of the configuration, the last checkpoint.
 
     Raises:
-        FileNotFoundError: one of them is not there.
+        FileNotFoundError: the folder has no configuration, or not the checkpoint that ``last_checkpoint`` names.
     """
     folder = Path(work_dir)
     configs = sorted(folder.glob('*.py'), key=lambda path: path.stat().st_mtime)
     named = Path((folder / 'last_checkpoint').read_text().strip())
-    checkpoint = named if named.is_file() else folder / named.name  # the folder was moved
+    checkpoint = named if named.is_file() else folder / named.name  # the folder may have been moved
     if not configs or not checkpoint.is_file():
         raise FileNotFoundError(f'{folder} has no {"configuration (*.py)" if not configs else checkpoint.name}')
     return load_detector(Config.fromfile(configs[-1]), str(checkpoint), device)

@@ -1,4 +1,4 @@
-"""Attention for MMDetection's own backbones, through their ``plugins=``."""
+"""Attention for MMDetection's own backbones, by their argument ``plugins``."""
 
 from typing import Any
 
@@ -17,23 +17,23 @@ __all__ = ['AttentionResNet', 'SEPlugin', 'SKPlugin']
 class SEPlugin(SqueezeExcite):
     """:class:`~timm_se_plugin.layers.SqueezeExcite` as a plugin layer of mmdet's ResNet, ResNeXt, Res2Net and RegNet.
 
-    In a config: ``plugins=[dict(cfg=dict(type='SEPlugin'), stages=(True,) * 4, position='after_conv3')]``. Several in
-    one block need a ``postfix`` each. ``after_conv3`` is the paper's place; Res2Net takes no other, since mmdet
-    announces another number of channels after conv1 and conv2 than Res2Net has there.
+    In a configuration: ``plugins=[dict(cfg=dict(type='SEPlugin'), stages=(True,) * 4, position='after_conv3')]``.
+    Several plugins of one block need a ``postfix`` each. ``after_conv3`` is where the paper places SE. Res2Net takes
+    no other position: mmdet passes a number of channels after conv1 and conv2 that Res2Net does not have there.
 
     Shape: (N, C, H, W) -> (N, C, H, W).
 
     Args:
-        in_channels: C; mmdet passes it.
-        rd_ratio: as for ``SqueezeExcite``, and so are the next four.
-        rd_channels: inner width.
-        rd_divisor: 1 for the paper's width, 8 for timm's.
+        in_channels: C, which mmdet passes.
+        rd_ratio: inner width as a fraction of C.
+        rd_channels: inner width itself.
+        rd_divisor: 1 for the paper's rule for the width, 8 for timm's.
         squeeze: ``'avg'``, ``'max'`` or ``'none'``.
-        bias: bias in both layers.
+        bias: whether both layers have a bias.
         gate: name of the gate; by default ``'double_sigmoid'`` with ``init='identity'``, else ``'sigmoid'``.
-        init: ``'identity'``: every gate is exactly 1 before training, so that a pretrained backbone starts as it is,
-            in frozen stages too (where mmdet lets nothing learn, and it stays so). ``'default'``: PyTorch's
-            initialisation, or what the backbone's ``init_cfg`` says of convolutions.
+        init: with ``'identity'`` every gate is exactly 1 before training, so that the features of a pretrained
+            backbone do not change. mmdet trains nothing in frozen stages, whose gates stay 1. ``'default'`` is
+            PyTorch's initialisation, or what the backbone's ``init_cfg`` says of convolutions.
 
     Raises:
         ValueError: an unknown ``init``, ``squeeze`` or ``gate``, or a gate that cannot be 1 with ``init='identity'``.
@@ -53,38 +53,38 @@ class SEPlugin(SqueezeExcite):
             init: str = 'identity',
     ) -> None:
         if init not in ('identity', 'default'):
-            raise ValueError(f'init={init!r} is unknown; allowed: identity, default')
+            raise ValueError(f"init={init!r} is neither 'identity' nor 'default'")
         gate = gate or ('double_sigmoid' if init == 'identity' else 'sigmoid')
         super().__init__(in_channels, rd_ratio, rd_channels, rd_divisor, squeeze, bias, gate=gate, init=init)
 
     def init_weights(self) -> None:
-        """Restore the identity. MMEngine calls this after ``init_cfg`` and before it loads pretrained weights."""
+        """Restore gates of 1. MMEngine calls this after ``init_cfg`` and before it loads pretrained weights."""
         if self.init == 'identity':
             self.init_identity()
 
 
 @MODELS.register_module()
 class SKPlugin(SelectiveKernel):
-    """:class:`~timm_se_plugin.layers.SelectiveKernel` as a plugin layer, after a convolution that it does not replace.
+    """:class:`~timm_se_plugin.layers.SelectiveKernel` as a plugin layer, which follows a convolution.
 
-    The paper puts the unit in the place of the 3x3 convolution, which ``plugins=`` cannot do: for SKNet itself take
-    ``TimmAttentionBackbone`` with ``attn='sk'``. Here it follows one, with depthwise branches, and can start as the
-    identity, which SKNet cannot. Its place is ``after_conv1`` or ``after_conv2``, whose outputs a ReLU has made
-    non-negative. In a config: ``plugins=[dict(cfg=dict(type='SKPlugin'), position='after_conv2')]``.
+    In the paper the unit replaces the 3x3 convolution, which ``plugins`` cannot do; for SKNet itself take
+    ``TimmAttentionBackbone`` with ``attn='sk'``. This layer has depthwise branches and can start as the identity, which
+    SKNet cannot. The position is ``after_conv1`` or ``after_conv2``, where a ReLU has made the input non-negative. In a
+    configuration: ``plugins=[dict(cfg=dict(type='SKPlugin'), position='after_conv2')]``.
 
     Shape: (N, C, H, W) -> (N, C, H, W).
 
     Args:
-        in_channels: C; mmdet passes it.
-        kernels: as for ``SelectiveKernel``, and so are the next four.
-        rd_ratio: 1 / r.
-        rd_channels: inner width.
-        rd_divisor: 1 for the paper's width, 8 for timm's.
-        rd_min_channels: L of the paper, 32 if None.
-        groups: groups of the branches; depthwise if None.
-        init: ``'identity'``: every branch passes its input on, so that a non-negative input comes out as it is,
+        in_channels: C, which mmdet passes.
+        kernels: sizes of the branches' kernels, as for ``SelectiveKernel``.
+        rd_ratio: inner width as a fraction of C, the paper's 1 / r.
+        rd_channels: inner width itself.
+        rd_divisor: 1 for the paper's rule for the width, 8 for timm's.
+        rd_min_channels: smallest inner width, the paper's L; 32 if None.
+        groups: groups of the branches' convolutions; C (depthwise) if None.
+        init: with ``'identity'`` every branch passes its input on, so that a non-negative input comes out unchanged,
             whatever is selected, while BatchNorm uses running statistics (``norm_eval``, frozen stages, inference).
-            ``'default'``: PyTorch's initialisation, or what the backbone's ``init_cfg`` says.
+            ``'default'`` is PyTorch's initialisation, or what the backbone's ``init_cfg`` says.
 
     Raises:
         ValueError: an unknown ``init``, or what ``SelectiveKernel`` refuses.
@@ -104,7 +104,7 @@ class SKPlugin(SelectiveKernel):
             init: str = 'identity',
     ) -> None:
         if init not in ('identity', 'default'):
-            raise ValueError(f'init={init!r} is unknown; allowed: identity, default')
+            raise ValueError(f"init={init!r} is neither 'identity' nor 'default'")
         super().__init__(
             in_channels, kernels=kernels, groups=groups or in_channels, rd_ratio=rd_ratio, rd_channels=rd_channels,
             rd_divisor=rd_divisor, rd_min_channels=rd_min_channels)
@@ -121,8 +121,8 @@ class SKPlugin(SelectiveKernel):
                 nn.init.constant_(module.running_var, 1 - module.eps)  # type: ignore[arg-type]
 
 
-class AttentionBasicBlock(BasicBlock):
-    """mmdet's BasicBlock with plugins ``after_conv1`` and ``after_conv2`` (the paper's place)."""
+class PluginBasicBlock(BasicBlock):
+    """mmdet's BasicBlock with plugins ``after_conv1`` and ``after_conv2``, where the paper places SE."""
 
     def __init__(self, inplanes: int, planes: int, *args: Any, plugins: list[dict] | None = None,
                  **kwargs: Any) -> None:
@@ -130,8 +130,8 @@ class AttentionBasicBlock(BasicBlock):
         positions = {'after_conv1': [], 'after_conv2': []}  # type: dict[str, list[dict]]
         for plugin in plugins or []:
             if plugin['position'] not in positions:
-                raise ValueError(f'position={plugin["position"]!r} does not exist in a BasicBlock (depths 18 and 34); '
-                                 f'allowed: {", ".join(positions)}')
+                raise ValueError(f'position={plugin["position"]!r} does not exist in a BasicBlock (depths 18 and 34), '
+                                 f'which has {" and ".join(positions)}')
             positions[plugin['position']].append(plugin['cfg'])
         self.after_conv1_plugin_names, self.after_conv2_plugin_names = (
             self.make_block_plugins(planes, configs) for configs in positions.values())
@@ -146,7 +146,7 @@ class AttentionBasicBlock(BasicBlock):
         return self.forward_plugin(out, self.after_conv2_plugin_names)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Shape: (N, inplanes, H, W) -> (N, planes, H / stride, W / stride)."""
+        """Compute the block. Shape: (N, inplanes, H, W) -> (N, planes, H / stride, W / stride)."""
         identity = x if self.downsample is None else self.downsample(x)
         if self.with_cp and x.requires_grad:
             return self.relu(checkpoint(self._residual, x, use_reentrant=False) + identity)
@@ -155,11 +155,11 @@ class AttentionBasicBlock(BasicBlock):
 
 @DETECTION_MODELS.register_module()
 class AttentionResNet(ResNet):
-    """mmdet's ResNet, whose depths 18 and 34 take ``plugins`` too (``after_conv1``, ``after_conv2``).
+    """mmdet's ResNet, whose depths 18 and 34 take ``plugins`` too, ``after_conv1`` and ``after_conv2``.
 
-    State-dict keys, arguments and results are mmdet's, so its and torchvision's pretrained weights load.
+    State-dict keys, arguments and results are those of mmdet's ResNet, so the same pretrained weights load.
     """
 
     arch_settings = {  # noqa: RUF012 (mmdet's class attribute)
-        depth: (AttentionBasicBlock if block is BasicBlock else block, stages)
+        depth: (PluginBasicBlock if block is BasicBlock else block, stages)
         for depth, (block, stages) in ResNet.arch_settings.items()}

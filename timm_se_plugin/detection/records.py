@@ -1,7 +1,7 @@
-"""One row for a finished training run and its curve, as CSV."""
+"""A training run as a row of a CSV table, and its curve as rows of another."""
 
 import json
-import resource
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +19,18 @@ __all__ = ['record_run']
 def record_run(runner: Runner, path: str | Path) -> dict[str, Any]:
     """Add a finished run to a table, and its curve to the table ``<name>-curves.csv`` beside it.
 
-    A run of the same model and seed that is already there is replaced. All values come from the Runner's own records,
-    which checkpoints carry, and from the logs in its work folder: the curve of a resumed run is whole.
+    Rows of the same model and seed are replaced. All values come from the Runner's history, which checkpoints carry,
+    and from the logs in its work folder, so that the curve of a resumed run has every epoch.
 
     Args:
-        runner: one whose training has ended.
-        path: the CSV file; it is made where it is missing.
+        runner: a Runner whose training has ended.
+        path: the CSV file, which is made if it does not exist.
 
     Returns:
-        The row: model (the configuration's name), seed, epochs, the last validation's metrics under COCO's names
+        The row: model (the configuration's name), seed, epochs, the metrics of the last epoch under COCO's names
         (``map`` and ``map_50`` are fractions from 0 to 1), the median seconds of a training step and of its waiting
-        for data, the peak memory in MiB (on CUDA its own, else the process's resident memory) and the versions.
+        for data, the peak memory in MiB (allocated on CUDA, else resident in the process; None where the system does
+        not tell) and the versions.
     """
     path = Path(path)
     history = {key: np.asarray(buffer.data[0]) for key, buffer in runner.message_hub.log_scalars.items()}
@@ -58,9 +59,10 @@ def record_run(runner: Runner, path: str | Path) -> dict[str, Any]:
 
 
 def _validations(work_dir: Path) -> dict[int, dict[str, float]]:
-    """COCO's metrics by epoch, from the logs of all the runs that went into this folder.
+    """COCO's metrics by epoch, from the logs of every run with this work folder.
 
-    The Runner's own history has not all of them: a checkpoint is written before its epoch's validation.
+    The Runner's history lacks the last validation before a resume: a checkpoint is written before its epoch's
+    validation.
     """
     prefix, found = 'coco/bbox_', {}
     for log in sorted(work_dir.glob('*/vis_data/scalars.json')):
@@ -73,8 +75,14 @@ def _validations(work_dir: Path) -> dict[int, dict[str, float]]:
     return found
 
 
-def _peak_memory() -> int:
+def _peak_memory() -> int | None:
+    """Peak memory in MiB: CUDA's allocations, or the resident memory of the process, which Windows does not tell."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() // 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 2**10
+    try:
+        import resource
+    except ModuleNotFoundError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak // (2**20 if sys.platform == 'darwin' else 2**10)  # in bytes there, in KiB elsewhere
 

@@ -1,4 +1,4 @@
-"""Training and testing detectors with MMEngine's Runner, after a look at what it is given."""
+"""Training and testing detectors with MMEngine's Runner, which first checks the data and the checkpoint."""
 
 import logging
 from collections.abc import Iterator
@@ -12,31 +12,28 @@ from mmengine.dist import master_only
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS, RUNNERS
 from mmengine.runner import Runner
+from timm.models import clean_state_dict
+from timm.utils import unwrap_model
 from torch import nn
 
-from ..models.state_dicts import shortened
+from ..models.state_dicts import Misfit
 
 __all__ = ['CheckInputHook', 'ProgressHook', 'check_fit', 'test_detector', 'train_detector']
 
 
 def check_fit(model: nn.Module, state_dict: dict[str, Any], what: str = 'the checkpoint') -> None:
-    """Raise ValueError unless `state_dict` is of a model like `model`: the same keys and shapes."""
-    own = model.state_dict()
-    given = {key.removeprefix('module.'): value for key, value in state_dict.items()}
-    counters = {key for key in own.keys() ^ given.keys() if key.endswith('num_batches_tracked')}
-    missing, unexpected = own.keys() - given.keys() - counters, given.keys() - own.keys() - counters
-    shapes = {f'{key} {tuple(given[key].shape)} for {tuple(own[key].shape)}' for key in own.keys() & given.keys()
-              if given[key].shape != own[key].shape}
-    if missing or unexpected or shapes:
-        raise ValueError(f'{what} is not of this detector: missing {shortened(missing)}; '
-                         f'unexpected {shortened(unexpected)}; of another shape {shortened(shapes)}')
+    """Raise ValueError unless `state_dict` has the keys and shapes of `model`."""
+    misfit = Misfit.of(clean_state_dict(state_dict), model.state_dict())
+    if misfit:
+        raise ValueError(f'{what} is not of this detector: {misfit}')
 
 
 class CheckInputHook(Hook):
-    """Refuses data and checkpoints that would fail later, or silently be something else.
+    """Refuses pictures that do not exist and checkpoints of another detector, before the first step.
 
     Args:
-        strict: the checkpoint must be of this very detector (a test, a resumed run). MMEngine loads what fits.
+        strict: whether a checkpoint must have every key and shape of the detector, as for a test or a resumed run.
+            Without it, MMEngine loads the keys that fit and logs the others.
     """
 
     priority = 'VERY_HIGH'
@@ -47,23 +44,22 @@ class CheckInputHook(Hook):
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Compare the checkpoint with the model."""
         if self.strict:
-            model: Any = runner.model
-            check_fit(getattr(model, 'module', model), checkpoint.get('state_dict', checkpoint))
+            check_fit(unwrap_model(runner.model), checkpoint.get('state_dict', checkpoint))
 
     def before_train(self, runner: Runner) -> None:
-        """Look for the pictures of both sets."""
+        """Check that the pictures of the training and validation sets exist."""
         _check_pictures(runner.train_dataloader.dataset)
         if runner.val_loop is not None:
             _check_pictures(runner.val_loop.dataloader.dataset)
 
     def before_test(self, runner: Runner) -> None:
-        """Look for the pictures."""
+        """Check that the pictures of the test set exist."""
         _check_pictures(runner.test_loop.dataloader.dataset)
 
 
 @HOOKS.register_module()
 class ProgressHook(Hook):
-    """A progress bar for each epoch, with the loss, for runs whose log is silent (``log_level='WARNING'``)."""
+    """A progress bar with the loss for each epoch; for runs that log little (``log_level='WARNING'``)."""
 
     def before_train_epoch(self, runner: Runner) -> None:
         """Start the bar."""
@@ -72,12 +68,12 @@ class ProgressHook(Hook):
                         desc=f'epoch {runner.epoch + 1}/{runner.max_epochs}')
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
-        """Move it."""
+        """Advance the bar, and show the loss."""
         self.bar.set_postfix(loss=f'{float(outputs["loss"].detach()):.3f}', refresh=False)
         self.bar.update()
 
     def after_train_epoch(self, runner: Runner) -> None:
-        """Leave it."""
+        """Close the bar, which stays on the screen."""
         self.bar.close()
 
 
@@ -91,8 +87,8 @@ def _check_pictures(dataset: Any) -> None:
     paths = [str(dataset.get_data_info(i).get('img_path')) for i in range(len(dataset))]
     missing = [path for path in paths if '://' not in path and not Path(path).is_file()]
     if missing:
-        raise FileNotFoundError(f'{len(missing)} of the {len(paths)} pictures of {name} are not there; '
-                                f'the first is {missing[0]}')
+        raise FileNotFoundError(f'{len(missing)} of the {len(paths)} pictures of {name} do not exist; the first is '
+                                f'{missing[0]}')
 
 
 def _runner(config: Config, splits: tuple[str, ...], strict: bool) -> Runner:
@@ -103,16 +99,17 @@ def _runner(config: Config, splits: tuple[str, ...], strict: bool) -> Runner:
             data = data['dataset']
         path = Path(data.get('data_root') or '', data.get('ann_file') or '')
         if data.get('ann_file') and '://' not in str(data.get('data_root')) and not path.is_file():
-            raise FileNotFoundError(f'the annotations {path} of {split}_dataloader are not there; '
-                                    f'--cfg-options {split}_dataloader.dataset.data_root=… says where they are')
+            raise FileNotFoundError(f'the annotations {path} of {split}_dataloader do not exist; say where they are by '
+                                    f'--cfg-options {split}_dataloader.dataset.data_root=…')
     runner = RUNNERS.build(config) if 'runner_type' in config else Runner.from_cfg(config)
-    runner.register_hook(CheckInputHook(strict))  # not in the configuration that MMEngine leaves in the work folder
+    # An entry in custom_hooks would be saved with the configuration, and MMDetection's own tools could not build it.
+    runner.register_hook(CheckInputHook(strict))
     return runner
 
 
 @contextmanager
 def _empty_data_explained(config: Config) -> Iterator[None]:
-    """Say what is wrong with data of which MMEngine only says 'need at least one array to concatenate'."""
+    """Explain NumPy's error about data without a single box, 'need at least one array to concatenate'."""
     try:
         yield
     except ValueError as error:
@@ -130,27 +127,28 @@ def train_detector(
     """Train, as MMDetection's ``tools/train.py`` does.
 
     Args:
-        config: what to train, on what and how.
-        resume: True or 'auto' to go on from the last whole checkpoint in the work folder, if there is one; or a
-            checkpoint.
-        amp: mixed precision.
-        auto_scale_lr: scale the learning rate with the batch.
+        config: the configuration of detector, data and schedule.
+        resume: True or 'auto' resumes from the last complete checkpoint in the work folder, if there is one; a path
+            resumes from that checkpoint.
+        amp: whether to train in mixed precision.
+        auto_scale_lr: whether to scale the learning rate with the batch size.
         launcher: ``'none'``, ``'pytorch'``, ``'slurm'`` or ``'mpi'``.
 
     Returns:
-        The Runner, at its end.
+        The Runner after training.
 
     Raises:
-        FileNotFoundError: annotations or pictures that are not there.
-        ValueError: no picture has a box of the classes; the checkpoint is of another detector; a configuration
-            without base batch size whose learning rate is to be scaled.
+        FileNotFoundError: the annotations or some pictures do not exist.
+        ValueError: no picture has a box of the classes; the checkpoint is of another detector; the learning rate is to
+            be scaled, and the configuration has no base batch size.
     """
     config.launcher = launcher
     if amp:
         config.optim_wrapper.update(type='AmpOptimWrapper', loss_scale='dynamic')
     if auto_scale_lr:
         if 'base_batch_size' not in config.get('auto_scale_lr', {}):
-            raise ValueError('the configuration has no auto_scale_lr.base_batch_size')
+            raise ValueError('the learning rate cannot be scaled: the configuration has no '
+                             'auto_scale_lr.base_batch_size')
         config.auto_scale_lr.enable = True
     if resume:
         config.resume = True
@@ -162,17 +160,20 @@ def train_detector(
 
 
 def test_detector(config: Config, checkpoint: str, out: str | None = None, launcher: str = 'none') -> dict[str, float]:
-    """Test, as MMDetection's ``tools/test.py`` does; returns the metrics.
+    """Test, as MMDetection's ``tools/test.py`` does.
 
     Args:
-        config: what to test and on what.
-        checkpoint: its weights; they have to be of this very detector.
-        out: file for all predictions (pickle), if any.
+        config: the configuration of the detector and its test set.
+        checkpoint: the detector's weights.
+        out: file to write all predictions into (pickle); None for none.
         launcher: as for :func:`train_detector`.
 
+    Returns:
+        The metrics by name.
+
     Raises:
-        FileNotFoundError: annotations, pictures or a checkpoint that are not there.
-        ValueError: a checkpoint of another detector.
+        FileNotFoundError: the annotations, some pictures or the checkpoint do not exist.
+        ValueError: the checkpoint is of another detector.
     """
     from mmdet.evaluation import DumpDetResults
 

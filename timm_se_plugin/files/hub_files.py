@@ -1,6 +1,5 @@
-"""Files of the Hub and of saved models: fetched, checked, and read without running anything."""
+"""Files of saved models, on the Hugging Face Hub or in a folder: fetched, checked, read without running them."""
 
-import hashlib
 import json
 import re
 from pathlib import Path
@@ -8,31 +7,62 @@ from typing import Any
 
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.utils.sha import sha_fileobj
 from safetensors import SafetensorError, safe_open
 
-__all__ = ['CONFIG', 'WEIGHTS', 'fetch', 'read_config', 'tensor_shapes']
+__all__ = [
+    'CONFIG', 'FOLDER', 'HUB', 'SAVED_AT', 'WEIGHTS', 'fetch', 'hub_name', 'read_config_json', 'saved_file',
+    'tensor_shapes',
+]
 
 WEIGHTS, CONFIG = 'model.safetensors', 'config.json'
-SAVED_AT = ('hf-hub:', 'local-dir:')  # prefixes of timm's names for saved models
+# How timm and this package name a saved model: 'hf-hub:user/repo', 'hf-hub:user/repo@revision' or 'local-dir:folder'.
+SAVED_AT = HUB, FOLDER = 'hf-hub:', 'local-dir:'
+
+
+def hub_name(repo_id: str, revision: str | None = None) -> str:
+    """Name of the model in a repository of the Hub, as ``timm.create_model`` takes it."""
+    return f'{HUB}{repo_id}' + (f'@{revision}' if revision else '')
+
+
+def saved_file(place: str, name: str) -> Path:
+    """Path of a file of a saved model, which is fetched if the model is on the Hub.
+
+    Args:
+        place: ``'hf-hub:user/repo'``, ``'hf-hub:user/repo@revision'`` or ``'local-dir:folder'``.
+        name: name of the file.
+
+    Raises:
+        FileNotFoundError: the folder has no such file.
+        ValueError: `place` names neither a repository nor a folder. What :func:`fetch` raises is raised too.
+    """
+    prefix = next((prefix for prefix in SAVED_AT if place.startswith(prefix)), None)
+    where = place.removeprefix(prefix or '')
+    if not prefix or not where:
+        raise ValueError(f"{place!r} does not name a saved model, as '{HUB}user/repo' or '{FOLDER}folder' does")
+    path = fetch(where, name) if prefix == HUB else Path(where, name)
+    if not path.is_file():
+        raise FileNotFoundError(f'{where} has no {name}')
+    return path
 
 
 def fetch(repo: str, name: str) -> Path:
-    """Path of a file of a Hub repository: in the cache, downloaded if it isn't there.
+    """Path of a file of a Hub repository in the cache, into which the file is downloaded if it is not there.
 
     Args:
         repo: ``'user/repo'`` or ``'user/repo@revision'``.
-        name: the file.
+        name: name of the file.
 
     Raises:
-        FileNotFoundError: the repository has no such file, or offline mode is on and it isn't in the cache.
-        ConnectionError: the Hub gives no answer, or no usable one, and the file isn't in the cache.
-        ValueError: the file is not the one that the Hub says it is.
-        HfHubHTTPError: no such repository or revision, or no access; the message says which.
+        FileNotFoundError: the repository has no such file, or offline mode is on and the file is not in the cache.
+        ConnectionError: the Hub gives no usable answer, and the file is not in the cache.
+        ValueError: the content is not what the Hub announced.
+        HfHubHTTPError: the repository or the revision does not exist, or access is denied; the message says which.
     """
     repo_id, _, revision = repo.partition('@')
     try:
         path = Path(hf_hub_download(repo_id, name, revision=revision or None, library_name='timm_se_plugin'))
-    except LocalEntryNotFoundError as error:  # a subclass of EntryNotFoundError, which it is not
+    except LocalEntryNotFoundError as error:  # a subclass of EntryNotFoundError, though the Hub may have the file
         cause = error.__cause__
         if isinstance(cause, OfflineModeIsEnabled):
             raise FileNotFoundError(f'{name} of {repo} is not in the cache, and offline mode is on') from error
@@ -43,27 +73,22 @@ def fetch(repo: str, name: str) -> Path:
     except EntryNotFoundError as error:
         raise FileNotFoundError(f'{repo} has no file {name}') from error
     blob = path.resolve()
-    # The cache names a large file by its SHA-256, which the client doesn't compare.
-    if re.fullmatch(r'[0-9a-f]{64}', blob.name) and _sha256(blob) != blob.name:
-        blob.unlink()
-        raise ValueError(f'{name} of {repo} is corrupted: its SHA-256 is not {blob.name}; it was removed from the '
-                         'cache; try again')
+    # The cache names a large file by its SHA-256, which the client does not compare with the content.
+    if re.fullmatch(r'[0-9a-f]{64}', blob.name):
+        with blob.open('rb') as file:
+            digest = sha_fileobj(file).hex()
+        if digest != blob.name:
+            blob.unlink()
+            raise ValueError(f'{name} of {repo} is corrupted: its SHA-256 is {digest}, not {blob.name}. The file was '
+                             'removed from the cache; try again')
     return path
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open('rb') as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def tensor_shapes(path: str | Path) -> dict[str, tuple[int, ...]]:
     """Shape of every tensor in a safetensors file, from its header, which has to agree with the file's size.
 
     Raises:
-        ValueError: the file is truncated, corrupted, or something else.
+        ValueError: the file is truncated, corrupted, or not in the safetensors format.
     """
     try:
         with safe_open(path, framework='pt') as file:
@@ -73,22 +98,20 @@ def tensor_shapes(path: str | Path) -> dict[str, tuple[int, ...]]:
                          'again') from error
 
 
-def read_config(repo: str) -> dict[str, Any]:
-    """What ``config.json`` of a folder (``'local-dir:…'``) or a Hub repository (``'hf-hub:…'``) says.
+def read_config_json(place: str) -> dict[str, Any]:
+    """Content of a saved model's ``config.json``.
+
+    Args:
+        place: as for :func:`saved_file`.
 
     Raises:
-        ValueError: it isn't JSON, or not an object; also what :func:`fetch` raises.
+        ValueError: the file is not a JSON object. What :func:`saved_file` raises is raised too.
     """
-    kind, _, place = repo.partition(':')
-    if kind not in ('hf-hub', 'local-dir') or not place:
-        raise ValueError(f"{repo!r} is not allowed; allowed: 'hf-hub:user/repo', 'local-dir:folder'")
-    path = fetch(place, CONFIG) if kind == 'hf-hub' else Path(place, CONFIG)
-    if not path.is_file():
-        raise FileNotFoundError(f'{place} has no {CONFIG}')
+    path = saved_file(place, CONFIG)
     try:
         config = json.loads(path.read_text(encoding='utf-8'))
     except ValueError as error:
         raise ValueError(f'{path} is not JSON: {error}') from error
     if not isinstance(config, dict):
-        raise ValueError(f'{path} holds {type(config).__name__}; allowed: an object')
+        raise ValueError(f'{path} holds {type(config).__name__}, not a JSON object')
     return config

@@ -6,13 +6,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from .writing import write_atomically
 
 __all__ = ['read_table', 'replace_rows', 'table', 'write_table']
 
 
 def table(rows: Iterable[Mapping[str, Any]]) -> str:
-    """Rows as CSV, floats with ten digits at most; the columns are those of all rows."""
+    """Rows as CSV text with the columns of all rows, floats rounded to ten significant digits."""
     rows = [{column: _text(cell) for column, cell in row.items()} for row in rows]
     columns = list(dict.fromkeys(column for row in rows for column in row))
     text = io.StringIO()
@@ -27,31 +29,28 @@ def _text(cell: Any) -> str:
 
 
 def read_table(path: Path) -> list[dict[str, str]]:
-    """Rows of a CSV file; none if it is not there."""
-    return list(csv.DictReader(io.StringIO(path.read_text()))) if path.exists() else []
+    """Rows of a CSV file; an empty list if the file does not exist."""
+    return list(csv.DictReader(io.StringIO(path.read_text(encoding='utf-8')))) if path.exists() else []
 
 
 def write_table(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write a CSV file, whole or not at all."""
+    """Write a CSV file completely, or leave the one that exists as it is."""
     write_atomically(path, table(rows).encode())
 
 
 def replace_rows(path: str | Path, rows: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> None:
-    """Add rows to a table, in the place of those that agree with one of them in all ``keys``.
+    """Add rows to a table. Rows there that agree with a new one in all ``keys`` are replaced.
 
-    Processes that do it at the same time wait for one another.
+    Processes that write to the same table at the same time wait for one another.
 
     Args:
-        path: the CSV file; it and its folder are made where they are missing.
-        rows: what to add.
-        keys: the columns that say what a row is about.
+        path: the CSV file, which is made if it does not exist, and so is its folder.
+        rows: the new rows.
+        keys: the columns that identify a row.
     """
-    import fcntl  # not on every platform
-
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     new = {tuple(_text(row[key]) for key in keys) for row in rows}
-    with path.with_name(f'.{path.name}.lock').open('w') as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with FileLock(path.with_name(f'.{path.name}.lock')):
         kept = [row for row in read_table(path) if tuple(row.get(key, '') for key in keys) not in new]
         write_table(path, [*kept, *rows])

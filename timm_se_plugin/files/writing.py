@@ -1,4 +1,4 @@
-"""Files that are whole or not there."""
+"""Files that are complete or absent."""
 
 import os
 import zipfile
@@ -8,14 +8,18 @@ __all__ = ['UnwritableFileError', 'is_whole', 'write_atomically']
 
 
 class UnwritableFileError(OSError):
-    """A file cannot be written; what was there before is as it was."""
+    """A file cannot be written. What the file held before has not changed."""
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Make `content` appear under `path` only when all of it is on the disk; its folder is made if it isn't there.
+    """Write a file that appears under its name only when all of its content is on the disk.
+
+    Args:
+        path: the file; its folder is made if it does not exist.
+        content: the bytes to write.
 
     Raises:
-        UnwritableFileError: it cannot be written (a full disk, …).
+        UnwritableFileError: the file cannot be written, for example because the disk is full.
     """
     part = path.with_name(f'{path.name}.part')
     try:
@@ -33,7 +37,7 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Put the folder's names on the disk too, where folders can be opened."""
+    """Write the names in a folder to the disk, on systems where a folder can be opened."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
     except OSError:
@@ -45,7 +49,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def is_whole(path: str | Path) -> bool:
-    """Whether all of a checkpoint that torch.save wrote is there: its table of contents and every checksum."""
+    """Whether a file of ``torch.save`` is complete: whether its table of contents and every checksum are right."""
     try:
         with zipfile.ZipFile(path) as file:
             return file.testzip() is None

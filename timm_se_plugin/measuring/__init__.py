@@ -1,4 +1,4 @@
-"""What a network costs: parameters, multiply-accumulates, memory and time, and what a measurement comes from."""
+"""What a network costs in parameters, multiply-accumulates, memory and time, and where a measurement was made."""
 
 from .complexity import Complexity, ModuleCost, complexity, saved_bytes
 from .provenance import provenance

@@ -1,4 +1,4 @@
-"""What attention costs: time and memory as ratios to the plain network, measured in turns in one process."""
+"""What attention costs: time and memory relative to the plain network, measured in turns in one process."""
 
 import statistics
 import time
@@ -20,7 +20,7 @@ __all__ = ['Case', 'measure', 'suite']
 
 MODES = ('inference', 'train', 'frozen')
 LAYOUTS = {'nchw': torch.contiguous_format, 'channels_last': torch.channels_last}
-DTYPES = {'float32': None, 'bfloat16': torch.bfloat16, 'float16': torch.float16}  # of autocast; None: no autocast
+DTYPES = {'float32': None, 'bfloat16': torch.bfloat16, 'float16': torch.float16}  # for autocast; None is without it
 _TIMM_SK = {'resnext50_32x4d': 'skresnext50_32x4d', 'resnet50': 'skresnet50', 'resnet50d': 'skresnet50d'}
 
 
@@ -32,12 +32,12 @@ class Case:
         base: timm's name of the plain network.
         attn: ``'se'`` or ``'sk'``.
         mode: ``'inference'``, ``'train'``, or ``'frozen'`` (training with BatchNorm on running statistics).
-        batch: images.
-        height: of an image.
-        width: of an image.
-        layout: ``'nchw'`` or ``'channels_last'``.
-        dtype: ``'float32'``, or the type of autocast.
-        compiled: under ``torch.compile``.
+        batch: number of images.
+        height: height of an image in pixels.
+        width: width of an image in pixels.
+        layout: memory format, ``'nchw'`` or ``'channels_last'``.
+        dtype: ``'float32'``, or the type that autocast computes in.
+        compiled: whether ``torch.compile`` compiles the network.
         split_input: SK's ``attn_split_input``.
     """
 
@@ -69,29 +69,29 @@ def suite() -> list[Case]:
 
 
 def _networks(case: Case) -> dict[str, tuple[Callable[[], nn.Module], str]]:
-    """Constructor of each variant, and the variant that it is compared with."""
+    """The constructor of each variant, and the name of the variant that it is compared with."""
     options = {'attn_split_input': True} if case.split_input else {}
 
-    def ours(**kwargs: Any) -> nn.Module:
+    def attended(**kwargs: Any) -> nn.Module:
         return timm.create_model(f'{case.base}_plugin', attn=case.attn, **options, **kwargs)
 
-    def theirs() -> nn.Module:
+    def timms() -> nn.Module:
         if case.attn == 'sk':
             return timm.create_model(_TIMM_SK[case.base])
         return timm.create_model(case.base, block_args={'attn_layer': 'se'})
 
     networks: dict[str, tuple[Callable[[], nn.Module], str]] = {
         'plain': (lambda: timm.create_model(case.base), 'plain'),
-        'timm': (theirs, 'plain'),
-        'unfused': (lambda: ours(attn_fused=False), 'plain'),
-        'fused': (ours, 'plain'),
+        'timm': (timms, 'plain'),
+        'unfused': (lambda: attended(attn_fused=False), 'plain'),
+        'fused': (attended, 'plain'),
     }
-    if case.attn == 'sk':  # the branches alone, summed: what no attention can go below
-        networks['floor'] = lambda: ours(attn_select='sum'), 'plain'
+    if case.attn == 'sk':  # the sum of the branches, which any selection costs at least
+        networks['floor'] = lambda: attended(attn_select='sum'), 'plain'
     if case.mode == 'inference' and not case.compiled:
         networks['plain folded'] = lambda: fuse_for_inference(timm.create_model(case.base).eval()), 'plain folded'
-        networks['timm folded'] = lambda: fuse_for_inference(theirs().eval()), 'plain folded'
-        networks['deployed'] = lambda: fuse_for_inference(ours().eval()), 'plain folded'
+        networks['timm folded'] = lambda: fuse_for_inference(timms().eval()), 'plain folded'
+        networks['deployed'] = lambda: fuse_for_inference(attended().eval()), 'plain folded'
     return networks
 
 
@@ -126,29 +126,30 @@ def _step(model: nn.Module, x: Tensor, y: Tensor, case: Case) -> Callable[[], No
 def measure(
         case: Case, rounds: int = 15, warmup: int = 3, device: str = 'cpu', variants: Iterable[str] = (),
 ) -> list[dict[str, Any]]:
-    """Time the variants of a case in turns; a row for each, its ratios taken round by round.
+    """Time the variants of a case in turns.
 
     Args:
         case: what to measure.
-        rounds: turns that count.
-        warmup: turns before them.
+        rounds: number of measured turns.
+        warmup: number of turns before them.
         device: ``'cpu'`` or a CUDA device.
-        variants: some of plain, timm, unfused, fused, floor, plain folded, timm folded, deployed, with what they are
-            compared with; all if empty.
+        variants: some of plain, timm, unfused, fused, floor, plain folded, timm folded and deployed; the variants that
+            they are compared with are measured too. All of them if empty.
 
     Returns:
-        Dicts with the case, the versions, the median milliseconds, the median ratio to the reference with its
-        quartiles, the ratio of bytes saved for the backward pass (of eager training in float32) and of peak memory
-        (CUDA; of the network alone, with its parameters and gradients).
+        A row for each variant: the case, the versions, the median milliseconds, and ratios to the reference variant.
+        The ratio of time is the median over turns, with its quartiles. ``saved_bytes_ratio`` is of the bytes kept for
+        the backward pass in eager training in float32, ``peak_memory_ratio`` of the network alone, with its parameters
+        and gradients, on CUDA; elsewhere they are empty.
 
     Raises:
-        ValueError: a variant that the case does not have, or fewer than two rounds.
+        ValueError: the case has no such variant, or there are fewer than two rounds.
     """
     if rounds < 2:
-        raise ValueError(f'rounds={rounds} is not allowed; allowed: 2 or more, which have quartiles')
+        raise ValueError(f'rounds={rounds} is too few for quartiles; give 2 or more')
     networks, chosen = _networks(case), set(variants)
     if unknown := chosen - networks.keys():
-        raise ValueError(f'no variants {", ".join(sorted(unknown))} of this case; allowed: {", ".join(networks)}')
+        raise ValueError(f'the case has no variant {", ".join(sorted(unknown))}; its variants: {", ".join(networks)}')
     chosen |= {networks[name][1] for name in chosen}
     networks = {name: network for name, network in networks.items() if not chosen or name in chosen}
     torch.manual_seed(0)
@@ -164,7 +165,7 @@ def measure(
     own = {name: sum(t.nbytes for t in (*model.parameters(), *model.buffers())) for name, model in models.items()}
     names = list(steps)
     for turn in range(warmup + rounds):
-        order = names[turn % len(names):] + names[:turn % len(names)]  # nobody always follows the same one
+        order = names[turn % len(names):] + names[:turn % len(names)]  # each variant comes first in turn
         for name in order:
             if x.is_cuda:
                 models[name].zero_grad()
@@ -181,7 +182,7 @@ def measure(
 
     rows = []
     for name, (_, reference) in networks.items():
-        ratios = [mine / theirs for mine, theirs in zip(seconds[name], seconds[reference], strict=True)]
+        ratios = [own / compared for own, compared in zip(seconds[name], seconds[reference], strict=True)]
         low, median, high = statistics.quantiles(ratios, n=4)
         rows.append({
             **asdict(case), 'variant': name, 'reference': reference, 'rounds': rounds,

@@ -1,4 +1,4 @@
-"""Parameters, multiply-accumulates and activation memory of a network, with the attention's share apart."""
+"""Parameters, multiply-accumulates (MACs) and activation memory of a network, and the attention's share of them."""
 
 import copy
 from dataclasses import dataclass
@@ -21,7 +21,15 @@ CONVENTION = (
 
 @dataclass(frozen=True)
 class ModuleCost:
-    """Cost of one module: its name, class, parameters, MACs, and whether it is (part of) an attention."""
+    """Cost of one module without its children.
+
+    Args:
+        name: name in the network.
+        type: name of the class.
+        params: number of parameters.
+        macs: multiply-accumulates for one image.
+        is_attention: whether the module is an attention layer or a part of one.
+    """
 
     name: str
     type: str
@@ -35,8 +43,8 @@ class Complexity:
     """Cost of a network at one input size.
 
     Args:
-        modules: the cost of each module that has parameters or MACs of its own, not of its children.
-        input_size: (C, H, W).
+        modules: the modules that have parameters or MACs of their own.
+        input_size: (C, H, W) of the image.
     """
 
     modules: tuple[ModuleCost, ...]
@@ -74,19 +82,20 @@ class Complexity:
 
 
 def complexity(model: nn.Module, input_size: tuple[int, int, int] | None = None) -> Complexity:
-    """Count parameters and MACs of `model`, without computing anything (on the meta device).
+    """Count parameters and MACs of `model` on the meta device, which allocates and computes nothing.
 
     Args:
-        model: any network that takes one image batch.
-        input_size: (C, H, W) of the image; that of the model's pretrained configuration if None.
+        model: any network that takes one batch of images.
+        input_size: (C, H, W) of the image; if None, what the model's pretrained configuration says.
     """
     if input_size is None:
         cfg: Any = getattr(model, 'pretrained_cfg', {})
         _, height, width = cfg.get('input_size', (3, 224, 224))
         input_size = (int(getattr(model, 'in_chans', 3)), height, width)
-    counted = copy.deepcopy(model).to('meta').eval().requires_grad_(False)
+    counted = copy.deepcopy(model).to('meta').requires_grad_(False)
+    counted.eval()  # a backbone of MMDetection returns None here
     for module in counted.modules():
-        if getattr(module, 'fused', None) is True:  # it refuses the meta device, and multiplies as often
+        if getattr(module, 'fused', None) is True:  # the fused form refuses the meta device; 'auto' has the same MACs
             module.fused = 'auto'  # type: ignore[assignment]
     dtype = next((p.dtype for p in counted.parameters()), None)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -114,7 +123,10 @@ def complexity(model: nn.Module, input_size: tuple[int, int, int] | None = None)
 
 
 def saved_bytes(model: nn.Module, x: Tensor) -> int:
-    """Bytes that one forward pass on x keeps for the backward pass: distinct storages, parameters and x left out."""
+    """Bytes that one forward pass on x keeps for the backward pass, without x, parameters and buffers.
+
+    A storage that several operations keep counts once.
+    """
     known = {tensor.untyped_storage().data_ptr() for tensor in (x, *model.parameters(), *model.buffers())}
     storages: dict[int, int] = {}
 
@@ -125,6 +137,6 @@ def saved_bytes(model: nn.Module, x: Tensor) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        out = model(x)  # the graph keeps every storage alive, so that no address is seen twice
+        out = model(x)  # while the graph lives, no two storages have the same address
     del out
     return sum(storages.values())

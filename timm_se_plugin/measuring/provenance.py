@@ -1,4 +1,4 @@
-"""Which versions, commit and machine a measurement comes from."""
+"""The versions, the commit and the machine that a measurement was made with."""
 
 import platform
 import subprocess
@@ -20,14 +20,14 @@ def _git(*command: str) -> str:
 
 
 def _commit() -> str:
-    """Commit of the package, with '+' if its own files differ from it; empty where it is installed without them."""
-    if not _git('ls-files', '/'.join(Path(__file__).parts[-2:])):  # an installed package may lie in a repository
+    """Commit of the package, with '+' if the package's files differ from it; empty if they are in no repository."""
+    if not _git('ls-files', '/'.join(Path(__file__).parts[-2:])):  # installed, maybe inside of another repository
         return ''
     return _git('rev-parse', '--short', 'HEAD') + ('+' if _git('status', '--porcelain', '.') else '')
 
 
 def provenance(device: torch.device) -> dict[str, Any]:
-    """Versions, commit of the package with '+' if it has changes, and machine of a run."""
+    """Columns for a table of results: device, threads, versions, and commit, with '+' if the package has changes."""
     return {
         'device': torch.cuda.get_device_name(device) if device.type == 'cuda' else platform.machine(),
         'threads': torch.get_num_threads(), 'python': platform.python_version(), 'torch': str(torch.__version__),

@@ -1,4 +1,4 @@
-"""What the papers say about the cost of their networks."""
+"""The costs of networks that the papers publish."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,13 +11,13 @@ class PublishedCost:
     """A row of a paper's table.
 
     Args:
-        network: the paper's name.
-        source: the table.
-        model: name here.
-        options: its keywords.
-        parameters: in millions; None where the paper gives none.
-        gmacs: multiply-accumulates in 10^9, which the papers call FLOPs; None where the paper gives none.
-        size: side of the image.
+        network: the paper's name of the network.
+        source: the paper and its table.
+        model: the plugin's name of the network.
+        parameters: millions of parameters; None where the paper gives none.
+        gmacs: 10^9 multiply-accumulates, which the papers call FLOPs; None where the paper gives none.
+        options: keywords of ``timm.create_model`` for the network.
+        size: height and width of the image in pixels.
     """
 
     network: str

@@ -1,4 +1,4 @@
-"""Where attention sits in a network, and its share of parameters and multiply-accumulates: a tree, and a picture."""
+"""Where a network has attention, and the attention's share of parameters and MACs, as a tree and as a picture."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,17 +16,17 @@ __all__ = ['Node', 'draw_sites', 'site_tree']
 
 @dataclass(frozen=True)
 class Node:
-    """A module and all that is in it.
+    """A module with everything inside.
 
     Args:
-        name: its name in the network; empty for the network.
-        type: its class.
-        params: parameters.
+        name: name in the network; empty for the network itself.
+        type: name of the class.
+        params: number of parameters.
         macs: multiply-accumulates for one image.
-        attention_params: parameters of the attention in it.
-        attention_macs: multiply-accumulates of that.
-        sites: attention layers in it, itself maybe.
-        children: the modules in it, where more than one attention is; and of the network.
+        attention_params: parameters of the attention layers inside.
+        attention_macs: multiply-accumulates of the attention layers inside.
+        sites: names of the attention layers inside, or of the module if it is one.
+        children: the modules directly inside, if the module is the network or has more than one attention layer.
         input_size: (C, H, W) of the image.
     """
 
@@ -41,7 +41,7 @@ class Node:
     input_size: tuple[int, int, int]
 
     def units(self) -> Iterator['Node']:
-        """The parts of the network in its order: each has one attention, or none."""
+        """The parts of the network in its order, each with at most one attention layer."""
         if not self.children:
             yield self
         for child in self.children:
@@ -66,21 +66,21 @@ class Node:
             yield from run[0]._lines(prefix + below, f'{prefix}{branch}{several}')
 
     def _kind(self) -> tuple[Any, ...]:
-        """What siblings that are shown once have in common."""
+        """What neighbours have in common that are shown as one."""
         inner = tuple(site.removeprefix(self.name) for site in self.sites)
         return self.type, self.params, self.macs, inner
 
     def site_names(self) -> str:
-        """The attention, by its name in the module."""
+        """Names of the attention layers within the module."""
         return ', '.join(site.removeprefix(self.name).removeprefix('.') or 'attention' for site in self.sites)
 
 
 def site_tree(model: nn.Module, input_size: tuple[int, int, int] | None = None) -> Node:
-    """Tree of a network; ``print`` shows it, with equal neighbours as one.
+    """Tree of a network, which ``print`` shows with equal neighbours as one.
 
     Args:
-        model: any network that takes one image batch.
-        input_size: (C, H, W) of the image; that of the model's pretrained configuration if None.
+        model: any network that takes one batch of images.
+        input_size: (C, H, W) of the image; if None, what the model's pretrained configuration says.
     """
     return _node(model, '', complexity(model, input_size), tuple(counted_attention(model)))
 
@@ -103,20 +103,18 @@ def _share(part: int, whole: int) -> str:
 
 
 def draw_sites(tree: Node, path: str | Path, title: str = '') -> None:
-    """Draw the parts of a network in their order, with the attention's share of each, into an image file.
+    """Draw a bar for each part of a network, with the attention's share of it, into an image file.
 
     Args:
-        tree: of :func:`site_tree`.
-        path: PNG, SVG or PDF, by its ending.
-        title: above the picture.
+        tree: what :func:`site_tree` returns.
+        path: the file, whose ending says whether it is PNG, SVG or PDF.
+        title: text above the picture.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     units = [unit for unit in tree.units() if unit.params or unit.macs or unit.sites]
     labels = [f'{unit.name or unit.type}  ●' if unit.sites else unit.name for unit in units]
     figure = Figure(figsize=(10, 1.6 + 0.19 * len(units)), layout='constrained')
-    FigureCanvasAgg(figure)
     for axes, what, whole in zip(figure.subplots(1, 2, sharey=True), ('params', 'macs'), (tree.params, tree.macs),
                                  strict=True):
         shares = [[100 * value / whole for value in values] for values in (

@@ -6,7 +6,7 @@ from typing import Any
 from timm.models import build_model_with_cfg
 from torch import nn
 
-from ..files.hub_files import read_config
+from ..files.hub_files import read_config_json
 from ..placement import AttentionSpec, place_attention
 from ..placement.record import record_arguments
 from ..placement.spec import applicable, is_option, split_attention_kwargs
@@ -38,7 +38,7 @@ def build(arch: Architecture, pretrained: bool = False, **kwargs: Any) -> nn.Mod
     cfg = pretrained_cfg(arch, kwargs.pop('pretrained_cfg', None), kwargs.pop('pretrained_cfg_overlay', None))
     saved_args = kwargs.pop('pretrained_model_args', None)  # of timm 1.0.31 and newer
     if saved_args is None and cfg.source in SAVED_SOURCES:
-        saved_args = read_config(f'{cfg.source}:{cfg.hf_hub_id or cfg.file}').get('model_args')
+        saved_args = read_config_json(f'{cfg.source}:{cfg.hf_hub_id or cfg.file}').get('model_args')
     elif saved_args:
         kwargs['pretrained_model_args'] = saved_args
     saved = _attention_options(saved_args or {}, options)

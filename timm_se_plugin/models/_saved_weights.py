@@ -1,4 +1,4 @@
-"""What a file of weights must be before a model is made for it."""
+"""The check of a weights file before a model is built for it."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,22 +9,23 @@ from timm.models import PretrainedCfg
 from torch import nn
 
 from ..files.hub_files import WEIGHTS, fetch, tensor_shapes
-from .state_dicts import shortened
+from .state_dicts import Misfit
 
 __all__ = ['check_saved_weights']
 
 
 def check_saved_weights(cfg: PretrainedCfg, build: Callable[[bool], nn.Module]) -> None:
-    """Look at the weights that timm is about to load from the Hub or a folder, before any memory is taken for them.
+    """Check the weights that timm is about to load from the Hub or a folder, before memory is allocated for them.
 
-    Weights in PyTorch's own format, which timm reads without unpickling, are left to timm.
+    Weights in PyTorch's own format, which timm loads with ``weights_only=True``, are left to timm.
 
     Args:
-        cfg: where they are.
-        build: makes the model, called with False: without its weights, and here without memory, on the meta device.
+        cfg: timm's configuration, which says where the weights are.
+        build: makes the model. Called with False, for a model without weights, and on the meta device, without memory.
 
     Raises:
-        ValueError: a broken file, or a tensor of another shape than the model has; also what :func:`fetch` raises.
+        ValueError: the file is broken, or has a tensor of another shape than the model.
+        ConnectionError: as :func:`fetch`, which also raises ``HfHubHTTPError``.
     """
     path = _weights_file(cfg)
     if path is None:
@@ -32,13 +33,13 @@ def check_saved_weights(cfg: PretrainedCfg, build: Callable[[bool], nn.Module]) 
     shapes = tensor_shapes(path)
     with torch.device('meta'):
         model: Any = build(False)
-    asked = {cfg.classifier: ('num_classes', cfg.num_classes), cfg.first_conv: ('in_chans', cfg.input_size[0])}
-    adapted = tuple(f'{layer}.' for layer, (name, theirs) in asked.items()  # by timm, to what the user asks for
-                    if getattr(model, name, None) != theirs)  # a network of features knows neither
-    wrong = {f'{key} {shapes[key]} for {tuple(tensor.shape)}' for key, tensor in model.state_dict().items()
-             if key in shapes and shapes[key] != tuple(tensor.shape) and not key.startswith(adapted)}
+    # timm adapts these layers to other classes or input channels. A network of features knows neither number.
+    saved = {cfg.classifier: ('num_classes', cfg.num_classes), cfg.first_conv: ('in_chans', cfg.input_size[0])}
+    adapted = tuple(f'{layer}.' for layer, (name, count) in saved.items() if getattr(model, name, None) != count)
+    given = {key: shape for key, shape in shapes.items() if not key.startswith(adapted)}
+    wrong = Misfit(shapes=Misfit.of(given, model.state_dict()).shapes)
     if wrong:
-        raise ValueError(f'{path} does not fit {cfg.architecture}: of another shape {shortened(wrong)}')
+        raise ValueError(f'{path} does not fit {cfg.architecture}: {wrong}')
 
 
 def _weights_file(cfg: PretrainedCfg) -> Path | None:
@@ -51,4 +52,4 @@ def _weights_file(cfg: PretrainedCfg) -> Path | None:
     try:
         return fetch(cfg.hf_hub_id, WEIGHTS)
     except FileNotFoundError:
-        return None  # in PyTorch's format, or offline: timm looks on
+        return None  # the weights are in PyTorch's format, or the Hub is offline: timm knows what to do

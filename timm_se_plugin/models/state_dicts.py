@@ -1,16 +1,88 @@
-"""What a checkpoint may lack, and what it may not."""
+"""What weights must have in common with the network that they are loaded into: keys, shapes, the attention."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 from inspect import signature
 from typing import Any
 
 from torch import Tensor, nn
 
-from ..placement import attention_modules
+from ..placement import AttentionSpec, attention_modules
 
-__all__ = ['StateDict', 'checkpoint_filter']
+__all__ = ['Misfit', 'StateDict', 'attention_misfit', 'checkpoint_filter']
 
 StateDict = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Misfit:
+    """Where given weights differ from those that a network expects; false where the network can load them.
+
+    Args:
+        missing: expected keys that are not given.
+        unexpected: given keys that are not expected.
+        shapes: the given and the expected shape of each key where the two differ.
+    """
+
+    missing: Collection[str] = ()
+    unexpected: Collection[str] = ()
+    shapes: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any], expected: Mapping[str, Any], ignored: Collection[str] = ()) -> 'Misfit':
+        """Compare two state dicts.
+
+        BatchNorm's ``num_batches_tracked`` may be absent from either: files older than PyTorch 0.4.1 do not have it,
+        and a norm with constant statistics has none.
+
+        Args:
+            given: tensors by key, or their shapes.
+            expected: the network's own tensors by key, or their shapes.
+            ignored: further keys that one of the two may lack.
+        """
+        def counts(key: str) -> bool:
+            return not key.endswith('num_batches_tracked') and key not in ignored
+
+        both = {key: (_shape(given[key]), _shape(value)) for key, value in expected.items() if key in given}
+        return cls(
+            frozenset(filter(counts, expected.keys() - given.keys())),
+            frozenset(filter(counts, given.keys() - expected.keys())),
+            {key: shapes for key, shapes in both.items() if shapes[0] != shapes[1]})
+
+    def __bool__(self) -> bool:
+        return bool(self.missing or self.unexpected or self.shapes)
+
+    def __str__(self) -> str:
+        shapes = [f'{key} {given} instead of {expected}' for key, (given, expected) in self.shapes.items()]
+        parts = {'missing': self.missing, 'unexpected': self.unexpected, 'of another shape': shapes}
+        return '; '.join(f'{name} {_shortened(keys)}' for name, keys in parts.items() if keys)
+
+
+def _shape(value: Any) -> tuple[int, ...]:
+    return tuple(getattr(value, 'shape', value))
+
+
+def _shortened(keys: Collection[str]) -> str:
+    first = ', '.join(sorted(keys)[:4])
+    return first if len(keys) <= 4 else f'{first} and {len(keys) - 4} more'
+
+
+def attention_misfit(
+        network: AttentionSpec | None, weights: AttentionSpec | None, ignored: str | tuple[str, ...] = (),
+) -> str:
+    """Options in which a network's attention is not that of weights, as text; empty where the two agree.
+
+    Args:
+        network: the attention that the network has.
+        weights: the attention that the weights were trained with.
+        ignored: beginnings of options that may differ, such as ``'attn_rd_'``.
+    """
+    if network is None or weights is None:
+        different = {'attn': (network and network.attn, weights and weights.attn)} if network != weights else {}
+    else:
+        different = network.differences(weights)
+    return ', '.join(f'{name}={value!r} (the weights have {other!r})' for name, (value, other) in different.items()
+                     if not name.startswith(ignored))
 
 
 def checkpoint_filter(
@@ -18,17 +90,18 @@ def checkpoint_filter(
         new_attention: bool = False,
         their_filter: Callable[..., StateDict] | None = None,
 ) -> Callable[[StateDict, nn.Module], StateDict]:
-    """Filter for timm's ``pretrained_filter_fn`` that refuses weights which don't fit.
+    """Filter for timm's ``pretrained_filter_fn`` that refuses weights which do not fit.
 
     timm stops checking keys as soon as the number of classes differs, and only logs what was missing; here every
-    missing or unexpected key is an error.
+    missing or unexpected key is an error. Shapes are left to timm, which adapts the first convolution and the
+    classifier after this filter.
 
     Args:
         key_map: renames the checkpoint's keys; leaves the model's own alone.
         new_attention: the checkpoint is a plain network's: exactly the attention's keys are missing, and keep their
             initial values.
-        their_filter: timm's own filter for the network, which comes first; it takes the checkpoint, or that and the
-            model.
+        their_filter: timm's own filter for the network, which comes first; it takes the checkpoint, or the checkpoint
+            and the model.
 
     Returns:
         The filter; it raises ValueError.
@@ -40,28 +113,17 @@ def checkpoint_filter(
             state_dict = their_filter(state_dict, model) if takes_model else their_filter(state_dict)
         if key_map is not None:
             state_dict = key_map(state_dict)
-        expected = model.state_dict()
-        # A classifier for other classes is replaced by timm; files older than PyTorch 0.4.1 count no batches.
+        own = model.state_dict()
         cfg: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]  # set by timm's builder
+        # timm replaces a classifier for another number of classes.
         replaced = cfg['classifier'] if model.num_classes != cfg['num_classes'] else None
-        ignored = {key for key in expected if key.endswith('num_batches_tracked')}
-        ignored |= {f'{replaced}.weight', f'{replaced}.bias'}
-
-        added: set[str] = set()
-        if new_attention:
-            prefixes = tuple(f'{name}.' for name in attention_modules(model))
-            added = {key for key in expected if key.startswith(prefixes)}
-        missing = expected.keys() - state_dict.keys() - ignored - added
-        unexpected = (state_dict.keys() - expected.keys() - ignored) | (state_dict.keys() & added)
-        if missing or unexpected:
-            raise ValueError(
-                f'the checkpoint does not fit {cfg["architecture"]}: '
-                f'missing {shortened(missing)}; unexpected {shortened(unexpected)}')
-        return {**state_dict, **{key: expected[key] for key in added}}
+        prefixes = tuple(f'{name}.' for name in attention_modules(model)) if new_attention else ()
+        gained = {key: value for key, value in own.items() if key.startswith(prefixes)}
+        expected = {key: value for key, value in own.items() if key not in gained}
+        found = Misfit.of(state_dict, expected, ignored=(f'{replaced}.weight', f'{replaced}.bias'))
+        misfit = Misfit(found.missing, found.unexpected)
+        if misfit:
+            raise ValueError(f'the checkpoint does not fit {cfg["architecture"]}: {misfit}')
+        return {**state_dict, **gained}
 
     return apply
-
-
-def shortened(keys: set[str]) -> str:
-    first = ', '.join(sorted(keys)[:4]) or 'nothing'
-    return first if len(keys) <= 4 else f'{first} and {len(keys) - 4} more'

@@ -1,9 +1,10 @@
-"""The SENet authors' Caffe release (github.com/hujie-frank/SENet): its files, and its layers as ResNet's keys."""
+"""The Caffe release of the SENet authors (github.com/hujie-frank/SENet): its files, and its layers as ResNet's keys."""
 
 import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -11,10 +12,10 @@ from ..models.state_dicts import StateDict
 
 __all__ = ['INPUT', 'caffe_keys', 'caffe_layers', 'is_caffe']
 
-# The prototxt files: BGR from 0 to 255 less 104, 117, 123. As timm's mean and std of RGB from 0 to 1.
+# The prototxt files subtract 104, 117, 123 from BGR values up to 255. timm's mean and std are of RGB values up to 1.
 INPUT = {'mean': (123 / 255, 117 / 255, 104 / 255), 'std': (1 / 255,) * 3}
 
-# A layer's name, up to /bn and /bn/scale, as ResNet's convolution and norm.
+# By the name of a Caffe layer, without /bn or /bn/scale: ResNet's convolution and norm.
 _STEM = {
     'conv1/7x7_s2': ('conv1', 'bn1'),
     'conv1_1/3x3_s2': ('conv1.0', 'conv1.1'), 'conv1_2/3x3': ('conv1.3', 'conv1.4'), 'conv1_3/3x3': ('conv1.6', 'bn1'),
@@ -42,10 +43,13 @@ def _place(layer: str) -> tuple[str, str] | None:
 
 
 def caffe_keys(state_dict: StateDict) -> tuple[StateDict, dict[str, str]]:
-    """Blobs by the name ``<layer>.<number>`` as ResNet's weights, and which blob each of them is from.
+    """Caffe's blobs as ResNet's weights, and the name of the blob that each weight comes from.
 
-    Caffe's BatchNorm has the mean, the variance and a number to divide both by; its Scale weight and bias. The first
-    convolution's input channels are turned from BGR to RGB.
+    Caffe's BatchNorm layer has the mean, the variance and a factor that both have to be divided by, its Scale layer the
+    weight and the bias. The first convolution's input channels are reordered from BGR to RGB.
+
+    Args:
+        state_dict: blobs by the name ``<layer>.<number>``.
     """
     weights: StateDict = {}
     origin: dict[str, str] = {}
@@ -74,12 +78,12 @@ def caffe_keys(state_dict: StateDict) -> tuple[StateDict, dict[str, str]]:
 
 
 def caffe_layers(path: str | Path) -> StateDict:
-    """Blobs of a ``.caffemodel`` by the name ``<layer>.<number>``.
+    """Blobs of a ``.caffemodel`` file by the name ``<layer>.<number>``.
 
-    Needs the ``protobuf`` package, which comes with the ``[export]`` extra.
+    Reading needs the ``protobuf`` package, which comes with the ``[export]`` extra.
 
     Raises:
-        ValueError: the file is no network of Caffe's, or a blob has fewer numbers than its shape says.
+        ValueError: the file is not a network of Caffe, or a blob has another number of values than its shape says.
     """
     from google.protobuf.message import DecodeError
 
@@ -92,9 +96,10 @@ def caffe_layers(path: str | Path) -> StateDict:
     for layer in net.layer:
         for i, blob in enumerate(layer.blobs):
             shape = tuple(blob.shape.dim) or (blob.num, blob.channels, blob.height, blob.width)
-            values = torch.tensor(blob.data)
+            values = torch.from_numpy(np.array(blob.data, dtype=np.float32))  # torch.tensor reads number by number
             if len(values) != torch.Size(shape).numel():
-                raise ValueError(f'blob {i} of {layer.name} has {len(values)} numbers for shape {shape}')
+                raise ValueError(f'{path} is broken: blob {i} of layer {layer.name} has {len(values)} values for the '
+                                 f'shape {shape}')
             blobs[f'{layer.name}.{i}'] = values.view(shape)
     if not blobs:
         raise ValueError(f'{path} is not a .caffemodel: it has no layer with weights')
@@ -102,7 +107,7 @@ def caffe_layers(path: str | Path) -> StateDict:
 
 
 def _net_parameter() -> Any:
-    """The few fields of ``caffe.NetParameter`` that weights are in, as in Caffe's caffe.proto."""
+    """Message class with the fields of ``caffe.NetParameter`` that hold weights, numbered as in Caffe's caffe.proto."""
     from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
     file = descriptor_pb2.FileDescriptorProto(name='timm_se_plugin/caffe.proto', package='timm_se_plugin.caffe')

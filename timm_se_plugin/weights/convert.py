@@ -1,31 +1,30 @@
-"""Weights from elsewhere as the plugin's, and the plugin's as timm's, with a word on every key."""
+"""Conversion of other packages' weights to the plugin's, and of the plugin's to timm's, with a report on every key."""
 
-import copy
 import json
-import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import timm
-import torch
 from timm.data import resolve_data_config
 from torch import nn
 
-from ..models._published import legacy_keys, sk_keys
-from ..models.state_dicts import StateDict, shortened
+from ..files.hub_files import SAVED_AT
+from ..models._registry import architectures
+from ..models.state_dicts import Misfit, StateDict, attention_misfit
 from ..placement import AttentionSpec, attention_modules
-from .caffe import INPUT, caffe_keys, is_caffe
+from .caffe import INPUT
 from .folders import write_model
+from .layouts import is_elsewhere, layout_of, renamed, sizes
 from .mm_config import backbone_attention, backbone_config
 from .reading import read_weights
 from .runs import build_model
+from .same_function import check_same_function
 
 __all__ = ['Conversion', 'convert', 'convert_file', 'convert_to_timm']
 
-# The attention of all networks that were released with these names. So is mmpretrain's style='pytorch', where a file
-# does not say so.
+# The attention of every network that was released with these names.
 _DECLARED = dict.fromkeys(('cadene', 'caffe', 'mmpretrain'), AttentionSpec('se'))
 
 
@@ -34,11 +33,10 @@ class Conversion:
     """What became of every key.
 
     Args:
-        layout: whose names the source has: ``'resnet'`` (timm's and torchvision's), ``'timm-sk'``, ``'cadene'`` (also
-            timm's ``legacy_*``), ``'mmpretrain'``, ``'mmdet'`` or ``'caffe'``.
-        mapped: the source's key for each of the model's.
-        unused: keys of the source that are not of this network, such as a detector's head.
-        missing: keys of the model that the source does not have, and that keep their initial values.
+        layout: whose names the source has, as :func:`~.layouts.layout_of` tells.
+        mapped: the source's key for each key of the model.
+        unused: keys of the source that are no part of the network, such as a detector's head.
+        missing: keys of the model that the source lacks; they keep their initial values.
     """
 
     layout: str
@@ -47,7 +45,7 @@ class Conversion:
     missing: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-safe."""
+        """The conversion as JSON-safe values."""
         return asdict(self)
 
     def __str__(self) -> str:
@@ -58,179 +56,90 @@ class Conversion:
         return '\n'.join(lines + [f'  {key} missing, keeps its initial value' for key in self.missing])
 
 
-def _renamed(layout: str, keys: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys of a layout as ResNet's."""
-    if layout == 'cadene':
-        return legacy_keys(dict(keys))
-    if layout == 'timm-sk':
-        return sk_keys(dict(keys))
-    if layout in ('mmpretrain', 'mmdet'):
-        keys = {re.sub(r'^backbone\.(net\.)?', '', key): value for key, value in keys.items()}
-    if layout == 'mmpretrain':
-        names = {'.se_layer.conv1.conv.': '.se.fc1.', '.se_layer.conv2.conv.': '.se.fc2.', 'head.fc.': 'fc.'}
-        for theirs, ours in names.items():
-            keys = {key.replace(theirs, ours): value for key, value in keys.items()}
-    if layout == 'mmdet':  # of the plugin layer SEPlugin in mmdet's own ResNet
-        keys = {re.sub(r'^(layer\d\.\d+)\.se\w*\.', r'\1.se.', key): value for key, value in keys.items()}
-    return dict(keys)
-
-
-def layout_of(keys: Mapping[str, Any]) -> str:
-    """Whose names they are."""
-    if is_caffe(keys):
-        return 'caffe'
-    if any('.se_layer.' in key for key in keys) or (
-            'head.fc.weight' in keys and any(key.startswith('backbone.') for key in keys)):  # timm has heads too
-        return 'mmpretrain'
-    if any(key.startswith('backbone.') for key in keys):
-        return 'mmdet'
-    if any(key.startswith('layer0.') for key in keys):
-        return 'cadene'
-    if any(re.match(r'layer\d\.\d+\.conv\d\.conv\.', key) for key in keys):
-        return 'timm-sk'
-    return 'resnet'
-
-
 def convert(
         weights: StateDict, model: nn.Module, source: nn.Module | None = None, meta: Mapping[str, Any] | None = None,
 ) -> Conversion:
     """Load weights with other names into a model of the plugin.
 
-    Exactly these may be missing: what counts batches, the classifier if the source has none, and all of the attention
-    if the source has none and the model was made with ``attn_init='identity'``.
+    Only these may be missing: BatchNorm's counters; the classifier, if the source has none; and the attention, if the
+    source has none and the model was made with ``attn_init='identity'``.
 
     Args:
-        weights: what :func:`read_weights` gives.
-        model: a model of the plugin; it is changed only if everything fits.
-        source: the network that the weights are of. With it the two are compared, which have to compute the same;
-            without it the names have to tell.
-        meta: what the file says beside the weights.
+        weights: weights, as :func:`read_weights` returns them.
+        model: a model of the plugin, which is changed only if everything fits.
+        source: the network that the weights belong to, if it is known; `model` then has to compute the same function.
+            Without it, the keys have to tell what the network computes.
+        meta: what the file has beside the weights, as :func:`read_weights` returns it.
 
     Raises:
-        ValueError: keys or shapes that don't fit, or weights of a network that has the same keys and computes
-            something else.
+        ValueError: keys or shapes do not fit, or the weights are of a network with the same keys that computes another
+            function.
     """
     cfg: Any = model.pretrained_cfg
     layout, is_legacy = layout_of(weights), cfg['architecture'].startswith('legacy_')
     attn = AttentionSpec.of(model)
     if source is not None:
-        _check_same_function(model, source, gains_attention=attn is not None and attn.init == 'identity')
+        check_same_function(model, source, gains_attention=attn is not None and attn.init == 'identity')
     elif is_legacy != (layout in ('cadene', 'caffe')):
-        raise ValueError(
-            f"weights with {layout}'s names are not of {cfg['architecture']}: its keys are the same after renaming, "
-            f'and its strides and pooling are not; allowed: {"cadene, caffe" if is_legacy else "a legacy_ model"}')
+        todo = 'give weights with cadene or caffe names' if is_legacy else 'convert to a legacy_ model'
+        raise ValueError(f"weights with {layout}'s names are not of {cfg['architecture']}, which has the same keys, "
+                         f'but other strides and pooling; {todo}')
     backbone = backbone_config(meta or {})
     if backbone.get('style') == 'caffe' and not is_legacy:
-        raise ValueError("the checkpoint's configuration says style='caffe': its strides are in the 1x1 convolutions, "
-                         f"those of {cfg['architecture']} in the 3x3 ones; the keys are the same")
-    given: StateDict
-    if layout == 'caffe':
-        given, origin = caffe_keys(weights)
-    else:
-        given = _renamed(layout, weights)
-        origin = _renamed(layout, {key: key for key in weights})
-
+        raise ValueError("the checkpoint's configuration says style='caffe', so its network has strides in the 1x1 "
+                         f"convolutions; {cfg['architecture']} has the same keys and strides in the 3x3 convolutions")
+    given, origin = renamed(layout, weights)
     expected = model.state_dict()
-    may_miss = {key for key in expected if key.endswith('num_batches_tracked')}
+    may_miss: set[str] = set()
     classifier = {key for key in expected if key.startswith(f"{cfg['classifier']}.")}
     if not classifier & given.keys():
         may_miss |= classifier
     prefixes = tuple(f'{name}.' for name in attention_modules(model))
-    attention = {key for key in expected if prefixes and key.startswith(prefixes)}
+    attention = {key for key in expected if key.startswith(prefixes)}
     if attention and not attention & given.keys() and attn:
         if attn.init != 'identity':
             raise ValueError(
-                f"the weights are of a network without attn={attn.attn!r}, which {cfg['architecture']} has; allowed: "
-                "attn_init='identity', whose gates start at 1")
+                f"the weights are of a network without attn={attn.attn!r}, which {cfg['architecture']} has; make the "
+                "model with attn_init='identity', whose gates start at 1")
         may_miss |= attention
     elif attention & given.keys() and attn:
         _check_attention(attn, backbone_attention(backbone) if layout == 'mmdet' else _DECLARED.get(layout, attn), cfg)
-    unused = {key for key in given.keys() - expected.keys() if _is_elsewhere(layout, origin[key])}
-    missing = expected.keys() - given.keys()
-    unexpected = given.keys() - expected.keys() - unused
-    shapes = {f'{key} {tuple(given[key].shape)} for {tuple(expected[key].shape)}'
-              for key in expected.keys() & given.keys() if given[key].shape != expected[key].shape}
-    if missing - may_miss or unexpected or shapes:
-        raise ValueError(
-            f"weights with {layout}'s names do not fit {cfg['architecture']}: missing {shortened(missing - may_miss)}; "
-            f'unexpected {shortened({origin[key] for key in unexpected})}; of another shape {shortened(shapes)}')
+    elsewhere = {key for key, old in origin.items() if is_elsewhere(layout, old)}
+    misfit = Misfit.of(given, expected, ignored=may_miss | elsewhere)
+    if misfit:
+        named = replace(misfit, unexpected=[origin[key] for key in misfit.unexpected])
+        raise ValueError(f"weights with {layout}'s names do not fit {cfg['architecture']}: {named}")
     model.load_state_dict({**expected, **{key: given[key] for key in expected.keys() & given.keys()}})
     return Conversion(
         layout, {key: origin[key] for key in expected if key in given},
-        tuple(sorted(origin[key] for key in unused)), tuple(key for key in expected if key in missing))
+        tuple(sorted(origin[key] for key in given if key not in expected)),
+        tuple(key for key in expected if key not in given))
 
 
-def _check_attention(attn: AttentionSpec, theirs: AttentionSpec, cfg: Mapping[str, Any]) -> None:
-    different = {name: values for name, values in attn.differences(theirs).items() if not name.startswith('attn_rd_')}
-    if different:  # in more than the width, which shapes tell
-        said = ', '.join(f'{name}={mine!r} (theirs: {other!r})' for name, (mine, other) in different.items())
-        raise ValueError(f"the weights are of another attention than {cfg['architecture']} was made with: {said}")
-
-
-def _is_elsewhere(layout: str, key: str) -> bool:
-    """Whether a key is of another part than the network: a detector's neck and heads, mmpretrain's preprocessing."""
-    return layout in ('mmdet', 'mmpretrain') and not key.startswith(('backbone.', 'head.fc.'))
+def _check_attention(attn: AttentionSpec, weights: AttentionSpec, cfg: Mapping[str, Any]) -> None:
+    different = attention_misfit(attn, weights, ignored='attn_rd_')  # another width is another shape
+    if different:
+        raise ValueError(f"{cfg['architecture']} was made with another attention than the weights have: {different}")
 
 
 def convert_to_timm(model: nn.Module, name: str) -> tuple[nn.Module, Conversion]:
-    """timm's own model with the weights of the plugin's.
+    """Build timm's own model with the weights of a model of the plugin.
 
     Args:
-        model: of the plugin.
-        name: timm's.
+        model: a model of the plugin.
+        name: timm's name of the same network.
 
     Raises:
-        ValueError: an unknown name, other keys or shapes, or a network that computes something else.
+        ValueError: timm has no such name, or its network has other keys or shapes or computes another function.
     """
-    if not timm.is_model(name) or name.endswith('_plugin'):
-        raise ValueError(f'{name} is not a model of timm; allowed: a name that timm.list_models() has')
+    if not timm.is_model(name) or name in architectures:
+        raise ValueError(f"{name} is not a model of timm's own; timm.list_models() has their names")
     network: Any = model
     reference = timm.create_model(name, num_classes=network.num_classes, in_chans=network.in_chans)
-    names = _check_same_function(model, reference)
+    names = check_same_function(model, reference)
     state = model.state_dict()
     reference.load_state_dict({names[key]: value for key, value in state.items()})
     return reference, Conversion('resnet', {names[key]: key for key in state}, (), ())
-
-
-@torch.no_grad()
-def _check_same_function(model: nn.Module, reference: nn.Module, gains_attention: bool = False) -> dict[str, str]:
-    """Raise ValueError unless `reference` computes what `model` does, with any weights.
-
-    Both get the same random weights and compute the features of random images in float64, with BatchNorm in training
-    mode, where it keeps all values of one size and hides no branch.
-
-    Args:
-        model: the plugin's.
-        reference: the other.
-        gains_attention: `model` may have attention that the other lacks; as it is, it has to change nothing.
-
-    Returns:
-        The reference's key for each of the model's.
-    """
-    network: Any = copy.deepcopy(model).double().eval()
-    other: Any = copy.deepcopy(reference).double().eval()
-    for module in (*network.modules(), *other.modules()):
-        module.training = isinstance(module, nn.BatchNorm2d)
-    ours, theirs = network.state_dict(), other.state_dict()
-    names = _renamed(layout_of(theirs), {key: key for key in theirs})
-    gained = tuple(f'{name}.' for name in attention_modules(model)) if gains_attention else ()
-    shapes = {key for key in ours.keys() & names.keys() if ours[key].shape != theirs[names[key]].shape}
-    extra = {key for key in ours.keys() - names.keys() if not (gained and key.startswith(gained))}
-    mine, its = (net.pretrained_cfg['architecture'] for net in (network, other))
-    if names.keys() - ours.keys() or extra or shapes:
-        raise ValueError(f'{mine} is not {its}: it lacks {shortened(names.keys() - ours.keys())}; has '
-                         f'{shortened(extra)} beside it; of another shape {shortened(shapes)}')
-    generator = torch.Generator().manual_seed(0)
-    for tensor in theirs.values():
-        if tensor.is_floating_point():
-            tensor.normal_(0, tensor[0].numel() ** -0.5 if tensor.dim() > 1 else 1.0, generator=generator)
-    network.load_state_dict({**ours, **{key: theirs[old] for key, old in names.items()}})
-    x = torch.randn(4, network.in_chans, 96, 96, generator=generator, dtype=torch.float64)
-    expected, found = (net.forward_features(x) for net in (other, network))
-    if float((found - expected).abs().max()) > 1e-6 * float(expected.abs().max()):
-        raise ValueError(f'{mine} and {its} have the same keys and shapes and compute something else, so weights of '
-                         'one are not weights of the other')
-    return names
 
 
 def convert_file(
@@ -239,21 +148,21 @@ def convert_file(
     """Convert a file or a saved model, and save the result as timm does, with ``conversion.json`` beside it.
 
     Args:
-        weights: a file, or ``'local-dir:…'`` or ``'hf-hub:…'`` for a saved model, which knows what network it is of.
-        model: the plugin's name to convert to, or timm's to convert a saved model back.
-        folder: where to.
-        source: timm's name of the network that a file's weights are of, if it is known.
-        **model_kwargs: for the new model, such as ``attn='se', attn_init='identity'``; classes and input channels are
-            those of the weights.
+        weights: a file, or ``'local-dir:…'`` or ``'hf-hub:…'`` for a saved model, which says what its network is.
+        model: the plugin's name of the network to convert to; or timm's name, to convert a saved model back.
+        folder: the folder to write into.
+        source: timm's name of the network that a file's weights belong to, if it is known.
+        **model_kwargs: arguments of the new model, such as ``attn='se', attn_init='identity'``. By default it has the
+            weights' number of classes and input channels.
 
     Raises:
-        FileNotFoundError: no such file.
+        FileNotFoundError: there is no such file.
         ValueError: as :func:`convert` and :func:`convert_to_timm`.
     """
     data_config: dict[str, Any] | None
-    if str(weights).startswith(('local-dir:', 'hf-hub:')):
+    if str(weights).startswith(SAVED_AT):
         saved: Any = timm.create_model(str(weights), pretrained=True)
-        if not model.endswith('_plugin'):
+        if model not in architectures:
             target, conversion = convert_to_timm(saved, model)
         else:
             target = timm.create_model(
@@ -262,8 +171,8 @@ def convert_file(
         data_config = {key: saved.pretrained_cfg[key] for key in ('mean', 'std', 'interpolation', 'crop_pct')}
     else:
         state, meta = read_weights(weights)
-        target = timm.create_model(model, **{**_sizes(state), **model_kwargs})
-        original, data_config = _told(source, state, meta)
+        target = timm.create_model(model, **{**sizes(state), **model_kwargs})
+        original, data_config = _source_of(source, state, meta)
         conversion = convert(state, target, original, meta)
         if conversion.layout == 'caffe':
             data_config = INPUT
@@ -272,25 +181,14 @@ def convert_file(
     return conversion
 
 
-def _told(
+def _source_of(
         source: str | None, weights: StateDict, meta: Mapping[str, Any],
 ) -> tuple[nn.Module | None, dict[str, Any] | None]:
-    """The network that weights are of, by its name or by the options of a training, and its preprocessing."""
+    """The network that weights belong to, by its name or by the options of a training, and its preprocessing."""
     args = dict(meta.get('args') or {})
     if source:
         args = {'model': source}
     elif not timm.is_model(str(args.get('model')).partition('.')[0]):
         return None, None
-    original = build_model({**args, **_sizes(weights)})
+    original = build_model({**args, **sizes(weights)})
     return original, resolve_data_config(args, model=original)
-
-
-def _sizes(weights: StateDict) -> dict[str, int]:
-    """Classes and input channels of a network with these weights, where its keys tell."""
-    sizes = {}
-    for key, tensor in weights.items():
-        if re.fullmatch(r'(head\.)?(fc|last_linear)\.weight|classifier\.0', key):
-            sizes['num_classes'] = tensor.flatten(0, -2).shape[0]
-        elif re.fullmatch(r'(backbone\.|layer0\.)?conv1(\.0)?\.weight|conv1(_1)?/[37]x[37]_s2\.0', key):
-            sizes['in_chans'] = tensor.shape[1]
-    return sizes

@@ -1,4 +1,4 @@
-"""A model as a folder in timm's format for the Hub."""
+"""A model as a folder in timm's format."""
 
 import copy
 from collections.abc import Mapping
@@ -11,13 +11,15 @@ from timm.models import save_for_hf
 from timm.utils import unwrap_model
 from torch import nn
 
+from ..files.hub_files import FOLDER
 from ..files.version import __version__
 from ..placement import AttentionSpec
 
 __all__ = ['plugin_config', 'write_model']
 
+
 def plugin_config(attn: AttentionSpec | None) -> dict[str, Any]:
-    """What is said about the plugin in ``config.json``: its version and the attention."""
+    """The plugin's entry in ``config.json``: its version and the attention."""
     return {'version': __version__, 'attention': attn and attn.to_kwargs()}
 
 
@@ -25,25 +27,25 @@ def write_model(
         model: nn.Module, folder: str | Path, model_config: Mapping[str, Any] | None = None,
         data_config: Mapping[str, Any] | None = None,
 ) -> nn.Module:
-    """Write ``model.safetensors`` and ``config.json`` as timm does, and make sure that they give the model back.
+    """Write ``model.safetensors`` and ``config.json`` as timm does, and check that the model loads from them.
 
-    The model stays as it is, on its device, in its memory format and mode.
+    The model itself does not change: it keeps its device, memory format and mode.
 
     Args:
-        model: what ``timm.create_model`` made, wrapped or not (DDP, ``torch.compile``).
-        folder: where to.
-        model_config: as for timm's ``save_for_hf``; ``label_names``, for example.
-        data_config: as for timm's ``save_for_hf``: the preprocessing that the weights were trained with.
+        model: a model that ``timm.create_model`` made, wrapped or not (DDP, ``torch.compile``).
+        folder: the folder to write into.
+        model_config: entries of ``config.json``, such as ``label_names``, as for timm's ``save_for_hf``.
+        data_config: the preprocessing that the weights were trained with, as for timm's ``save_for_hf``.
 
     Returns:
-        The model as it will be loaded, on the CPU.
+        The model as it loads from the folder, on the CPU.
 
     Raises:
-        ValueError: not a timm model, or one whose name and arguments do not give it back.
+        ValueError: the model is not timm's, or its name and arguments build another one.
     """
     network: Any = unwrap_model(model)
     if not all(hasattr(network, name) for name in ('pretrained_cfg', '_model_args', 'num_classes')):
-        raise ValueError(f'{type(network).__name__} is not allowed; allowed: a model that timm.create_model made')
+        raise ValueError(f'{type(network).__name__} cannot be written: it is not a model that timm.create_model made')
     network = copy.deepcopy(network).cpu().eval()
     for tensor in (*network.parameters(), *network.buffers()):
         tensor.data = tensor.data.contiguous()  # safetensors refuses channels_last
@@ -52,12 +54,11 @@ def write_model(
         model_config={**(model_config or {}), 'timm_se_plugin': plugin_config(AttentionSpec.of(network))})
     name = network.pretrained_cfg['architecture']
     try:
-        loaded: Any = timm.create_model(f'local-dir:{folder}', pretrained=True).eval()
+        loaded: Any = timm.create_model(f'{FOLDER}{folder}', pretrained=True).eval()
     except (RuntimeError, TypeError, ValueError) as error:
         raise ValueError(
-            f'{name} would not come back from its config.json, so it is not shared ({error}); allowed: a model as '
-            'timm.create_model made it, with other weights; of one from fuse_for_inference share the original'
-        ) from error
+            f'{name} is not written, since it would not load from its config.json ({error}); only weights may differ '
+            'from what timm.create_model made. Instead of a model from fuse_for_inference take the original') from error
     _check_equal(network.float(), loaded)
     return loaded
 
@@ -69,5 +70,5 @@ def _check_equal(network: Any, loaded: Any) -> None:
     expected, found = network(x), loaded(x)
     if not torch.allclose(found, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max())):
         raise ValueError(
-            f"{loaded.pretrained_cfg['architecture']} computes something else after it is loaded from its config.json, "
-            'so it is not shared: a part of it was replaced after timm.create_model')
+            f"{loaded.pretrained_cfg['architecture']} is not written: loaded from its config.json, it computes another "
+            'function, since a part of the model was replaced after timm.create_model')

@@ -1,27 +1,29 @@
-"""Configurations of MMEngine's, read without running them, and the attention that one gives its backbone."""
+"""MMEngine's configurations, parsed without running them, and the attention of the backbone that one describes."""
 
 import ast
 from collections.abc import Mapping
 from typing import Any
 
+from timm.models import split_model_name_tag
+
 from ..models._registry import architectures
 from ..models._resolution import requested, resolve_unseen
 from ..placement import AttentionSpec
 
-__all__ = ['backbone_attention', 'backbone_config', 'parse_config']
+__all__ = ['backbone_attention', 'backbone_config', 'parse_config', 'registered_backbone']
 
 
 def parse_config(text: str) -> dict[str, Any]:
-    """The variables of a configuration as MMEngine writes them, without running it.
+    """The variables of a configuration as MMEngine writes it, parsed without running it.
 
     Raises:
-        ValueError: a text that is more than names with numbers, strings, lists, tuples and dicts.
+        ValueError: the text has more than names with numbers, strings, lists, tuples and dicts.
     """
     try:
         lines = [line for line in ast.parse(text).body if not isinstance(line, ast.Expr)]
         return {ast.unparse(line.targets[0]): _literal(line.value) for line in lines}  # type: ignore[attr-defined]
     except (AttributeError, RecursionError, SyntaxError, TypeError, ValueError) as error:
-        raise ValueError(f'a configuration with more than names and values is not read: {error}') from error
+        raise ValueError(f'the configuration is refused, since it has more than names and values: {error}') from error
 
 
 def _literal(node: ast.expr) -> Any:
@@ -37,35 +39,57 @@ def _literal(node: ast.expr) -> Any:
 
 
 def backbone_config(meta: Mapping[str, Any]) -> dict[str, Any]:
-    """``model.backbone`` of the configuration that MMEngine writes into a checkpoint, as text; {} if it has none."""
+    """``model.backbone`` of the configuration in a checkpoint of MMEngine; an empty dict if there is none.
+
+    Args:
+        meta: the checkpoint's ``meta``, in which ``cfg`` is the text of the configuration.
+    """
     text = meta.get('cfg')
     return dict(parse_config(text).get('model', {}).get('backbone') or {}) if isinstance(text, str) else {}
 
 
+def registered_backbone(model_name: str, pretrained: bool | str = False) -> tuple[str, bool | str]:
+    """The network that ``TimmAttentionBackbone`` builds, and the weights that it starts from.
+
+    Args:
+        model_name: a name of timm or of the plugin, with or without tag.
+        pretrained: True, a tag, or where weights are.
+
+    Returns:
+        The registered name, which for ``resnet50`` is ``resnet50_plugin`` (the same network, which takes ``attn``);
+        and `pretrained`, in which the tag of `model_name` replaces True.
+    """
+    name, tag = split_model_name_tag(model_name)
+    return f'{name}_plugin' if f'{name}_plugin' in architectures else name, (
+        tag if tag and pretrained is True else pretrained)
+
+
 def backbone_attention(backbone: Mapping[str, Any]) -> AttentionSpec:
-    """Attention of a backbone: of ``TimmAttentionBackbone``, or of ``SEPlugin`` in a ResNet of MMDetection's.
+    """Attention of a backbone: ``TimmAttentionBackbone``, or MMDetection's ResNet with one ``SEPlugin``.
+
+    Args:
+        backbone: the backbone's configuration.
 
     Raises:
-        ValueError: there is none that a network of timm's can have.
+        ValueError: the configuration names no attention, or attention where timm's blocks have none.
     """
     options = {key: value for key, value in backbone.items() if key == 'attn' or key.startswith('attn_')}
-    name, _, tag = str(backbone.get('model_name')).partition('.')
-    arch = architectures.get(f'{name}_plugin') or architectures.get(name)
+    name, weights = registered_backbone(str(backbone.get('model_name')), backbone.get('pretrained') or False)
+    arch = architectures.get(name)
     if arch:
-        pretrained = backbone.get('pretrained') or False
-        attn = requested(arch, resolve_unseen(arch, options, tag if tag and pretrained is True else pretrained)[0])
+        attn = requested(arch, resolve_unseen(arch, options, weights)[0])
         options = attn.to_kwargs() if attn else {}
     plugins = [plugin for plugin in backbone.get('plugins') or [] if plugin['cfg'].get('type') == 'SEPlugin']
     if len(plugins) == 1:
         cfg = {key: value for key, value in plugins[0]['cfg'].items() if key not in ('type', 'postfix')}
         place = 'after_conv2' if backbone.get('depth') in (18, 34) else 'after_conv3'
         if plugins[0]['position'] != place:
-            raise ValueError(f"the checkpoint's SEPlugin is {plugins[0]['position']}; allowed: {place}, where timm's "
-                             'block has its attention')
+            raise ValueError(f"the checkpoint's SEPlugin has the position {plugins[0]['position']}; timm's block has "
+                             f'attention at {place}')
         stages = plugins[0].get('stages') or (True,) * 4
         options = {'attn': 'se', 'attn_init': 'identity', **{f'attn_{key}': value for key, value in cfg.items()},
                    'attn_stages': [i for i, has in enumerate(stages, start=1) if has]}
     if 'attn' not in options:
-        raise ValueError('the checkpoint has attention and does not say which: there is no configuration in it with '
-                         'TimmAttentionBackbone, or one SEPlugin')
+        raise ValueError('the checkpoint has attention, but does not say which: it has no configuration with a '
+                         'TimmAttentionBackbone or a single SEPlugin')
     return AttentionSpec.from_kwargs(options)

@@ -1,4 +1,4 @@
-"""Weights of a file, and what the file says of them."""
+"""Weights in a file, and what the file says about them."""
 
 import argparse
 import zipfile
@@ -18,25 +18,26 @@ from .caffe import caffe_layers
 
 __all__ = ['read_weights']
 
-# Where a file keeps its weights if they are not all that it has: timm, MMEngine, and most others.
+# The entries in which timm, MMEngine and most others keep weights beside other things, the moving average first.
 _HOLDERS = ('state_dict_ema', 'model_ema', 'state_dict', 'model')
 
 
 def read_weights(path: str | Path) -> tuple[StateDict, dict[str, Any]]:
-    """Weights of a file, without unpickling anything but tensors and plain data; and what the file says beside them.
+    """Read the weights in a file, and what the file says about them.
 
-    Of a training's checkpoint the moving average is taken, if there is one.
+    Nothing but tensors and plain data is unpickled. If a training's checkpoint has a moving average of the weights,
+    that is read.
 
     Args:
-        path: ``.safetensors``, ``.caffemodel``, or what ``torch.save`` wrote.
+        path: a ``.safetensors`` or ``.caffemodel`` file, or a file that ``torch.save`` wrote.
 
     Returns:
-        The weights; the ``meta`` of MMEngine's files, of timm's the ``args`` as a mapping and the ``epoch``, and of
-        this package's trainer the ``label_names`` too.
+        The weights by key; and a dict with the entries of ``meta`` in a file of MMEngine, with ``args`` (as a mapping)
+        and ``epoch`` in a file of timm, and with ``label_names`` too in one of this package's trainer.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: a broken file, one that asks for code to run, or one without weights.
+        ValueError: the file is broken, would run code, or has no weights.
     """
     path = Path(path)
     if not path.is_file():
@@ -47,12 +48,12 @@ def read_weights(path: str | Path) -> tuple[StateDict, dict[str, Any]]:
     if path.suffix == '.caffemodel':
         return caffe_layers(path), {}
     if zipfile.is_zipfile(path) and not is_whole(path):
-        raise ValueError(f'{path} is broken: a checksum is not that of its content')
+        raise ValueError(f'{path} is broken: a checksum does not match the content')
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):  # in timm's checkpoints
+        with torch.serialization.safe_globals([argparse.Namespace]):  # the options in timm's checkpoints
             loaded = torch.load(path, map_location='cpu', weights_only=True)
-    except Exception as error:  # pickle, zip and reader errors have no class in common
-        raise ValueError(f'{path} is not a file of weights, or it is broken: {error}') from error
+    except Exception as error:  # the errors of pickle, zip and torch have no class in common
+        raise ValueError(f'{path} is broken, or not a file of weights alone: {error}') from error
     found = loaded
     for name in _HOLDERS:
         if isinstance(loaded, Mapping) and isinstance(loaded.get(name), Mapping):
@@ -61,7 +62,7 @@ def read_weights(path: str | Path) -> tuple[StateDict, dict[str, Any]]:
     weights = {key: value for key, value in found.items() if isinstance(value, Tensor)} \
         if isinstance(found, Mapping) else {}
     if not weights:
-        raise ValueError(f'{path} holds no weights; allowed: a state dict, alone or as one of {", ".join(_HOLDERS)}')
+        raise ValueError(f'{path} has no weights: it is no state dict, and has none as {", ".join(_HOLDERS)}')
     said: dict[str, Any] = {}
     if found is not loaded:
         said |= loaded.get('meta') or {}

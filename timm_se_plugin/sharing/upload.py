@@ -1,4 +1,4 @@
-"""A folder as a commit on the Hugging Face Hub."""
+"""Sending a folder to the Hugging Face Hub, in one commit."""
 
 import re
 from collections.abc import Mapping
@@ -13,18 +13,18 @@ from ..files.version import __version__
 
 __all__ = ['Shared', 'listed', 'merged_card', 'upload']
 
-# What is between these lines of a card is ours; the rest of a card that has them is its owner's.
+# The package writes what is between these lines of a card. Everything else in the card is its owner's.
 _BEGIN, _END = '<!-- written by timm_se_plugin: begin -->', '<!-- written by timm_se_plugin: end -->'
 
 
 @dataclass(frozen=True)
 class Shared:
-    """What was written and where it is.
+    """What was written, and where it is.
 
     Args:
         files: size in bytes of each file.
-        texts: content of those that are text.
-        url: the commit; None if nothing was sent.
+        texts: content of each text file.
+        url: address of the commit; None if nothing was sent.
     """
 
     files: Mapping[str, int]
@@ -33,7 +33,7 @@ class Shared:
 
 
 def listed(folder: str | Path, url: str | None = None) -> Shared:
-    """What is in a folder."""
+    """The files in a folder."""
     paths = {path.relative_to(folder).as_posix(): path for path in sorted(Path(folder).rglob('*')) if path.is_file()}
     texts = {name: path.read_text(encoding='utf-8') for name, path in paths.items()
              if path.suffix in ('.md', '.json', '.csv', '.yaml')}
@@ -44,28 +44,31 @@ def upload(
         folder: str | Path, repo_id: str, revision: str | None = None, private: bool = False,
         message: str = 'Add model', token: str | None = None,
 ) -> Shared:
-    """Send a folder to a repository of the Hub, which is made if it isn't there, in one commit.
+    """Send a folder to a repository of the Hub in one commit. The repository is made if it does not exist.
 
-    After a broken upload call it again: large files that have arrived are not sent again. Of a card that is already
-    there, the part that this function wrote is replaced, its metadata gain the keys that they lack and the license if
-    one is given; a card without such a part stays as it is.
+    After an interrupted upload call the function again: large files that have arrived are not sent again.
+
+    In a card (``README.md``) that the repository has already, the part that this package wrote is replaced. The card's
+    metadata keep their values, gain keys that they lack, and take the new license if there is one. A card without such
+    a part stays as it is.
 
     Args:
-        folder: what to send.
+        folder: the folder to send.
         repo_id: ``'user/repo'``.
-        revision: a branch, made from ``main`` if it isn't there; ``main`` if None.
+        revision: a branch, which is made from ``main`` if it does not exist; ``main`` if None.
         private: make the repository private.
-        message: of the commit.
-        token: to write with; the one that is logged in (``hf auth login``, ``HF_TOKEN``) if None.
+        message: message of the commit.
+        token: the token to write with; if None, that of the user who is logged in (``hf auth login``, ``HF_TOKEN``).
 
     Raises:
-        ValueError: a private repository was asked for, and a public one exists.
-        HfHubHTTPError: what the Hub refuses, and why.
+        ValueError: `private` is True, and the repository exists and is public.
+        HfHubHTTPError: the Hub refuses; the message says why.
     """
     api = HfApi(token=token, library_name='timm_se_plugin', library_version=__version__)
     repo_id = api.create_repo(repo_id, private=private or None, exist_ok=True).repo_id
     if private and not api.model_info(repo_id).private:
-        raise ValueError(f'{repo_id} exists and is public; private=True does not change that, its settings do')
+        raise ValueError(f'{repo_id} exists and is public; make it private in its settings on the Hub first, since '
+                         'private=True applies to new repositories only')
     if revision:
         api.create_branch(repo_id, branch=revision, exist_ok=True)
     card = Path(folder, 'README.md')
@@ -81,25 +84,30 @@ def _existing_card(api: HfApi, repo_id: str, revision: str | None) -> str | None
     try:
         return Path(api.hf_hub_download(repo_id, 'README.md', revision=revision)).read_text(encoding='utf-8')
     except EntryNotFoundError as error:
-        if isinstance(error, FileNotFoundError):  # not missing: the Hub didn't answer
+        if isinstance(error, FileNotFoundError):  # LocalEntryNotFoundError: the Hub did not answer
             raise
         return None
 
 
-def merged_card(theirs: str | None, ours: str) -> str:
-    """A card of ours in the place of the one before it, with what others wrote around that."""
-    metadata, _, body = ours.removeprefix('---\n').partition('\n---\n')
+def merged_card(present: str | None, new: str) -> str:
+    """A card that replaces one of this package, and keeps what the owner has written around it.
+
+    Args:
+        present: the card that the repository has; None if it has none.
+        new: the card of this package.
+    """
+    metadata, _, body = new.removeprefix('---\n').partition('\n---\n')
     part = f'{_BEGIN}\n{body.strip()}\n{_END}'
-    if theirs is None:
+    if present is None:
         return f'---\n{metadata}\n---\n\n{part}\n'
-    if _BEGIN not in theirs or _END not in theirs:
-        return theirs
-    text = re.sub(f'{re.escape(_BEGIN)}.*{re.escape(_END)}', lambda _: part, theirs, count=1, flags=re.DOTALL)
+    if _BEGIN not in present or _END not in present:
+        return present
+    text = re.sub(f'{re.escape(_BEGIN)}.*{re.escape(_END)}', lambda _: part, present, count=1, flags=re.DOTALL)
     head, found, rest = text.removeprefix('---\n').partition('\n---\n')
     if not (text.startswith('---\n') and found):
         return text
-    before, new = yaml.safe_load(head) or {}, yaml.safe_load(metadata) or {}
-    merged = {**new, **before, **{key: new[key] for key in ('license',) if key in new}}
+    before, after = yaml.safe_load(head) or {}, yaml.safe_load(metadata) or {}
+    merged = {**after, **before, **{key: after[key] for key in ('license',) if key in after}}
     if merged != before:
         head = yaml.safe_dump(merged, sort_keys=False, allow_unicode=True).strip()
     return f'---\n{head}\n---\n{rest}'

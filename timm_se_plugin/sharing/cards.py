@@ -1,0 +1,118 @@
+"""Model cards: what a model and its owner know, and nothing else."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import timm
+from huggingface_hub import ModelCard, ModelCardData
+from torch import nn
+
+from ..files.hub_files import hub_name
+from ..files.version import __version__
+from ..measuring.complexity import complexity
+from ..models._registry import architectures
+from ..placement import AttentionSpec
+from ..weights.facts import Facts
+
+__all__ = ['classifier_card', 'detector_card']
+
+_TEMPLATE = Path(__file__).with_name('model_card.md')
+_TAGS = {'se': ('squeeze-and-excitation',), 'sk': ('selective-kernel',),
+         'sk+se': ('selective-kernel', 'squeeze-and-excitation')}
+
+
+def classifier_card(model: nn.Module, repo_id: str, facts: Facts, revision: str | None = None) -> str:
+    """Card of a timm model, in Markdown with the Hub's metadata at its head.
+
+    Args:
+        model: the model.
+        repo_id: the repository that the card is for, ``'user/repo'``.
+        facts: what the model cannot tell.
+        revision: the branch that the card is for; ``main`` if None.
+    """
+    network: Any = model
+    architecture = network.pretrained_cfg['architecture']
+    attn = AttentionSpec.of(model)
+    cost = complexity(model)
+    size = 'x'.join(map(str, cost.input_size))
+    needs_plugin = architecture in architectures
+    imports = f'import timm_se_plugin  # registers {architecture}\n' if needs_plugin else ''
+    return _card(
+        lead=f'**`import timm_se_plugin` first** (the package `timm-se-plugin`, {__version__} or newer): without that '
+             f'import timm answers `Unknown model ({architecture})`.' if needs_plugin else 'A model of timm.',
+        usage=f"""import timm
+{imports}model = timm.create_model('{hub_name(repo_id, revision)}', pretrained=True).eval()
+transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
+probabilities = model(transform(image)[None]).softmax(-1)  # image: a PIL image""",
+        rows=(
+            ('Architecture', f'`{architecture}`'),
+            ('Attention', _described(attn)),
+            ('Classes', network.num_classes or None),
+            ('Parameters', f'{cost.params:,}' + (f', {cost.attention_params:,} of them attention' if attn else '')),
+            ('MACs', f'{cost.macs:,} for an input of {size}' + (
+                f', {cost.attention_macs:,} of them attention' if attn else '')),
+            ('Saved with', f'timm_se_plugin {__version__}, timm {timm.__version__}'),
+        ),
+        repo_id=repo_id, facts=facts, library_name='timm',
+        pipeline_tag='image-classification' if network.num_classes else 'image-feature-extraction',
+        tags=['timm', *(('timm_se_plugin',) if needs_plugin else ()), *(_TAGS.get(attn.attn, ()) if attn else ())])
+
+
+def detector_card(model: nn.Module, repo_id: str, facts: Facts, revision: str | None = None) -> str:
+    """Card of a detector of MMDetection, in Markdown with the Hub's metadata at its head.
+
+    Args:
+        model: the detector, with its configuration in ``cfg`` and its classes in ``dataset_meta``.
+        repo_id: the repository that the card is for, ``'user/repo'``.
+        facts: what the detector cannot tell.
+        revision: the branch that the card is for; ``main`` if None.
+    """
+    detector: Any = model
+    place = hub_name(repo_id, revision)
+    network = detector.cfg.model
+    classes = list(detector.dataset_meta.get('classes', []))
+    return _card(
+        lead=f'**Needs `timm_se_plugin` and MMDetection** (`pip install "timm-se-plugin[mmdet]"`, {__version__} or '
+             'newer): `import timm_se_plugin.detection` first.',
+        usage=f"""import timm_se_plugin.detection
+from mmdet.apis import inference_detector
+from timm_se_plugin.detection.hub import pull_detector
+detector = pull_detector('{place}')
+found = inference_detector(detector, 'picture.jpg').pred_instances
+
+# or: python tools/detect_image.py {place} pictures/ --output found""",
+        rows=(
+            ('Detector', network.type),
+            ('Backbone', f"`{network.backbone.get('model_name', network.backbone.type)}`"),
+            ('Attention', _described(getattr(detector.backbone, 'attn', None))),
+            ('Classes', f'{len(classes)}: {", ".join(classes[:20])}{", …" if len(classes) > 20 else ""}'
+             if classes else None),
+            ('Parameters', f'{sum(p.numel() for p in detector.parameters()):,}'),
+            ('Saved with', f'timm_se_plugin {__version__}'),
+        ),
+        repo_id=repo_id, facts=facts, library_name='mmdet', pipeline_tag='object-detection',
+        tags=['mmdet', 'timm_se_plugin'])
+
+
+def _described(attn: AttentionSpec | None) -> str | None:
+    return ', '.join(f'`{name}={value!r}`' for name, value in attn.to_kwargs().items()) if attn else None
+
+
+def _card(
+        lead: str, usage: str, rows: Iterable[Sequence[Any]], repo_id: str, facts: Facts, **metadata: Any,
+) -> str:
+    """Fill in the template.
+
+    Args:
+        lead: the first lines.
+        usage: Python code that loads the model.
+        rows: name and value of what the model itself tells; rows without a value are left out.
+        repo_id: the repository, whose name is the heading.
+        facts: what the model cannot tell.
+        **metadata: as for ``huggingface_hub.ModelCardData``.
+    """
+    card = ModelCard.from_template(
+        ModelCardData(license=facts.license, **metadata), template_path=str(_TEMPLATE), lead=lead,
+        title=repo_id.rpartition('/')[2], usage=usage, facts=facts, rows=[row for row in rows if row[1] is not None])
+    return f'{str(card).strip()}\n'

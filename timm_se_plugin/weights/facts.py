@@ -1,0 +1,50 @@
+"""What a network cannot tell about its own weights."""
+
+import csv
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+__all__ = ['Facts', 'csv_row']
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Where weights come from. A model card leaves out what is None.
+
+    Args:
+        license: the Hub's identifier of a license, such as ``'apache-2.0'``.
+        data: what the model was trained on.
+        recipe: how the model was trained.
+        results: measured values by name, such as ``{'top1': '76.1'}``.
+        results_file: name of the CSV file that `results` are a row of.
+    """
+
+    license: str | None = None
+    data: str | None = None
+    recipe: str | None = None
+    results: Mapping[str, Any] | None = None
+    results_file: str | None = None
+
+
+def csv_row(path: str | Path, row: int | None = None) -> dict[str, str]:
+    """One row of a CSV file with a header.
+
+    Args:
+        path: the file.
+        row: number of the row, from 1 (below the header), or from -1 (the last one) backwards. None takes the only row.
+
+    Raises:
+        ValueError: the file has no such row, or `row` is None and the file has several.
+    """
+    with open(path, newline='', encoding='utf-8') as file:
+        rows = list(csv.DictReader(file))
+    if not rows:
+        raise ValueError(f'{path} has no row below its header')
+    if row is None and len(rows) == 1:
+        row = 1
+    if row is None or not 1 <= abs(row) <= len(rows):
+        raise ValueError(f'{path} has {len(rows)} rows, and row={row} is none of them; give a number from 1 to '
+                         f'{len(rows)}, or from -1 to -{len(rows)} to count from the end')
+    return rows[row - 1 if row > 0 else row]

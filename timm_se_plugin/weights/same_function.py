@@ -1,0 +1,53 @@
+"""Whether two networks compute the same from the same weights."""
+
+import copy
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..models.state_dicts import Misfit
+from ..placement import attention_modules
+from .layouts import layout_of, renamed
+
+__all__ = ['check_same_function']
+
+
+@torch.no_grad()
+def check_same_function(model: nn.Module, reference: nn.Module, gains_attention: bool = False) -> dict[str, str]:
+    """Raise ValueError unless `reference` computes what `model` does, whatever the weights.
+
+    Both networks get the same random weights and compute the features of random images in float64. BatchNorm is in
+    training mode, in which it gives all maps the same scale, so that no branch is hidden by a larger one.
+
+    Args:
+        model: a model of the plugin.
+        reference: a model of timm.
+        gains_attention: whether `model` may have attention that `reference` lacks. With its initial values, that
+            attention must not change anything.
+
+    Returns:
+        The reference's key for each key of the model.
+    """
+    network: Any = copy.deepcopy(model).double().eval()
+    other: Any = copy.deepcopy(reference).double().eval()
+    for module in (*network.modules(), *other.modules()):
+        module.training = isinstance(module, nn.BatchNorm2d)
+    name, reference_name = (net.pretrained_cfg['architecture'] for net in (network, other))
+    own, weights = network.state_dict(), other.state_dict()
+    given, origin = renamed(layout_of(weights), weights)
+    gained = tuple(f'{site}.' for site in attention_modules(model)) if gains_attention else ()
+    misfit = Misfit.of(given, own, ignored=[key for key in own if key.startswith(gained)])
+    if misfit:
+        raise ValueError(f'weights of {reference_name} do not fit {name}: {misfit}')
+    generator = torch.Generator().manual_seed(0)
+    for tensor in weights.values():  # which are the tensors in `given`
+        if tensor.is_floating_point():
+            tensor.normal_(0, tensor[0].numel() ** -0.5 if tensor.dim() > 1 else 1.0, generator=generator)
+    network.load_state_dict({**own, **given})
+    x = torch.randn(4, network.in_chans, 96, 96, generator=generator, dtype=torch.float64)
+    expected, found = (net.forward_features(x) for net in (other, network))
+    if float((found - expected).abs().max()) > 1e-6 * float(expected.abs().max()):
+        raise ValueError(f'{name} and {reference_name} have the same keys and shapes, but compute different functions, '
+                         'so neither can use the weights of the other')
+    return origin
