@@ -41,7 +41,7 @@ class Attention:
             (N, C, H, W); :class:`~timm_se_plugin.layers.SelectiveKernel` takes the place of a convolution instead.
         options: the layer's options and their defaults, the model keywords ``attn_<option>``.
         paper: arXiv number.
-        title: what a model card calls it.
+        tags: what the Hub calls it.
         create: makes the layer where the class does not take `options` as keywords.
         last_layers: names of the layer's modules that decide on its gates. Zeroed, they give every gate its value at 0,
             and the layer returns its input, which ``init='identity'`` asks for; none for an attention that cannot.
@@ -56,7 +56,7 @@ class Attention:
     layer: type[nn.Module]
     options: Mapping[str, Any]
     paper: str = ''
-    title: str = ''
+    tags: tuple[str, ...] = ()
     create: Callable[..., nn.Module] | None = None
     last_layers: tuple[str, ...] = ()
     identity_gate: str | None = None
@@ -107,38 +107,38 @@ def _with_gate_layer(layer: type[nn.Module]) -> Callable[..., nn.Module]:
 
 
 ATTENTIONS: dict[str, Attention] = {attention.name: attention for attention in (
-    Attention('se', SqueezeExcite, _SE, '1709.01507', 'squeeze-and-excitation',
+    Attention('se', SqueezeExcite, _SE, '1709.01507', ('squeeze-and-excitation',),
               last_layers=('fc2',), identity_gate='double_sigmoid'),
-    Attention('sk', SelectiveKernel, _SK, '1903.06586', 'selective-kernel', gates=('attn',),
+    Attention('sk', SelectiveKernel, _SK, '1903.06586', ('selective-kernel',), gates=('attn',),
               placement=('stages', 'fused'), selects_kernels=True, recalibrates=False),
     Attention('sk+se', SqueezeExcite, {**_SK, **_SE, 'sk_stages': (1, 2, 3, 4)}, '1903.06586',
-              'selective-kernel, squeeze-and-excitation', last_layers=('fc2',), identity_gate='double_sigmoid',
+              ('selective-kernel', 'squeeze-and-excitation'), last_layers=('fc2',), identity_gate='double_sigmoid',
               placement=('stages', 'fused', 'integration'), selects_kernels=True),
-    Attention('eca', EcaModule, _GATE, '1910.03151', 'efficient-channel-attention',
+    Attention('eca', EcaModule, _GATE, '1910.03151', ('efficient-channel-attention',),
               create=_with_gate_layer(EcaModule), last_layers=('conv',), identity_gate='double_sigmoid'),
-    Attention('ese', EffectiveSEModule, {**_GATE, 'gate': 'hard_sigmoid'}, '1911.06667', 'effective-se',
+    Attention('ese', EffectiveSEModule, {**_GATE, 'gate': 'hard_sigmoid'}, '1911.06667', ('effective-se',),
               create=_with_gate_layer(EffectiveSEModule), last_layers=('fc',), identity_gate='double_sigmoid'),
     # The spatial half of CBAM ends in a norm: zeroing the convolution before it would leave the norm's bias.
-    Attention('cbam', CbamModule, {**_WIDTH, 'act_layer': 'relu', **_GATE}, '1807.06521', 'cbam',
+    Attention('cbam', CbamModule, {**_WIDTH, 'act_layer': 'relu', **_GATE}, '1807.06521', ('cbam',),
               create=_with_gate_layer(CbamModule), last_layers=('channel.fc2', 'spatial.conv.bn'),
               identity_gate='double_sigmoid', gates=('channel.gate', 'spatial.gate')),
-    Attention('gc', GlobalContext, {**_WIDTH, 'act_layer': 'relu', **_GATE}, '1904.11492', 'global-context',
+    Attention('gc', GlobalContext, {**_WIDTH, 'act_layer': 'relu', **_GATE}, '1904.11492', ('global-context',),
               create=_with_gate_layer(GlobalContext), last_layers=('mlp_scale.fc2',),
               identity_gate='double_sigmoid'),
-    Attention('cse', SqueezeExcite, _CHANNEL_SE, '1803.02579', 'channel-se', last_layers=('fc2',),
+    Attention('cse', SqueezeExcite, _CHANNEL_SE, '1803.02579', ('channel-se',), last_layers=('fc2',),
               identity_gate='double_sigmoid'),
-    Attention('sse', SpatialSqueezeExcite, {**_GATE, 'bias': True}, '1803.02579', 'spatial-se',
+    Attention('sse', SpatialSqueezeExcite, {**_GATE, 'bias': True}, '1803.02579', ('spatial-se',),
               last_layers=('conv',), identity_gate='double_sigmoid'),
     # The sum of two halves: each gate is sigmoid(0) = 1/2.
-    Attention('scse', ConcurrentSqueezeExcite, _CHANNEL_SE, '1803.02579', 'concurrent-se',
+    Attention('scse', ConcurrentSqueezeExcite, _CHANNEL_SE, '1803.02579', ('concurrent-se',),
               last_layers=('cse.fc2', 'sse.conv'), identity_gate='sigmoid', gates=('cse.gate', 'sse.gate')),
-    Attention('bam', BottleneckAttention, {**_WIDTH, 'act_layer': 'relu'}, '1807.06514', 'bam'),
+    Attention('bam', BottleneckAttention, {**_WIDTH, 'act_layer': 'relu'}, '1807.06514', ('bam',)),
 )}
 
 
 def register_attention(
-        name: str, layer: type[nn.Module], *, paper: str = '', title: str = '', last_layers: Iterable[str] = (),
-        identity_gate: str | None = None, gates: Iterable[str] = ('gate',),
+        name: str, layer: type[nn.Module], *, paper: str = '', tags: Iterable[str] = (),
+        last_layers: Iterable[str] = (), identity_gate: str | None = None, gates: Iterable[str] = ('gate',),
 ) -> Attention:
     """Let ``attn=name`` place a layer of your own wherever the package's attentions go.
 
@@ -157,7 +157,7 @@ def register_attention(
         layer: a class whose first argument is the number of channels, whose other arguments have defaults and which
             takes ``device`` and ``dtype``. Shape: (N, C, H, W) -> (N, C, H, W).
         paper: arXiv number, for the model card.
-        title: tag of the model card; `name` if not given.
+        tags: of a model on the Hub; `name` if none are given.
         last_layers: names of its modules whose weight and bias decide on the gates. They make ``init='identity'``
             possible: it zeroes them, and the layer has to return its input then.
         identity_gate: the value of its keyword ``gate`` with which that is so, if it has such a keyword.
@@ -184,7 +184,7 @@ def register_attention(
     if isinstance(options.get('act_layer'), type):
         options['act_layer'] = 'relu'
     attention = Attention(
-        name, layer, options, paper, title or name, last_layers=last_layers, identity_gate=identity_gate,
+        name, layer, options, paper, tuple(tags) or (name,), last_layers=last_layers, identity_gate=identity_gate,
         gates=tuple(gates))
     ATTENTIONS[name] = attention
     return attention

@@ -18,8 +18,6 @@ from ..weights.facts import Facts
 __all__ = ['classifier_card', 'detector_card']
 
 _TEMPLATE = Path(__file__).with_name('model_card.md')
-_TAGS = {'se': ('squeeze-and-excitation',), 'sk': ('selective-kernel',),
-         'sk+se': ('selective-kernel', 'squeeze-and-excitation')}
 
 
 def classifier_card(model: nn.Module, repo_id: str, facts: Facts, revision: str | None = None) -> str:
@@ -56,7 +54,14 @@ probabilities = model(transform(image)[None]).softmax(-1)  # image: a PIL image"
         ),
         repo_id=repo_id, facts=facts, library_name='timm',
         pipeline_tag='image-classification' if network.num_classes else 'image-feature-extraction',
-        tags=['timm', *(('timm_se_plugin',) if needs_plugin else ()), *(_TAGS.get(attn.attn, ()) if attn else ())])
+        tags=['timm', *(('timm_se_plugin',) if needs_plugin else ()), *_tags(attn)])
+
+
+def _tags(attn: AttentionSpec | None) -> list[str]:
+    """Tags of the Hub for an attention and its paper."""
+    if attn is None:
+        return []
+    return [*attn.record.tags, *([f'arxiv:{attn.record.paper}'] if attn.record.paper else [])]
 
 
 def detector_card(model: nn.Module, repo_id: str, facts: Facts, revision: str | None = None) -> str:

@@ -11,6 +11,7 @@ from timm.data import resolve_data_config
 from torch import nn
 
 from ..files.hub_files import SAVED_AT
+from ..models._published import legacy_keys
 from ..models._registry import architectures
 from ..models.state_dicts import Misfit, StateDict, attention_misfit
 from ..placement import AttentionSpec, attention_modules
@@ -76,7 +77,8 @@ def convert(
             function.
     """
     cfg: Any = model.pretrained_cfg
-    layout, is_legacy = layout_of(weights), cfg['architecture'].startswith('legacy_')
+    arch = architectures.get(cfg['architecture'])
+    layout, is_legacy = layout_of(weights), bool(arch and arch.source and arch.source.key_map is legacy_keys)
     attn = AttentionSpec.of(model)
     if source is not None:
         check_same_function(model, source, gains_attention=attn is not None and attn.init == 'identity')

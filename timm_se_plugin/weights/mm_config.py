@@ -6,7 +6,7 @@ from typing import Any
 
 from timm.models import split_model_name_tag
 
-from ..models._registry import architectures
+from ..models._registry import architecture_of, architectures
 from ..models._resolution import requested, resolve_unseen
 from ..placement import AttentionSpec
 
@@ -60,8 +60,8 @@ def registered_backbone(model_name: str, pretrained: bool | str = False) -> tupl
         and `pretrained`, in which the tag of `model_name` replaces True.
     """
     name, tag = split_model_name_tag(model_name)
-    return f'{name}_plugin' if f'{name}_plugin' in architectures else name, (
-        tag if tag and pretrained is True else pretrained)
+    arch = architecture_of(name)
+    return arch.name if arch else name, tag if tag and pretrained is True else pretrained
 
 
 def backbone_attention(backbone: Mapping[str, Any]) -> AttentionSpec:
