@@ -1,6 +1,8 @@
 """From a name and keywords to a model: timm builds its network, and one function places the attention."""
 
 from collections.abc import Mapping
+from dataclasses import replace
+from inspect import signature
 from typing import Any
 
 from timm.models import build_model_with_cfg
@@ -36,11 +38,13 @@ def build(arch: Architecture, pretrained: bool = False, **kwargs: Any) -> nn.Mod
     """
     options = split_attention_kwargs(kwargs)
     cfg = pretrained_cfg(arch, kwargs.pop('pretrained_cfg', None), kwargs.pop('pretrained_cfg_overlay', None))
-    saved_args = kwargs.pop('pretrained_model_args', None)  # of timm 1.0.31 and newer
-    if saved_args is None and cfg.source in SAVED_SOURCES:
+    saved_args = kwargs.get('pretrained_model_args')
+    if cfg.source in SAVED_SOURCES and 'pretrained_model_args' not in signature(build_model_with_cfg).parameters:
+        # timm before 1.0.31 does not say what was saved, and adapts a first convolution of other than three channels,
+        # though the weights have the channels that were saved.
         saved_args = read_config_json(f'{cfg.source}:{cfg.hf_hub_id or cfg.file}').get('model_args')
-    elif saved_args:
-        kwargs['pretrained_model_args'] = saved_args
+        if (saved_args or {}).get('in_chans', 3) == kwargs.get('in_chans', 3):
+            cfg = replace(cfg, first_conv=None)
     saved = _attention_options(saved_args or {}, options)
 
     attn, gains_attention = resolve(arch, options, cfg, saved) if pretrained else (requested(arch, options), False)

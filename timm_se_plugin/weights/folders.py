@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Mapping
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +51,9 @@ def write_model(
     for tensor in (*network.parameters(), *network.buffers()):
         tensor.data = tensor.data.contiguous()  # safetensors refuses channels_last
     save_for_hf(
-        network, str(folder), safe_serialization=True, data_config=data_config and dict(data_config),
-        model_config={**(model_config or {}), 'timm_se_plugin': plugin_config(AttentionSpec.of(network))})
+        network, str(folder), safe_serialization=True,
+        model_config={**(model_config or {}), 'timm_se_plugin': plugin_config(AttentionSpec.of(network))},
+        **_timm_arguments(network, dict(data_config or {})))
     name = network.pretrained_cfg['architecture']
     try:
         loaded: Any = timm.create_model(f'{FOLDER}{folder}', pretrained=True).eval()
@@ -61,6 +63,26 @@ def write_model(
             'from what timm.create_model made. Instead of a model from fuse_for_inference take the original') from error
     _check_equal(network.float(), loaded)
     return loaded
+
+
+def _timm_arguments(network: Any, data_config: dict[str, Any]) -> dict[str, Any]:
+    """Further arguments of timm's ``save_for_hf``.
+
+    timm 1.0.31 and newer find out by themselves what a model was built with and what it takes; older releases write the
+    configuration of the weights that the model began with, which is corrected here.
+    """
+    if 'data_config' in signature(save_for_hf).parameters:
+        return {'data_config': data_config or None}
+    recorded = {name: value for name, value in network._model_args.items() if not name.endswith('drop_rate')}
+    now = {name: getattr(network, name) for name in ('num_classes', 'in_chans') if hasattr(network, name)}
+    size = tuple(data_config.get('input_size') or network.pretrained_cfg['input_size'])
+    changed = {name: data_config[name] for name in ('interpolation', 'crop_pct', 'crop_mode', 'mean', 'std')
+               if name in data_config}
+    # Without the name of the first convolution these releases do not adapt it, which has the saved channels already.
+    network.pretrained_cfg = {
+        **network.pretrained_cfg, **changed, 'num_classes': network.num_classes, 'first_conv': None,
+        'input_size': (now.get('in_chans', size[0]), *size[1:])}
+    return {'model_args': {**recorded, **now}}
 
 
 @torch.no_grad()
