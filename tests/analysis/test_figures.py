@@ -81,13 +81,13 @@ def test_the_images_that_differ_most_are_found_wherever_they_are():
     x[3] = -5
     batches = list(zip(x.split(5), y.split(5), strict=True))
     found = unusual_images(model, batches, gate_statistics(model, batches, 'ab'), count=3)
-    assert {found[0].place, found[1].place} == {3, 7}
+    assert {found[0].index, found[1].index} == {3, 7}
     assert found[0].deviation >= found[1].deviation >= found[2].deviation
-    assert torch.equal(found[0].image, x[found[0].place])
-    assert found[0].label == found[0].place % 2
+    assert torch.equal(found[0].image, x[found[0].index])
+    assert found[0].label == found[0].index % 2
     y[7] = -1  # without a label
     statistics = gate_statistics(model, batches, 'ab')
-    assert 7 not in {picture.place for picture in unusual_images(model, batches, statistics, count=3)}
+    assert 7 not in {picture.index for picture in unusual_images(model, batches, statistics, count=3)}
 
 
 def test_a_gate_map_is_the_mean_gate_of_every_position():

@@ -8,7 +8,7 @@ from digit_runs import save_digits
 from timm_se_plugin.training import parse_options
 from timm_se_plugin.training.data import class_names, eval_loader, open_split, train_loader
 from timm_se_plugin.training.images import UnreadableImageError
-from timm_se_plugin.training.place import Place
+from timm_se_plugin.training.process import Process
 
 CONFIG = {'input_size': (3, 32, 32), 'mean': (0.5,) * 3, 'std': (0.5,) * 3, 'interpolation': 'bilinear',
           'crop_pct': 1.0, 'crop_mode': 'center'}
@@ -22,7 +22,7 @@ def loader(digits, *arguments, rank=0, world_size=1, training=True):
     given = options(digits, *arguments)
     split = given.train_split if training else given.val_split
     make = train_loader if training else eval_loader
-    return make(given, open_split(given, split, training), CONFIG, Place(torch.device('cpu'), rank, world_size))
+    return make(given, open_split(given, split, training), CONFIG, Process(torch.device('cpu'), rank, world_size))
 
 
 def batches(*args, epoch=0, start=0, **kwargs):
@@ -202,7 +202,7 @@ def test_networks_for_one_channel_see_grey_images(digits):
     given = options(digits)
     config = {**CONFIG, 'input_size': (1, 32, 32), 'mean': (0.5,), 'std': (0.5,)}
     for make, training in ((train_loader, True), (eval_loader, False)):
-        made = make(given, open_split(given, 'train', training), config, Place(torch.device('cpu')))
+        made = make(given, open_split(given, 'train', training), config, Process(torch.device('cpu')))
         assert next(iter(made()))[0].shape == (16, 1, 32, 32)
 
 

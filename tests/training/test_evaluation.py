@@ -11,7 +11,7 @@ from timm_se_plugin import AttentionSpec
 from timm_se_plugin.files.tables import read_table
 from timm_se_plugin.training import evaluate, evaluate_classifier, parse_evaluation, parse_options, train_classifier
 from timm_se_plugin.training.data import eval_loader, open_split
-from timm_se_plugin.training.place import Place
+from timm_se_plugin.training.process import Process
 
 CONFIG = {'input_size': (3, 32, 32), 'mean': (0.5,) * 3, 'std': (0.5,) * 3, 'interpolation': 'bilinear',
           'crop_pct': 1.0, 'crop_mode': 'center'}
@@ -26,19 +26,19 @@ def trained(digits, tmp_path_factory):
     return folder / 'run', row
 
 
-def place(rank=0, world_size=1):
-    return Place(torch.device('cpu'), rank, world_size)
+def process(rank=0, world_size=1):
+    return Process(torch.device('cpu'), rank, world_size)
 
 
 def loader(digits, *arguments):
     options = parse_options(['--data-dir', str(digits), '--workers', '0', '--batch-size', '16', *arguments])
-    return eval_loader(options, open_split(options, 'validation', training=False), CONFIG, place())
+    return eval_loader(options, open_split(options, 'validation', training=False), CONFIG, process())
 
 
 def test_accuracies_and_confusion_are_scikit_learns(digits):
     model = timm.create_model('se_test_resnet_plugin', num_classes=10).train()
     outputs = []
-    found = evaluate(model, loader(digits), place(), 10, each_output=outputs.append)
+    found = evaluate(model, loader(digits), process(), 10, each_output=outputs.append)
     scores = torch.cat(outputs)
     truth = torch.cat([y for _, y in loader(digits)()])
     assert found.images == 50
@@ -55,7 +55,7 @@ def test_accuracies_and_confusion_are_scikit_learns(digits):
 def test_a_label_without_a_class_is_an_error(digits):
     model = timm.create_model('test_resnet', num_classes=5)
     with pytest.raises(ValueError, match=r'label \d, the model 5 classes; see --num-classes'):
-        evaluate(model, loader(digits), place(), 5)
+        evaluate(model, loader(digits), process(), 5)
 
 
 def test_an_unreadable_image_does_not_count(digits, tmp_path):
@@ -63,7 +63,7 @@ def test_an_unreadable_image_does_not_count(digits, tmp_path):
     save_digits(tmp_path, train=10, val=20)
     next((tmp_path / 'val').glob('*/*.png')).write_bytes(b'')
     model = timm.create_model('test_resnet', num_classes=10)
-    assert evaluate(model, loader(tmp_path, '--corrupt-images', 'skip'), place(), 10).images == 19
+    assert evaluate(model, loader(tmp_path, '--corrupt-images', 'skip'), process(), 10).images == 19
 
 
 def test_a_checkpoint_knows_its_model_and_data(trained, tmp_path):
@@ -142,7 +142,7 @@ def test_any_model_of_timm_is_evaluated_at_any_size_and_crop(digits):
 def test_the_papers_crops_are_cut_from_the_papers_sizes(digits, size, crop, resized):
     options = parse_evaluation(['--data-dir', str(digits), '--crop-pct', crop])
     made = eval_loader(options, open_split(options, 'validation', False), {
-        **CONFIG, 'input_size': (3, size, size), 'crop_pct': options.crop_pct}, place())
+        **CONFIG, 'input_size': (3, size, size), 'crop_pct': options.crop_pct}, process())
     resize, cut, _ = made.dataset.transforms(0).transforms
     assert resize.size == resized
     assert cut.size == (size, size)

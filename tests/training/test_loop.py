@@ -10,7 +10,7 @@ from timm_se_plugin.files.writing import UnwritableFileError, is_whole
 from timm_se_plugin.training import parse_options, train_classifier
 from timm_se_plugin.training.checkpoint import newest_whole, read_checkpoint
 from timm_se_plugin.training.images import UnreadableImageError
-from timm_se_plugin.training.place import Place
+from timm_se_plugin.training.process import Process
 from timm_se_plugin.training.run import NonFiniteLossError, Run
 from timm_se_plugin.training.timing import plain_name
 from timm_se_plugin.weights.folders import write_model
@@ -152,7 +152,7 @@ def test_the_rate_follows_the_global_batch_by_timms_rule(digits, tmp_path, opt, 
     options = parse_options([
         *arguments, '--data-dir', str(digits), '--output', str(tmp_path), '--opt', opt, '--lr-base', '0.1',
         '--lr-base-size', '64', *options])
-    assert Run(options, Place(torch.device('cpu'))).learning_rate == pytest.approx(expected)
+    assert Run(options, Process(torch.device('cpu'))).learning_rate == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(('options', 'said'), [
@@ -227,8 +227,8 @@ def test_timms_options_train(digits, tmp_path, arguments):
 def test_a_cpu_that_would_emulate_bfloat16_trains_in_float32(monkeypatch, capabilities, expected):
     monkeypatch.setattr(torch.cpu, 'get_capabilities', lambda: capabilities, raising=False)
     options = parse_options(['--amp', '--amp-dtype', 'bfloat16'])
-    assert Place(torch.device('cpu')).amp_dtype(options) == expected
-    assert Place(torch.device('cuda')).amp_dtype(options) == 'bfloat16'
+    assert Process(torch.device('cpu')).amp_dtype(options) == expected
+    assert Process(torch.device('cuda')).amp_dtype(options) == 'bfloat16'
 
 
 def test_the_learning_rate_follows_the_global_batch(digits, tmp_path):

@@ -23,14 +23,14 @@ class UnusualImage:
         layer: the attention in which it differs most.
         image: as the network got it, (C, H, W).
         label: its class.
-        place: its place in the data.
+        index: position of the image in the data, counted from 0.
     """
 
     deviation: float
     layer: str
     image: Tensor
     label: int
-    place: int
+    index: int
 
 
 def unusual_images(
@@ -57,7 +57,7 @@ def unusual_images(
         distances[gate.name] = torch.where(std > 0, distance ** 2, 0).flatten(1).mean(1)
 
     heap: list[tuple[float, int, UnusualImage]] = []
-    place = 0
+    start = 0
     with observed(model, gates, see):
         for x, y in batches:
             model(x.to(device))
@@ -68,11 +68,11 @@ def unusual_images(
                 if int(y[i]) < 0 or (len(heap) == count and deviation <= heap[0][0]):
                     continue
                 found = UnusualImage(
-                    deviation, list(distances)[worst[i]], x[i].cpu().clone(), int(y[i]), place + i)
-                heapq.heappush(heap, (deviation, -place - i, found))
+                    deviation, list(distances)[worst[i]], x[i].cpu().clone(), int(y[i]), start + i)
+                heapq.heappush(heap, (deviation, -start - i, found))
                 if len(heap) > count:
                     heapq.heappop(heap)
-            place += len(x)
+            start += len(x)
     return [found for _, _, found in sorted(heap, reverse=True)]
 
 

@@ -18,7 +18,7 @@ from .pruning import prune_by_gates
 from .statistics import gate_statistics
 
 if TYPE_CHECKING:
-    from ..training.place import Place
+    from ..training.process import Process
 
 __all__ = ['pruning_study']
 
@@ -48,32 +48,32 @@ def pruning_study(
     from ..training import evaluate
     from ..training.checkpoint import read_checkpoint
     from ..training.data import class_names, data_config, eval_loader, open_split, train_loader
-    from ..training.place import placed
+    from ..training.process import init_process
 
     state = read_checkpoint(checkpoint)
     options = Namespace(**{**vars(state['args']), **changes})
     unknown = set(changes) - set(vars(state['args']))
     if unknown:
         raise ValueError(f'the training has no options {", ".join(sorted(unknown))}')
-    with placed(options) as place:
+    with init_process(options) as process:
         train_data, val_data = (open_split(options, split, training=False) for split in (
             options.train_split, options.val_split))
         model: Any = build_model(vars(options))
         model.load_state_dict(state.get('state_dict_ema', state['state_dict']))
-        model = model.to(place.device, getattr(torch, options.model_dtype))
+        model = model.to(process.device, getattr(torch, options.model_dtype))
         if options.channels_last:
             model = model.to(memory_format=torch.channels_last)
         config = data_config(options, model)
         size = tuple(config['input_size'])
         classes = class_names(train_data) or [str(i) for i in range(model.num_classes)]
-        with place.autocast(options):
-            statistics = gate_statistics(model, eval_loader(options, train_data, config, place)(), classes)
-        validation = eval_loader(options, val_data, config, place)
-        training = train_loader(options, train_data, config, place)
+        with process.autocast(options):
+            statistics = gate_statistics(model, eval_loader(options, train_data, config, process)(), classes)
+        validation = eval_loader(options, val_data, config, process)
+        training = train_loader(options, train_data, config, process)
 
         def top1(network: nn.Module) -> float:
             return evaluate(
-                network, validation, place, model.num_classes, lambda: place.autocast(options),
+                network, validation, process, model.num_classes, lambda: process.autocast(options),
                 options.channels_last).top1
 
         def row(network: nn.Module, criterion: str, share: float, before: float, after: float) -> dict[str, Any]:
@@ -81,7 +81,7 @@ def pruning_study(
             line = {
                 'model': options.model, 'checkpoint_seed': options.seed, 'criterion': criterion, 'share': share,
                 'epochs': epochs if share else 0, 'lr': lr if share else 0, 'parameters': cost.params,
-                'macs': cost.macs, 'top1_pruned': before, 'top1': after, **provenance(place.device)}
+                'macs': cost.macs, 'top1_pruned': before, 'top1': after, **provenance(process.device)}
             _logger.info('%s %g: %s MACs, top-1 %.4f, fine-tuned %.4f', criterion, share, cost.macs, before, after)
             return line
 
@@ -98,25 +98,25 @@ def pruning_study(
         keep(row(model, 'whole', 0, whole, whole))
         for criterion, share, pruned in networks:
             before = top1(pruned)
-            _fine_tune(pruned, training, epochs, lr, options, place)
+            _fine_tune(pruned, training, epochs, lr, options, process)
             keep(row(pruned, criterion, share, before, top1(pruned)))
         return rows
 
 
 def _fine_tune(
-        model: nn.Module, loader: Any, epochs: int, lr: float, options: Namespace, place: 'Place',
+        model: nn.Module, loader: Any, epochs: int, lr: float, options: Namespace, process: 'Process',
 ) -> None:
     torch.manual_seed(options.seed)
     optimizer = torch.optim.SGD(
         model.parameters(), lr=lr, momentum=options.momentum, nesterov=True, weight_decay=options.weight_decay)
-    scaler = torch.amp.GradScaler(place.device.type, enabled=place.amp_dtype(options) == 'float16')
+    scaler = torch.amp.GradScaler(process.device.type, enabled=process.amp_dtype(options) == 'float16')
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, epochs * len(loader)))
     model.train()
     for epoch in range(epochs):
         for x, y in loader(epoch):
             if options.channels_last:
                 x = x.contiguous(memory_format=torch.channels_last)
-            with place.autocast(options):
+            with process.autocast(options):
                 loss = F.cross_entropy(model(x), y, label_smoothing=options.smoothing)
             optimizer.zero_grad()
             scaler.scale(loss).backward()

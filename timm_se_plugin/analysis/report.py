@@ -99,7 +99,7 @@ def _picture(
     picture.save(file, 'PNG')
     return {
         'src': f'data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}', 'label': classes[found.label],
-        'deviation': found.deviation, 'layer': found.layer, 'place': found.place}
+        'deviation': found.deviation, 'layer': found.layer, 'index': found.index}
 
 
 def _rounded(values: Tensor) -> Any:

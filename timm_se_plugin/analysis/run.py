@@ -56,7 +56,7 @@ def analyze(options: Namespace) -> GateStatistics:
             real labels, or a table that cannot be written.
     """
     from ..training.data import class_names, data_config, eval_loader, open_split
-    from ..training.place import placed
+    from ..training.process import init_process
 
     if not options.output:
         raise ValueError('--output is needed: the folder for the table, the figures and the report')
@@ -64,18 +64,18 @@ def analyze(options: Namespace) -> GateStatistics:
         raise ValueError('--real-labels is not allowed here: gates are told apart by the labels of the data')
     folder = Path(options.output)
     check_ending(folder / f'gates.{options.table}')
-    with placed(options) as place:
+    with init_process(options) as process:
         dataset = open_split(options, options.val_split, training=False)
         model = timm.create_model(
             options.model, pretrained=options.pretrained, num_classes=options.num_classes, **options.model_kwargs)
         if options.checkpoint:
             load_checkpoint(model, options.checkpoint, use_ema=options.use_ema)
-        model = model.to(place.device, getattr(torch, options.model_dtype))
+        model = model.to(process.device, getattr(torch, options.model_dtype))
         if options.channels_last:
             model = model.to(memory_format=torch.channels_last)
         find_gates(model)  # a network without attention is refused before the data is read
         config = data_config(options, model)
-        loader = eval_loader(options, dataset, config, place)
+        loader = eval_loader(options, dataset, config, process)
         classes = class_names(dataset) or [str(i) for i in range(model.num_classes)]
         unknown = sorted(set(options.classes or ()) - set(classes))
         if unknown:
@@ -85,7 +85,7 @@ def analyze(options: Namespace) -> GateStatistics:
             for x, y in loader():
                 yield x.contiguous(memory_format=torch.channels_last) if options.channels_last else x, y
 
-        with place.autocast(options):
+        with process.autocast(options):
             statistics = gate_statistics(model, batches(), classes)
             drawn = options.classes or statistics.seen_classes[:4]
             for name in drawn:
@@ -93,18 +93,18 @@ def analyze(options: Namespace) -> GateStatistics:
             scale = None
             if any(gate.selects for gate in find_gates(model)):
                 scale = scale_statistics(model, batches, classes)
-        if place.primary:
+        if process.primary:
             shown = f'{options.model}, {statistics.images:,} images'
             statistics.save(folder / f'gates.{options.table}')
             _draw(folder, statistics, scale, drawn, shown)
-            with place.autocast(options):
+            with process.autocast(options):
                 x = next(batches())[0][:8]
                 maps = gate_maps(model, x)
                 pictures = unusual_images(model, batches(), statistics, options.pictures)
             _draw_maps(folder, x, maps, config, shown)
             write_report(
                 folder / 'report.html', model, statistics, title=f'Gates of {options.model}',
-                note=_note(options, statistics, place.world_size), classes=drawn if options.classes else None,
+                note=_note(options, statistics, process.world_size), classes=drawn if options.classes else None,
                 pictures=pictures, mean=config['mean'], std=config['std'], scale=scale,
                 input_size=tuple(config['input_size']))
             _logger.info('written: %s', folder / 'report.html')

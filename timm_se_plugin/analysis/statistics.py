@@ -270,7 +270,7 @@ def gate_statistics(
     device = next(model.parameters()).device
     sums: dict[str, _Sums] = {}
     labels = torch.zeros(0)
-    place, seen = 0, False
+    start, seen = 0, False
     called: set[str] = set()
 
     def see(gate: Gate, values: Tensor) -> None:
@@ -281,7 +281,7 @@ def gate_statistics(
             raise ValueError(f'{gate.name} has {len(values)} gates for {len(labels)} images; allowed: one for each')
         if not values.isfinite().all():
             bad = int((~values.isfinite()).flatten(1).any(1).nonzero()[0])
-            raise ValueError(f'the gate of {gate.name} is not finite for image {place + bad} of this process')
+            raise ValueError(f'the gate of {gate.name} is not finite for image {start + bad} of this process')
         if gate.name not in sums:
             sums[gate.name] = _Sums(len(classes), values.shape[1], values.shape[2], device)
         known = labels >= 0
@@ -296,7 +296,7 @@ def gate_statistics(
                 seen = True
                 called.clear()
                 model(x.to(device))
-            place += len(labels)
+            start += len(labels)
     _gather(gates, sums, len(classes), device)
     if not sums and not seen:
         raise ValueError('the data set is empty: there is no image with a label')

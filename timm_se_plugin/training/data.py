@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
 
 from .augmentation import Transforms, train_transforms
 from .images import Batches, Images, seed_of
-from .place import Place
+from .process import Process
 
 __all__ = [
     'Loader', 'check_model', 'class_names', 'data_config', 'eval_loader', 'number_of_classes', 'open_split',
@@ -42,17 +42,17 @@ class Loader:
         dataset: :class:`Images`, or a stream of timm.
         config: timm's data configuration of the model.
         options: of the run.
-        place: this process among all.
+        process: this process among all.
         batches: of a map-style data set.
         transforms: by epoch, for a stream.
         training: whether a stream is one for training.
     """
 
     def __init__(
-            self, dataset: Any, config: dict[str, Any], options: Namespace, place: Place,
+            self, dataset: Any, config: dict[str, Any], options: Namespace, process: Process,
             batches: Batches | None, transforms: Transforms, training: bool,
     ) -> None:
-        self.dataset, self.config, self.options, self.place = dataset, config, options, place
+        self.dataset, self.config, self.options, self.process = dataset, config, options, process
         self.batches, self.transforms, self.training = batches, transforms, training
         self._loader: Any = None
 
@@ -66,7 +66,7 @@ class Loader:
     def __call__(self, epoch: int = 0, start: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Batches `start` and on of an epoch: images (N, C, H, W) and targets (N)."""
         if self.batches is None:
-            if not (self.training or self.place.primary):
+            if not (self.training or self.process.primary):
                 return
             self.dataset.set_epoch(epoch)
             self.dataset.transform = self.transforms(epoch)
@@ -96,12 +96,12 @@ class Loader:
         return DataLoader(
             self.dataset, batch_size=_batch_size(self.options, self.training), drop_last=self.training,
             num_workers=max(1, self.options.workers), worker_init_fn=_start_stream_worker,
-            **self._common(seed_of(self.options.seed, epoch, self.place.rank)))
+            **self._common(seed_of(self.options.seed, epoch, self.process.rank)))
 
     def _prefetched(self, loader: DataLoader) -> PrefetchLoader:
         return PrefetchLoader(
             loader, mean=self.config['mean'], std=self.config['std'], channels=self.config['input_size'][0],
-            device=self.place.device, img_dtype=getattr(torch, self.options.model_dtype))
+            device=self.process.device, img_dtype=getattr(torch, self.options.model_dtype))
 
 
 def _outlive_sigterm(worker: int) -> None:
@@ -237,7 +237,7 @@ def _set_image_mode(dataset: Any, config: dict[str, Any]) -> None:
             source.input_img_mode = 'L'
 
 
-def train_loader(options: Namespace, dataset: Any, config: dict[str, Any], place: Place) -> Loader:
+def train_loader(options: Namespace, dataset: Any, config: dict[str, Any], process: Process) -> Loader:
     """Shuffled, augmented batches; each process sees its own images.
 
     Raises:
@@ -248,22 +248,22 @@ def train_loader(options: Namespace, dataset: Any, config: dict[str, Any], place
     if isinstance(dataset, IterableDataset):
         stream: Any = dataset
         stream.set_loader_cfg(num_workers=max(1, options.workers))
-        return Loader(stream, config, options, place, None, by_epoch, training=True)
+        return Loader(stream, config, options, process, None, by_epoch, training=True)
     order: Any
     if options.aug_repeats:
         order = RepeatAugSampler(
-            dataset, num_replicas=place.world_size, rank=place.rank, num_repeats=options.aug_repeats)
+            dataset, num_replicas=process.world_size, rank=process.rank, num_repeats=options.aug_repeats)
     else:
-        order = DistributedSampler(dataset, num_replicas=place.world_size, rank=place.rank, seed=options.seed)
-    batches = Batches(order, options.batch_size, place, whole=options.grad_accum_steps)
+        order = DistributedSampler(dataset, num_replicas=process.world_size, rank=process.rank, seed=options.seed)
+    batches = Batches(order, options.batch_size, process, whole=options.grad_accum_steps)
     if not len(batches):
-        step = options.batch_size * options.grad_accum_steps * place.world_size
+        step = options.batch_size * options.grad_accum_steps * process.world_size
         raise ValueError(f'{len(dataset)} training images do not fill one step of {step}')
     images = Images(dataset, by_epoch, options.seed, options.corrupt_images, options.cache_images, replace=True)
-    return Loader(images, config, options, place, batches, by_epoch, training=True)
+    return Loader(images, config, options, process, batches, by_epoch, training=True)
 
 
-def eval_loader(options: Namespace, dataset: Any, config: dict[str, Any], place: Place) -> Loader:
+def eval_loader(options: Namespace, dataset: Any, config: dict[str, Any], process: Process) -> Loader:
     """Every image once, over all processes; nothing is padded, so nothing counts twice."""
     size = config['input_size'][-2:]
     transform = create_transform(
@@ -278,8 +278,8 @@ def eval_loader(options: Namespace, dataset: Any, config: dict[str, Any], place:
         # process reads them all.
         stream.reader.dist_rank, stream.reader.dist_num_replicas = 0, 1
         stream.set_loader_cfg(num_workers=max(1, options.workers))
-        return Loader(stream, config, options, place, None, by_epoch, training=False)
-    order = range(place.rank, len(dataset), place.world_size)
-    batches = Batches(order, _batch_size(options, training=False), place)
+        return Loader(stream, config, options, process, None, by_epoch, training=False)
+    order = range(process.rank, len(dataset), process.world_size)
+    batches = Batches(order, _batch_size(options, training=False), process)
     images = Images(dataset, by_epoch, options.seed, options.corrupt_images, options.cache_images, replace=False)
-    return Loader(images, config, options, place, batches, by_epoch, training=False)
+    return Loader(images, config, options, process, batches, by_epoch, training=False)

@@ -11,7 +11,7 @@ from timm.task import ClassificationEvaluator
 from torch import Tensor, nn
 
 from .data import Loader
-from .place import Place
+from .process import Process
 
 __all__ = ['Evaluation', 'draw_confusion', 'evaluate']
 
@@ -47,7 +47,7 @@ class Evaluation:
 
 @torch.no_grad()
 def evaluate(
-        model: nn.Module, loader: Loader, place: Place, classes: int,
+        model: nn.Module, loader: Loader, process: Process, classes: int,
         autocast: Callable[[], AbstractContextManager] = nullcontext,
         channels_last: bool = False, each_output: Callable[[Tensor], None] | None = None,
 ) -> Evaluation:
@@ -56,7 +56,7 @@ def evaluate(
     Args:
         model: gives (N, classes).
         loader: of :func:`eval_loader`.
-        place: this process.
+        process: this process.
         classes: of the model.
         autocast: context of a forward pass.
         channels_last: memory format of the images.
@@ -67,8 +67,8 @@ def evaluate(
     """
     mode = model.training
     model.eval()
-    evaluator = ClassificationEvaluator(device=place.device)
-    confusion = torch.zeros(classes, classes, dtype=torch.int64, device=place.device)
+    evaluator = ClassificationEvaluator(device=process.device)
+    confusion = torch.zeros(classes, classes, dtype=torch.int64, device=process.device)
     start = time.perf_counter()
     for x, y in loader():
         if channels_last:
@@ -84,8 +84,8 @@ def evaluate(
         evaluator.update(output, y)
         confusion += torch.bincount(y * classes + output.argmax(1), minlength=classes ** 2).view(classes, classes)
     model.train(mode)
-    metrics = evaluator.compute(distributed=place.distributed)
-    confusion = place.total(confusion).cpu()
+    metrics = evaluator.compute(distributed=process.distributed)
+    confusion = process.total(confusion).cpu()
     if not int(confusion.sum()):
         raise ValueError('there is no readable image to evaluate')
     return Evaluation(

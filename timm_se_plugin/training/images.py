@@ -1,4 +1,4 @@
-"""Images and batches whose content depends on the seed, the epoch and the place in it, and on nothing else."""
+"""Images and batches whose content depends on the seed, the epoch and the position in it, and on nothing else."""
 
 import logging
 import random
@@ -11,14 +11,14 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset, Sampler
 
-from .place import Place
+from .process import Process
 
 __all__ = ['Batches', 'Images', 'UnreadableImageError', 'seed_of']
 
 _logger = logging.getLogger(__name__)
 _TRIES = 10  # unreadable images in a row that are passed over, as many as timm's
 
-Draw = tuple[int, int, int]  # epoch, place in the epoch, index of the image
+Draw = tuple[int, int, int]  # epoch, position in the epoch, index of the image
 
 
 class UnreadableImageError(RuntimeError):
@@ -45,7 +45,7 @@ def _randomness_apart() -> Iterator[None]:
 class Images(Dataset):
     """Images of a map-style data set of timm, each augmented with randomness of its own.
 
-    That of a drawn image is seeded by the seed, the epoch and the place in the epoch: the number of workers, the number
+    That of a drawn image is seeded by the seed, the epoch and the position in it: the number of workers, the number
     of processes and where a run was interrupted do not change it.
 
     Args:
@@ -73,9 +73,9 @@ class Images(Dataset):
     def __getitems__(self, draws: Sequence[Draw]) -> list[tuple[Any, int]]:
         items = []
         with _randomness_apart():
-            for epoch, place, index in draws:
+            for epoch, position, index in draws:
                 image, target = self._image(index)
-                seed = seed_of(self.seed, epoch, place)
+                seed = seed_of(self.seed, epoch, position)
                 random.seed(seed)
                 np.random.seed(seed)
                 torch.default_generator.manual_seed(seed)
@@ -127,12 +127,12 @@ class Batches(Sampler[list[Draw]]):
     Args:
         order: indices of this process in an epoch; one with ``set_epoch`` is shuffled anew in each.
         batch_size: of this process.
-        place: this process among all.
+        process: this process among all.
         whole: leave out a smaller last batch, and the last ones that do not fill a group of `whole` batches.
     """
 
-    def __init__(self, order: Any, batch_size: int, place: Place, whole: int = 0) -> None:
-        self.order, self.batch_size, self.place, self.whole = order, batch_size, place, whole
+    def __init__(self, order: Any, batch_size: int, process: Process, whole: int = 0) -> None:
+        self.order, self.batch_size, self.process, self.whole = order, batch_size, process, whole
         self.epoch = self.start = 0
 
     def __len__(self) -> int:
@@ -152,5 +152,5 @@ class Batches(Sampler[list[Draw]]):
     def _draws(self) -> list[Draw]:
         if hasattr(self.order, 'set_epoch'):
             self.order.set_epoch(self.epoch)
-        rank, world_size = self.place.rank, self.place.world_size
+        rank, world_size = self.process.rank, self.process.world_size
         return [(self.epoch, rank + world_size * i, int(index)) for i, index in enumerate(self.order)]

@@ -16,7 +16,7 @@ from ..measuring.complexity import complexity
 from ..measuring.provenance import provenance
 from .config import own_options
 from .evaluation import evaluate
-from .place import placed
+from .process import init_process
 from .records import Progress, draw_curves, record_result
 from .run import Run
 from .termination import TerminatedError, Termination
@@ -40,9 +40,9 @@ def train_classifier(options: Namespace) -> dict[str, Any] | None:
         CheckpointError: a checkpoint cannot be read.
         UnwritableFileError: a checkpoint or a table cannot be written; those from before are intact.
     """
-    with placed(options) as place, Termination() as termination:
-        changed, made = own_options(options), provenance(place.device)  # now: the files may change meanwhile
-        run = Run(options, place)
+    with init_process(options) as process, Termination() as termination:
+        changed, made = own_options(options), provenance(process.device)  # now: the files may change meanwhile
+        run = Run(options, process)
         _write_down(run, made)
         try:
             while run.epoch < run.epochs:
@@ -61,11 +61,11 @@ def train_epoch(run: Run, termination: Termination) -> None:
     Raises:
         TerminatedError: SIGTERM came; the state is saved.
     """
-    options, place, steps, count = run.options, run.place, run.options.grad_accum_steps, len(run.train_loader)
-    look = options.log_interval if place.device.type == 'cuda' or place.distributed else 1
+    options, process, steps, count = run.options, run.process, run.options.grad_accum_steps, len(run.train_loader)
+    look = options.log_interval if process.device.type == 'cuda' or process.distributed else 1
     progress = Progress(
-        f'epoch {run.epoch + 1}/{run.epochs}', count, run.batch, options.batch_size * place.world_size,
-        options.log_interval, place.primary)
+        f'epoch {run.epoch + 1}/{run.epochs}', count, run.batch, options.batch_size * process.world_size,
+        options.log_interval, process.primary)
     run.task.train()
     start = time.perf_counter()
     for x, y in run.train_loader(run.epoch, run.batch) if run.batch < count else ():
@@ -85,7 +85,7 @@ def train_epoch(run: Run, termination: Termination) -> None:
             loss, right, images = run.sums.tolist()
             progress.update(run.batch - 1, loss=loss / images, top1=right / images)
         if update and run.batch < count:
-            stop = (run.batch % look < steps or not place.distributed) and place.any(termination.received)
+            stop = (run.batch % look < steps or not process.distributed) and process.any(termination.received)
             if stop or (options.recovery_interval and run.batch % options.recovery_interval < steps):
                 run.seconds += time.perf_counter() - start
                 run.save()
@@ -94,9 +94,9 @@ def train_epoch(run: Run, termination: Termination) -> None:
                 raise TerminatedError
     progress.close()
     run.seconds += time.perf_counter() - start
-    if place.distributed:  # before the save: a resumed run evaluates what is in it
+    if process.distributed:  # before the save: a resumed run evaluates what is in it
         for model in dict.fromkeys((run.model, run.evaluated)):
-            distribute_bn(model, place.world_size, reduce=True)
+            distribute_bn(model, process.world_size, reduce=True)
     run.save()
 
 
@@ -106,16 +106,16 @@ def finish_epoch(run: Run, termination: Termination) -> None:
     Raises:
         TerminatedError: SIGTERM came during the evaluation, before which the state was saved.
     """
-    options, place = run.options, run.place
+    options, process = run.options, run.process
     lr = run.optimizer.param_groups[0]['lr']
     termination.at_once = True
-    if place.any(termination.received):
+    if process.any(termination.received):
         raise TerminatedError
     evaluation = evaluate(
-        run.evaluated, run.eval_loader, place, run.classes, run.autocast, options.channels_last)
+        run.evaluated, run.eval_loader, process, run.classes, run.autocast, options.channels_last)
     termination.at_once = False
     run.check_validation(evaluation.loss)
-    loss, right, images = place.total(run.sums).tolist()
+    loss, right, images = process.total(run.sums).tolist()
     row = {
         'epoch': run.epoch, 'train_loss': loss / images, 'train_top1': right / images, 'val_loss': evaluation.loss,
         'val_top1': evaluation.top1, 'val_top5': evaluation.top5, 'lr': lr, 'seconds': round(run.seconds, 2)}
@@ -127,7 +127,7 @@ def finish_epoch(run: Run, termination: Termination) -> None:
     score = -evaluation.loss if options.eval_metric == 'loss' else evaluation.top1
     best, run.best = score > run.best, max(run.best, score)
     run.save(best)
-    if place.primary:
+    if process.primary:
         write_table(run.folder / 'summary.csv', run.history)
         if run.writer is not None:
             for name, number in row.items():
@@ -140,7 +140,7 @@ def finish_epoch(run: Run, termination: Termination) -> None:
 
 def _write_down(run: Run, made: dict[str, Any]) -> None:
     """What the run is, beside its checkpoints."""
-    if not run.place.primary:
+    if not run.process.primary:
         return
     if run.options.results:
         try:
@@ -151,7 +151,7 @@ def _write_down(run: Run, made: dict[str, Any]) -> None:
         from torch.utils.tensorboard import SummaryWriter
         run.writer = SummaryWriter(str(run.folder / 'tensorboard'), purge_step=run.epoch)
     told = {**vars(run.options), **made, 'device': run.options.device, 'machine': made['device'],
-            'processes': run.place.world_size, 'global_batch': run.global_batch, 'learning_rate': run.learning_rate}
+            'processes': run.process.world_size, 'global_batch': run.global_batch, 'learning_rate': run.learning_rate}
     write_atomically(run.folder / 'args.yaml', yaml.safe_dump(told, sort_keys=True).encode())
 
 
@@ -159,17 +159,17 @@ def _finish(run: Run, changed: str, made: dict[str, Any]) -> dict[str, Any]:
     """The row of results, and what is drawn and written at the end."""
     options, last = run.options, run.history[-1]
     cost = complexity(run.model, run.input_size)
-    ratio = step_time_ratio(run) if options.results and run.place.primary else None
+    ratio = step_time_ratio(run) if options.results and run.process.primary else None
     row = {
         'model': options.model,
         'options': changed, 'seed': options.seed, 'epochs': run.epochs, 'top1': last['val_top1'],
         'top5': last['val_top5'], 'parameters': cost.params, 'macs': cost.macs,
         'time_ratio': round(ratio, 3) if ratio else '', 'seconds': round(run.seconds),
         'recipe': Path(options.config).stem if options.config else '',
-        'global_batch': run.global_batch, 'amp': run.place.amp_dtype(options),
+        'global_batch': run.global_batch, 'amp': run.process.amp_dtype(options),
         'torchcompile': options.torchcompile or '',
         **made}
-    if run.place.primary:
+    if run.process.primary:
         write_table(run.folder / 'summary.csv', run.history)  # a run that was killed after its last checkpoint lacks it
         draw_curves(run.history, f'{options.model}, seed {options.seed}', run.folder / 'curves.png')
         if options.results:

@@ -133,7 +133,7 @@ def _add_optimisation(root: argparse.ArgumentParser) -> None:
     add('--epochs', type=_count, default=100)
     add('--opt', default='sgd', help="timm's name; its sgd is Nesterov's, momentum is the plain one")
     add('--opt-kwargs', nargs='*', default={}, action=ParseKwargs, metavar='KEY=VALUE')
-    add('--lr', type=_positive, help='takes the place of --lr-base')
+    add('--lr', type=_positive, help='used instead of --lr-base')
     add('--lr-base', type=_positive, default=0.1, help='for --lr-base-size images; scaled to the global batch')
     add('--lr-base-size', type=_count, default=256)
     add('--lr-base-scale', choices=('linear', 'sqrt'), help='sqrt for ada… and lamb, else linear')

@@ -22,7 +22,7 @@ from .checkpoint import BEST, LAST, newest_whole, read_checkpoint, save_checkpoi
 from .data import check_model, class_names, data_config, eval_loader, number_of_classes, open_split, train_loader
 from .images import seed_of
 from .options import RUNTIME
-from .place import Place
+from .process import Process
 
 __all__ = ['NonFiniteLossError', 'Run']
 
@@ -34,44 +34,44 @@ class NonFiniteLossError(RuntimeError):
 
 
 class Run:
-    """Everything that a training loop needs, and where it stands.
+    """The parts of a training run, and how far the run has come.
 
-    All randomness of a step is seeded by the seed, the rank, the epoch and the batch, that of an image by its place in
-    the epoch (:class:`~timm_se_plugin.training.data.Images`). So a checkpoint needs no states of random generators, and
-    a run continued from it computes what it would have computed.
+    The randomness of a step is seeded by the seed, the rank, the epoch and the batch; the randomness of an image by the
+    seed and its position in the epoch (:class:`~timm_se_plugin.training.images.Images`). A checkpoint therefore needs
+    no states of random generators, and a resumed run computes what an uninterrupted run computes.
 
     Args:
         options: of :func:`~timm_se_plugin.training.config.parse_options`.
-        place: this process.
+        process: this process.
 
     Raises:
         ValueError: options that do not go together or with the data, or a folder that holds another run, or that is in
             another state for other processes.
     """
 
-    def __init__(self, options: Namespace, place: Place) -> None:
+    def __init__(self, options: Namespace, process: Process) -> None:
         train_data = open_split(options, options.train_split, training=True)
         val_data = open_split(options, options.val_split, training=False)
         self.classes = number_of_classes(options, train_data, val_data)
         self.label_names = class_names(train_data) or class_names(val_data)
         options = Namespace(**{**vars(options), 'num_classes': self.classes})
-        self.options, self.place = options, place
+        self.options, self.process = options, process
         self.folder = _folder(options)
         random_seed(options.seed)
         model = self.create_model(options.model, options.model_kwargs, options.pretrained)
         if options.sync_bn:
-            if place.device.type != 'cuda':
+            if process.device.type != 'cuda':
                 raise ValueError('--sync-bn is not allowed on the CPU: torch.nn.SyncBatchNorm is for CUDA')
             model = convert_sync_batchnorm(model)
         config = data_config(options, model)
         self.input_size: tuple[int, int, int] = tuple(config['input_size'])
-        self.train_loader = train_loader(options, train_data, config, place)
-        self.eval_loader = eval_loader(options, val_data, config, place)
+        self.train_loader = train_loader(options, train_data, config, process)
+        self.eval_loader = eval_loader(options, val_data, config, process)
         self.updates = len(self.train_loader) // options.grad_accum_steps
 
-        self.augment = BatchAugmentation(options, self.classes, place.device)
+        self.augment = BatchAugmentation(options, self.classes, process.device)
         self.task = ClassificationTask(
-            model, device=place.device, verbose=False,
+            model, device=process.device, verbose=False,
             criterion_kwargs={
                 'loss_type': 'bce' if options.bce_loss else 'ce', 'smoothing': options.smoothing,
                 'soft_targets': self.augment.mix is not None,
@@ -85,28 +85,28 @@ class Run:
                              'allowed: one of timm.optim.list_optimizers(), and keywords that it takes') from error
         self.scheduler, self.epochs = create_scheduler(options, self.optimizer, self.updates)
         scales = options.amp and options.amp_dtype == 'float16'
-        self.scaler = NativeScaler(place.device.type) if scales else None
+        self.scaler = NativeScaler(process.device.type) if scales else None
         if options.model_ema:
             self.task.setup_ema(decay=options.model_ema_decay, use_warmup=options.model_ema_warmup)
 
         self.epoch = 0
         self.batch = 0  # of the epoch, the next one
-        self.sums = torch.zeros(3, dtype=torch.float64, device=place.device)  # of the epoch: loss, right, images
+        self.sums = torch.zeros(3, dtype=torch.float64, device=process.device)  # of the epoch: loss, right, images
         self.seconds = 0.0
         self.best = float('-inf')
         self.history: list[dict[str, Any]] = []
         self.writer: Any = None  # TensorBoard's
         self._losses: list[Tensor] = []  # not looked at yet: a look makes a GPU wait
         self._resume()
-        position = torch.tensor([self.epoch, self.batch], device=place.device)
-        if place.any(not torch.equal(place.total(position.clone()), position * place.world_size)):
+        position = torch.tensor([self.epoch, self.batch], device=process.device)
+        if process.any(not torch.equal(process.total(position.clone()), position * process.world_size)):
             raise ValueError(f'{self.folder} stands elsewhere for other processes, here in epoch {self.epoch + 1}, '
                              f'after batch {self.batch}; --output has to be a folder that all machines share')
         if options.torchcompile:
             self.task.compile(backend=options.torchcompile)
-        if place.distributed:
+        if process.distributed:
             self.task.prepare_distributed(
-                device_ids=[place.device] if place.device.type == 'cuda' else None)
+                device_ids=[process.device] if process.device.type == 'cuda' else None)
 
     @property
     def model(self) -> nn.Module:
@@ -121,7 +121,7 @@ class Run:
     @property
     def global_batch(self) -> int:
         """Images of one update, of all processes."""
-        return self.options.batch_size * self.options.grad_accum_steps * self.place.world_size
+        return self.options.batch_size * self.options.grad_accum_steps * self.process.world_size
 
     @property
     def learning_rate(self) -> float:
@@ -133,11 +133,11 @@ class Run:
 
     def autocast(self) -> AbstractContextManager:
         """Context of a forward pass."""
-        return self.place.autocast(self.options)
+        return self.process.autocast(self.options)
 
     def seed_step(self, batch: int) -> None:
         """Seed the randomness of a batch: mixing, erasing, dropout."""
-        random_seed(seed_of(self.options.seed, self.epoch, batch, 1) // 2, self.place.rank)
+        random_seed(seed_of(self.options.seed, self.epoch, batch, 1) // 2, self.process.rank)
 
     def learn(self, loss: Tensor, update: bool) -> None:
         """Compute gradients; with `update`, clip them and step."""
@@ -174,11 +174,11 @@ class Run:
         Raises:
             NonFiniteLossError: one is NaN or infinite; names the step and the images.
         """
-        losses = torch.stack(self._losses).float() if self._losses else torch.zeros(0, device=self.place.device)
+        losses = torch.stack(self._losses).float() if self._losses else torch.zeros(0, device=self.process.device)
         first = self.batch - len(self._losses)
         self._losses.clear()
         bad = (~losses.isfinite()).nonzero().flatten().tolist()
-        if not self.place.any(bool(bad)):
+        if not self.process.any(bool(bad)):
             return
         if not bad:
             raise NonFiniteLossError(f'the loss of another process is not finite; {self._before()}')
@@ -196,7 +196,7 @@ class Run:
         """
         for model in dict.fromkeys((self.model, self.evaluated)):
             bad = [name for name, tensor in model.state_dict().items() if not tensor.isfinite().all()]
-            if self.place.any(bool(bad)):
+            if self.process.any(bool(bad)):
                 raise NonFiniteLossError(
                     f'{bad[0] if bad else "weights of another process"} not finite after epoch {self.epoch + 1}, batch '
                     f'{self.batch}; {self._before()}')
@@ -221,15 +221,15 @@ class Run:
         """Write the state; the primary process does, and all take part."""
         self.check()
         self.check_state()
-        sums = self.place.total(self.sums.clone()) / self.place.world_size
-        if not self.place.primary:
+        sums = self.process.total(self.sums.clone()) / self.process.world_size
+        if not self.process.primary:
             return
         state = {
             **self.task.get_checkpoint_state(), **self.task.get_checkpoint_state(ema=True),
             'arch': self.options.model, 'args': self.options, 'version': 2, 'epoch': self.epoch - 1,
             'optimizer': self.optimizer.state_dict(),
             'scheduler': _of_scheduler(self.scheduler).state_dict() if self.scheduler else {},
-            'position': {'epoch': self.epoch, 'batch': self.batch, 'world_size': self.place.world_size},
+            'position': {'epoch': self.epoch, 'batch': self.batch, 'world_size': self.process.world_size},
             'label_names': self.label_names,
             'sums': sums.tolist(), 'seconds': self.seconds, 'best': self.best, 'history': self.history,
         }
@@ -246,7 +246,7 @@ class Run:
         if not path:
             return
         state = read_checkpoint(path)
-        _check_same_run(state, self.options, self.place, path)
+        _check_same_run(state, self.options, self.process, path)
         self.task.load_checkpoint_state(state['state_dict'])
         if self.task.has_ema():
             self.task.load_checkpoint_state(state['state_dict_ema'], ema=True)
@@ -256,7 +256,7 @@ class Run:
         if self.scaler:
             self.scaler.load_state_dict(state[self.scaler.state_dict_key])
         self.epoch, self.batch = state['position']['epoch'], state['position']['batch']
-        self.sums += torch.tensor(state['sums'], dtype=torch.float64, device=self.place.device)
+        self.sums += torch.tensor(state['sums'], dtype=torch.float64, device=self.process.device)
         self.seconds, self.best, self.history = state['seconds'], state['best'], state['history']
         _logger.info('resumed from %s: epoch %d, after batch %d', path, self.epoch + 1, self.batch)
 
@@ -269,7 +269,7 @@ class Run:
             drop_path_rate=options.drop_path, **model_kwargs)  # timm leaves out what is None
         if options.grad_checkpointing:
             model.set_grad_checkpointing(True)
-        model = model.to(device=self.place.device, dtype=getattr(torch, options.model_dtype))
+        model = model.to(device=self.process.device, dtype=getattr(torch, options.model_dtype))
         return model.to(memory_format=torch.channels_last) if options.channels_last else model
 
 
@@ -284,13 +284,13 @@ def _folder(options: Namespace) -> Path:
     return Path(options.output, options.experiment or f'{recipe}/{model}-seed{options.seed}')
 
 
-def _check_same_run(state: dict[str, Any], options: Namespace, place: Place, path: Any) -> None:
+def _check_same_run(state: dict[str, Any], options: Namespace, process: Process, path: Any) -> None:
     if 'position' not in state:
         raise ValueError(f'{path} is a checkpoint of another trainer: it does not say where the run stood')
     then, now = vars(state['args']), vars(options)
     different = [f'{key}={now.get(key)!r} (was {then.get(key)!r})' for key in sorted(then.keys() | now.keys())
                  if key not in RUNTIME and then.get(key) != now.get(key)]
-    if state['position']['world_size'] != place.world_size:
-        different.append(f'{place.world_size} processes (were {state["position"]["world_size"]})')
+    if state['position']['world_size'] != process.world_size:
+        different.append(f'{process.world_size} processes (were {state["position"]["world_size"]})')
     if different:
         raise ValueError(f'{path} is of another run; not allowed: {", ".join(different)}')

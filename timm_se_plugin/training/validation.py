@@ -19,7 +19,7 @@ from ..measuring.complexity import complexity
 from ..measuring.provenance import provenance
 from .data import check_model, class_names, data_config, eval_loader, open_split
 from .evaluation import Evaluation, draw_confusion, evaluate
-from .place import placed
+from .process import init_process
 
 __all__ = ['evaluate_classifier']
 
@@ -36,7 +36,7 @@ def evaluate_classifier(options: Namespace) -> dict[str, Any]:
         ValueError: no data, a checkpoint of another model, labels that the model has no class for, or real labels for
             other images than ImageNet's.
     """
-    with placed(options) as place:
+    with init_process(options) as process:
         dataset = open_split(options, options.val_split, training=False)
         check_model(options.model)
         model = timm.create_model(
@@ -48,14 +48,14 @@ def evaluate_classifier(options: Namespace) -> dict[str, Any]:
                 raise ValueError(
                     f'--checkpoint {options.checkpoint} does not fit --model {options.model} with '
                     f'{model.num_classes} classes and --model-kwargs {options.model_kwargs}') from error
-        model = model.to(place.device, getattr(torch, options.model_dtype))
+        model = model.to(process.device, getattr(torch, options.model_dtype))
         if options.channels_last:
             model = model.to(memory_format=torch.channels_last)
         config = data_config(options, model)
-        real = _real_labels(options, dataset, place.world_size) if options.real_labels is not None else None
+        real = _real_labels(options, dataset, process.world_size) if options.real_labels is not None else None
         evaluation = evaluate(
-            model, eval_loader(options, dataset, config, place), place, model.num_classes,
-            partial(place.autocast, options), options.channels_last, each_output=real.add_result if real else None)
+            model, eval_loader(options, dataset, config, process), process, model.num_classes,
+            partial(process.autocast, options), options.channels_last, each_output=real.add_result if real else None)
         cost = complexity(model, tuple(config['input_size']))
         metrics = {
             'model': options.model, 'checkpoint': options.checkpoint or '', 'split': options.val_split,
@@ -63,8 +63,8 @@ def evaluate_classifier(options: Namespace) -> dict[str, Any]:
             **({f'real_top{k}': share / 100 for k, share in real.get_accuracy().items()} if real else {}),
             'input_size': 'x'.join(map(str, config['input_size'])), 'crop_pct': config['crop_pct'],
             'parameters': cost.params, 'macs': cost.macs,
-            'images_per_second': round(evaluation.images_per_second, 1), **provenance(place.device)}
-        if place.primary:
+            'images_per_second': round(evaluation.images_per_second, 1), **provenance(process.device)}
+        if process.primary:
             names = class_names(dataset) or []
             if names and len(names) != model.num_classes:
                 _logger.warning('the data has %d classes, the model %d: are they in the same order? --class-map FILE '
