@@ -7,7 +7,7 @@ python tools/analyze_attention.py --model seresnet50 --pretrained --data-dir ima
 import logging
 
 import timm_se_plugin  # noqa: F401  (registers the models)
-from timm_se_plugin.analysis.run import analyze, parse_analysis
+from timm_se_plugin.analysis import analyze, parse_analysis
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ from timm_se_plugin.analysis.figures import (
     shown_layers,
 )
 from timm_se_plugin.analysis.pictures import gate_maps
-from timm_se_plugin.analysis.run import analyze, parse_analysis
+from timm_se_plugin.analysis.pipeline import analyze, parse_analysis
 
 pytest.importorskip('matplotlib', reason='figures need the [analysis] extra')
 

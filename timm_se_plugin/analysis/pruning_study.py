@@ -48,6 +48,7 @@ def pruning_study(
     from ..training import evaluate
     from ..training.checkpoint import read_checkpoint
     from ..training.data import class_names, data_config, eval_loader, open_split, train_loader
+    from ..training.network import moved
     from ..training.process import init_process
 
     state = read_checkpoint(checkpoint)
@@ -60,9 +61,7 @@ def pruning_study(
             options.train_split, options.val_split))
         model: Any = build_model(vars(options))
         model.load_state_dict(state.get('state_dict_ema', state['state_dict']))
-        model = model.to(process.device, getattr(torch, options.model_dtype))
-        if options.channels_last:
-            model = model.to(memory_format=torch.channels_last)
+        model = moved(model, options, process)
         config = data_config(options, model)
         size = tuple(config['input_size'])
         classes = class_names(train_data) or [str(i) for i in range(model.num_classes)]
@@ -72,9 +71,7 @@ def pruning_study(
         training = train_loader(options, train_data, config, process)
 
         def top1(network: nn.Module) -> float:
-            return evaluate(
-                network, validation, process, model.num_classes, lambda: process.autocast(options),
-                options.channels_last).top1
+            return evaluate(network, validation, model.num_classes).top1
 
         def row(network: nn.Module, criterion: str, share: float, before: float, after: float) -> dict[str, Any]:
             cost = complexity(network, size)
@@ -114,8 +111,6 @@ def _fine_tune(
     model.train()
     for epoch in range(epochs):
         for x, y in loader(epoch):
-            if options.channels_last:
-                x = x.contiguous(memory_format=torch.channels_last)
             with process.autocast(options):
                 loss = F.cross_entropy(model(x), y, label_smoothing=options.smoothing)
             optimizer.zero_grad()

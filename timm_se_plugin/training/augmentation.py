@@ -60,7 +60,7 @@ def _train_transform(options: Namespace, config: dict[str, Any], full: tuple[int
 
 
 class BatchAugmentation:
-    """A batch as the network gets it in training: memory format, erasing, mixing.
+    """Augmentation of whole batches: random erasing, and mixing of images and targets.
 
     Args:
         options: of the run.
@@ -72,7 +72,7 @@ class BatchAugmentation:
     """
 
     def __init__(self, options: Namespace, classes: int, device: torch.device) -> None:
-        self.channels_last, self.mixes_until = options.channels_last, options.mixup_off_epoch
+        self.mixes_until = options.mixup_off_epoch
         self.erase: RandomErasing | None = None
         self.mix: Mixup | None = None
         if options.reprob and not options.no_aug:
@@ -88,8 +88,6 @@ class BatchAugmentation:
 
     def __call__(self, x: Tensor, y: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
         """Images (N, C, H, W) and targets (N), which mixing turns into (N, classes)."""
-        if self.channels_last:
-            x = x.contiguous(memory_format=torch.channels_last)
         if self.erase is not None:
             x = self.erase(x)
         if self.mix is not None:

@@ -7,13 +7,11 @@ import signal
 import threading
 from argparse import Namespace
 from collections.abc import Iterator
-from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import timm
 import torch
 from timm.data import create_dataset, create_transform, resolve_data_config
 from timm.data.distributed_sampler import RepeatAugSampler
@@ -26,7 +24,7 @@ from .images import Batches, Images, seed_of
 from .process import Process
 
 __all__ = [
-    'Loader', 'check_model', 'class_names', 'data_config', 'eval_loader', 'number_of_classes', 'open_split',
+    'Loader', 'class_names', 'data_config', 'eval_loader', 'number_of_classes', 'open_split',
     'train_loader']
 
 _logger = logging.getLogger(__name__)
@@ -64,7 +62,11 @@ class Loader:
         return count // whole * whole if self.training else count
 
     def __call__(self, epoch: int = 0, start: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Batches `start` and on of an epoch: images (N, C, H, W) and targets (N)."""
+        """Batches of an epoch from number `start` on: images (N, C, H, W) and targets (N,)."""
+        for x, y in self._batches_from(epoch, start):
+            yield x.contiguous(memory_format=torch.channels_last) if self.options.channels_last else x, y
+
+    def _batches_from(self, epoch: int, start: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         if self.batches is None:
             if not (self.training or self.process.primary):
                 return
@@ -217,18 +219,6 @@ def data_config(options: Namespace, model: nn.Module) -> dict[str, Any]:
             numbers = ' '.join(map(str, given))
             raise ValueError(f'--{name} {numbers}: one number, or one for each of {channels} channels')
     return resolve_data_config(vars(options), model=model)
-
-
-def check_model(name: str) -> None:
-    """Refuse the name of no model.
-
-    Raises:
-        ValueError: timm has none of this name, neither its own nor the plugin's.
-    """
-    if ':' not in name and not timm.is_model(name.partition('.')[0]):  # hf-hub: and local-dir: name others
-        close = get_close_matches(name, timm.list_models(), 3)
-        raise ValueError(f'--model {name} is not allowed; allowed: any of timm.list_models()'
-                         + (f' (did you mean {", ".join(close)}?)' if close else ''))
 
 
 def _set_image_mode(dataset: Any, config: dict[str, Any]) -> None:

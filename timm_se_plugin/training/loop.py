@@ -111,8 +111,7 @@ def finish_epoch(run: Run, termination: Termination) -> None:
     termination.at_once = True
     if process.any(termination.received):
         raise TerminatedError
-    evaluation = evaluate(
-        run.evaluated, run.eval_loader, process, run.classes, run.autocast, options.channels_last)
+    evaluation = evaluate(run.evaluated, run.eval_loader, run.classes)
     termination.at_once = False
     run.check_validation(evaluation.loss)
     loss, right, images = process.total(run.sums).tolist()

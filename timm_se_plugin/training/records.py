@@ -3,13 +3,18 @@
 import logging
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
 
 from ..files.tables import replace_rows
 
-__all__ = ['Progress', 'draw_curves', 'record_result']
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ['Progress', 'draw_confusion', 'draw_curves', 'record_result']
 
 _logger = logging.getLogger(__name__)
 
@@ -66,25 +71,54 @@ def record_result(path: Path, row: Mapping[str, Any], history: list[dict[str, An
     replace_rows(path.with_name(f'{path.stem}-curves.csv'), [{**name, **epoch} for epoch in history], keys)
 
 
-def draw_curves(history: list[dict[str, Any]], title: str, path: Path) -> None:
-    """Picture of loss and accuracy by epoch."""
-    import matplotlib
-    matplotlib.use('Agg')
-    from matplotlib import pyplot as plt
+def draw_curves(history: list[dict[str, Any]], title: str, path: str | Path) -> 'Figure':
+    """Draw loss and accuracy by epoch into an image file, and return the figure.
 
-    figure, axes = plt.subplots(1, 2, figsize=(10, 4))
+    Args:
+        history: rows of ``summary.csv``.
+        title: above the two charts.
+        path: PNG, SVG or PDF, by its ending.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4), layout='constrained')
     epochs = [row['epoch'] for row in history]
-    for axis, names, label in (
-            (axes[0], ('train_loss', 'val_loss'), 'loss'), (axes[1], ('train_top1', 'val_top1'), 'top-1')):
+    for axes, names, label in zip(figure.subplots(1, 2), (('train_loss', 'val_loss'), ('train_top1', 'val_top1')),
+                                  ('loss', 'top-1'), strict=True):
         for name in names:
-            numbers = [row.get(name) for row in history]
-            if any(number is not None for number in numbers):
-                axis.plot(epochs, numbers, marker='.', label=name.replace('_', ' '))
-        axis.set_xlabel('epoch')
-        axis.set_ylabel(label)
-        axis.grid(alpha=0.3)
-        axis.legend()
+            axes.plot(epochs, [row[name] for row in history], marker='.', label=name.replace('_', ' '))
+        axes.set(xlabel='epoch', ylabel=label)
+        axes.grid(alpha=0.3)
+        axes.legend()
     figure.suptitle(title)
-    figure.tight_layout()
     figure.savefig(path, dpi=110)
-    plt.close(figure)
+    return figure
+
+
+def draw_confusion(confusion: Tensor, names: Sequence[str], title: str, path: str | Path) -> 'Figure':
+    """Draw a confusion matrix into an image file, and return the figure.
+
+    The colour of a cell is the share of the true class's images; its number, with up to 30 classes, counts them.
+
+    Args:
+        confusion: numbers of images, (classes, classes): a row for each true class, a column for each first guess.
+        names: of the classes; about 30 of them stand at the axes.
+        title: above the matrix.
+        path: PNG, SVG or PDF, by its ending.
+    """
+    from matplotlib.figure import Figure
+
+    size = len(names)
+    figure = Figure(figsize=(min(3 + 0.5 * size, 16), min(2 + 0.5 * size, 15)), layout='constrained')
+    axes = figure.subplots()
+    shares = confusion / confusion.sum(1, keepdim=True).clamp(min=1)
+    figure.colorbar(axes.imshow(shares.numpy(), cmap='Blues', vmin=0, vmax=1), label='share of the true class')
+    for i, j in confusion.nonzero().tolist() if size <= 30 else ():
+        axes.text(j, i, str(int(confusion[i, j])), ha='center', va='center', fontsize=8,
+                  color='white' if shares[i, j] > 0.5 else 'black')
+    shown = range(0, size, -(-size // 30))
+    axes.set_xticks(shown, [names[i] for i in shown], rotation=90)
+    axes.set_yticks(shown, [names[i] for i in shown])
+    axes.set(xlabel='first guess', ylabel='true class', title=title)
+    figure.savefig(path, dpi=110)
+    return figure

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from .augmentation import BatchAugmentation
 from .checkpoint import BEST, LAST, newest_whole, read_checkpoint, save_checkpoint
-from .data import check_model, class_names, data_config, eval_loader, number_of_classes, open_split, train_loader
+from .data import class_names, data_config, eval_loader, number_of_classes, open_split, train_loader
 from .images import seed_of
+from .network import check_model, moved
 from .options import RUNTIME
 from .process import Process
 
@@ -269,8 +270,7 @@ class Run:
             drop_path_rate=options.drop_path, **model_kwargs)  # timm leaves out what is None
         if options.grad_checkpointing:
             model.set_grad_checkpointing(True)
-        model = model.to(device=self.process.device, dtype=getattr(torch, options.model_dtype))
-        return model.to(memory_format=torch.channels_last) if options.channels_last else model
+        return moved(model, options, self.process)
 
 
 def _of_scheduler(scheduler: Any) -> Any:

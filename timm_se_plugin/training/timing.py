@@ -37,8 +37,6 @@ def step_time_ratio(run: Run, rounds: int = 15) -> float | None:
         for model in models:
             model.compile(backend=run.options.torchcompile)
     x, y = next(iter(run.train_loader(0)))
-    if run.options.channels_last:
-        x = x.contiguous(memory_format=torch.channels_last)
 
     def seconds(model: nn.Module) -> float:
         start = time.perf_counter()

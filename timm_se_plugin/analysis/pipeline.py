@@ -3,13 +3,11 @@
 import argparse
 import logging
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
-from timm.models import load_checkpoint
 from torch import Tensor
 
 from ..files.tables import write_table
@@ -56,6 +54,7 @@ def analyze(options: Namespace) -> GateStatistics:
             real labels, or a table that cannot be written.
     """
     from ..training.data import class_names, data_config, eval_loader, open_split
+    from ..training.network import evaluated_network
     from ..training.process import init_process
 
     if not options.output:
@@ -66,13 +65,7 @@ def analyze(options: Namespace) -> GateStatistics:
     check_ending(folder / f'gates.{options.table}')
     with init_process(options) as process:
         dataset = open_split(options, options.val_split, training=False)
-        model = timm.create_model(
-            options.model, pretrained=options.pretrained, num_classes=options.num_classes, **options.model_kwargs)
-        if options.checkpoint:
-            load_checkpoint(model, options.checkpoint, use_ema=options.use_ema)
-        model = model.to(process.device, getattr(torch, options.model_dtype))
-        if options.channels_last:
-            model = model.to(memory_format=torch.channels_last)
+        model = evaluated_network(options, process)
         find_gates(model)  # a network without attention is refused before the data is read
         config = data_config(options, model)
         loader = eval_loader(options, dataset, config, process)
@@ -81,26 +74,22 @@ def analyze(options: Namespace) -> GateStatistics:
         if unknown:
             raise ValueError(f'no class is called {", ".join(map(repr, unknown))}; allowed: {", ".join(classes)}')
 
-        def batches() -> Iterator[tuple[Tensor, Tensor]]:
-            for x, y in loader():
-                yield x.contiguous(memory_format=torch.channels_last) if options.channels_last else x, y
-
         with process.autocast(options):
-            statistics = gate_statistics(model, batches(), classes)
+            statistics = gate_statistics(model, loader(), classes)
             drawn = options.classes or statistics.seen_classes[:4]
             for name in drawn:
                 statistics.class_index(name)
             scale = None
             if any(gate.selects for gate in find_gates(model)):
-                scale = scale_statistics(model, batches, classes)
+                scale = scale_statistics(model, loader, classes)
         if process.primary:
             shown = f'{options.model}, {statistics.images:,} images'
             statistics.save(folder / f'gates.{options.table}')
             _draw(folder, statistics, scale, drawn, shown)
             with process.autocast(options):
-                x = next(batches())[0][:8]
+                x = next(loader())[0][:8]
                 maps = gate_maps(model, x)
-                pictures = unusual_images(model, batches(), statistics, options.pictures)
+                pictures = unusual_images(model, loader(), statistics, options.pictures)
             _draw_maps(folder, x, maps, config, shown)
             write_report(
                 folder / 'report.html', model, statistics, title=f'Gates of {options.model}',
