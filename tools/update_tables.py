@@ -79,29 +79,26 @@ def speed_table(device: str) -> str:
 
 def draw_speed(device: str, path: Path) -> None:
     """Bars of the time ratios, timm's beside ours, with quartiles."""
-    import matplotlib
-    matplotlib.use('Agg')
-    from matplotlib import pyplot as plt
+    from matplotlib.figure import Figure
 
     rows = sorted(read(f'speed-{device}.csv'), key=_order)
     cases = {case: v for case, v in _cases(rows).items() if {'timm', 'fused'} <= v.keys()}
-    figure, axis = plt.subplots(figsize=(9, 1 + 0.36 * len(cases)))
+    figure = Figure(figsize=(9, 1 + 0.36 * len(cases)), layout='constrained')
+    axes = figure.subplots()
     for offset, variant, colour in ((-0.2, 'timm', 'tab:gray'), (0.2, 'fused', 'tab:blue')):
         ratios = [float(v[variant]['ratio']) for v in cases.values()]
         low = [r - float(v[variant]['ratio_q25']) for r, v in zip(ratios, cases.values(), strict=True)]
         high = [float(v[variant]['ratio_q75']) - r for r, v in zip(ratios, cases.values(), strict=True)]
         y = [i + offset for i in range(len(cases))]
-        axis.errorbar(ratios, y, xerr=[[max(0, e) for e in low], [max(0, e) for e in high]],
+        axes.errorbar(ratios, y, xerr=[[max(0, e) for e in low], [max(0, e) for e in high]],
                       fmt='o', color=colour, label=VARIANTS[variant])
-    axis.axvline(1, color='black', linewidth=1)
-    axis.set_yticks(range(len(cases)), list(cases), fontsize=8)
-    axis.invert_yaxis()
-    axis.grid(axis='x', alpha=0.3)
-    axis.set_xlabel('time, as a ratio to the plain network (median and quartiles)')
-    axis.legend()
-    figure.tight_layout()
+    axes.axvline(1, color='black', linewidth=1)
+    axes.set_yticks(range(len(cases)), list(cases), fontsize=8)
+    axes.invert_yaxis()
+    axes.grid(axis='x', alpha=0.3)
+    axes.set_xlabel('time, as a ratio to the plain network (median and quartiles)')
+    axes.legend()
     figure.savefig(path, dpi=110)
-    plt.close(figure)
 
 
 def training_table(name: str) -> str:
@@ -206,12 +203,12 @@ def main() -> int:
     args = parser.parse_args()
     stale = []
     for path in (ROOT / 'README.md', ROOT / 'results' / 'README.md'):
-        old = path.read_text()
+        old = path.read_text(encoding='utf-8')
         new = filled(old)
         if new != old:
             stale.append(str(path.relative_to(ROOT)))
             if not args.check:
-                path.write_text(new)
+                path.write_text(new, encoding='utf-8')
     if args.check:
         print(f'stale: {", ".join(stale)}; run `make tables`' if stale else 'tables are up to date')
         return int(bool(stale))

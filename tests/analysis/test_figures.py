@@ -1,10 +1,10 @@
 import csv
 import sys
 
+import numpy as np
 import pytest
 import timm
 import torch
-from matplotlib.axes import Axes
 from parity import images, randomised
 from PIL import Image
 
@@ -21,7 +21,7 @@ from timm_se_plugin.analysis.figures import (
 from timm_se_plugin.analysis.pictures import gate_maps
 from timm_se_plugin.analysis.pipeline import analyze, parse_analysis
 
-pytest.importorskip('matplotlib', reason='figures need the [analysis] extra')
+matplotlib = pytest.importorskip('matplotlib', reason='figures need the [analysis] extra')
 
 
 def network(name='se_test_resnet_plugin', **kwargs):
@@ -121,48 +121,86 @@ def test_no_image_is_looked_for_where_none_is_wanted():
     assert unusual_images(model, data(), gate_statistics(model, data(), 'ab'), count=0) == []
 
 
-def test_gate_maps_share_one_range(tmp_path):
-    x = torch.zeros(2, 3, 8, 8)
-    draw_gate_maps(x, torch.stack([torch.full((4, 4), 0.2), torch.full((4, 4), 0.8)]), tmp_path / 'a.png')
-    draw_gate_maps(x, torch.full((2, 4, 4), 0.2), tmp_path / 'b.png')
-    colours = [{colour for _, colour in Image.open(tmp_path / name).convert('RGB').getcolors(1 << 20)} for name in (
-        'a.png', 'b.png')]
-    assert (253, 231, 36) in colours[0] - colours[1]  # the light end of viridis
+def lines(axes, count=None):
+    """The y of the first lines of a chart."""
+    return torch.stack([torch.as_tensor(line.get_ydata(), dtype=torch.float64) for line in axes.lines[:count]])
 
 
-def test_every_figure_is_drawn(tmp_path):
-    model = network('sk_test_resnet_plugin')
-    result = gate_statistics(model, data(), 'ab')
-    draw_activations(result, 'ab', tmp_path / 'a.png')
-    draw_deviations(result, 'ab', tmp_path / 'b.png')
-    draw_depth(result, tmp_path / 'c.png')
-    draw_scale(scale_statistics(model, data, 'ab', (1, 2)), tmp_path / 'd.png')
-    spatial = network(attn_squeeze='none')
-    x = data()[0][0]
-    draw_gate_maps(x, gate_map(spatial, 'layer1.0.se', x), tmp_path / 'e.png')
-    for name in 'abcde':
-        assert len(set(Image.open(tmp_path / f'{name}.png').convert('L').tobytes())) > 20
+@pytest.fixture
+def no_pyplot(monkeypatch):
+    """Fail where a figure touches the state of the user's matplotlib."""
+    monkeypatch.setitem(sys.modules, 'matplotlib.pyplot', None)
+    monkeypatch.setattr(matplotlib, 'use', lambda *args, **kwargs: pytest.fail('matplotlib.use was called'))
+
+
+def assert_saved(figure, path):
+    with Image.open(path) as picture:
+        assert picture.size == tuple((figure.get_size_inches() * 110).astype(int))
+
+
+def test_activations_are_the_means_of_the_classes_and_of_all_images(tmp_path, no_pyplot):
+    result = gate_statistics(network(), data(), 'ab')
+    figure = draw_activations(result, 'ab', tmp_path / 'new' / 'a.png')
+    assert_saved(figure, tmp_path / 'new' / 'a.png')
+    assert [axes.get_title() for axes in figure.axes] == [layer.name for layer in shown_layers(result)]
+    assert [text.get_text() for text in figure.legends[0].texts] == ['a', 'b', 'all']
+    for axes, layer in zip(figure.axes, shown_layers(result), strict=True):
+        channels = sampled_channels(layer.means.shape[2])
+        torch.testing.assert_close(lines(axes), torch.cat([layer.means[:, 0], layer.mean])[:, channels])
+        assert axes.get_ylim() == (0, 1)
     with pytest.raises(ValueError, match="no class is called 'z'"):
         draw_activations(result, 'z', tmp_path / 'z.png')
+    assert not (tmp_path / 'z.png').exists()
 
 
-def test_deviations_and_differences_are_drawn_as_they_are(tmp_path, monkeypatch):
-    lines, bands = [], []
-    plot, fill = Axes.plot, Axes.fill_between
-    monkeypatch.setattr(Axes, 'plot', lambda axis, *args, **options: (
-        lines.append(torch.as_tensor(args[-1])), plot(axis, *args, **options))[1])
-    monkeypatch.setattr(Axes, 'fill_between', lambda axis, x, low, high, **options: (
-        bands.append(high - low), fill(axis, x, low, high, **options))[1])
+def test_bands_of_deviations_are_two_standard_deviations_high(tmp_path, no_pyplot):
     result = gate_statistics(network(), data(), 'ab')
-    draw_deviations(result, 'ab', tmp_path / 'a.png')
-    layer = shown_layers(result)[0]
+    figure = draw_deviations(result, 'ab', tmp_path / 'a.png')
+    assert_saved(figure, tmp_path / 'a.png')
+    layer, axes = shown_layers(result)[0], figure.axes[0]
     channels = sampled_channels(layer.means.shape[2])
-    for k in (0, 1):
-        torch.testing.assert_close(torch.tensor(bands[k]), 2 * layer.variances[k, -1, channels].sqrt())
+    torch.testing.assert_close(lines(axes), layer.means[:, 0, channels])
+    for band, variance in zip(axes.collections, layer.variances[:, 0, channels], strict=True):
+        corners = band.get_paths()[0].vertices
+        heights = [np.ptp(corners[corners[:, 0] == i, 1]) for i in range(len(channels))]
+        torch.testing.assert_close(torch.tensor(heights), 2 * variance.sqrt())
+
+
+def test_depth_shows_specificity_chance_and_saturation(tmp_path, no_pyplot):
+    result = gate_statistics(network(attn_gate='hard_sigmoid'), [(20 * x, y) for x, y in data()], 'ab')
+    figure = draw_depth(result, tmp_path / 'a.png')
+    assert_saved(figure, tmp_path / 'a.png')
+    specificity, saturation = figure.axes
+    torch.testing.assert_close(lines(specificity), torch.tensor(
+        [[getattr(layer, name) for layer in result.layers] for name in ('specificity', 'chance')], dtype=torch.float64))
+    heights = [[bar.get_height() for bar in bars] for bars in saturation.containers]
+    assert heights == [[layer.saturation[end] for layer in result.layers] for end in (0, 1)]
+    assert max(map(max, heights)) > 0
+    assert [label.get_text() for label in saturation.get_xticklabels()] == [layer.name for layer in result.layers]
+
+
+def test_scale_shows_the_largest_kernels_weight_and_its_difference_to_the_smallests(tmp_path, no_pyplot):
     scales = scale_statistics(network('sk_test_resnet_plugin'), data, 'ab', (1, 2))
-    draw_scale(scales, tmp_path / 'b.png')
-    torch.testing.assert_close(torch.stack(lines[-2:]), scales.difference())
+    figure = draw_scale(scales, tmp_path / 'a.png')
+    assert_saved(figure, tmp_path / 'a.png')
+    *units, differences = figure.axes
+    assert [axes.get_title() for axes in units] == [f'{name}: weight of 5x5' for name in scales.units]
+    for axes, name in zip(units, scales.units, strict=True):
+        weights = scales.attention(name)
+        C = weights.shape[1]
+        groups = [weights[:, i * C // 25:-(-(i + 1) * C // 25)].mean(1) for i in range(25)]
+        torch.testing.assert_close(lines(axes), torch.stack(groups, 1))
+    torch.testing.assert_close(lines(differences, 2), scales.difference())  # the third line is at 0
     assert (scales.difference() < 0).any()
+
+
+def test_gate_maps_share_one_range(tmp_path, no_pyplot):
+    maps = torch.stack([torch.full((4, 4), 0.2), torch.full((4, 4), 0.8)])
+    figure = draw_gate_maps(torch.rand(2, 3, 8, 8), maps, tmp_path / 'a.png')
+    assert_saved(figure, tmp_path / 'a.png')
+    shown = [axes.images[0] for axes in figure.axes[1:4:2]]
+    assert torch.equal(torch.stack([torch.as_tensor(image.get_array()) for image in shown]), maps)
+    assert [image.get_clim() for image in shown] == [(pytest.approx(0.2), pytest.approx(0.8))] * 2
 
 
 def test_the_tool_writes_table_figures_and_report(tmp_path):

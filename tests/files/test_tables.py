@@ -1,6 +1,8 @@
 """Tables of measurements."""
 
-from timm_se_plugin.files.tables import replace_rows
+import sys
+
+from timm_se_plugin.files.tables import read_table, replace_rows
 
 
 def test_rows_about_the_same_thing_are_replaced_and_columns_are_kept(tmp_path):
@@ -17,3 +19,9 @@ def test_floats_are_the_same_key_each_time(tmp_path):
     for top1 in (0.5, 0.6):
         replace_rows(tmp_path / 'table.csv', [{'share': 1 / 3, 'lr': 0.1 + 0.2, 'top1': top1}], ('share', 'lr'))
     assert (tmp_path / 'table.csv').read_text().splitlines() == ['share,lr,top1', '0.3333333333,0.3,0.6']
+
+
+def test_a_table_is_written_where_the_system_has_no_fcntl(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'fcntl', None)  # as on Windows
+    replace_rows(tmp_path / 'table.csv', [{'model': 'a'}], ['model'])
+    assert read_table(tmp_path / 'table.csv') == [{'model': 'a'}]

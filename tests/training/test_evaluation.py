@@ -76,7 +76,7 @@ def test_a_checkpoint_knows_its_model_and_data(trained, tmp_path):
     classes = read_table(tmp_path / 'classes.csv')
     assert [line['class'] for line in classes] == [str(i) for i in range(10)]
     assert sum(int(line['images']) for line in classes) == 50
-    assert (tmp_path / 'confusion.png').stat().st_size > 1000
+    assert (tmp_path / 'confusion.png').is_file()
 
 
 def test_a_checkpoint_that_started_from_published_weights_asks_for_none(tmp_path):

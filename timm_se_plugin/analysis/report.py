@@ -64,10 +64,10 @@ def write_report(
         'made': f'timm {timm.__version__}, torch {torch.__version__}',
     }
     text = json.dumps(_finite(data), separators=(',', ':')).replace('<', '\\u003c')  # no text can end the script
-    template = (resources.files(__package__) / 'report.html').read_text()
+    template = (resources.files(__package__) / 'report.html').read_text(encoding='utf-8')
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(template.replace('__DATA__', text))
+    path.write_text(template.replace('__DATA__', text), encoding='utf-8')
 
 
 def _layer(layer: LayerStatistics, indices: list[int]) -> dict[str, Any]:

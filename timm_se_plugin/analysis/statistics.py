@@ -172,7 +172,7 @@ class GateStatistics:
             from pyarrow import parquet
             parquet.write_table(pyarrow.Table.from_pylist(list(self.rows())), path)
             return
-        with path.open('w', newline='') as file:
+        with path.open('w', newline='', encoding='utf-8') as file:
             rows = self.rows()
             first = next(rows)
             writer = csv.DictWriter(file, list(first), lineterminator='\n')

@@ -1,7 +1,6 @@
 """One row for a finished training run and its curve, as CSV."""
 
 import json
-import resource
 from pathlib import Path
 from typing import Any
 
@@ -73,8 +72,12 @@ def _validations(work_dir: Path) -> dict[int, dict[str, float]]:
     return found
 
 
-def _peak_memory() -> int:
+def _peak_memory() -> int | None:
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() // 2**20
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 2**10
 

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from .writing import write_atomically
 
 __all__ = ['read_table', 'replace_rows', 'table', 'write_table']
@@ -28,7 +30,7 @@ def _text(cell: Any) -> str:
 
 def read_table(path: Path) -> list[dict[str, str]]:
     """Rows of a CSV file; none if it is not there."""
-    return list(csv.DictReader(io.StringIO(path.read_text()))) if path.exists() else []
+    return list(csv.DictReader(io.StringIO(path.read_text(encoding='utf-8')))) if path.exists() else []
 
 
 def write_table(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -46,12 +48,9 @@ def replace_rows(path: str | Path, rows: Sequence[Mapping[str, Any]], keys: Sequ
         rows: what to add.
         keys: the columns that say what a row is about.
     """
-    import fcntl  # not on every platform
-
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     new = {tuple(_text(row[key]) for key in keys) for row in rows}
-    with path.with_name(f'.{path.name}.lock').open('w') as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with FileLock(path.with_name(f'.{path.name}.lock')):
         kept = [row for row in read_table(path) if tuple(row.get(key, '') for key in keys) not in new]
         write_table(path, [*kept, *rows])

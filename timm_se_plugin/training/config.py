@@ -37,9 +37,9 @@ def read_recipe(name: str) -> dict[str, Any]:
     """
     packaged = _RECIPES / f'{name.removesuffix(".yaml")}.yaml'
     if Path(name).is_file():
-        text = Path(name).read_text()
+        text = Path(name).read_text(encoding='utf-8')
     elif packaged.is_file():
-        text = packaged.read_text()
+        text = packaged.read_text(encoding='utf-8')
     else:
         raise ValueError(f'no recipe {name!r}; allowed: a file, or one of {", ".join(list_recipes())}')
     options = yaml.safe_load(text) or {}
