@@ -57,7 +57,7 @@ def test_the_centre_is_enlarged():
     assert torch.equal(enlarged(x, 2), torch.ones(1, 1, 8, 8))
     assert enlarged(x, 1) is x
     assert enlarged(x, 1.5).shape == x.shape
-    with pytest.raises(ValueError, match=r'scale=0\.5 is not allowed'):
+    with pytest.raises(ValueError, match=r'scale=0\.5 is below 1'):
         enlarged(x, 0.5)
 
 
@@ -99,7 +99,7 @@ def test_a_gate_map_is_the_mean_gate_of_every_position():
         model.eval()(x)
     handle.remove()
     torch.testing.assert_close(gate_map(model, 'layer2.0.se', x), seen[0].mean(1))
-    with pytest.raises(ValueError, match='one for the whole map'):
+    with pytest.raises(ValueError, match='one number for the whole map'):
         gate_map(network(), 'layer2.0.se', x)
     with pytest.raises(ValueError, match="no attention is called 'x'"):
         gate_map(model, 'x', x)
@@ -227,13 +227,14 @@ def test_the_tool_writes_table_figures_and_report(tmp_path):
         'activations.png', 'deviations.png', 'depth.png', 'scale.png', 'scale.csv', 'gates.csv', 'report.html'}
     rows = list(csv.DictReader((tmp_path / 'out' / 'gates.csv').read_text().splitlines()))
     assert len(rows) == sum(layer.means.numel() for layer in result.layers)
-    with pytest.raises(ValueError, match='--output is needed'):
+    with pytest.raises(ValueError, match='--output is missing'):
         analyze(parse_analysis(['--model', 'se_test_resnet_plugin']))
 
 
 @pytest.mark.parametrize(('given', 'said'), [
-    (['--classes', '0', 'zero'], "no class is called 'zero'; allowed: 0, 1, 2"),
-    (['--table', 'parquet'], 'needs the package pyarrow'), (['--real-labels'], '--real-labels is not allowed')])
+    (['--classes', '0', 'zero'], "no class is called 'zero'; the data has 0, 1, 2"),
+    (['--table', 'parquet'], 'needs the package pyarrow'),
+    (['--real-labels'], '--real-labels is for evaluate_classifier')])
 def test_mistakes_are_found_before_the_images_are_read(given, said, tmp_path, monkeypatch):
     pytest.importorskip('sklearn', reason='the digits come with scikit-learn: the [train] extra')
     from digit_runs import save_digits

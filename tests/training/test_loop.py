@@ -105,7 +105,7 @@ def test_a_diverged_run_stops_with_the_step_and_its_images_and_keeps_the_checkpo
     torch.save(checkpoint | {'optimizer': {**checkpoint['optimizer'], 'param_groups': [
         {**group, 'lr': 1e30, 'initial_lr': 1e30} for group in checkpoint['optimizer']['param_groups']]}},
         folder / 'last.pth.tar')
-    said = r'loss (nan|inf) in epoch 3, batch \d \(step 1\d\) of .*\d{4}\.png.*intact'
+    said = r'loss (nan|inf) in epoch 3, batch \d \(step 1\d\) of .*\d{4}\.png.*last\.pth\.tar, is intact'
     with pytest.raises(NonFiniteLossError, match=said):
         run(digits, folder, '--epochs', '3', '--resume', 'auto')
     assert equal(weights(folder), good)
@@ -123,7 +123,8 @@ def test_weights_that_the_last_update_spoilt_are_not_saved(digits, tmp_path, mon
         updated(self)
 
     monkeypatch.setattr(Run, 'updated', spoilt)
-    with pytest.raises(NonFiniteLossError, match=r'conv1.*weight not finite after epoch 2, batch 6; .*last.* intact'):
+    said = r'conv1.*weight is NaN or infinite after epoch 2, batch 6; .*last\.pth\.tar, is intact'
+    with pytest.raises(NonFiniteLossError, match=said):
         run(digits, folder, *options)
     for name in ('last.pth.tar', 'previous.pth.tar', 'model_best.pth.tar'):
         assert all(value.isfinite().all() for value in read_checkpoint(folder / name)['state_dict'].values())
@@ -132,7 +133,8 @@ def test_weights_that_the_last_update_spoilt_are_not_saved(digits, tmp_path, mon
 
 
 def test_a_validation_loss_that_is_not_finite_ends_the_run(digits, tmp_path):
-    with pytest.raises(NonFiniteLossError, match=r'validation loss nan after epoch 1, of the weights in .*no earlier'):
+    said = r'validation loss is nan after epoch 1, with the weights in .*; there is no checkpoint of an earlier epoch'
+    with pytest.raises(NonFiniteLossError, match=said):
         run(digits, tmp_path / 'run', '--grad-accum-steps', '6', '--lr', '1e30')
     assert not (tmp_path / 'run' / 'model_best.pth.tar').exists()
 
@@ -156,14 +158,14 @@ def test_the_rate_follows_the_global_batch_by_timms_rule(digits, tmp_path, opt, 
 
 
 @pytest.mark.parametrize(('options', 'said'), [
-    (('--dataset', 'cifar10'), r'--dataset cifar10 is not allowed; allowed: torch/NAME, .*folders and tar files'),
-    (('--dataset', 'nope/nope'), '--dataset nope/nope is not allowed'),
-    (('--class-map', 'nowhere.txt'), '--class-map nowhere.txt is no file'),
-    (('--mean', '0.5', '0.5'), r'--mean 0.5 0.5: one number, or one for each of 3 channels'),
-    (('--opt', 'sgdd'), '--opt sgdd .*not found in registry; allowed: one of timm.optim.list_optimizers'),
-    (('--opt-kwargs', 'decay=1'), "--opt sgd with --opt-kwargs {'decay': 1} is not allowed: .*'decay'"),
+    (('--dataset', 'cifar10'), r'--dataset cifar10 is not a data set; name one as torch/NAME, .*folders and tar files'),
+    (('--dataset', 'nope/nope'), '--dataset nope/nope is not a data set'),
+    (('--class-map', 'nowhere.txt'), '--class-map nowhere.txt is not a file'),
+    (('--mean', '0.5', '0.5'), r'--mean 0.5 0.5 needs one number, or one for each of the 3 channels'),
+    (('--opt', 'sgdd'), '--opt sgdd .*not found in registry; timm.optim.list_optimizers'),
+    (('--opt-kwargs', 'decay=1'), "--opt sgd with --opt-kwargs {'decay': 1}: .*'decay'"),
     (('--model', 'se_resnet5_plugin'), '--model se_resnet5_plugin is unknown; did you mean .*se_resnet50_plugin'),
-    pytest.param(('--device', 'cuda'), r'--device cuda is not allowed here, .*; allowed: cpu', marks=pytest.mark.skipif(
+    pytest.param(('--device', 'cuda'), '--device cuda needs CUDA, .*; --device cpu works', marks=pytest.mark.skipif(
         torch.cuda.is_available(), reason='there is one'))])
 def test_a_mistake_is_named_with_what_is_allowed(digits, tmp_path, options, said):
     with pytest.raises(ValueError, match=said):
@@ -182,7 +184,7 @@ def test_a_corrupt_image_stops_the_run_by_name(tmp_path):
 
 def test_a_full_disk_ends_the_run_and_keeps_the_checkpoint(digits, small_disk):
     folder = small_disk / 'run'
-    with pytest.raises(UnwritableFileError, match='No space left on device; files from before are intact'):
+    with pytest.raises(UnwritableFileError, match='No space left on device; earlier files are unchanged'):
         run(digits, folder, '--epochs', '9')
     assert is_whole(newest_whole(folder))
 
@@ -240,17 +242,17 @@ def test_the_learning_rate_follows_the_global_batch(digits, tmp_path):
 
 
 def test_odd_batches_cannot_be_mixed(digits, tmp_path):
-    with pytest.raises(ValueError, match='--batch-size 15 is not allowed with --mixup'):
+    with pytest.raises(ValueError, match='--mixup and --cutmix mix images in pairs: --batch-size 15 is odd'):
         run(digits, tmp_path / 'run', '--mixup', '0.2', '--batch-size', '15')
 
 
 def test_sync_bn_is_for_cuda(digits, tmp_path):
-    with pytest.raises(ValueError, match='--sync-bn is not allowed on the CPU'):
+    with pytest.raises(ValueError, match='--sync-bn needs CUDA'):
         run(digits, tmp_path / 'run', '--sync-bn')
 
 
 def test_more_classes_in_the_data_than_in_the_model_are_refused(digits, tmp_path):
-    with pytest.raises(ValueError, match='--num-classes 9 is not allowed; the data has 10'):
+    with pytest.raises(ValueError, match='--num-classes 9 is too few: the data has 10'):
         run(digits, tmp_path / 'run', '--num-classes', '9')
 
 

@@ -1,4 +1,4 @@
-"""Running an ablation: every row with every seed, each in a process of its own, resumed where it stopped."""
+"""Running an ablation: every row with every seed, each run in a process of its own that can be resumed."""
 
 import logging
 import os
@@ -27,20 +27,20 @@ _TRAIN = (
     'import logging, timm_se_plugin; from timm_se_plugin.training import parse_options, train_classifier; '
     'logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING); train_classifier(parse_options())')
 
-# Options of the training that each row has of its own.
+# Options of the training that the study sets for each row.
 _OWN = {
     '--config', '--model', '--model-kwargs', '--seed', '--device', '--output', '--experiment', '--resume', '--results'}
 
 
 def open_network(model: str) -> str:
-    """The network whose attention is still open: ``resnet50_plugin`` of ``se_resnet50_plugin``.
+    """Name of the network without attention: ``resnet50_plugin`` for ``se_resnet50_plugin``.
 
     Raises:
-        ValueError: it is none of the plugin's.
+        ValueError: `model` is not a network of the plugin.
     """
     name = re.sub(r'^(se|sk)_', '', model)
     if not name.endswith('_plugin') or not timm.is_model(name):
-        raise ValueError(f'{model!r} is not allowed in an ablation; allowed: the networks of the plugin, *_plugin')
+        raise ValueError(f'{model!r} is not a network of the plugin; an ablation needs one, such as resnet50_plugin')
     return name
 
 
@@ -50,30 +50,33 @@ def run_study(
 ) -> list[dict[str, Any]]:
     """Train and evaluate each row of a study with each seed, and tabulate them beside the paper's numbers.
 
-    Call it again after an interruption: finished runs are not repeated and others continue from their checkpoint.
+    A second call after an interruption repeats no finished run, and continues the others from their checkpoints.
 
     Args:
         study: a key of :data:`~timm_se_plugin.analysis.studies.STUDIES`.
-        recipe: of :mod:`timm_se_plugin.training`, a name or a file.
-        model: a network of the plugin, the paper's if None; its attention is that of each row.
+        recipe: of the training, the name of a packaged recipe or a YAML file.
+        model: a network of the plugin, whose attention each row replaces; the paper's network if None.
         seeds: of the runs.
-        folder: for the runs, which lie in ``<network>/<recipe>/<study>/<row>-seed<seed>`` of it.
-        table: CSV file that gets one line for each run.
-        devices: as many rows are trained at once as there are entries, each on its own: ``cuda:0``, ``cpu``, …
-        arguments: further options of the training, but for those that the study itself gives.
+        folder: holds the folders of the runs, ``<network>/<recipe>/<study>/<row>-seed<seed>``.
+        table: CSV file that gets a row for each run.
+        devices: as many runs are trained at once as there are entries, each on one of these: ``cuda:0``, ``cpu``, …
+        arguments: further options of the training, save those that the study sets.
+
+    Returns:
+        The rows of the table.
 
     Raises:
-        ValueError: no such study, a network that is not the plugin's, none of the rows has a place in it, an option
-            that the study gives, or a finished run in the folder that had other options.
-        RuntimeError: runs failed; all others are finished and tabulated.
+        ValueError: an unknown study, a network that is not the plugin's or that no row fits, an option that the study
+            sets, or a finished run in the folder that had other options.
+        RuntimeError: runs failed; the others are finished and tabulated.
     """
     network = open_network(model or study_network(study))
     taken = sorted(_OWN & {argument.partition('=')[0] for argument in arguments})
     if taken:
-        raise ValueError(f'{", ".join(taken)} is not allowed among the options of the training: the study gives it')
-    rows = [row for row in study_rows(study) if _has_place(network, row)]
+        raise ValueError(f'the study sets {", ".join(taken)} for each row, so it cannot be given')
+    rows = [row for row in study_rows(study) if _fits(network, row)]
     if not rows:
-        raise ValueError(f'no row of the study {study!r} has a place in {network}')
+        raise ValueError(f'no row of the study {study!r} fits {network}')
     where = Path(folder, network, Path(recipe).stem, study)
     tasks = [(row, seed) for seed in seeds for row in rows]
     for row, seed in tasks:
@@ -108,7 +111,7 @@ def run_study(
     return finished
 
 
-def _has_place(network: str, row: Row) -> bool:
+def _fits(network: str, row: Row) -> bool:
     try:
         timm.create_model(network, device='meta', **row.options)
     except ValueError as error:
@@ -130,7 +133,7 @@ def _command(row: Row, seed: int, recipe: str, network: str, arguments: Sequence
 
 
 def _check_finished(folder: Path, command: Sequence[str]) -> None:
-    """Refuse the result of a run with other options; the training refuses another run's checkpoints itself."""
+    """Refuse the result of a run with other options; checkpoints of one are refused by the training."""
     if not (folder / 'result.csv').exists():
         return
     import yaml  # of the [train] extra
@@ -142,9 +145,9 @@ def _check_finished(folder: Path, command: Sequence[str]) -> None:
     now = yaml.safe_load(yaml.safe_dump(vars(parse_options(command))))  # lists for tuples, as in the file
     different = [f'{key}={value!r} (was {then[key]!r})' for key, value in now.items()
                  if key not in RUNTIME and key in then and then[key] != value
-                 and (key, value) != ('num_classes', None)]  # the training took it from the data
+                 and (key, value) != ('num_classes', None)]  # which the run took from the data
     if different:
-        raise ValueError(f'{folder} holds the result of another run; not allowed: {", ".join(different)}')
+        raise ValueError(f'{folder} holds the result of a run with other options: {", ".join(different)}')
 
 
 def _run(folder: Path, name: str, command: Sequence[str], device: str) -> dict[str, Any] | None:
@@ -158,13 +161,13 @@ def _run(folder: Path, name: str, command: Sequence[str], device: str) -> dict[s
         with (folder / f'{name}.log').open('a') as log:
             code = subprocess.run(whole, stdout=log, stderr=log, env=dict(os.environ), check=False).returncode
         if code or not result.exists():
-            _logger.warning('%s failed with exit code %d: %s', name, code, folder / f'{name}.log')
+            _logger.warning('%s failed with exit code %d; its log is %s', name, code, folder / f'{name}.log')
             return None
     return read_table(result)[0]
 
 
 def summary(rows: Sequence[dict[str, str]]) -> list[dict[str, Any]]:
-    """Rows of the table with their seeds together: mean and range of the top-1 error in per cent."""
+    """A row for each row of the studies: mean and range over the seeds of the top-1 error in per cent."""
     together: dict[tuple[str, ...], list[dict[str, str]]] = {}
     for row in rows:
         key = tuple(str(row[column]) for column in ('study', 'row', 'model', 'recipe', 'epochs'))

@@ -1,4 +1,4 @@
-"""Everything that this package can say about one network and one data set, in one folder."""
+"""The whole analysis of a network on a data set, written into one folder."""
 
 import argparse
 import logging
@@ -24,16 +24,20 @@ _logger = logging.getLogger(__name__)
 
 
 def parse_analysis(argv: Sequence[str] | None = None) -> Namespace:
-    """Options: those of an evaluation, and what to draw."""
+    """Options of an analysis: those of an evaluation, and ``--classes``, ``--table`` and ``--pictures``."""
     from ..training import parse_evaluation
 
     parser = argparse.ArgumentParser(
         prog='analyze_attention', allow_abbrev=False, add_help=False,
-        description="Statistics, figures and a report of a network's gates; and every option of evaluate_classifier:")
-    parser.add_argument('--classes', nargs='+', metavar='NAME', help='to draw; the first four if not given')
-    parser.add_argument('--table', choices=('csv', 'parquet'), default='csv')
-    parser.add_argument('--pictures', type=int, default=12, metavar='N', help='images in the report')
-    parser.add_argument('-h', '--help', action='store_true')
+        description="Write statistics, figures and a report of a network's gates. These options come beside those of "
+                    'evaluate_classifier, which follow.')
+    parser.add_argument('--classes', nargs='+', metavar='NAME',
+                        help='classes to draw; the first four that have images if not given')
+    parser.add_argument('--table', choices=('csv', 'parquet'), default='csv',
+                        help='kind of the table of statistics; parquet needs pyarrow (default: %(default)s)')
+    parser.add_argument('--pictures', type=int, default=12, metavar='N',
+                        help='number of the most unusual images in the report (default: %(default)s)')
+    parser.add_argument('-h', '--help', action='store_true', help='show this help and that of evaluate_classifier')
     mine, rest = parser.parse_known_args(argv)
     if mine.help:
         parser.print_help()
@@ -44,23 +48,26 @@ def parse_analysis(argv: Sequence[str] | None = None) -> Namespace:
 def analyze(options: Namespace) -> GateStatistics:
     """Write ``gates.csv``, the papers' figures and ``report.html`` into ``options.output``.
 
-    Under torchrun each process reads its share of the images and the first one writes.
+    Under torchrun each process reads its own images, and the first process writes.
 
     Args:
         options: of :func:`parse_analysis`.
 
+    Returns:
+        The statistics of all images.
+
     Raises:
-        ValueError: what :func:`~timm_se_plugin.analysis.gate_statistics` raises, an unknown class, no output folder,
-            real labels, or a table that cannot be written.
+        ValueError: no output folder, real labels, an unknown class, a kind of table that cannot be written, or what
+            :func:`~timm_se_plugin.analysis.gate_statistics` raises.
     """
     from ..training.data import class_names, data_config, eval_loader, open_split
     from ..training.network import evaluated_network
     from ..training.process import init_process
 
     if not options.output:
-        raise ValueError('--output is needed: the folder for the table, the figures and the report')
+        raise ValueError('--output is missing: it takes the folder for the table, the figures and the report')
     if options.real_labels is not None:
-        raise ValueError('--real-labels is not allowed here: gates are told apart by the labels of the data')
+        raise ValueError('--real-labels is for evaluate_classifier; the analysis uses the labels of the data')
     folder = Path(options.output)
     check_ending(folder / f'gates.{options.table}')
     with init_process(options) as process:
@@ -72,7 +79,7 @@ def analyze(options: Namespace) -> GateStatistics:
         classes = class_names(dataset) or [str(i) for i in range(model.num_classes)]
         unknown = sorted(set(options.classes or ()) - set(classes))
         if unknown:
-            raise ValueError(f'no class is called {", ".join(map(repr, unknown))}; allowed: {", ".join(classes)}')
+            raise ValueError(f'no class is called {", ".join(map(repr, unknown))}; the data has {", ".join(classes)}')
 
         with process.autocast(options):
             statistics = gate_statistics(model, loader(), classes)

@@ -1,4 +1,4 @@
-"""Accuracy against MACs of networks pruned by their gates."""
+"""A study of pruning: accuracy against MACs of networks that are pruned by their gates and fine-tuned."""
 
 import logging
 from argparse import Namespace
@@ -29,18 +29,22 @@ def pruning_study(
         checkpoint: str | Path, shares: Sequence[float], criteria: Sequence[str], epochs: int, lr: float,
         table: str | Path, **changes: Any,
 ) -> list[dict[str, Any]]:
-    """Prune a trained network by each criterion and share, fine-tune, and tabulate accuracy against MACs.
+    """Prune a trained network by each criterion and share, fine-tune it, and tabulate accuracy against MACs.
 
-    The gates are read on the training images, without augmentation; the accuracy is that of the validation images.
+    The gates are read on the training images without augmentation, and the accuracy on the validation images.
 
     Args:
-        checkpoint: of :func:`~timm_se_plugin.training.train_classifier`, whose options hold.
+        checkpoint: of :func:`~timm_se_plugin.training.train_classifier`; its options of data and model are used.
         shares: of the gated channels to remove.
-        criteria: as :func:`~timm_se_plugin.analysis.pruning.prune_by_gates` takes them.
-        epochs: of fine-tuning, with momentum and a cosine to zero.
-        lr: its learning rate.
-        table: CSV file for the rows, one for the whole network and one for each criterion and share, when it is known.
-        **changes: options to change: ``data_dir``, ``device``, …
+        criteria: of :func:`~timm_se_plugin.analysis.pruning.prune_by_gates`.
+        epochs: number of epochs of fine-tuning, with Nesterov momentum and a cosine schedule to 0.
+        lr: learning rate at the start of the fine-tuning.
+        table: CSV file that gets a row for the whole network and one for each criterion and share, as soon as each is
+            measured.
+        **changes: options of the training to change, such as ``data_dir`` and ``device``.
+
+    Returns:
+        The rows of the table.
 
     Raises:
         ValueError: what :func:`~timm_se_plugin.analysis.pruning.prune_by_gates` raises, or an unknown option.
@@ -55,7 +59,7 @@ def pruning_study(
     options = Namespace(**{**vars(state['args']), **changes})
     unknown = set(changes) - set(vars(state['args']))
     if unknown:
-        raise ValueError(f'the training has no options {", ".join(sorted(unknown))}')
+        raise ValueError(f'the training has no option called {", ".join(sorted(unknown))}')
     with init_process(options) as process:
         train_data, val_data = (open_split(options, split, training=False) for split in (
             options.train_split, options.val_split))
@@ -82,7 +86,7 @@ def pruning_study(
             _logger.info('%s %g: %s MACs, top-1 %.4f, fine-tuned %.4f', criterion, share, cost.macs, before, after)
             return line
 
-        # All of them now: what cannot be pruned is refused before anything is evaluated.
+        # Before the evaluations, which take long: a network that cannot be pruned is refused at once.
         networks = [(criterion, share, prune_by_gates(model, statistics, share, size, criterion))
                     for criterion in criteria for share in shares]
         whole = top1(model)

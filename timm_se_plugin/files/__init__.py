@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, tables of results, and what comes from the Hub."""
+"""Files: written whole or not at all, tables of results, and files from the Hugging Face Hub."""
 
 from .hub_files import fetch, read_config, tensor_shapes
 from .tables import read_table, replace_rows, write_table

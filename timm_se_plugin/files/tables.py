@@ -14,7 +14,7 @@ __all__ = ['read_table', 'replace_rows', 'table', 'write_table']
 
 
 def table(rows: Iterable[Mapping[str, Any]]) -> str:
-    """Rows as CSV, floats with ten digits at most; the columns are those of all rows."""
+    """Rows as the text of a CSV file, with every column that a row has, and floats of ten digits at most."""
     rows = [{column: _text(cell) for column, cell in row.items()} for row in rows]
     columns = list(dict.fromkeys(column for row in rows for column in row))
     text = io.StringIO()
@@ -29,7 +29,7 @@ def _text(cell: Any) -> str:
 
 
 def read_table(path: Path) -> list[dict[str, str]]:
-    """Rows of a CSV file; none if it is not there."""
+    """Rows of a CSV file; none if there is no such file."""
     return list(csv.DictReader(io.StringIO(path.read_text(encoding='utf-8')))) if path.exists() else []
 
 
@@ -39,14 +39,14 @@ def write_table(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def replace_rows(path: str | Path, rows: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> None:
-    """Add rows to a table, in the place of those that agree with one of them in all ``keys``.
+    """Add rows to a table, and remove the rows that agree with one of them in all ``keys``.
 
-    Processes that do it at the same time wait for one another.
+    Processes that write the same table at the same time do it in turns.
 
     Args:
-        path: the CSV file; it and its folder are made where they are missing.
-        rows: what to add.
-        keys: the columns that say what a row is about.
+        path: the CSV file; the file and its folder are made where they are missing.
+        rows: the rows to add.
+        keys: the columns that identify a row.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

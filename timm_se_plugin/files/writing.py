@@ -1,4 +1,4 @@
-"""Files that are whole or not there."""
+"""Writing files whole or not at all, and checking that a checkpoint is whole."""
 
 import os
 import zipfile
@@ -8,14 +8,14 @@ __all__ = ['UnwritableFileError', 'is_whole', 'write_atomically']
 
 
 class UnwritableFileError(OSError):
-    """A file cannot be written; what was there before is as it was."""
+    """A file cannot be written; the file that was there before is unchanged."""
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Make `content` appear under `path` only when all of it is on the disk; its folder is made if it isn't there.
+    """Write `content` to `path`, where it appears only when all of it is on the disk; its folder is made if needed.
 
     Raises:
-        UnwritableFileError: it cannot be written (a full disk, …).
+        UnwritableFileError: the disk is full, the folder is not writable, or the like.
     """
     part = path.with_name(f'{path.name}.part')
     try:
@@ -28,12 +28,12 @@ def write_atomically(path: Path, content: bytes) -> None:
     except OSError as error:
         part.unlink(missing_ok=True)
         raise UnwritableFileError(
-            f'{path} ({len(content):,} bytes) cannot be written: {error}; files from before are intact') from error
+            f'{path} ({len(content):,} bytes) cannot be written: {error}; earlier files are unchanged') from error
     sync_folder(path.parent)
 
 
 def sync_folder(folder: Path) -> None:
-    """Put the folder's names on the disk too, where folders can be opened."""
+    """Put the names in a folder on the disk too, on systems that can open folders."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
     except OSError:
@@ -45,7 +45,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def is_whole(path: str | Path) -> bool:
-    """Whether all of a checkpoint that torch.save wrote is there: its table of contents and every checksum."""
+    """Whether a checkpoint of ``torch.save`` has its table of contents and all its bytes, by their checksums."""
     try:
         with zipfile.ZipFile(path) as file:
             return file.testzip() is None

@@ -1,4 +1,4 @@
-"""Classification experiments on timm's parts: one command from a recipe to a trained, evaluated network."""
+"""Training and evaluation of classifiers with timm's parts: one command from a recipe to an evaluated network."""
 
 from .config import list_recipes, parse_evaluation, parse_options
 from .evaluation import Evaluation, evaluate, evaluate_classifier

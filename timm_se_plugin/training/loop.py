@@ -1,4 +1,4 @@
-"""The training loop."""
+"""The training loop: epochs of training and evaluation, and what a finished run leaves."""
 
 import logging
 import time
@@ -28,35 +28,39 @@ _logger = logging.getLogger(__name__)
 
 
 def train_classifier(options: Namespace) -> dict[str, Any] | None:
-    """Train, evaluating after each epoch; returns the row of results, or None if SIGTERM ended it before.
+    """Train a classifier, and evaluate it after each epoch.
 
     Args:
         options: of :func:`~timm_se_plugin.training.config.parse_options`.
 
+    Returns:
+        The run's row of results; None if SIGTERM ended the run before its last epoch.
+
     Raises:
-        ValueError: options that do not go together, or not with the data or the checkpoint.
+        ValueError: options that do not fit each other, the data or the checkpoint.
         NonFiniteLossError: a loss or a weight is NaN or infinite.
         UnreadableImageError: an image is corrupt.
         CheckpointError: a checkpoint cannot be read.
-        UnwritableFileError: a checkpoint or a table cannot be written; those from before are intact.
+        UnwritableFileError: a checkpoint or a table cannot be written; earlier files are unchanged.
     """
     with init_process(options) as process, Termination() as termination:
-        changed, made = own_options(options), provenance(process.device)  # now: the files may change meanwhile
+        # Before the training, in which the recipe and the package's files may change.
+        changed, made = own_options(options), provenance(process.device)
         run = Run(options, process)
-        _write_down(run, made)
+        _write_options(run, made)
         try:
             while run.epoch < run.epochs:
                 train_epoch(run, termination)
                 finish_epoch(run, termination)
         except TerminatedError:
-            _logger.info(
-                'stopped by SIGTERM in epoch %d, after batch %d; --resume auto continues', run.epoch + 1, run.batch)
+            _logger.info('stopped by SIGTERM in epoch %d, after batch %d; --resume auto continues the run',
+                         run.epoch + 1, run.batch)
             return None
         return _finish(run, changed, made)
 
 
 def train_epoch(run: Run, termination: Termination) -> None:
-    """Train from where the run stands to the end of the epoch, and save.
+    """Train the rest of the run's present epoch, and save.
 
     Raises:
         TerminatedError: SIGTERM came; the state is saved.
@@ -94,17 +98,17 @@ def train_epoch(run: Run, termination: Termination) -> None:
                 raise TerminatedError
     progress.close()
     run.seconds += time.perf_counter() - start
-    if process.distributed:  # before the save: a resumed run evaluates what is in it
+    if process.distributed:  # before the save, since a resumed run evaluates what the checkpoint holds
         for model in dict.fromkeys((run.model, run.evaluated)):
             distribute_bn(model, process.world_size, reduce=True)
     run.save()
 
 
 def finish_epoch(run: Run, termination: Termination) -> None:
-    """Evaluate, write the epoch down, save.
+    """Evaluate, add the epoch to the run's history, and save.
 
     Raises:
-        TerminatedError: SIGTERM came during the evaluation, before which the state was saved.
+        TerminatedError: SIGTERM came during the evaluation; the state was saved before it.
     """
     options, process = run.options, run.process
     lr = run.optimizer.param_groups[0]['lr']
@@ -137,14 +141,14 @@ def finish_epoch(run: Run, termination: Termination) -> None:
                      row['val_top5'], lr)
 
 
-def _write_down(run: Run, made: dict[str, Any]) -> None:
-    """What the run is, beside its checkpoints."""
+def _write_options(run: Run, made: dict[str, Any]) -> None:
+    """Write ``args.yaml`` beside the checkpoints, and start what else records the run."""
     if not run.process.primary:
         return
     if run.options.results:
         try:
             Path(run.options.results).parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:  # now, and not when the training is done
+        except OSError as error:  # it is better to fail now than when the training is done
             raise UnwritableFileError(f'--results {run.options.results} cannot be written: {error}') from error
     if run.options.tensorboard:
         from torch.utils.tensorboard import SummaryWriter
@@ -155,7 +159,7 @@ def _write_down(run: Run, made: dict[str, Any]) -> None:
 
 
 def _finish(run: Run, changed: str, made: dict[str, Any]) -> dict[str, Any]:
-    """The row of results, and what is drawn and written at the end."""
+    """Write the tables and the curves of a finished run, and return its row of results."""
     options, last = run.options, run.history[-1]
     cost = complexity(run.model, run.input_size)
     ratio = step_time_ratio(run) if options.results and run.process.primary else None
@@ -169,7 +173,7 @@ def _finish(run: Run, changed: str, made: dict[str, Any]) -> dict[str, Any]:
         'torchcompile': options.torchcompile or '',
         **made}
     if run.process.primary:
-        write_table(run.folder / 'summary.csv', run.history)  # a run that was killed after its last checkpoint lacks it
+        write_table(run.folder / 'summary.csv', run.history)  # missing if the run was killed after its last checkpoint
         draw_curves(run.history, f'{options.model}, seed {options.seed}', run.folder / 'curves.png')
         if options.results:
             record_result(Path(options.results), row, run.history)

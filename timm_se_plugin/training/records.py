@@ -1,4 +1,4 @@
-"""What a run leaves to read: progress, logs, curves, and a row in a table of results."""
+"""What a run and an evaluation show: progress, pictures, and rows in tables of results."""
 
 import logging
 import sys
@@ -20,15 +20,15 @@ _logger = logging.getLogger(__name__)
 
 
 class Progress:
-    """A bar on a terminal, else a line every `interval` batches; of the primary process.
+    """Progress of an epoch: a bar on a terminal, elsewhere a line in the log every `interval` batches.
 
     Args:
-        title: before the numbers.
-        batches: in the epoch.
-        start: the first batch of this pass.
-        images: in a batch, of all processes.
-        interval: between two lines.
-        shown: whether anything is shown.
+        title: stands before the numbers.
+        batches: number of batches in the epoch.
+        start: number of the first batch of this pass.
+        images: number of images in a batch of all processes together.
+        interval: batches between two lines.
+        shown: whether this process shows anything.
     """
 
     def __init__(self, title: str, batches: int, start: int, images: int, interval: int, shown: bool) -> None:
@@ -42,7 +42,7 @@ class Progress:
                 mininterval=0.5, leave=False)
 
     def update(self, batch: int, **numbers: float) -> None:
-        """Batch number `batch` is done."""
+        """Show that batch number `batch` is done, with numbers by name."""
         text = '  '.join(f'{name} {number:.4g}' for name, number in numbers.items())
         if self.bar is not None:
             self.bar.set_postfix_str(text, refresh=False)
@@ -54,16 +54,20 @@ class Progress:
                          rate * self.images, left // 60, left % 60)
 
     def close(self) -> None:
-        """Leave the line."""
+        """Remove the bar."""
         if self.bar is not None:
             self.bar.close()
 
 
 def record_result(path: Path, row: Mapping[str, Any], history: list[dict[str, Any]]) -> None:
-    """Put the row of a finished run into a table, and its curves into ``<table>-curves.csv`` beside it.
+    """Put the row of a finished run into a table, and its curves into ``<table>-curves.csv`` beside the table.
 
-    Rows of the same model, options, seed, epochs and recipe are replaced. Runs that end at the same time wait for one
-    another.
+    Rows of the same model, options, seed, epochs and recipe are replaced. Runs that end together write in turns.
+
+    Args:
+        path: the CSV file; it is made where it is missing.
+        row: results of the run by column.
+        history: a row of each epoch.
     """
     keys = ('model', 'options', 'seed', 'epochs', 'recipe')
     name = {key: row[key] for key in keys}
