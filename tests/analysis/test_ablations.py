@@ -1,10 +1,9 @@
-import csv
-
 import pytest
 import timm
 
 from timm_se_plugin.analysis.ablations import draw_ablation, open_network, run_study, summary
 from timm_se_plugin.analysis.studies import STUDIES, study_network, study_rows
+from timm_se_plugin.files.tables import read_table
 
 
 @pytest.mark.parametrize('study', STUDIES)
@@ -72,15 +71,18 @@ def test_a_study_trains_resumes_and_tabulates(tmp_path, monkeypatch):
         study('--lr', 'much')
     assert "'much' is not a positive number" in (runs / 'max-seed0.log').read_text()
     study()
-    rows = list(csv.DictReader(table.read_text().splitlines()))
+    rows = read_table(table)
     assert [(row['row'], row['paper_top1_error'], row['epochs']) for row in rows] == [
         ('max', '22.57', '1'), ('avg', '22.28', '1')]
-    assert all(0 <= float(row['top1']) <= 1 for row in rows)
+    for row in rows:
+        result, = read_table(runs / f'{row["row"]}-seed0/result.csv')
+        assert [row[key] for key in ('top1', 'top5', 'parameters')] == [
+            result[key] for key in ('top1', 'top5', 'parameters')]
     before = (runs / 'max-seed0/result.csv').stat().st_mtime_ns
     (runs / 'avg-seed0/result.csv').unlink()  # as if it had been killed before its end
     study()
     assert (runs / 'max-seed0/result.csv').stat().st_mtime_ns == before
-    assert list(csv.DictReader(table.read_text().splitlines()))[1]['top1'] == rows[1]['top1']
+    assert read_table(table)[1]['top1'] == rows[1]['top1']
 
 
 @pytest.mark.parametrize('option', ['--model-kwargs', '--seed=3'])

@@ -85,7 +85,7 @@ def test_data_of_hugging_faces_library_trains_and_is_continued(digits, tmp_path,
         train_classifier(parse_options([
             *TINY, '--dataset', f'{source}/{digits}', '--data-dir', str(tmp_path / 'cache'), '--num-classes', '10',
             '--workers', '1', '--recovery-interval', '4', '--output', str(tmp_path), '--experiment', name,
-            *lengths, *arguments]))
+            '--epochs', '1', *lengths, *arguments]))
 
     def save_and_stop(run):
         save(run)

@@ -120,7 +120,9 @@ def _add_augmentation(root: argparse.ArgumentParser) -> None:
     add('--train-split', default='train', metavar='NAME', help='split to train on')
     add('--train-num-samples', type=_count, metavar='N',
         help='images in --train-split, which a stream (wds/, hfids/) has to be told')
-    switch('--no-aug', help='resize and crop the centre, without any augmentation of the image')
+    # argparse.BooleanOptionalAction takes any name that begins with --no- for off.
+    add('--no-aug', action='store_true', help='resize and crop the centre, without any augmentation of the image')
+    add('--no-no-aug', action='store_false', dest='no_aug', help=argparse.SUPPRESS)
     add('--train-img-size', type=_count, metavar='N',
         help='height and width of training images in pixels, which train faster if smaller; if not given, those of the '
              'evaluation')
