@@ -138,14 +138,13 @@ def _check_finished(folder: Path, command: Sequence[str]) -> None:
         return
     import yaml  # of the [train] extra
 
-    from ..training import parse_options
-    from ..training.options import RUNTIME
+    from ..training.config import different_options, parse_options
 
     then = yaml.safe_load((folder / 'args.yaml').read_text(encoding='utf-8'))
     now = yaml.safe_load(yaml.safe_dump(vars(parse_options(command))))  # lists for tuples, as in the file
-    different = [f'{key}={value!r} (was {then[key]!r})' for key, value in now.items()
-                 if key not in RUNTIME and key in then and then[key] != value
-                 and (key, value) != ('num_classes', None)]  # which the run took from the data
+    if now['num_classes'] is None:  # the run took it from the data
+        now['num_classes'] = then['num_classes']
+    different = different_options(then, now)
     if different:
         raise ValueError(f'{folder} holds the result of a run with other options: {", ".join(different)}')
 

@@ -1,6 +1,5 @@
 """The whole analysis of a network on a data set, written into one folder."""
 
-import argparse
 import logging
 from argparse import Namespace
 from collections.abc import Sequence
@@ -26,23 +25,18 @@ _logger = logging.getLogger(__name__)
 def parse_analysis(argv: Sequence[str] | None = None) -> Namespace:
     """Options of an analysis: those of an evaluation, and ``--classes``, ``--table`` and ``--pictures``."""
     from ..training import parse_evaluation
+    from ..training.options import evaluation_parser
 
-    parser = argparse.ArgumentParser(
-        prog='analyze_attention', allow_abbrev=False, add_help=False,
-        description="Write statistics, figures and a report of a network's gates. These options come beside those of "
-                    'evaluate_classifier, which follow.')
-    parser.add_argument('--classes', nargs='+', metavar='NAME',
-                        help='classes to draw; the first four that have images if not given')
-    parser.add_argument('--table', choices=('csv', 'parquet'), default='csv',
-                        help='kind of the table of statistics; parquet needs pyarrow (default: %(default)s)')
-    parser.add_argument('--pictures', type=int, default=12, metavar='N',
-                        help='number of the most unusual images in the report (default: %(default)s)')
-    parser.add_argument('-h', '--help', action='store_true', help='show this help and that of evaluate_classifier')
-    mine, rest = parser.parse_known_args(argv)
-    if mine.help:
-        parser.print_help()
-        rest = ['--help']
-    return Namespace(**{**vars(parse_evaluation(rest)), **vars(mine)})
+    parser = evaluation_parser()
+    parser.prog, parser.description = 'analyze_attention', (
+        "Analyse the gates of a classifier, of timm or of the plugin: write a table, the papers' figures and a report.")
+    add = parser.add_argument_group('analysis').add_argument
+    add('--classes', nargs='+', metavar='NAME', help='classes to draw; the first four that have images if not given')
+    add('--table', choices=('csv', 'parquet'), default='csv',
+        help='kind of the table of statistics; parquet needs pyarrow (default: %(default)s)')
+    add('--pictures', type=int, default=12, metavar='N',
+        help='number of the most unusual images in the report (default: %(default)s)')
+    return parse_evaluation(argv, parser)
 
 
 def analyze(options: Namespace) -> GateStatistics:

@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
@@ -14,7 +14,7 @@ from ..weights.reading import read_weights
 from ..weights.runs import model_kwargs
 from .options import RUNTIME, evaluation_parser, training_parser
 
-__all__ = ['list_recipes', 'own_options', 'parse_evaluation', 'parse_options', 'read_recipe']
+__all__ = ['different_options', 'list_recipes', 'own_options', 'parse_evaluation', 'parse_options', 'read_recipe']
 
 _PICKLED = ('.pth', '.tar', '.pt')
 _WEIGHTS = (*_PICKLED, '.safetensors', '.bin', '.npz')
@@ -82,13 +82,24 @@ def own_options(options: argparse.Namespace) -> str:
     return ' '.join(f'{key}={value!r}' for key, value in told)
 
 
-def parse_evaluation(argv: Sequence[str] | None = None) -> argparse.Namespace:
+def different_options(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Options that change what a run computes and differ from those of an earlier run, as ``lr=0.2 (was 0.1)``."""
+    return [f'{key}={value!r} (was {then.get(key)!r})' for key, value in sorted(now.items())
+            if key not in RUNTIME and then.get(key) != value]
+
+
+def parse_evaluation(
+        argv: Sequence[str] | None = None, parser: argparse.ArgumentParser | None = None) -> argparse.Namespace:
     """Options of an evaluation from the command line; then those that the checkpoint was trained with; then defaults.
+
+    Args:
+        argv: the command line; that of this process if None.
+        parser: of :func:`~timm_se_plugin.training.options.evaluation_parser`, if options were added to it.
 
     Raises:
         ValueError: there is no such checkpoint, or it is broken, of an unknown kind or without weights.
     """
-    parser = evaluation_parser()
+    parser = parser or evaluation_parser()
     checkpoint = parser.parse_args(argv).checkpoint
     if checkpoint and not Path(checkpoint).is_file():
         raise ValueError(f'--checkpoint {checkpoint} is not a file')

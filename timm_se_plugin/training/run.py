@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from .augmentation import BatchAugmentation
 from .checkpoint import BEST, LAST, newest_whole, read_checkpoint, save_checkpoint
+from .config import different_options
 from .data import class_names, data_config, eval_loader, number_of_classes, open_split, train_loader
 from .images import seed_of
 from .network import check_model, moved
-from .options import RUNTIME
 from .process import Process
 
 __all__ = ['NonFiniteLossError', 'Run']
@@ -287,9 +287,7 @@ def _folder(options: Namespace) -> Path:
 def _check_same_run(state: dict[str, Any], options: Namespace, process: Process, path: Any) -> None:
     if 'position' not in state:
         raise ValueError(f'{path} is a checkpoint of another trainer: it does not hold the epoch and batch of its run')
-    then, now = vars(state['args']), vars(options)
-    different = [f'{key}={now.get(key)!r} (was {then.get(key)!r})' for key in sorted(then.keys() | now.keys())
-                 if key not in RUNTIME and then.get(key) != now.get(key)]
+    different = different_options(vars(state['args']), vars(options))
     if state['position']['world_size'] != process.world_size:
         different.append(f'{process.world_size} processes (was {state["position"]["world_size"]})')
     if different:
