@@ -39,13 +39,13 @@ def test_seeds_are_put_together():
 def test_errors_are_drawn_with_their_range_above_the_papers(tmp_path):
     run = {'study': 's', 'model': 'm', 'recipe': 'r', 'epochs': '3', 'parameters': '5', 'macs': '6',
            'paper_parameters_millions': ''}
-    rows = [{**run, 'row': 'a', 'paper_top1_error': '22.5', 'top1': top1} for top1 in ('0.5', '0.75')]
+    rows = [{**run, 'row': 'a', 'paper_top1_error': '22.5', 'top1': top1} for top1 in ('0.5', '0.75', '0.75')]
     rows.append({**run, 'row': 'b', 'paper_top1_error': '', 'top1': '0.25'})
     ours, paper = draw_ablation(rows, tmp_path / 'plot.png').axes
     assert ours.get_title() == 's: m, r, 3 epochs'
-    assert list(ours.containers[0].lines[0].get_ydata()) == [37.5, 75]
+    assert list(ours.containers[0].lines[0].get_ydata()) == [pytest.approx(100 / 3), 75]
     ranges, = ours.containers[0].lines[2]
-    assert [[y for _, y in segment] for segment in ranges.get_segments()] == [[25, 50], [75, 75]]
+    assert [[y for _, y in segment] for segment in ranges.get_segments()] == [pytest.approx([25, 50]), [75, 75]]
     assert list(paper.lines[0].get_ydata()) == [22.5, pytest.approx(float('nan'), nan_ok=True)]
     assert [label.get_text() for label in paper.get_xticklabels()] == ['a', 'b']
     assert (tmp_path / 'plot.png').is_file()

@@ -287,7 +287,7 @@ def test_layout_and_checkpointing_do_not_change_what_is_learned(digits, tmp_path
 
 
 @pytest.mark.parametrize(('precision', 'error'), [
-    (('--amp', '--amp-dtype', 'bfloat16', '--channels-last'), 0.01),
+    (('--amp', '--amp-dtype', 'bfloat16'), 0.01),
     pytest.param(('--amp', '--amp-dtype', 'float16'), 0.005, marks=pytest.mark.slow),  # emulated on most CPUs
 ])
 def test_mixed_precision_has_nearly_the_loss_of_float64(digits, tmp_path, ordinary, precision, error):
@@ -295,7 +295,7 @@ def test_mixed_precision_has_nearly_the_loss_of_float64(digits, tmp_path, ordina
     loss, exact = (float(summary(folder)[0]['train_loss']) for folder in (tmp_path / 'run', ordinary))
     assert loss == pytest.approx(exact, rel=error)
     if row['amp']:  # a CPU that would emulate bfloat16 computes in float32
-        assert loss != pytest.approx(exact, rel=1e-6)
+        assert loss != pytest.approx(exact, rel=1e-5)  # float32 has 5e-8
 
 
 def first_weights():

@@ -100,7 +100,7 @@ class Run:
         self._losses: list[Tensor] = []  # not checked yet, since reading them makes the process wait for the GPU
         self._resume()
         position = torch.tensor([self.epoch, self.batch], device=process.device)
-        if process.any(not torch.equal(process.total(position.clone()), position * process.world_size)):
+        if not torch.equal(process.total(position.clone()), position * process.world_size):
             raise ValueError(f'the processes find different checkpoints in {self.folder}: this one is in epoch '
                              f'{self.epoch + 1}, after batch {self.batch}; --output has to be a folder that all share')
         if options.torchcompile:
