@@ -26,7 +26,7 @@ def sampled_channels(channels: int, count: int = 50) -> list[int]:
 
 
 def shown_layers(statistics: GateStatistics) -> list[LayerStatistics]:
-    """The last attention of each stage, and of the last stage so many more that they are nine; SE paper, Figure 6."""
+    """The last attention of each stage, and further ones of the last stage up to nine in all (SE paper, Figure 6)."""
     shown = {layer.name for layer in statistics.last_of_stages}
     last = [layer.name for layer in statistics.layers if layer.stage == statistics.layers[-1].stage]
     shown.update(last[:-1][-(9 - len(shown)):] if len(shown) < 9 else ())

@@ -36,7 +36,7 @@ class UnusualImage:
 def unusual_images(
         model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], statistics: GateStatistics, count: int = 12,
 ) -> list[UnusualImage]:
-    """The images whose gates differ most from the mean, the most unusual first; memory holds no more images than these.
+    """The images whose gates differ most from the mean, the most unusual first; no others are kept in memory.
 
     Args:
         model: the network of the statistics.

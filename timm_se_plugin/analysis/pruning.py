@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -94,14 +95,14 @@ def prune_by_gates(
 def _tell_widths(model: Any, x: Tensor) -> None:
     """Correct the numbers of channels that timm's network states of itself, by those of a forward pass."""
     levels = model.feature_info if isinstance(getattr(model, 'feature_info', None), list) else []
-    told: dict[str, int] = {}
+    widths: dict[str, int] = {}
     trial = copy.deepcopy(model).eval()
     for level in levels:
         trial.get_submodule(level['module']).register_forward_hook(
-            lambda module, args, output, name=level['module']: told.update({name: output.shape[1]}))
+            lambda module, args, output, name=level['module']: widths.update({name: output.shape[1]}))
     trial(x)
     for level in levels:
-        level['num_chs'] = told.get(level['module'], level['num_chs'])
+        level['num_chs'] = widths.get(level['module'], level['num_chs'])
     classifier = model.get_classifier() if hasattr(model, 'get_classifier') else None
     if isinstance(classifier, nn.Linear):
         for name in ('num_features', 'head_hidden_size'):
@@ -124,15 +125,15 @@ def _outputs(model: nn.Module) -> list[nn.Module]:
 def _module_by_module(model: nn.Module) -> Iterator[None]:
     """Run each layer as a module that Torch-Pruning knows: no fused tail, and plain convolutions for ``Pointwise``."""
     fused = {module: module.fused for module in model.modules() if hasattr(module, 'fused')}
-    products = [module for module in model.modules() if type(module) is Pointwise]
+    products = [module for module in model.modules() if isinstance(module, Pointwise)]
     for module in fused:
         module.fused = False  # type: ignore[assignment]
     for module in products:
-        module.__class__ = nn.Conv2d  # type: ignore[assignment]
+        module.forward = partial(nn.Conv2d.forward, module)  # type: ignore[method-assign]
     try:
         yield
     finally:
         for module, value in fused.items():
             module.fused = value  # type: ignore[assignment]
         for module in products:
-            module.__class__ = Pointwise
+            del module.forward

@@ -78,8 +78,8 @@ def own_options(options: argparse.Namespace) -> str:
     recipe = vars(parse_options(['--config', options.config] if options.config else []))
     changed = {key: value for key, value in vars(options).items()
                if key not in (*RUNTIME, *_COLUMNS) and value != recipe[key]}
-    told = (*sorted(options.model_kwargs.items()), *sorted(changed.items()))
-    return ' '.join(f'{key}={value!r}' for key, value in told)
+    parts = (*sorted(options.model_kwargs.items()), *sorted(changed.items()))
+    return ' '.join(f'{key}={value!r}' for key, value in parts)
 
 
 def different_options(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -95,7 +95,7 @@ class Loader:
             'generator': torch.Generator().manual_seed(seed)}
 
     def _stream_loader(self, epoch: int) -> DataLoader:
-        # A stream draws from its worker's generators. Each epoch starts new workers, so that it can be repeated.
+        # A stream draws from its worker's generators. New workers in each epoch make an epoch repeatable.
         return DataLoader(
             self.dataset, batch_size=_batch_size(self.options, self.training), drop_last=self.training,
             num_workers=max(1, self.options.workers), worker_init_fn=_start_stream_worker,
@@ -277,7 +277,7 @@ def eval_loader(options: Namespace, dataset: Any, config: dict[str, Any], proces
     _set_image_mode(dataset, config)
     if isinstance(dataset, IterableDataset):
         stream: Any = dataset
-        # For several processes timm's readers make equal shares, so that some images come twice or not at all. One
+        # timm's readers give several processes equally many images, some of them twice or not at all. Therefore one
         # process evaluates the whole stream.
         stream.reader.dist_rank, stream.reader.dist_num_replicas = 0, 1
         stream.set_loader_cfg(num_workers=max(1, options.workers))

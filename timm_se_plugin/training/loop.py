@@ -66,7 +66,8 @@ def train_epoch(run: Run, termination: Termination) -> None:
         TerminatedError: SIGTERM came; the state is saved.
     """
     options, process, steps, count = run.options, run.process, run.options.grad_accum_steps, len(run.train_loader)
-    look = options.log_interval if process.device.type == 'cuda' or process.distributed else 1
+    # Reading the losses makes a process wait for its GPU and for the other processes.
+    interval = options.log_interval if process.device.type == 'cuda' or process.distributed else 1
     progress = Progress(
         f'epoch {run.epoch + 1}/{run.epochs}', count, run.batch, options.batch_size * process.world_size,
         options.log_interval, process.primary)
@@ -84,12 +85,12 @@ def train_epoch(run: Run, termination: Termination) -> None:
         run.batch += 1
         if update:
             run.updated()
-        if run.batch % look == 0:
+        if run.batch % interval == 0:
             run.check()
             loss, right, images = run.sums.tolist()
             progress.update(run.batch - 1, loss=loss / images, top1=right / images)
         if update and run.batch < count:
-            stop = (run.batch % look < steps or not process.distributed) and process.any(termination.received)
+            stop = (run.batch % interval < steps or not process.distributed) and process.any(termination.received)
             if stop or (options.recovery_interval and run.batch % options.recovery_interval < steps):
                 run.seconds += time.perf_counter() - start
                 run.save()
@@ -153,9 +154,9 @@ def _write_options(run: Run, made: dict[str, Any]) -> None:
     if run.options.tensorboard:
         from torch.utils.tensorboard import SummaryWriter
         run.writer = SummaryWriter(str(run.folder / 'tensorboard'), purge_step=run.epoch)
-    told = {**vars(run.options), **made, 'device': run.options.device, 'machine': made['device'],
-            'processes': run.process.world_size, 'global_batch': run.global_batch, 'learning_rate': run.learning_rate}
-    write_atomically(run.folder / 'args.yaml', yaml.safe_dump(told, sort_keys=True).encode())
+    values = {**vars(run.options), **made, 'device': run.options.device, 'machine': made['device'],
+              'processes': run.process.world_size, 'global_batch': run.global_batch, 'learning_rate': run.learning_rate}
+    write_atomically(run.folder / 'args.yaml', yaml.safe_dump(values, sort_keys=True).encode())
 
 
 def _finish(run: Run, changed: str, made: dict[str, Any]) -> dict[str, Any]:
@@ -164,14 +165,11 @@ def _finish(run: Run, changed: str, made: dict[str, Any]) -> dict[str, Any]:
     cost = complexity(run.model, run.input_size)
     ratio = step_time_ratio(run) if options.results and run.process.primary else None
     row = {
-        'model': options.model,
-        'options': changed, 'seed': options.seed, 'epochs': run.epochs, 'top1': last['val_top1'],
-        'top5': last['val_top5'], 'parameters': cost.params, 'macs': cost.macs,
+        'model': options.model, 'options': changed, 'seed': options.seed, 'epochs': run.epochs,
+        'top1': last['val_top1'], 'top5': last['val_top5'], 'parameters': cost.params, 'macs': cost.macs,
         'time_ratio': round(ratio, 3) if ratio else '', 'seconds': round(run.seconds),
-        'recipe': Path(options.config).stem if options.config else '',
-        'global_batch': run.global_batch, 'amp': run.process.amp_dtype(options),
-        'torchcompile': options.torchcompile or '',
-        **made}
+        'recipe': Path(options.config).stem if options.config else '', 'global_batch': run.global_batch,
+        'amp': run.process.amp_dtype(options), 'torchcompile': options.torchcompile or '', **made}
     if run.process.primary:
         write_table(run.folder / 'summary.csv', run.history)  # missing if the run was killed after its last checkpoint
         draw_curves(run.history, f'{options.model}, seed {options.seed}', run.folder / 'curves.png')
