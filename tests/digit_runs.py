@@ -1,15 +1,10 @@
-"""Training runs of a tiny network on scikit-learn's handwritten digits, in processes that can be killed."""
+"""Training runs of a tiny network on scikit-learn's handwritten digits."""
 
-import multiprocessing
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image
-
-_PROCESSES = multiprocessing.get_context('forkserver')  # imports torch once for all of them
-_PROCESSES.set_forkserver_preload(['timm_se_plugin.training'])
 
 # 96 images in 6 batches: enough for every kind of interruption, and a fraction of a second for each epoch.
 TINY = (
@@ -28,13 +23,11 @@ def save_digits(folder: Path, train: int = 96, val: int = 50) -> Path:
     return folder
 
 
-def _train(arguments: Sequence[str], log: str) -> None:
+def train(arguments: Sequence[str], log: str) -> None:
+    """Train; what the run says goes to the file `log`."""
     import logging
-    import os
     import sys
 
-    os.setpgrp()  # so that a signal to the group meets the run and its workers alone
-    torch.set_num_threads(1)
     sys.stderr = open(log, 'a', buffering=1)
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, force=True)
 
@@ -43,20 +36,10 @@ def _train(arguments: Sequence[str], log: str) -> None:
     timm_se_plugin.training.train_classifier(options)
 
 
-def start(folder: Path, *arguments: str) -> Any:
-    """Start a run in a process of its own; what it says goes to ``<folder>.log``."""
+def job(folder: Path, *arguments: str) -> tuple[tuple[str, ...], str]:
+    """Arguments of :func:`train` for a run in `folder`, which logs to ``<folder>.log``."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    arguments = (*TINY, '--output', str(folder.parent), '--experiment', folder.name, *arguments)
-    process = _PROCESSES.Process(target=_train, args=(arguments, f'{folder}.log'))
-    process.start()
-    return process
-
-
-def finish(process: Any) -> int:
-    """Exit code of a run; negative for the signal that ended it."""
-    process.join(120)
-    assert process.exitcode is not None, 'the run hangs'
-    return process.exitcode
+    return (*TINY, '--output', str(folder.parent), '--experiment', folder.name, *arguments), f'{folder}.log'
 
 
 def said(folder: Path) -> str:

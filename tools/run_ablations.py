@@ -1,10 +1,10 @@
-"""Train, evaluate and tabulate an ablation of the papers; run again, it continues.
+r"""Train, evaluate and tabulate an ablation of the papers. The same command continues an interrupted ablation.
 
 python tools/run_ablations.py integration --config cifar10-short --dataset torch/cifar10 --data-dir data \
     --model se_resnet20_cifar_plugin --seeds 0 1
 python tools/run_ablations.py ratio --config imagenet-se --data-dir imagenet --devices cuda:0 cuda:1
 
-Options that are not listed here go to the training (tools/train_classifier.py --help).
+Options that are not listed below are passed to the training; tools/train_classifier.py --help lists them.
 """
 
 import argparse
@@ -21,14 +21,19 @@ def main() -> None:
     logging.basicConfig(format='%(asctime)s %(message)s', datefmt='%H:%M:%S', level=logging.INFO)
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    parser.add_argument('study', choices=list(STUDIES))
-    parser.add_argument('--config', required=True, metavar='RECIPE')
-    parser.add_argument('--model', help="the paper's if not given: SE-ResNet-50, for branches SKNet-50")
-    parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1])
-    parser.add_argument('--devices', nargs='+', default=['cpu'], help='as many rows are trained at once')
-    parser.add_argument('--output', type=Path, default=Path('work_dirs/ablations'), help='folder for the runs')
-    parser.add_argument('--results', type=Path, default=Path('work_dirs/ablations.csv'),
-                        help='table; a plot goes beside (%(default)s)')
+    parser.add_argument('study', choices=list(STUDIES), help='ablation to run')
+    parser.add_argument('--config', required=True, metavar='RECIPE',
+                        help='YAML file with options of the training, or the name of a packaged recipe')
+    parser.add_argument('--model', metavar='NAME',
+                        help="network of the plugin; the paper's if not given: SE-ResNet-50, for branches SKNet-50")
+    parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1], metavar='N',
+                        help='seeds of the runs of each row (default: 0 1)')
+    parser.add_argument('--devices', nargs='+', default=['cpu'], metavar='NAME',
+                        help='devices, each of which trains one run at a time (default: cpu)')
+    parser.add_argument('--output', type=Path, default=Path('work_dirs/ablations'), metavar='DIR',
+                        help='folder for the runs (default: %(default)s)')
+    parser.add_argument('--results', type=Path, default=Path('work_dirs/ablations.csv'), metavar='CSV',
+                        help='table of the results; <table>-<study>.png beside it shows them (default: %(default)s)')
     args, training = parser.parse_known_args()
     rows = run_study(
         args.study, args.config, args.model, args.seeds, args.output, args.results, args.devices, training)

@@ -1,7 +1,7 @@
 """Fill the tables of README.md and results/README.md from the CSV files in results/, and draw the plots.
 
-A table stands between `<!-- table: NAME -->` and `<!-- end -->`. With --check nothing is written; the exit status is 1
-if a table is stale.
+A table stands between `<!-- table: NAME -->` and `<!-- end -->`. With --check nothing is written, and the exit status
+is 1 if a table differs from its CSV file.
 """
 
 import argparse
@@ -25,12 +25,12 @@ VARIANTS = {
 
 
 def read(name: str) -> list[Row]:
-    """Rows of results/NAME; none if the file is not there."""
+    """Rows of results/NAME; none if there is no such file."""
     return read_table(ROOT / 'results' / name)
 
 
 def markdown(header: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table; says so if nothing was run."""
+    """A Markdown table, or 'Not yet run.' without rows."""
     if not rows:
         return 'Not yet run.'
     lines = [header, ['---'] * len(header), *rows]
@@ -59,7 +59,7 @@ def _cases(rows: list[Row]) -> dict[str, dict[str, Row]]:
 
 
 def speed_table(device: str) -> str:
-    """Time ratios of each case, saved bytes where it trains, and peak memory on CUDA."""
+    """Time ratios of each case, bytes saved for the backward pass where it trains, and peak memory on CUDA."""
     memory = {'saved_bytes_ratio': 'bytes', **({'peak_memory_ratio': 'memory'} if device == 'cuda' else {})}
     rows = sorted(read(f'speed-{device}.csv'), key=_order)
     body = []
@@ -78,30 +78,27 @@ def speed_table(device: str) -> str:
 
 
 def draw_speed(device: str, path: Path) -> None:
-    """Bars of the time ratios, timm's beside ours, with quartiles."""
-    import matplotlib
-    matplotlib.use('Agg')
-    from matplotlib import pyplot as plt
+    """Draw the medians and quartiles of the time ratios, timm's beside ours."""
+    from matplotlib.figure import Figure
 
     rows = sorted(read(f'speed-{device}.csv'), key=_order)
     cases = {case: v for case, v in _cases(rows).items() if {'timm', 'fused'} <= v.keys()}
-    figure, axis = plt.subplots(figsize=(9, 1 + 0.36 * len(cases)))
+    figure = Figure(figsize=(9, 1 + 0.36 * len(cases)), layout='constrained')
+    axes = figure.subplots()
     for offset, variant, colour in ((-0.2, 'timm', 'tab:gray'), (0.2, 'fused', 'tab:blue')):
         ratios = [float(v[variant]['ratio']) for v in cases.values()]
         low = [r - float(v[variant]['ratio_q25']) for r, v in zip(ratios, cases.values(), strict=True)]
         high = [float(v[variant]['ratio_q75']) - r for r, v in zip(ratios, cases.values(), strict=True)]
         y = [i + offset for i in range(len(cases))]
-        axis.errorbar(ratios, y, xerr=[[max(0, e) for e in low], [max(0, e) for e in high]],
+        axes.errorbar(ratios, y, xerr=[[max(0, e) for e in low], [max(0, e) for e in high]],
                       fmt='o', color=colour, label=VARIANTS[variant])
-    axis.axvline(1, color='black', linewidth=1)
-    axis.set_yticks(range(len(cases)), list(cases), fontsize=8)
-    axis.invert_yaxis()
-    axis.grid(axis='x', alpha=0.3)
-    axis.set_xlabel('time, as a ratio to the plain network (median and quartiles)')
-    axis.legend()
-    figure.tight_layout()
+    axes.axvline(1, color='black', linewidth=1)
+    axes.set_yticks(range(len(cases)), list(cases), fontsize=8)
+    axes.invert_yaxis()
+    axes.grid(axis='x', alpha=0.3)
+    axes.set_xlabel('time, as a ratio to the plain network (median and quartiles)')
+    axes.legend()
     figure.savefig(path, dpi=110)
-    plt.close(figure)
 
 
 def training_table(name: str) -> str:
@@ -193,25 +190,25 @@ TABLES: dict[str, Callable[[], str]] = {
 
 
 def filled(text: str) -> str:
-    """The text with every marked table made anew."""
+    """The text with every marked table made from its CSV file."""
     def table(match: re.Match[str]) -> str:
         return f'{match[1]}\n{TABLES[match[2]]()}\n{match[3]}'
     return re.sub(r'(<!-- table: (\S+) -->)\n.*?(<!-- end -->)', table, text, flags=re.DOTALL)
 
 
 def main() -> int:
-    """Write or check."""
+    """Write the tables and plots, or check the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--check', action='store_true', help='write nothing; exit with 1 if a table is stale')
+    parser.add_argument('--check', action='store_true', help='write nothing, and exit with 1 if a table is stale')
     args = parser.parse_args()
     stale = []
     for path in (ROOT / 'README.md', ROOT / 'results' / 'README.md'):
-        old = path.read_text()
+        old = path.read_text(encoding='utf-8')
         new = filled(old)
         if new != old:
             stale.append(str(path.relative_to(ROOT)))
             if not args.check:
-                path.write_text(new)
+                path.write_text(new, encoding='utf-8')
     if args.check:
         print(f'stale: {", ".join(stale)}; run `make tables`' if stale else 'tables are up to date')
         return int(bool(stale))

@@ -1,10 +1,9 @@
-import csv
-
 import pytest
 import timm
 
 from timm_se_plugin.analysis.ablations import draw_ablation, open_network, run_study, summary
 from timm_se_plugin.analysis.studies import STUDIES, study_network, study_rows
+from timm_se_plugin.files.tables import read_table
 
 
 @pytest.mark.parametrize('study', STUDIES)
@@ -24,9 +23,9 @@ def test_every_row_builds_and_differs_from_the_others(study):
 def test_the_attention_of_a_name_is_opened():
     assert open_network('se_resnet50_plugin') == open_network('resnet50_plugin') == 'resnet50_plugin'
     for name in ('resnet50', 'se_nothing_plugin'):
-        with pytest.raises(ValueError, match='is not allowed in an ablation'):
+        with pytest.raises(ValueError, match='is not a network of the plugin; an ablation needs one'):
             open_network(name)
-    with pytest.raises(ValueError, match="no study is called 'x'; allowed: ratio"):
+    with pytest.raises(ValueError, match="no study is called 'x'; the studies are ratio"):
         study_rows('x')
 
 
@@ -35,6 +34,21 @@ def test_seeds_are_put_together():
            'paper_top1_error': '22.28', 'paper_parameters_millions': ''}
     line, = summary([{**run, 'top1': '0.5'}, {**run, 'top1': '0.75'}])
     assert (line['seeds'], line['error'], line['low'], line['high']) == (2, 37.5, 25, 50)
+
+
+def test_errors_are_drawn_with_their_range_above_the_papers(tmp_path):
+    run = {'study': 's', 'model': 'm', 'recipe': 'r', 'epochs': '3', 'parameters': '5', 'macs': '6',
+           'paper_parameters_millions': ''}
+    rows = [{**run, 'row': 'a', 'paper_top1_error': '22.5', 'top1': top1} for top1 in ('0.5', '0.75', '0.75')]
+    rows.append({**run, 'row': 'b', 'paper_top1_error': '', 'top1': '0.25'})
+    ours, paper = draw_ablation(rows, tmp_path / 'plot.png').axes
+    assert ours.get_title() == 's: m, r, 3 epochs'
+    assert list(ours.containers[0].lines[0].get_ydata()) == [pytest.approx(100 / 3), 75]
+    ranges, = ours.containers[0].lines[2]
+    assert [[y for _, y in segment] for segment in ranges.get_segments()] == [pytest.approx([25, 50]), [75, 75]]
+    assert list(paper.lines[0].get_ydata()) == [22.5, pytest.approx(float('nan'), nan_ok=True)]
+    assert [label.get_text() for label in paper.get_xticklabels()] == ['a', 'b']
+    assert (tmp_path / 'plot.png').is_file()
 
 
 @pytest.mark.slow
@@ -55,24 +69,25 @@ def test_a_study_trains_resumes_and_tabulates(tmp_path, monkeypatch):
 
     with pytest.raises(RuntimeError, match='2 of 2 runs failed; their logs are in'):
         study('--lr', 'much')
-    assert "'much' is not allowed" in (runs / 'max-seed0.log').read_text()
+    assert "'much' is not a positive number" in (runs / 'max-seed0.log').read_text()
     study()
-    rows = list(csv.DictReader(table.read_text().splitlines()))
+    rows = read_table(table)
     assert [(row['row'], row['paper_top1_error'], row['epochs']) for row in rows] == [
         ('max', '22.57', '1'), ('avg', '22.28', '1')]
-    assert all(0 <= float(row['top1']) <= 1 for row in rows)
+    for row in rows:
+        result, = read_table(runs / f'{row["row"]}-seed0/result.csv')
+        assert [row[key] for key in ('top1', 'top5', 'parameters')] == [
+            result[key] for key in ('top1', 'top5', 'parameters')]
     before = (runs / 'max-seed0/result.csv').stat().st_mtime_ns
     (runs / 'avg-seed0/result.csv').unlink()  # as if it had been killed before its end
     study()
     assert (runs / 'max-seed0/result.csv').stat().st_mtime_ns == before
-    assert list(csv.DictReader(table.read_text().splitlines()))[1]['top1'] == rows[1]['top1']
-    draw_ablation(rows, tmp_path / 'plot.png')
-    assert (tmp_path / 'plot.png').stat().st_size > 5000
+    assert read_table(table)[1]['top1'] == rows[1]['top1']
 
 
 @pytest.mark.parametrize('option', ['--model-kwargs', '--seed=3'])
 def test_an_option_that_the_study_gives_is_refused(option, tmp_path):
-    with pytest.raises(ValueError, match=r'^--(model-kwargs|seed) is not allowed among the options of the training'):
+    with pytest.raises(ValueError, match=r'^the study sets --(model-kwargs|seed) for each row'):
         run_study('ratio', 'cifar10', None, [0], tmp_path, tmp_path / 'table.csv', arguments=[option, 'attn_bias=True'])
 
 
@@ -86,13 +101,13 @@ def test_the_result_of_a_run_with_other_options_is_refused(tmp_path):
     folder.mkdir(parents=True)
     (folder / 'args.yaml').write_text(yaml.safe_dump({**vars(options), 'num_classes': 10}))  # as the data has
     (folder / 'result.csv').write_text('top1\n0.5\n')
-    with pytest.raises(ValueError, match=r'another run; not allowed: lr=0\.2 \(was 0\.1\)$'):
+    with pytest.raises(ValueError, match=r'a run with other options: lr=0\.2 \(was 0\.1\)$'):
         run_study('squeeze', 'cifar10', 'test_resnet_plugin', [0], tmp_path, tmp_path / 'table.csv',
                   arguments=['--lr', '0.2', '--workers', '9'])
 
 
-def test_rows_without_a_place_are_left_out(caplog):
-    from timm_se_plugin.analysis.ablations import _has_place
+def test_rows_that_do_not_fit_are_left_out(caplog):
+    from timm_se_plugin.analysis.ablations import _fits
     fourth = next(row for row in STUDIES['stages'] if row.name == 'fourth')
-    assert not _has_place('resnet20_cifar_plugin', fourth)  # it has three stages
+    assert not _fits('resnet20_cifar_plugin', fourth)  # it has three stages
     assert "'fourth' is left out" in caplog.text

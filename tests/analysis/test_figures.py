@@ -1,14 +1,14 @@
 import csv
 import sys
 
+import numpy as np
 import pytest
 import timm
 import torch
-from matplotlib.axes import Axes
 from parity import images, randomised
 from PIL import Image
 
-from timm_se_plugin.analysis import enlarged, find_gates, gate_map, gate_statistics, scale_statistics, unusual_images
+from timm_se_plugin.analysis import enlarged, gate_map, gate_statistics, scale_statistics, unusual_images
 from timm_se_plugin.analysis.figures import (
     draw_activations,
     draw_depth,
@@ -19,9 +19,9 @@ from timm_se_plugin.analysis.figures import (
     shown_layers,
 )
 from timm_se_plugin.analysis.pictures import gate_maps
-from timm_se_plugin.analysis.run import analyze, parse_analysis
+from timm_se_plugin.analysis.pipeline import analyze, parse_analysis
 
-pytest.importorskip('matplotlib', reason='figures need the [analysis] extra')
+matplotlib = pytest.importorskip('matplotlib', reason='figures need the [analysis] extra')
 
 
 def network(name='se_test_resnet_plugin', **kwargs):
@@ -57,7 +57,7 @@ def test_the_centre_is_enlarged():
     assert torch.equal(enlarged(x, 2), torch.ones(1, 1, 8, 8))
     assert enlarged(x, 1) is x
     assert enlarged(x, 1.5).shape == x.shape
-    with pytest.raises(ValueError, match=r'scale=0\.5 is not allowed'):
+    with pytest.raises(ValueError, match=r'scale=0\.5 is below 1'):
         enlarged(x, 0.5)
 
 
@@ -81,13 +81,13 @@ def test_the_images_that_differ_most_are_found_wherever_they_are():
     x[3] = -5
     batches = list(zip(x.split(5), y.split(5), strict=True))
     found = unusual_images(model, batches, gate_statistics(model, batches, 'ab'), count=3)
-    assert {found[0].place, found[1].place} == {3, 7}
+    assert {found[0].index, found[1].index} == {3, 7}
     assert found[0].deviation >= found[1].deviation >= found[2].deviation
-    assert torch.equal(found[0].image, x[found[0].place])
-    assert found[0].label == found[0].place % 2
+    assert torch.equal(found[0].image, x[found[0].index])
+    assert found[0].label == found[0].index % 2
     y[7] = -1  # without a label
     statistics = gate_statistics(model, batches, 'ab')
-    assert 7 not in {picture.place for picture in unusual_images(model, batches, statistics, count=3)}
+    assert 7 not in {picture.index for picture in unusual_images(model, batches, statistics, count=3)}
 
 
 def test_a_gate_map_is_the_mean_gate_of_every_position():
@@ -99,7 +99,7 @@ def test_a_gate_map_is_the_mean_gate_of_every_position():
         model.eval()(x)
     handle.remove()
     torch.testing.assert_close(gate_map(model, 'layer2.0.se', x), seen[0].mean(1))
-    with pytest.raises(ValueError, match='one for the whole map'):
+    with pytest.raises(ValueError, match='one number for the whole map'):
         gate_map(network(), 'layer2.0.se', x)
     with pytest.raises(ValueError, match="no attention is called 'x'"):
         gate_map(model, 'x', x)
@@ -111,7 +111,7 @@ def test_all_gate_maps_come_from_one_pass():
     x = data()[0][0]
     maps = gate_maps(model, x)
     assert len(calls) == 1
-    assert 0 < len(maps) < len(find_gates(model))  # half of its gates are for channels
+    assert list(maps) == [f'layer{i}.0.se.sse' for i in (1, 2, 3)]  # the map of layer4 has one position
     for name, values in maps.items():
         assert torch.equal(values, gate_map(model, name, x))
 
@@ -121,48 +121,86 @@ def test_no_image_is_looked_for_where_none_is_wanted():
     assert unusual_images(model, data(), gate_statistics(model, data(), 'ab'), count=0) == []
 
 
-def test_gate_maps_share_one_range(tmp_path):
-    x = torch.zeros(2, 3, 8, 8)
-    draw_gate_maps(x, torch.stack([torch.full((4, 4), 0.2), torch.full((4, 4), 0.8)]), tmp_path / 'a.png')
-    draw_gate_maps(x, torch.full((2, 4, 4), 0.2), tmp_path / 'b.png')
-    colours = [{colour for _, colour in Image.open(tmp_path / name).convert('RGB').getcolors(1 << 20)} for name in (
-        'a.png', 'b.png')]
-    assert (253, 231, 36) in colours[0] - colours[1]  # the light end of viridis
+def lines(axes, count=None):
+    """The y of the first lines of a chart."""
+    return torch.stack([torch.as_tensor(line.get_ydata(), dtype=torch.float64) for line in axes.lines[:count]])
 
 
-def test_every_figure_is_drawn(tmp_path):
-    model = network('sk_test_resnet_plugin')
-    result = gate_statistics(model, data(), 'ab')
-    draw_activations(result, 'ab', tmp_path / 'a.png')
-    draw_deviations(result, 'ab', tmp_path / 'b.png')
-    draw_depth(result, tmp_path / 'c.png')
-    draw_scale(scale_statistics(model, data, 'ab', (1, 2)), tmp_path / 'd.png')
-    spatial = network(attn_squeeze='none')
-    x = data()[0][0]
-    draw_gate_maps(x, gate_map(spatial, 'layer1.0.se', x), tmp_path / 'e.png')
-    for name in 'abcde':
-        assert len(set(Image.open(tmp_path / f'{name}.png').convert('L').tobytes())) > 20
+@pytest.fixture
+def no_pyplot(monkeypatch):
+    """Fail where a figure touches the state of the user's matplotlib."""
+    monkeypatch.setitem(sys.modules, 'matplotlib.pyplot', None)
+    monkeypatch.setattr(matplotlib, 'use', lambda *args, **kwargs: pytest.fail('matplotlib.use was called'))
+
+
+def assert_saved(figure, path):
+    with Image.open(path) as picture:
+        assert picture.size == tuple((figure.get_size_inches() * 110).astype(int))
+
+
+def test_activations_are_the_means_of_the_classes_and_of_all_images(tmp_path, no_pyplot):
+    result = gate_statistics(network(), data(), 'ab')
+    figure = draw_activations(result, 'ab', tmp_path / 'new' / 'a.png')
+    assert_saved(figure, tmp_path / 'new' / 'a.png')
+    assert [axes.get_title() for axes in figure.axes] == [layer.name for layer in shown_layers(result)]
+    assert [text.get_text() for text in figure.legends[0].texts] == ['a', 'b', 'all']
+    for axes, layer in zip(figure.axes, shown_layers(result), strict=True):
+        channels = sampled_channels(layer.means.shape[2])
+        torch.testing.assert_close(lines(axes), torch.cat([layer.means[:, 0], layer.mean])[:, channels])
+        assert axes.get_ylim() == (0, 1)
     with pytest.raises(ValueError, match="no class is called 'z'"):
         draw_activations(result, 'z', tmp_path / 'z.png')
+    assert not (tmp_path / 'z.png').exists()
 
 
-def test_deviations_and_differences_are_drawn_as_they_are(tmp_path, monkeypatch):
-    lines, bands = [], []
-    plot, fill = Axes.plot, Axes.fill_between
-    monkeypatch.setattr(Axes, 'plot', lambda axis, *args, **options: (
-        lines.append(torch.as_tensor(args[-1])), plot(axis, *args, **options))[1])
-    monkeypatch.setattr(Axes, 'fill_between', lambda axis, x, low, high, **options: (
-        bands.append(high - low), fill(axis, x, low, high, **options))[1])
+def test_bands_of_deviations_are_two_standard_deviations_high(tmp_path, no_pyplot):
     result = gate_statistics(network(), data(), 'ab')
-    draw_deviations(result, 'ab', tmp_path / 'a.png')
-    layer = shown_layers(result)[0]
+    figure = draw_deviations(result, 'ab', tmp_path / 'a.png')
+    assert_saved(figure, tmp_path / 'a.png')
+    layer, axes = shown_layers(result)[0], figure.axes[0]
     channels = sampled_channels(layer.means.shape[2])
-    for k in (0, 1):
-        torch.testing.assert_close(torch.tensor(bands[k]), 2 * layer.variances[k, -1, channels].sqrt())
+    torch.testing.assert_close(lines(axes), layer.means[:, 0, channels])
+    for band, variance in zip(axes.collections, layer.variances[:, 0, channels], strict=True):
+        corners = band.get_paths()[0].vertices
+        heights = [np.ptp(corners[corners[:, 0] == i, 1]) for i in range(len(channels))]
+        torch.testing.assert_close(torch.tensor(heights), 2 * variance.sqrt())
+
+
+def test_depth_shows_specificity_chance_and_saturation(tmp_path, no_pyplot):
+    result = gate_statistics(network(attn_gate='hard_sigmoid'), [(20 * x, y) for x, y in data()], 'ab')
+    figure = draw_depth(result, tmp_path / 'a.png')
+    assert_saved(figure, tmp_path / 'a.png')
+    specificity, saturation = figure.axes
+    torch.testing.assert_close(lines(specificity), torch.tensor(
+        [[getattr(layer, name) for layer in result.layers] for name in ('specificity', 'chance')], dtype=torch.float64))
+    heights = [[bar.get_height() for bar in bars] for bars in saturation.containers]
+    assert heights == [[layer.saturation[end] for layer in result.layers] for end in (0, 1)]
+    assert max(map(max, heights)) > 0
+    assert [label.get_text() for label in saturation.get_xticklabels()] == [layer.name for layer in result.layers]
+
+
+def test_scale_shows_the_largest_kernels_weight_and_its_difference_to_the_smallests(tmp_path, no_pyplot):
     scales = scale_statistics(network('sk_test_resnet_plugin'), data, 'ab', (1, 2))
-    draw_scale(scales, tmp_path / 'b.png')
-    torch.testing.assert_close(torch.stack(lines[-2:]), scales.difference())
+    figure = draw_scale(scales, tmp_path / 'a.png')
+    assert_saved(figure, tmp_path / 'a.png')
+    *units, differences = figure.axes
+    assert [axes.get_title() for axes in units] == [f'{name}: weight of 5x5' for name in scales.units]
+    for axes, name in zip(units, scales.units, strict=True):
+        weights = scales.attention(name)
+        C = weights.shape[1]
+        groups = [weights[:, i * C // 25:-(-(i + 1) * C // 25)].mean(1) for i in range(25)]
+        torch.testing.assert_close(lines(axes), torch.stack(groups, 1))
+    torch.testing.assert_close(lines(differences, 2), scales.difference())  # the third line is at 0
     assert (scales.difference() < 0).any()
+
+
+def test_gate_maps_share_one_range(tmp_path, no_pyplot):
+    maps = torch.stack([torch.full((4, 4), 0.2), torch.full((4, 4), 0.8)])
+    figure = draw_gate_maps(torch.rand(2, 3, 8, 8), maps, tmp_path / 'a.png')
+    assert_saved(figure, tmp_path / 'a.png')
+    shown = [axes.images[0] for axes in figure.axes[1:4:2]]
+    assert torch.equal(torch.stack([torch.as_tensor(image.get_array()) for image in shown]), maps)
+    assert [image.get_clim() for image in shown] == [(pytest.approx(0.2), pytest.approx(0.8))] * 2
 
 
 def test_the_tool_writes_table_figures_and_report(tmp_path):
@@ -189,13 +227,14 @@ def test_the_tool_writes_table_figures_and_report(tmp_path):
         'activations.png', 'deviations.png', 'depth.png', 'scale.png', 'scale.csv', 'gates.csv', 'report.html'}
     rows = list(csv.DictReader((tmp_path / 'out' / 'gates.csv').read_text().splitlines()))
     assert len(rows) == sum(layer.means.numel() for layer in result.layers)
-    with pytest.raises(ValueError, match='--output is needed'):
+    with pytest.raises(ValueError, match='--output is missing'):
         analyze(parse_analysis(['--model', 'se_test_resnet_plugin']))
 
 
 @pytest.mark.parametrize(('given', 'said'), [
-    (['--classes', '0', 'zero'], "no class is called 'zero'; allowed: 0, 1, 2"),
-    (['--table', 'parquet'], 'needs the package pyarrow'), (['--real-labels'], '--real-labels is not allowed')])
+    (['--classes', '0', 'zero'], "no class is called 'zero'; the data has 0, 1, 2"),
+    (['--table', 'parquet'], 'needs the package pyarrow'),
+    (['--real-labels'], '--real-labels is for evaluate_classifier')])
 def test_mistakes_are_found_before_the_images_are_read(given, said, tmp_path, monkeypatch):
     pytest.importorskip('sklearn', reason='the digits come with scikit-learn: the [train] extra')
     from digit_runs import save_digits

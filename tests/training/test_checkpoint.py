@@ -47,7 +47,7 @@ def test_a_truncated_checkpoint_is_passed_over(tmp_path, caplog, share):
     last = tmp_path / 'last.pth.tar'
     last.write_bytes(last.read_bytes()[:int(share * last.stat().st_size)])
     assert number(tmp_path) == 0
-    assert 'last.pth.tar is not a whole checkpoint and is passed over' in caplog.text
+    assert 'last.pth.tar is not a whole checkpoint; an older one is used' in caplog.text
 
 
 def test_a_flipped_bit_in_a_weight_is_noticed(tmp_path):
@@ -101,7 +101,7 @@ def test_files_that_cannot_grow_leave_those_before(tmp_path):
     process = context.Process(target=_save_with_limit, args=(tmp_path, 100_000, answers))
     process.start()
     for _ in range(2):
-        assert 'cannot be written: [Errno 27] File too large; files from before are intact' in answers.get(timeout=60)
+        assert 'cannot be written: [Errno 27] File too large; earlier files are unchanged' in answers.get(timeout=60)
     process.join()
     assert number(tmp_path) == 0
     assert (tmp_path / 'table.csv').read_bytes() == b'a,b'
@@ -110,7 +110,7 @@ def test_files_that_cannot_grow_leave_those_before(tmp_path):
 
 def test_a_full_disk_leaves_the_checkpoint_before(small_disk):
     save_checkpoint(small_disk, state(0, size=1_200_000))  # 4.8 of 8 MiB
-    with pytest.raises(UnwritableFileError, match='No space left on device; files from before are intact'):
+    with pytest.raises(UnwritableFileError, match='No space left on device; earlier files are unchanged'):
         save_checkpoint(small_disk, state(1, size=1_200_000))
     assert number(small_disk) == 0
     assert [p.name for p in small_disk.iterdir()] == ['last.pth.tar']

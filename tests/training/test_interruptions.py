@@ -6,21 +6,22 @@ import signal
 import time
 
 import pytest
-from digit_runs import equal, finish, said, start, summary, weights
+from digit_runs import equal, job, said, summary, train, weights
+from processes import finish, start
 
 
 @pytest.fixture(scope='module')
 def undisturbed(digits, tmp_path_factory):
     """A whole run."""
     folder = tmp_path_factory.mktemp('undisturbed') / 'run'
-    assert finish(start(folder, *arguments(digits))) == 0, said(folder)
+    assert finish(start(train, *job(folder, *arguments(digits)))) == 0, said(folder)
     return folder
 
 
 def arguments(digits):
     # Everything that has a state: averaged weights, mixing and erasing (randomness), momentum, a schedule by updates.
     return (
-        '--data-dir', str(digits), '--epochs', '15', '--model-ema', '--model-ema-decay', '0.9', '--mixup', '0.2',
+        '--data-dir', str(digits), '--epochs', '8', '--model-ema', '--model-ema-decay', '0.9', '--mixup', '0.2',
         '--reprob', '0.3', '--drop-path', '0.1', '--sched-on-updates', '--warmup-epochs', '1',
         '--recovery-interval', '2')
 
@@ -39,12 +40,12 @@ def wait_for(condition, process):
 def test_sigterm_to_every_process_saves_and_the_run_continues_to_the_same_weights(
         digits, undisturbed, tmp_path, workers):
     folder = tmp_path / 'run'
-    process = start(folder, *arguments(digits), '--workers', workers)
+    process = start(train, *job(folder, *arguments(digits), '--workers', workers))
     wait_for(lambda: done(folder) >= 9, process)
     os.killpg(process.pid, signal.SIGTERM)
     assert finish(process) == 0, said(folder)
     assert 'stopped by SIGTERM in epoch' in said(folder)
-    assert finish(start(folder, *arguments(digits), '--resume', 'auto')) == 0
+    assert finish(start(train, *job(folder, *arguments(digits), '--resume', 'auto'))) == 0
     assert 'resumed from' in said(folder)
     assert equal(weights(folder), weights(undisturbed))
     assert summary(folder) == summary(undisturbed)
@@ -54,14 +55,14 @@ def test_sigkill_at_ten_random_moments_changes_nothing(digits, undisturbed, tmp_
     folder = tmp_path / 'run'
     generator = random.Random(0)
     for _ in range(10):
-        process = start(folder, *arguments(digits), '--resume', 'auto')
-        batches = done(folder) + generator.randint(0, 5)
+        process = start(train, *job(folder, *arguments(digits), '--resume', 'auto'))
+        batches = done(folder) + generator.randint(0, 4)
         wait_for(lambda: done(folder) >= batches, process)  # noqa: B023  (waited for in this turn)
         time.sleep(generator.uniform(0, 0.05))  # about the time of a batch: in a step, a save or an evaluation
         assert process.exitcode is None, 'the run ended before it was killed'
         os.kill(process.pid, signal.SIGKILL)
         assert finish(process) == -signal.SIGKILL
-    assert finish(start(folder, *arguments(digits), '--resume', 'auto')) == 0
+    assert finish(start(train, *job(folder, *arguments(digits), '--resume', 'auto'))) == 0
     assert said(folder).count('resumed from') >= 5
     assert equal(weights(folder), weights(undisturbed))
     assert equal(weights(folder, ema=True), weights(undisturbed, ema=True))
@@ -70,28 +71,28 @@ def test_sigkill_at_ten_random_moments_changes_nothing(digits, undisturbed, tmp_
 
 def test_a_spoiled_last_checkpoint_is_passed_over(digits, undisturbed, tmp_path):
     folder = tmp_path / 'run'
-    process = start(folder, *arguments(digits))
+    process = start(train, *job(folder, *arguments(digits)))
     wait_for(lambda: (folder / 'previous.pth.tar').exists(), process)
     os.kill(process.pid, signal.SIGTERM)
     finish(process)
     last = folder / 'last.pth.tar'
     last.write_bytes(last.read_bytes()[:-100])
-    assert finish(start(folder, *arguments(digits), '--resume', 'auto')) == 0
-    assert 'last.pth.tar is not a whole checkpoint and is passed over' in said(folder)
+    assert finish(start(train, *job(folder, *arguments(digits), '--resume', 'auto'))) == 0
+    assert 'last.pth.tar is not a whole checkpoint; an older one is used' in said(folder)
     assert equal(weights(folder), weights(undisturbed))
 
 
 def test_a_finished_run_only_says_so_again(digits, undisturbed):
     before = weights(undisturbed)
-    assert finish(start(undisturbed, *arguments(digits), '--resume', 'auto')) == 0
+    assert finish(start(train, *job(undisturbed, *arguments(digits), '--resume', 'auto'))) == 0
     assert equal(weights(undisturbed), before)
 
 
 def test_a_run_is_not_overwritten(digits, undisturbed):
-    assert finish(start(undisturbed, *arguments(digits))) == 1
+    assert finish(start(train, *job(undisturbed, *arguments(digits)))) == 1
     assert 'holds a run already; --resume auto continues it' in said(undisturbed)
 
 
 def test_a_run_is_not_continued_as_another(digits, undisturbed):
-    assert finish(start(undisturbed, *arguments(digits), '--lr', '0.1', '--resume', 'auto')) == 1
-    assert 'is of another run; not allowed: lr=0.1 (was 0.05)' in said(undisturbed)
+    assert finish(start(train, *job(undisturbed, *arguments(digits), '--lr', '0.1', '--resume', 'auto'))) == 1
+    assert 'is of another run; other values here: lr=0.1 (was 0.05)' in said(undisturbed)

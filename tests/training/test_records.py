@@ -3,8 +3,12 @@ import logging
 import multiprocessing
 import sys
 
+import pytest
+import torch
+from PIL import Image
+
 from timm_se_plugin.files.tables import read_table
-from timm_se_plugin.training.records import Progress, draw_curves, record_result
+from timm_se_plugin.training.records import Progress, draw_confusion, draw_curves, record_result
 
 HISTORY = [{'epoch': i, 'train_loss': 1 / (i + 1), 'val_loss': 1.0, 'train_top1': 0.5, 'val_top1': 0.4}
            for i in range(3)]
@@ -81,6 +85,38 @@ def test_progress_is_a_bar_on_a_terminal(monkeypatch):
     assert 'images/s, loss 0.5  top1 0.25' in line
 
 
-def test_curves_are_drawn(tmp_path):
+def test_curves_are_those_of_the_history(tmp_path):
+    figure = draw_curves(HISTORY, 'title', tmp_path / 'curves.png')
+    for axes, name in zip(figure.axes, ('loss', 'top1'), strict=True):
+        assert [list(line.get_ydata()) for line in axes.lines] == [
+            [row[f'{split}_{name}'] for row in HISTORY] for split in ('train', 'val')]
+        assert [text.get_text() for text in axes.get_legend().texts] == [f'train {name}', f'val {name}']
+    with Image.open(tmp_path / 'curves.png') as picture:
+        assert picture.size == (1100, 440)  # 10 x 4 inches
+
+
+def test_a_confusion_matrix_shows_counts_on_shares(tmp_path):
+    confusion = torch.tensor([[6, 2, 0], [0, 0, 0], [1, 0, 3]])
+    figure = draw_confusion(confusion, ['cat', 'dog', 'owl'], 'title', tmp_path / 'confusion.png')
+    axes = figure.axes[0]
+    assert axes.images[0].get_array().tolist() == [[0.75, 0.25, 0], [0, 0, 0], [0.25, 0, 0.75]]
+    assert {text.get_position(): text.get_text() for text in axes.texts} == {
+        (0, 0): '6', (1, 0): '2', (0, 2): '1', (2, 2): '3'}
+    for labels in (axes.get_xticklabels(), axes.get_yticklabels()):
+        assert [label.get_text() for label in labels] == ['cat', 'dog', 'owl']
+    assert (tmp_path / 'confusion.png').is_file()
+
+
+def test_a_confusion_matrix_of_many_classes_names_some_of_them(tmp_path):
+    names = [f'class {i}' for i in range(65)]
+    axes = draw_confusion(torch.eye(65, dtype=torch.int64), names, 'title', tmp_path / 'confusion.png').axes[0]
+    assert not axes.texts
+    assert [label.get_text() for label in axes.get_xticklabels()] == names[::3]
+
+
+def test_drawing_leaves_the_users_matplotlib_alone(tmp_path, monkeypatch):
+    import matplotlib
+    monkeypatch.setitem(sys.modules, 'matplotlib.pyplot', None)
+    monkeypatch.setattr(matplotlib, 'use', lambda *args, **kwargs: pytest.fail('matplotlib.use was called'))
     draw_curves(HISTORY, 'title', tmp_path / 'curves.png')
-    assert (tmp_path / 'curves.png').read_bytes().startswith(b'\x89PNG')
+    draw_confusion(torch.eye(2, dtype=torch.int64), 'ab', 'title', tmp_path / 'confusion.png')

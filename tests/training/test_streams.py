@@ -6,7 +6,7 @@ from digit_runs import TINY, equal, weights
 
 from timm_se_plugin.training import parse_options, train_classifier
 from timm_se_plugin.training.data import eval_loader, open_split, train_loader
-from timm_se_plugin.training.place import Place
+from timm_se_plugin.training.process import Process
 from timm_se_plugin.training.run import Run
 
 CONFIG = {'input_size': (3, 32, 32), 'mean': (0.5,) * 3, 'std': (0.5,) * 3, 'interpolation': 'bilinear',
@@ -40,14 +40,14 @@ def options(shards, *arguments):
         '--workers', '2', *arguments])
 
 
-def place(rank=0, world_size=1):
-    return Place(torch.device('cpu'), rank, world_size)
+def process(rank=0, world_size=1):
+    return Process(torch.device('cpu'), rank, world_size)
 
 
 def test_an_interrupted_epoch_of_a_stream_can_be_continued(shards):
     def batches(start):
         given = options(shards)
-        loader = train_loader(given, open_split(given, 'train', training=True), CONFIG, place())
+        loader = train_loader(given, open_split(given, 'train', training=True), CONFIG, process())
         return [(x.clone(), y) for x, y in loader(1, start)]
     whole, rest = batches(0), batches(3)
     assert len(whole) == len(rest) + 3 == 6
@@ -62,7 +62,7 @@ def test_every_image_of_a_stream_is_evaluated_once(shards, world_size):
     seen = 0
     for rank in range(world_size):
         loader = eval_loader(
-            given, open_split(given, 'validation', training=False), CONFIG, place(rank, world_size))
+            given, open_split(given, 'validation', training=False), CONFIG, process(rank, world_size))
         seen += sum(len(y) for _, y in loader())
     assert seen == 50
 
@@ -85,7 +85,7 @@ def test_data_of_hugging_faces_library_trains_and_is_continued(digits, tmp_path,
         train_classifier(parse_options([
             *TINY, '--dataset', f'{source}/{digits}', '--data-dir', str(tmp_path / 'cache'), '--num-classes', '10',
             '--workers', '1', '--recovery-interval', '4', '--output', str(tmp_path), '--experiment', name,
-            *lengths, *arguments]))
+            '--epochs', '1', *lengths, *arguments]))
 
     def save_and_stop(run):
         save(run)

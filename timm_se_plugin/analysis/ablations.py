@@ -1,4 +1,4 @@
-"""Running an ablation: every row with every seed, each in a process of its own, resumed where it stopped."""
+"""Running an ablation: every row with every seed, each run in a process of its own that can be resumed."""
 
 import logging
 import os
@@ -10,12 +10,15 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import timm
 
 from ..files.tables import read_table, replace_rows
 from .studies import Row, study_network, study_rows
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ['draw_ablation', 'open_network', 'run_study', 'summary']
 
@@ -24,20 +27,20 @@ _TRAIN = (
     'import logging, timm_se_plugin; from timm_se_plugin.training import parse_options, train_classifier; '
     'logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING); train_classifier(parse_options())')
 
-# Options of the training that each row has of its own.
+# Options of the training that the study sets for each row.
 _OWN = {
     '--config', '--model', '--model-kwargs', '--seed', '--device', '--output', '--experiment', '--resume', '--results'}
 
 
 def open_network(model: str) -> str:
-    """The network whose attention is still open: ``resnet50_plugin`` of ``se_resnet50_plugin``.
+    """Name of the network without attention: ``resnet50_plugin`` for ``se_resnet50_plugin``.
 
     Raises:
-        ValueError: it is none of the plugin's.
+        ValueError: `model` is not a network of the plugin.
     """
     name = re.sub(r'^(se|sk)_', '', model)
     if not name.endswith('_plugin') or not timm.is_model(name):
-        raise ValueError(f'{model!r} is not allowed in an ablation; allowed: the networks of the plugin, *_plugin')
+        raise ValueError(f'{model!r} is not a network of the plugin; an ablation needs one, such as resnet50_plugin')
     return name
 
 
@@ -47,30 +50,33 @@ def run_study(
 ) -> list[dict[str, Any]]:
     """Train and evaluate each row of a study with each seed, and tabulate them beside the paper's numbers.
 
-    Call it again after an interruption: finished runs are not repeated and others continue from their checkpoint.
+    A second call after an interruption repeats no finished run, and continues the others from their checkpoints.
 
     Args:
         study: a key of :data:`~timm_se_plugin.analysis.studies.STUDIES`.
-        recipe: of :mod:`timm_se_plugin.training`, a name or a file.
-        model: a network of the plugin, the paper's if None; its attention is that of each row.
+        recipe: of the training, the name of a packaged recipe or a YAML file.
+        model: a network of the plugin, whose attention each row replaces; the paper's network if None.
         seeds: of the runs.
-        folder: for the runs, which lie in ``<network>/<recipe>/<study>/<row>-seed<seed>`` of it.
-        table: CSV file that gets one line for each run.
-        devices: as many rows are trained at once as there are entries, each on its own: ``cuda:0``, ``cpu``, …
-        arguments: further options of the training, but for those that the study itself gives.
+        folder: holds the folders of the runs, ``<network>/<recipe>/<study>/<row>-seed<seed>``.
+        table: CSV file that gets a row for each run.
+        devices: as many runs are trained at once as there are entries, each on one of these: ``cuda:0``, ``cpu``, …
+        arguments: further options of the training, save those that the study sets.
+
+    Returns:
+        The rows of the table.
 
     Raises:
-        ValueError: no such study, a network that is not the plugin's, none of the rows has a place in it, an option
-            that the study gives, or a finished run in the folder that had other options.
-        RuntimeError: runs failed; all others are finished and tabulated.
+        ValueError: an unknown study, a network that is not the plugin's or that no row fits, an option that the study
+            sets, or a finished run in the folder that had other options.
+        RuntimeError: runs failed; the others are finished and tabulated.
     """
     network = open_network(model or study_network(study))
     taken = sorted(_OWN & {argument.partition('=')[0] for argument in arguments})
     if taken:
-        raise ValueError(f'{", ".join(taken)} is not allowed among the options of the training: the study gives it')
-    rows = [row for row in study_rows(study) if _has_place(network, row)]
+        raise ValueError(f'the study sets {", ".join(taken)} for each row, so it cannot be given')
+    rows = [row for row in study_rows(study) if _fits(network, row)]
     if not rows:
-        raise ValueError(f'no row of the study {study!r} has a place in {network}')
+        raise ValueError(f'no row of the study {study!r} fits {network}')
     where = Path(folder, network, Path(recipe).stem, study)
     tasks = [(row, seed) for seed in seeds for row in rows]
     for row, seed in tasks:
@@ -105,7 +111,7 @@ def run_study(
     return finished
 
 
-def _has_place(network: str, row: Row) -> bool:
+def _fits(network: str, row: Row) -> bool:
     try:
         timm.create_model(network, device='meta', **row.options)
     except ValueError as error:
@@ -127,21 +133,20 @@ def _command(row: Row, seed: int, recipe: str, network: str, arguments: Sequence
 
 
 def _check_finished(folder: Path, command: Sequence[str]) -> None:
-    """Refuse the result of a run with other options; the training refuses another run's checkpoints itself."""
+    """Refuse the result of a run with other options; checkpoints of one are refused by the training."""
     if not (folder / 'result.csv').exists():
         return
     import yaml  # of the [train] extra
 
-    from ..training import parse_options
-    from ..training.options import RUNTIME
+    from ..training.config import different_options, parse_options
 
-    then = yaml.safe_load((folder / 'args.yaml').read_text())
+    then = yaml.safe_load((folder / 'args.yaml').read_text(encoding='utf-8'))
     now = yaml.safe_load(yaml.safe_dump(vars(parse_options(command))))  # lists for tuples, as in the file
-    different = [f'{key}={value!r} (was {then[key]!r})' for key, value in now.items()
-                 if key not in RUNTIME and key in then and then[key] != value
-                 and (key, value) != ('num_classes', None)]  # the training took it from the data
+    if now['num_classes'] is None:  # the run took it from the data
+        now['num_classes'] = then['num_classes']
+    different = different_options(then, now)
     if different:
-        raise ValueError(f'{folder} holds the result of another run; not allowed: {", ".join(different)}')
+        raise ValueError(f'{folder} holds the result of a run with other options: {", ".join(different)}')
 
 
 def _run(folder: Path, name: str, command: Sequence[str], device: str) -> dict[str, Any] | None:
@@ -155,13 +160,13 @@ def _run(folder: Path, name: str, command: Sequence[str], device: str) -> dict[s
         with (folder / f'{name}.log').open('a') as log:
             code = subprocess.run(whole, stdout=log, stderr=log, env=dict(os.environ), check=False).returncode
         if code or not result.exists():
-            _logger.warning('%s failed with exit code %d: %s', name, code, folder / f'{name}.log')
+            _logger.warning('%s failed with exit code %d; its log is %s', name, code, folder / f'{name}.log')
             return None
     return read_table(result)[0]
 
 
 def summary(rows: Sequence[dict[str, str]]) -> list[dict[str, Any]]:
-    """Rows of the table with their seeds together: mean and range of the top-1 error in per cent."""
+    """A row for each row of the studies: mean and range over the seeds of the top-1 error in per cent."""
     together: dict[tuple[str, ...], list[dict[str, str]]] = {}
     for row in rows:
         key = tuple(str(row[column]) for column in ('study', 'row', 'model', 'recipe', 'epochs'))
@@ -177,29 +182,29 @@ def summary(rows: Sequence[dict[str, str]]) -> list[dict[str, Any]]:
     return result
 
 
-def draw_ablation(rows: Sequence[dict[str, str]], path: str | Path) -> None:
-    """Our error of each row, mean and range over seeds, above the paper's, each on its own axis."""
-    import matplotlib
-    matplotlib.use('Agg')
-    from matplotlib import pyplot as plt
+def draw_ablation(rows: Sequence[dict[str, str]], path: str | Path) -> 'Figure':
+    """Draw the errors of a study into an image file, and return the figure.
+
+    The upper chart has the mean and the range over the seeds of each row, the lower one the paper's error, each on an
+    axis of its own.
+    """
+    from matplotlib.figure import Figure
 
     lines = summary(rows)
-    figure, axes = plt.subplots(2, 1, figsize=(max(5, 1.3 * len(lines)), 6), sharex=True)
+    figure = Figure(figsize=(max(5, 1.3 * len(lines)), 6), layout='constrained')
+    ours, paper = charts = figure.subplots(2, 1, sharex=True)
     x = range(len(lines))
     mean = [line['error'] for line in lines]
     below = [line['error'] - line['low'] for line in lines]
     above = [line['high'] - line['error'] for line in lines]
-    axes[0].errorbar(x, mean, yerr=[below, above], fmt='o', capsize=4)
-    first = lines[0]
-    axes[0].set_title(f'{first["study"]}: {first["model"]}, {first["recipe"]}, {first["epochs"]} epochs')
-    axes[0].set_ylabel('top-1 error %, here')
-    axes[1].plot(x, [float(line['paper']) if line['paper'] else float('nan') for line in lines], 's', color='tab:gray')
-    axes[1].set_ylabel('top-1 error %, paper, ImageNet')
-    axes[1].set_xticks(x, [line['row'] for line in lines])
-    for axis in axes:
-        axis.grid(alpha=0.3)
-        axis.margins(x=0.1)
-    figure.tight_layout()
+    ours.errorbar(x, mean, yerr=[below, above], fmt='o', capsize=4)
+    ours.set(title='{study}: {model}, {recipe}, {epochs} epochs'.format(**lines[0]), ylabel='top-1 error %, here')
+    paper.plot(x, [float(line['paper'] or 'nan') for line in lines], 's', color='tab:gray')
+    paper.set_ylabel('top-1 error %, paper, ImageNet')
+    paper.set_xticks(x, [line['row'] for line in lines])
+    for axes in charts:
+        axes.grid(alpha=0.3)
+        axes.margins(x=0.1)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
-    plt.close(figure)
+    return figure

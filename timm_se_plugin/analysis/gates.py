@@ -1,4 +1,4 @@
-"""Where a network's gates are, and seeing their values with one forward hook on each."""
+"""The gates of a network, and their values, which one forward hook on each gate reads."""
 
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -15,12 +15,12 @@ from ..layers.selective_kernel import SelectiveKernelAttn
 
 __all__ = ['Gate', 'find_gates', 'kernel_names', 'observed']
 
-# Least and largest value of a gate, by the class of its activation; others (ReLU) have no upper end.
+# Least and largest value of a gate by the class of its activation. Other activations (ReLU) have no upper end.
 _BOUNDS = {
     'Sigmoid': (0.0, 1.0), 'Hardsigmoid': (0.0, 1.0), 'HardSigmoid': (0.0, 1.0), 'HardSigmoidMe': (0.0, 1.0),
     'DoubleSigmoid': (0.0, 2.0), 'Tanh': (-1.0, 1.0), 'SelectiveKernelAttn': (0.0, 1.0)}
 _SELECTIONS = (SelectiveKernelAttn, TimmSelectiveKernelAttn)
-_NAMES = ('gate', 'sigmoid')  # the second in timm's legacy networks
+_NAMES = ('gate', 'sigmoid')  # timm's legacy networks use the second
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,9 @@ class Gate:
     """One gate of a network.
 
     Args:
-        name: the attention module that it belongs to.
-        module: what gives its values.
-        channels_last: whether the values are (N, 1, 1, C).
+        name: name of the attention module that the gate belongs to.
+        module: the module whose output is the gate's values.
+        channels_last: whether that output is (N, 1, 1, C).
     """
 
     name: str
@@ -39,17 +39,17 @@ class Gate:
 
     @property
     def type(self) -> str:
-        """Class of the module that gives the values: Sigmoid, SelectiveKernelAttn and others."""
+        """Name of the module's class: Sigmoid, SelectiveKernelAttn and others."""
         return type(self.module).__name__
 
     @property
     def selects(self) -> bool:
-        """Whether it weights the branches of a Selective Kernel."""
+        """Whether the gate weighs the branches of a Selective Kernel."""
         return isinstance(self.module, _SELECTIONS)
 
     @property
     def bounds(self) -> tuple[float, float] | None:
-        """The ends of its range, None where it has none."""
+        """The lower and the upper end of the gate's range; None where it has none."""
         return _BOUNDS.get(self.type)
 
     @property
@@ -62,10 +62,10 @@ class Gate:
         return re.sub(r'(?<=\d)[a-z]$', '', parts[0])  # Mixed_5b, Mixed_5c, …
 
     def values(self, output: Tensor) -> Tensor:
-        """What the module gave as (N, branches, C, positions); one position unless it is spatial.
+        """The module's output as (N, branches, C, positions), with one position unless the gate is spatial.
 
         Raises:
-            ValueError: a shape that is none of a gate's.
+            ValueError: an output of fewer than two or more than five dimensions.
         """
         if output.ndim == 5:  # (N, M, C, 1, 1)
             return output.flatten(3)
@@ -76,17 +76,19 @@ class Gate:
             return output[..., None]
         if output.ndim == 2:
             return output[:, None, :, None]
-        raise ValueError(f'the gate of {self.name} has shape {tuple(output.shape)}; allowed: two to five dimensions')
+        raise ValueError(
+            f'the gate of {self.name} has shape {tuple(output.shape)}, but a gate has two to five dimensions')
 
 
 def find_gates(model: nn.Module) -> list[Gate]:
-    """Every gate of a network, in the order of its modules: of the plugin's attentions, and of timm's.
+    """Every gate of a network, in the order of its modules.
 
-    A gate is an activation without parameters that its module calls ``gate`` (``sigmoid`` in timm's ``legacy_*``): SE,
-    effective SE, ECA, CBAM and their like, wherever they are; or the softmax over the branches of a Selective Kernel.
+    A gate is a module without parameters that another module holds as ``gate`` (``sigmoid`` in timm's ``legacy_*``), as
+    in SE, effective SE, ECA, CBAM and the like of timm and the plugin; or the softmax over the branches of a Selective
+    Kernel.
 
     Raises:
-        ValueError: there is none.
+        ValueError: the network has no gate.
     """
     gates = []
     for name, module in model.named_modules():
@@ -99,12 +101,12 @@ def find_gates(model: nn.Module) -> list[Gate]:
                     and not any(True for _ in child.parameters())):
                 gates.append(Gate(name, child, isinstance(module, SqueezeExciteCl)))
     if not gates:
-        raise ValueError(f'{type(model).__name__} has no attention with a gate; allowed: networks with SE, SK, …')
+        raise ValueError(f'{type(model).__name__} has no attention with a gate, such as SE and SK have')
     return gates
 
 
 def kernel_names(model: nn.Module, gate: Gate) -> list[str]:
-    """What the branches of a Selective Kernel are called: their kernels' extent, such as 3x3 and 5x5."""
+    """Names of a Selective Kernel's branches by the extent of their kernels, 3x3 and 5x5; [''] for other gates."""
     if not gate.selects:
         return ['']
     owner: Any = model.get_submodule(gate.name.rpartition('.')[0])
@@ -119,8 +121,8 @@ def kernel_names(model: nn.Module, gate: Gate) -> list[str]:
 def observed(model: nn.Module, gates: Sequence[Gate], see: Callable[[Gate, Tensor], None]) -> Iterator[None]:
     """Call `see` with each gate's values, (N, branches, C, positions), whenever the network computes them.
 
-    Inside the block the network is in evaluation mode and keeps no gradients. After it, however it ends, it is as
-    before: no hook remains, and each module is in the mode that it was in.
+    Inside the block the network is in evaluation mode and computes no gradients. When the block ends, or raises, the
+    hooks are removed and each module is back in its mode.
     """
     modes = {module: module.training for module in model.modules()}
     handles = []

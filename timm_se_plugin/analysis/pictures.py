@@ -1,4 +1,4 @@
-"""Gates of single images: those that differ most from the rest, and gates over the image."""
+"""Gates of single images: the images whose gates are the most unusual, and spatial gates over the image."""
 
 import heapq
 from collections.abc import Callable, Iterable, Sequence
@@ -15,34 +15,34 @@ __all__ = ['UnusualImage', 'gate_map', 'gate_maps', 'unusual_images']
 
 @dataclass(frozen=True)
 class UnusualImage:
-    """An image whose gates differ from the others'.
+    """An image whose gates differ from those of other images.
 
     Args:
         deviation: root mean square, over all layers and channels, of the gate's distance from its mean over all
-            images, in standard deviations; a usual image has about 1.
-        layer: the attention in which it differs most.
-        image: as the network got it, (C, H, W).
-        label: its class.
-        place: its place in the data.
+            images, in standard deviations; about 1 for a usual image.
+        layer: name of the attention in which the deviation is largest.
+        image: the network's input, (C, H, W).
+        label: index of the image's class.
+        index: position of the image in the data, counted from 0.
     """
 
     deviation: float
     layer: str
     image: Tensor
     label: int
-    place: int
+    index: int
 
 
 def unusual_images(
         model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], statistics: GateStatistics, count: int = 12,
 ) -> list[UnusualImage]:
-    """The images whose gates differ most from the mean, in a second pass that keeps no more than these.
+    """The images whose gates differ most from the mean, the most unusual first; no others are kept in memory.
 
     Args:
         model: the network of the statistics.
-        batches: their images, or others.
+        batches: images and labels of the statistics, or others; images with a negative label are left out.
         statistics: of :func:`~timm_se_plugin.analysis.gate_statistics`.
-        count: how many images.
+        count: number of images.
     """
     if count < 1:
         return []
@@ -57,7 +57,7 @@ def unusual_images(
         distances[gate.name] = torch.where(std > 0, distance ** 2, 0).flatten(1).mean(1)
 
     heap: list[tuple[float, int, UnusualImage]] = []
-    place = 0
+    start = 0
     with observed(model, gates, see):
         for x, y in batches:
             model(x.to(device))
@@ -68,33 +68,37 @@ def unusual_images(
                 if int(y[i]) < 0 or (len(heap) == count and deviation <= heap[0][0]):
                     continue
                 found = UnusualImage(
-                    deviation, list(distances)[worst[i]], x[i].cpu().clone(), int(y[i]), place + i)
-                heapq.heappush(heap, (deviation, -place - i, found))
+                    deviation, list(distances)[worst[i]], x[i].cpu().clone(), int(y[i]), start + i)
+                heapq.heappush(heap, (deviation, -start - i, found))
                 if len(heap) > count:
                     heapq.heappop(heap)
-            place += len(x)
+            start += len(x)
     return [found for _, _, found in sorted(heap, reverse=True)]
 
 
 def gate_map(model: nn.Module, layer: str, x: Tensor) -> Tensor:
-    """A spatial gate over the image: its mean over channels, (N, H, W) of the layer's grid.
+    """A spatial gate over the image: its mean over the channels, (N, height, width) of the layer's feature map.
+
+    Args:
+        model: the network.
+        layer: name of an attention.
+        x: images, (N, C, H, W).
 
     Raises:
-        ValueError: no such layer, or its gate is one number for the whole map.
+        ValueError: there is no such attention, or its gate is not spatial.
     """
     gates = {gate.name: gate for gate in find_gates(model)}
     if layer not in gates:
-        raise ValueError(f'no attention is called {layer!r}; allowed: {", ".join(gates)}')
+        raise ValueError(f'no attention is called {layer!r}; the network has {", ".join(gates)}')
     found = _outputs(model, [gates[layer]], x)[layer]
     if not _is_spatial(gates[layer], found):
-        raise ValueError(
-            f"the gate of {layer} has shape {tuple(found.shape)}, one for the whole map; allowed: a gate for every "
-            "position, such as attn_squeeze='none' gives")
+        raise ValueError(f"the gate of {layer} has shape {tuple(found.shape)}, one number for the whole map; needed "
+                         "is a gate for every position, which attn_squeeze='none' gives")
     return found.mean(1).cpu()
 
 
 def gate_maps(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
-    """The map of every spatial gate by its layer, each as :func:`gate_map` gives it, from one forward pass."""
+    """What :func:`gate_map` returns for every attention with a spatial gate, by its name, from one forward pass."""
     gates = {gate.name: gate for gate in find_gates(model)}
     outputs = _outputs(model, list(gates.values()), x)
     return {name: output.mean(1).cpu() for name, output in outputs.items() if _is_spatial(gates[name], output)}

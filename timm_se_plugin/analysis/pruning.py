@@ -1,8 +1,9 @@
-"""Removing the channels that the gates use least, as the SE paper suggests at its end."""
+"""Pruning of the channels that the gates use least, which the SE paper proposes in its conclusion."""
 
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,33 +22,33 @@ def prune_by_gates(
         model: nn.Module, statistics: GateStatistics, share: float, input_size: tuple[int, int, int],
         criterion: str = 'mean', seed: int = 0,
 ) -> nn.Module:
-    """Copy of `model` without the channels that its SE gates use least; the surgery is Torch-Pruning's.
+    """Copy of `model` without the channels that its SE gates use least, made by Torch-Pruning.
 
-    A channel leaves together with all that depends on it. Where several gates scale the same channel, as the blocks of
-    a residual stage do, their average decides. Channels that no gate scales stay.
+    A channel is removed together with everything that depends on it. Where several gates scale the same channel, as in
+    the blocks of a residual stage, their average decides. Channels that no gate scales stay.
 
     Args:
-        model: a network with SE, the plugin's or timm's; it is left as it was.
-        statistics: of its gates.
-        share: of the gated channels to remove, in every group of them; between 0 and 1.
+        model: a network with SE of the plugin or of timm; it is not changed.
+        statistics: of the network's gates.
+        share: of the gated channels to remove from every group of them, in (0, 1).
         input_size: (C, H, W) of an image.
-        criterion: ``'mean'`` removes the channels whose gate is smallest in magnitude on average; ``'deviation'`` those
-            whose gate changes least from image to image; ``'random'`` any, to compare with.
+        criterion: ``'mean'`` removes the channels with the smallest mean gate in magnitude, ``'deviation'`` those whose
+            gate changes least from image to image, and ``'random'`` any, for comparison.
         seed: of ``'random'``.
 
     Returns:
-        The smaller network, to be trained further.
+        The smaller network, which has to be fine-tuned.
 
     Raises:
-        ValueError: an unknown criterion, a share that is not in (0, 1), no channel that an SE gate scales, or a network
-            that Torch-Pruning can't follow.
+        ValueError: an unknown criterion, a share outside (0, 1), no channel that an SE gate scales, or a network that
+            Torch-Pruning cannot follow.
     """
     import torch_pruning as tp
 
     if criterion not in CRITERIA:
-        raise ValueError(f'criterion={criterion!r} is unknown; allowed: {", ".join(CRITERIA)}')
+        raise ValueError(f'criterion={criterion!r} is unknown; the criteria are {", ".join(CRITERIA)}')
     if not 0 < share < 1:
-        raise ValueError(f'share={share} is not allowed; allowed: a number between 0 and 1')
+        raise ValueError(f'share={share} is not between 0 and 1')
     pruned = copy.deepcopy(model)
     device = next(pruned.parameters()).device
     gates = {}
@@ -72,9 +73,9 @@ def prune_by_gates(
 
     x = torch.zeros(1, *input_size, device=device, dtype=next(pruned.parameters()).dtype)
     unknown = ValueError(
-        f'{type(model).__name__} does something with its channels that Torch-Pruning does not follow (a shortcut that '
-        'pads channels, …); allowed: networks whose channels meet in convolutions, norms, gates, additions')
-    if any(isinstance(module, GlobalContext) for module in pruned.modules()):  # would take all memory
+        f'{type(model).__name__} treats its channels in a way that Torch-Pruning cannot follow, such as a shortcut '
+        'that pads them; it follows convolutions, norms, gates and additions')
+    if any(isinstance(module, GlobalContext) for module in pruned.modules()):  # with it Torch-Pruning fills the memory
         raise unknown
     try:
         with _module_by_module(pruned):
@@ -86,22 +87,22 @@ def prune_by_gates(
     except (ArithmeticError, LookupError, RuntimeError) as error:
         raise unknown from error
     if not found:
-        raise ValueError(f'{type(model).__name__} has no channels that an SE gate scales; allowed: networks with SE')
+        raise ValueError(f'{type(model).__name__} has no channels that an SE gate scales')
     return pruned
 
 
 @torch.no_grad()
 def _tell_widths(model: Any, x: Tensor) -> None:
-    """Let timm's network know its new channels, which a pass shows."""
+    """Correct the numbers of channels that timm's network states of itself, by those of a forward pass."""
     levels = model.feature_info if isinstance(getattr(model, 'feature_info', None), list) else []
-    told: dict[str, int] = {}
+    widths: dict[str, int] = {}
     trial = copy.deepcopy(model).eval()
     for level in levels:
         trial.get_submodule(level['module']).register_forward_hook(
-            lambda module, args, output, name=level['module']: told.update({name: output.shape[1]}))
+            lambda module, args, output, name=level['module']: widths.update({name: output.shape[1]}))
     trial(x)
     for level in levels:
-        level['num_chs'] = told.get(level['module'], level['num_chs'])
+        level['num_chs'] = widths.get(level['module'], level['num_chs'])
     classifier = model.get_classifier() if hasattr(model, 'get_classifier') else None
     if isinstance(classifier, nn.Linear):
         for name in ('num_features', 'head_hidden_size'):
@@ -110,29 +111,29 @@ def _tell_widths(model: Any, x: Tensor) -> None:
 
 
 def _last_layer(attention: nn.Module) -> Any:
-    """The layer that gives one number for each gate."""
+    """The last convolution of an attention, which has an output for each gate; None where there is no convolution."""
     convs = [module for module in attention.modules() if isinstance(module, nn.Conv2d)]
     return convs[-1] if convs else None
 
 
 def _outputs(model: nn.Module) -> list[nn.Module]:
-    """Layers whose outputs are the network's."""
+    """The layers whose outputs are those of the network, which keep their number."""
     return [module for module in model.modules() if isinstance(module, nn.Linear)]
 
 
 @contextmanager
 def _module_by_module(model: nn.Module) -> Iterator[None]:
-    """Let Torch-Pruning see each layer: no fused tail, and matrix products as the convolutions that they are."""
+    """Run each layer as a module that Torch-Pruning knows: no fused tail, and plain convolutions for ``Pointwise``."""
     fused = {module: module.fused for module in model.modules() if hasattr(module, 'fused')}
-    products = [module for module in model.modules() if type(module) is Pointwise]
+    products = [module for module in model.modules() if isinstance(module, Pointwise)]
     for module in fused:
         module.fused = False  # type: ignore[assignment]
     for module in products:
-        module.__class__ = nn.Conv2d  # type: ignore[assignment]
+        module.forward = partial(nn.Conv2d.forward, module)  # type: ignore[method-assign]
     try:
         yield
     finally:
         for module, value in fused.items():
             module.fused = value  # type: ignore[assignment]
         for module in products:
-            module.__class__ = Pointwise
+            del module.forward

@@ -1,4 +1,4 @@
-"""Accuracy against MACs of networks pruned by their gates."""
+"""A study of pruning: accuracy against MACs of networks that are pruned by their gates and fine-tuned."""
 
 import logging
 from argparse import Namespace
@@ -18,7 +18,7 @@ from .pruning import prune_by_gates
 from .statistics import gate_statistics
 
 if TYPE_CHECKING:
-    from ..training.place import Place
+    from ..training.process import Process
 
 __all__ = ['pruning_study']
 
@@ -29,18 +29,22 @@ def pruning_study(
         checkpoint: str | Path, shares: Sequence[float], criteria: Sequence[str], epochs: int, lr: float,
         table: str | Path, **changes: Any,
 ) -> list[dict[str, Any]]:
-    """Prune a trained network by each criterion and share, fine-tune, and tabulate accuracy against MACs.
+    """Prune a trained network by each criterion and share, fine-tune it, and tabulate accuracy against MACs.
 
-    The gates are read on the training images, without augmentation; the accuracy is that of the validation images.
+    The gates are read on the training images without augmentation, and the accuracy on the validation images.
 
     Args:
-        checkpoint: of :func:`~timm_se_plugin.training.train_classifier`, whose options hold.
+        checkpoint: of :func:`~timm_se_plugin.training.train_classifier`; its options of data and model are used.
         shares: of the gated channels to remove.
-        criteria: as :func:`~timm_se_plugin.analysis.pruning.prune_by_gates` takes them.
-        epochs: of fine-tuning, with momentum and a cosine to zero.
-        lr: its learning rate.
-        table: CSV file for the rows, one for the whole network and one for each criterion and share, when it is known.
-        **changes: options to change: ``data_dir``, ``device``, …
+        criteria: of :func:`~timm_se_plugin.analysis.pruning.prune_by_gates`.
+        epochs: number of epochs of fine-tuning, with Nesterov momentum and a cosine schedule to 0.
+        lr: learning rate at the start of the fine-tuning.
+        table: CSV file that gets a row for the whole network and one for each criterion and share, as soon as each is
+            measured.
+        **changes: options of the training to change, such as ``data_dir`` and ``device``.
+
+    Returns:
+        The rows of the table.
 
     Raises:
         ValueError: what :func:`~timm_se_plugin.analysis.pruning.prune_by_gates` raises, or an unknown option.
@@ -48,44 +52,41 @@ def pruning_study(
     from ..training import evaluate
     from ..training.checkpoint import read_checkpoint
     from ..training.data import class_names, data_config, eval_loader, open_split, train_loader
-    from ..training.place import placed
+    from ..training.network import moved
+    from ..training.process import init_process
 
     state = read_checkpoint(checkpoint)
     options = Namespace(**{**vars(state['args']), **changes})
     unknown = set(changes) - set(vars(state['args']))
     if unknown:
-        raise ValueError(f'the training has no options {", ".join(sorted(unknown))}')
-    with placed(options) as place:
+        raise ValueError(f'the training has no option called {", ".join(sorted(unknown))}')
+    with init_process(options) as process:
         train_data, val_data = (open_split(options, split, training=False) for split in (
             options.train_split, options.val_split))
         model: Any = build_model(vars(options))
         model.load_state_dict(state.get('state_dict_ema', state['state_dict']))
-        model = model.to(place.device, getattr(torch, options.model_dtype))
-        if options.channels_last:
-            model = model.to(memory_format=torch.channels_last)
+        model = moved(model, options, process)
         config = data_config(options, model)
         size = tuple(config['input_size'])
         classes = class_names(train_data) or [str(i) for i in range(model.num_classes)]
-        with place.autocast(options):
-            statistics = gate_statistics(model, eval_loader(options, train_data, config, place)(), classes)
-        validation = eval_loader(options, val_data, config, place)
-        training = train_loader(options, train_data, config, place)
+        with process.autocast(options):
+            statistics = gate_statistics(model, eval_loader(options, train_data, config, process)(), classes)
+        validation = eval_loader(options, val_data, config, process)
+        training = train_loader(options, train_data, config, process)
 
         def top1(network: nn.Module) -> float:
-            return evaluate(
-                network, validation, place, model.num_classes, lambda: place.autocast(options),
-                options.channels_last).top1
+            return evaluate(network, validation, model.num_classes).top1
 
         def row(network: nn.Module, criterion: str, share: float, before: float, after: float) -> dict[str, Any]:
             cost = complexity(network, size)
             line = {
                 'model': options.model, 'checkpoint_seed': options.seed, 'criterion': criterion, 'share': share,
                 'epochs': epochs if share else 0, 'lr': lr if share else 0, 'parameters': cost.params,
-                'macs': cost.macs, 'top1_pruned': before, 'top1': after, **provenance(place.device)}
+                'macs': cost.macs, 'top1_pruned': before, 'top1': after, **provenance(process.device)}
             _logger.info('%s %g: %s MACs, top-1 %.4f, fine-tuned %.4f', criterion, share, cost.macs, before, after)
             return line
 
-        # All of them now: what cannot be pruned is refused before anything is evaluated.
+        # Before the evaluations, which take long: a network that cannot be pruned is refused at once.
         networks = [(criterion, share, prune_by_gates(model, statistics, share, size, criterion))
                     for criterion in criteria for share in shares]
         whole = top1(model)
@@ -98,25 +99,23 @@ def pruning_study(
         keep(row(model, 'whole', 0, whole, whole))
         for criterion, share, pruned in networks:
             before = top1(pruned)
-            _fine_tune(pruned, training, epochs, lr, options, place)
+            _fine_tune(pruned, training, epochs, lr, options, process)
             keep(row(pruned, criterion, share, before, top1(pruned)))
         return rows
 
 
 def _fine_tune(
-        model: nn.Module, loader: Any, epochs: int, lr: float, options: Namespace, place: 'Place',
+        model: nn.Module, loader: Any, epochs: int, lr: float, options: Namespace, process: 'Process',
 ) -> None:
     torch.manual_seed(options.seed)
     optimizer = torch.optim.SGD(
         model.parameters(), lr=lr, momentum=options.momentum, nesterov=True, weight_decay=options.weight_decay)
-    scaler = torch.amp.GradScaler(place.device.type, enabled=place.amp_dtype(options) == 'float16')
+    scaler = torch.amp.GradScaler(process.device.type, enabled=process.amp_dtype(options) == 'float16')
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, epochs * len(loader)))
     model.train()
     for epoch in range(epochs):
         for x, y in loader(epoch):
-            if options.channels_last:
-                x = x.contiguous(memory_format=torch.channels_last)
-            with place.autocast(options):
+            with process.autocast(options):
                 loss = F.cross_entropy(model(x), y, label_smoothing=options.smoothing)
             optimizer.zero_grad()
             scaler.scale(loss).backward()

@@ -1,4 +1,4 @@
-"""One HTML file that shows what a network's gates do, and needs no network to be read."""
+"""One HTML file that shows what a network's gates do, and loads nothing from the internet."""
 
 import base64
 import io
@@ -33,14 +33,14 @@ def write_report(
     Args:
         path: the HTML file.
         model: the network.
-        statistics: of its gates.
+        statistics: of the network's gates.
         title: headline.
-        note: what was shown to the network, in a sentence.
-        classes: those drawn in the charts; the first eight that have images if None.
+        note: a line below the headline, such as which images the network was given.
+        classes: names of the classes in the charts; the first eight that have images if None.
         pictures: images to show.
-        mean: what the images were normalised with.
-        std: the same.
-        scale: of a Selective Kernel network.
+        mean: means of the channels that the images were normalised with.
+        std: standard deviations of the channels that the images were normalised with.
+        scale: statistics of a Selective Kernel network on enlarged images.
         input_size: (C, H, W) that the cost is counted for; the network's own if None.
 
     Raises:
@@ -63,11 +63,12 @@ def write_report(
         'scale': scale and _scale(scale),
         'made': f'timm {timm.__version__}, torch {torch.__version__}',
     }
-    text = json.dumps(_finite(data), separators=(',', ':')).replace('<', '\\u003c')  # no text can end the script
-    template = (resources.files(__package__) / 'report.html').read_text()
+    # Without '<' no class name can end the script.
+    text = json.dumps(_finite(data), separators=(',', ':')).replace('<', '\\u003c')
+    template = (resources.files(__package__) / 'report.html').read_text(encoding='utf-8')
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(template.replace('__DATA__', text))
+    path.write_text(template.replace('__DATA__', text), encoding='utf-8')
 
 
 def _layer(layer: LayerStatistics, indices: list[int]) -> dict[str, Any]:
@@ -99,7 +100,7 @@ def _picture(
     picture.save(file, 'PNG')
     return {
         'src': f'data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}', 'label': classes[found.label],
-        'deviation': found.deviation, 'layer': found.layer, 'place': found.place}
+        'deviation': found.deviation, 'layer': found.layer, 'index': found.index}
 
 
 def _rounded(values: Tensor) -> Any:
@@ -107,7 +108,7 @@ def _rounded(values: Tensor) -> Any:
 
 
 def _finite(value: Any) -> Any:
-    """JSON has no NaN and no infinity."""
+    """`value` with None for NaN and infinity, which JSON does not have."""
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list):

@@ -17,7 +17,7 @@ SCALES = (1.0, 1.25, 1.5, 1.75, 2.0)
 
 
 def enlarged(x: Tensor, scale: float) -> Tensor:
-    """Images with their centre enlarged: the central 1 / scale of each side, resized to the whole.
+    """Images with their centre enlarged: the central 1 / scale of each side, resized to the whole size.
 
     Shape: (N, C, H, W) -> (N, C, H, W).
 
@@ -25,7 +25,7 @@ def enlarged(x: Tensor, scale: float) -> Tensor:
         ValueError: a scale below 1.
     """
     if not scale >= 1:
-        raise ValueError(f'scale={scale} is not allowed; allowed: 1 or more')
+        raise ValueError(f'scale={scale} is below 1, and would need more than the image')
     H, W = x.shape[2:]
     height, width = round(H / scale), round(W / scale)
     if (height, width) == (H, W):
@@ -78,16 +78,16 @@ def scale_statistics(
 
     Args:
         model: a network with Selective Kernels.
-        batches: called with nothing, gives the batches of images and labels, anew for each scale.
+        batches: a function without arguments that returns the batches of images and labels, called for each scale.
         classes: names of the classes.
-        scales: of the enlargement.
+        scales: factors of the enlargement, 1 or more.
 
     Raises:
         ValueError: the network has no Selective Kernel, or what :func:`gate_statistics` raises.
     """
     kernels = [gate for gate in find_gates(model) if gate.selects]
     if not kernels:
-        raise ValueError(f'{type(model).__name__} has no Selective Kernel; allowed: networks with SK')
+        raise ValueError(f'{type(model).__name__} has no Selective Kernel')
     statistics = []
     for scale in scales:
         found = gate_statistics(model, ((enlarged(x, scale), y) for x, y in batches()), classes)

@@ -17,25 +17,26 @@ from .gates import Gate, find_gates, kernel_names, observed
 __all__ = ['GateStatistics', 'LayerStatistics', 'check_ending', 'gate_statistics']
 
 _logger = logging.getLogger(__name__)
-_NEAR = 0.05  # of its range: a gate so close to an end is saturated
+_NEAR = 0.05  # a gate is saturated if at most this share of its range lies between it and an end of the range
 
 
 @dataclass(frozen=True)
 class LayerStatistics:
-    """What one layer's gates did, in float64.
+    """Statistics of one layer's gates over a data set, in float64.
 
-    The value of an image is the mean of its gate over the map where the gate is spatial.
+    The value of a spatial gate for an image is its mean over the map.
 
     Args:
-        name: of the attention module.
-        gate: class of its activation.
-        stage: of the network that it is in.
-        branches: names of the branches that it selects from; one empty name if it does not.
-        counts: images of each class, (K,).
-        means: mean over the images of a class, (K, M, C) with M branches; NaN for a class without images.
-        variances: variance over them, divided by their number, (K, M, C).
-        lows: share of the values within 5 % of the range from its lower end, (K, M, C); NaN without ends.
-        highs: the same for the upper end.
+        name: name of the attention module.
+        gate: class of the gate's activation.
+        stage: part of the network that holds the attention.
+        branches: names of the M branches that a Selective Kernel selects from; one empty name for other attentions.
+        counts: number of images of each of the K classes, (K,).
+        means: mean of each gate over the images of each class, (K, M, C); NaN for a class without images.
+        variances: variance of each gate over the images of each class, without Bessel's correction, (K, M, C).
+        lows: share of the values that are at most 5 % of the gate's range away from its lower end, (K, M, C); NaN for a
+            gate that is not bounded.
+        highs: the same share for the upper end of the range.
     """
 
     name: str
@@ -55,33 +56,33 @@ class LayerStatistics:
 
     @property
     def between(self) -> Tensor:
-        """Variance of the classes' means around the mean, each class as often as it has images, (M, C)."""
+        """Variance of the classes' means, each weighted by its number of images, (M, C)."""
         return self._average((self.means - self.mean) ** 2)
 
     @property
     def within(self) -> Tensor:
-        """Mean variance inside a class, (M, C)."""
+        """Mean of the classes' variances, each weighted by its number of images, (M, C)."""
         return self._average(self.variances)
 
     @property
     def std(self) -> Tensor:
-        """Deviation over all images, (M, C)."""
+        """Standard deviation over all images, (M, C)."""
         return (self.between + self.within).sqrt()
 
     @property
     def specificity(self) -> float:
-        """Variance between classes over variance within, each summed over channels; 0 for a gate that never moves.
+        """Variance between classes over variance within, each summed over the channels; 0 for gates that are constant.
 
-        Of gates that do not depend on the class it is near :attr:`chance`, and not 0.
+        Gates that do not depend on the class have about :attr:`chance`, and not 0.
         """
         between, within = float(self.between.sum()), float(self.within.sum())
         return between / within if within > 0 else math.inf if between > 0 else 0.0
 
     @property
     def chance(self) -> float:
-        """What :attr:`specificity` is on average, nearly, of gates that do not depend on the class.
+        """About the mean :attr:`specificity` of gates that do not depend on the class.
 
-        (K - 1) / (N - K) for N images of K classes; NaN if each class has one image.
+        It is (K - 1) / (N - K) for N images of K classes, and NaN if each class has one image.
         """
         images, classes = int(self.counts.sum()), int((self.counts > 0).sum())
         return (classes - 1) / (images - classes) if images > classes else math.nan
@@ -109,15 +110,15 @@ class GateStatistics:
         return int(self.layers[0].counts.sum())
 
     def layer(self, name: str) -> LayerStatistics:
-        """A layer by its name.
+        """The statistics of the attention called `name`.
 
         Raises:
-            ValueError: there is none.
+            ValueError: no attention has this name.
         """
         found = [layer for layer in self.layers if layer.name == name]
         if not found:
             names = ', '.join(layer.name for layer in self.layers)
-            raise ValueError(f'no attention is called {name!r}; allowed: {names}')
+            raise ValueError(f'no attention is called {name!r}; the statistics have {names}')
         return found[0]
 
     def class_index(self, name: str) -> int:
@@ -127,7 +128,7 @@ class GateStatistics:
             ValueError: no such class, or it has no images.
         """
         if name not in self.classes:
-            raise ValueError(f'no class is called {name!r}; allowed: {", ".join(self.classes)}')
+            raise ValueError(f'no class is called {name!r}; the classes are {", ".join(self.classes)}')
         index = self.classes.index(name)
         if not self.layers[0].counts[index]:
             raise ValueError(f'the class {name!r} has no images; classes with images: {", ".join(self.seen_classes)}')
@@ -140,11 +141,11 @@ class GateStatistics:
 
     @property
     def last_of_stages(self) -> list[LayerStatistics]:
-        """The last attention of each stage (of a Selective Kernel network, its last unit)."""
+        """The last attention of each stage."""
         return list({layer.stage: layer for layer in self.layers}.values())
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """The tidy table: one row for each layer, class, branch and channel; classes without images have none."""
+        """The tidy table: one row for each layer, class with images, branch and channel."""
         for depth, layer in enumerate(self.layers):
             numbers = [t.tolist() for t in (layer.means, layer.variances.sqrt(), layer.lows, layer.highs)]
             for k, name in enumerate(self.classes):
@@ -162,7 +163,7 @@ class GateStatistics:
         """Write the tidy table as ``.csv``, or as ``.parquet`` where pyarrow is installed.
 
         Raises:
-            ValueError: another ending, or no pyarrow.
+            ValueError: a name with another ending, or ``.parquet`` without pyarrow.
         """
         path = Path(path)
         check_ending(path)
@@ -172,7 +173,7 @@ class GateStatistics:
             from pyarrow import parquet
             parquet.write_table(pyarrow.Table.from_pylist(list(self.rows())), path)
             return
-        with path.open('w', newline='') as file:
+        with path.open('w', newline='', encoding='utf-8') as file:
             rows = self.rows()
             first = next(rows)
             writer = csv.DictWriter(file, list(first), lineterminator='\n')
@@ -182,24 +183,24 @@ class GateStatistics:
 
 
 def check_ending(path: Path) -> None:
-    """Refuse a table that cannot be written.
+    """Refuse the name of a table that cannot be written.
 
     Raises:
-        ValueError: an ending other than .csv and .parquet, or .parquet without pyarrow.
+        ValueError: a name with another ending than .csv and .parquet, or .parquet without pyarrow.
     """
     if path.suffix not in ('.csv', '.parquet'):
-        raise ValueError(f'{path.name!r} is not allowed; allowed: a name that ends in .csv or .parquet')
+        raise ValueError(f'{path.name!r} does not end in .csv or .parquet, the kinds of table there are')
     if path.suffix == '.parquet':
         try:
             import pyarrow  # noqa: F401
         except ImportError as error:
-            raise ValueError('.parquet needs the package pyarrow; allowed without it: .csv') from error
+            raise ValueError('.parquet needs the package pyarrow, which is missing; .csv works without it') from error
 
 
 class _Sums:
     """Count, mean and sum of squared deviations of each class, updated batch by batch (Chan et al., 1979).
 
-    Unlike sums of squares they lose no digits where the deviation is small beside the mean.
+    Unlike a sum of squares, this loses no digits where the deviation is small beside the mean.
     """
 
     def __init__(self, classes: int, branches: int, channels: int, device: torch.device) -> None:
@@ -209,7 +210,7 @@ class _Sums:
             torch.zeros(shape, dtype=torch.float64, device=device) for _ in range(4))
 
     def add(self, values: Tensor, labels: Tensor, bounds: tuple[float, float] | None) -> None:
-        """A batch: values (N, M, C, P), labels (N,)."""
+        """Add a batch: values (N, M, C, P) and labels (N,)."""
         present, inverse = labels.unique(return_inverse=True)
         x = values.double()
         if bounds:
@@ -229,7 +230,7 @@ class _Sums:
         self.counts[present] = total
 
     def gather(self) -> None:
-        """Add up those of all processes."""
+        """Combine the sums of all processes, in each of them."""
         counts, means = self.counts.clone(), self.means.clone()
         dist.all_reduce(self.counts)
         self.means.mul_(counts)
@@ -240,10 +241,10 @@ class _Sums:
             dist.all_reduce(sums)
 
     def result(self, gate: Gate, branches: list[str]) -> LayerStatistics:
-        """What the sums say."""
+        """The statistics of the images that were added."""
         counts = self.counts.cpu()
         def per_image(sums: Tensor) -> Tensor:
-            return sums.cpu() / counts  # 0 / 0: NaN without images
+            return sums.cpu() / counts  # 0 / 0, which is NaN, for a class without images
         unbounded = torch.full_like(self.lows.cpu(), math.nan)
         return LayerStatistics(
             gate.name, gate.type, gate.stage, tuple(branches), counts.flatten().long(),
@@ -256,32 +257,33 @@ def gate_statistics(
 ) -> GateStatistics:
     """Statistics of every gate, by class; memory does not grow with the data set.
 
-    Under ``torch.distributed`` each process gives its own batches, and all get the statistics of all images.
+    Under ``torch.distributed`` each process passes its own batches, and each gets the statistics of all images.
 
     Args:
-        model: any network with SE, SK or timm's own attentions of their kind; it is left as it was.
+        model: any network in which :func:`~timm_se_plugin.analysis.find_gates` finds gates; it is not changed.
         batches: images (N, C, H, W) and labels (N,); an image with a negative label is left out.
         classes: names of the classes.
 
     Raises:
-        ValueError: no attention, no images, a label without a class, a gate that is not finite never or twice computed.
+        ValueError: no gate, no image, a label without a class, or a gate that is NaN or infinite, or that the network
+            does not compute exactly once for each image.
     """
     gates = find_gates(model)
     device = next(model.parameters()).device
     sums: dict[str, _Sums] = {}
     labels = torch.zeros(0)
-    place, seen = 0, False
+    start, seen = 0, False
     called: set[str] = set()
 
     def see(gate: Gate, values: Tensor) -> None:
         if gate.name in called:
-            raise ValueError(f'{gate.name} computes its gate more than once for an image; allowed: gates computed once')
+            raise ValueError(f'{gate.name} computes its gate more than once for an image, so it has no single value')
         called.add(gate.name)
         if len(values) != len(labels):
-            raise ValueError(f'{gate.name} has {len(values)} gates for {len(labels)} images; allowed: one for each')
+            raise ValueError(f'{gate.name} computes {len(values)} gates for {len(labels)} images, not one for each')
         if not values.isfinite().all():
             bad = int((~values.isfinite()).flatten(1).any(1).nonzero()[0])
-            raise ValueError(f'the gate of {gate.name} is not finite for image {place + bad} of this process')
+            raise ValueError(f'the gate of {gate.name} is NaN or infinite for image {start + bad} of this process')
         if gate.name not in sums:
             sums[gate.name] = _Sums(len(classes), values.shape[1], values.shape[2], device)
         known = labels >= 0
@@ -291,15 +293,15 @@ def gate_statistics(
         for x, y in batches:
             labels = y.to(device)
             if len(y) and int(y.max()) >= len(classes):
-                raise ValueError(f'the data has a label {int(y.max())}, and there are {len(classes)} classes')
+                raise ValueError(f'the data has the label {int(y.max())}, but there are only {len(classes)} classes')
             if (labels >= 0).any():
                 seen = True
                 called.clear()
                 model(x.to(device))
-            place += len(labels)
+            start += len(labels)
     _gather(gates, sums, len(classes), device)
     if not sums and not seen:
-        raise ValueError('the data set is empty: there is no image with a label')
+        raise ValueError('the data set has no image with a label')
     silent = [gate.name for gate in gates if gate.name not in sums]
     if silent:
         raise ValueError(f'the network did not compute the gates of {", ".join(silent)}')
@@ -307,7 +309,8 @@ def gate_statistics(
         tuple(sums[gate.name].result(gate, kernel_names(model, gate)) for gate in gates), tuple(classes))
     absent = sorted(set(classes) - set(result.seen_classes))
     if absent:
-        _logger.warning('no images, so no statistics, of %d of the classes: %s', len(absent), ', '.join(absent[:10]))
+        more = f' and {len(absent) - 10} more' if len(absent) > 10 else ''
+        _logger.warning('classes without images have no statistics: %s%s', ', '.join(absent[:10]), more)
     return result
 
 
@@ -315,10 +318,10 @@ def _gather(gates: list[Gate], sums: dict[str, _Sums], classes: int, device: tor
     if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
         return
     mine = {name: (layer.means.shape[1], layer.means.shape[2]) for name, layer in sums.items()}
-    everyones: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(everyones, mine)
-    shapes = {name: shape for theirs in everyones for name, shape in theirs.items()}
-    for gate in gates:  # a process without images has no sums
+    of_processes: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(of_processes, mine)
+    shapes = {name: shape for found in of_processes for name, shape in found.items()}
+    for gate in gates:  # a process without images has no sums yet
         if gate.name in shapes:
             branches, channels = shapes[gate.name]
             sums.setdefault(gate.name, _Sums(classes, branches, channels, device)).gather()

@@ -1,4 +1,4 @@
-"""The papers' ablations as data: what each row builds, and what the paper measured."""
+"""The papers' ablations as data: the network of each row, and the paper's numbers."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,10 +13,10 @@ class Row:
     """One row of an ablation.
 
     Args:
-        name: of the row, as the paper has it.
-        options: model keywords, beside those of its network.
-        top1_error: the paper's, in per cent on ImageNet; None where it has no such row.
-        parameters: the paper's, in millions.
+        name: name of the row, as in the paper.
+        options: keywords of the model, beside those of the study's network.
+        top1_error: the paper's top-1 error on ImageNet in per cent; None where the paper has no such row.
+        parameters: the paper's number of parameters in millions; None where the paper does not give it.
     """
 
     name: str
@@ -26,7 +26,7 @@ class Row:
 
 
 def _se(name: str, error: float | None, millions: float | None = None, **options: Any) -> Row:
-    # The ablations of the SE paper have no bias in the excitation, by their parameter counts.
+    # The parameter counts of the SE paper's ablations are those of an excitation without bias.
     return Row(name, {'attn': 'se', 'attn_bias': False, **options}, error, millions)
 
 
@@ -38,7 +38,7 @@ def _sk(
 
 _PLAIN = Row('without', {'attn': 'none'}, 23.30, 25.6)
 # SE-ResNet-50 in the SE paper (arXiv 1709.01507v4, Tables 10 to 16), SKNet-50 in the SK paper (arXiv 1903.06586,
-# Table 7); errors of single crops on ImageNet.
+# Table 7). Errors are of single crops on ImageNet.
 STUDIES: dict[str, tuple[Row, ...]] = {
     'ratio': (
         *(_se(f'r = {r}', error, millions, attn_rd_ratio=1 / r) for r, error, millions in (
@@ -63,13 +63,13 @@ def study_rows(study: str) -> tuple[Row, ...]:
     """Rows of a study.
 
     Raises:
-        ValueError: there is none of this name.
+        ValueError: no study has this name.
     """
     if study not in STUDIES:
-        raise ValueError(f'no study is called {study!r}; allowed: {", ".join(STUDIES)}')
+        raise ValueError(f'no study is called {study!r}; the studies are {", ".join(STUDIES)}')
     return STUDIES[study]
 
 
 def study_network(study: str) -> str:
-    """The network that the paper measured a study with."""
+    """Name of the network on which the paper measured a study."""
     return 'sk_resnext50_32x4d_plugin' if study == 'branches' else 'se_resnet50_plugin'

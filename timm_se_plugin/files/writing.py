@@ -32,7 +32,7 @@ def write_atomically(path: Path, content: bytes) -> None:
     except OSError as error:
         part.unlink(missing_ok=True)
         raise UnwritableFileError(
-            f'{path} ({len(content):,} bytes) cannot be written: {error}; files from before are intact') from error
+            f'{path} ({len(content):,} bytes) cannot be written: {error}; earlier files are unchanged') from error
     sync_folder(path.parent)
 
 

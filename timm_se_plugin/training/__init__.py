@@ -1,9 +1,9 @@
-"""Classification experiments on timm's parts: one command from a recipe to a trained, evaluated network."""
+"""Training and evaluation of classifiers with timm's parts: one command from a recipe to an evaluated network."""
 
+from . import _requirements  # noqa: F401  (refuses a timm that is too old; has to be first)
 from .config import list_recipes, parse_evaluation, parse_options
-from .evaluation import Evaluation, evaluate
+from .evaluation import Evaluation, evaluate, evaluate_classifier
 from .loop import train_classifier
-from .validation import evaluate_classifier
 
 __all__ = [
     'Evaluation', 'evaluate', 'evaluate_classifier', 'list_recipes', 'parse_evaluation', 'parse_options',

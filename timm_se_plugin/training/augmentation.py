@@ -1,4 +1,4 @@
-"""Augmentation: of an image by timm's transforms, of a batch by timm's erasing and mixing."""
+"""Augmentation by timm: transforms of single images, random erasing and mixing of whole batches."""
 
 from argparse import Namespace
 from dataclasses import dataclass
@@ -15,25 +15,26 @@ __all__ = ['BatchAugmentation', 'Transforms', 'train_transforms']
 
 @dataclass(frozen=True)
 class Transforms:
-    """Transform of an epoch, from a PIL image to bytes (C, H, W): `early` before epoch `switch`, then `late`."""
+    """The transform of each epoch, from a PIL image to bytes (C, H, W): `early` before epoch `switch`, then `late`."""
 
     early: Any
     late: Any
     switch: int = 0
 
     def __call__(self, epoch: int) -> Any:
-        """Transform of this epoch, counted from 0."""
+        """The transform of an epoch, which is counted from 0."""
         return self.early if epoch < self.switch else self.late
 
 
 def train_transforms(options: Namespace, config: dict[str, Any]) -> Transforms:
-    """Transforms of training images: to ``--train-img-size``, in the last ``--full-size-epochs`` to the whole size.
+    """Transforms of training images: to ``--train-img-size``, and in the last ``--full-size-epochs`` to the full size.
 
     Raises:
-        ValueError: a padded image smaller than the crops of it, or last epochs at a size that all have.
+        ValueError: a crop larger than the padded image, or full-size epochs where every epoch has the full size.
     """
     if options.full_size_epochs and not options.train_img_size:
-        raise ValueError(f'--full-size-epochs {options.full_size_epochs} is not allowed without --train-img-size')
+        raise ValueError(f'--full-size-epochs {options.full_size_epochs} needs --train-img-size: '
+                         'without it, every epoch trains at the full image size')
     full = tuple(config['input_size'][-2:])
     small = (options.train_img_size,) * 2 if options.train_img_size else full
     return Transforms(
@@ -50,46 +51,43 @@ def _train_transform(options: Namespace, config: dict[str, Any], full: tuple[int
         color_jitter=None if pads else options.color_jitter, auto_augment=options.aa,
         interpolation=options.interpolation or 'random', mean=config['mean'], std=config['std'], use_prefetcher=True)
     if pads:
-        # He et al., 2015 (arXiv 1512.03385), section 4.2. timm has no such crop; its own is the first transform.
+        # He et al., 2015 (arXiv 1512.03385), section 4.2. This crop, which timm lacks, replaces the first transform.
         padding = options.crop_padding if size == full else 0
         if max(size) > min(full) + 2 * padding:
-            raise ValueError(f'--train-img-size {max(size)} is not allowed with --train-crop-mode pad; allowed: '
-                             f'up to {min(full)}, the size of the image')
+            raise ValueError(f'--train-crop-mode pad cannot cut {max(size)} pixels out of an image that has '
+                             f'{min(full) + 2 * padding} with its padding; give a smaller --train-img-size')
         transform.transforms[:1] = transforms.Resize(full), transforms.RandomCrop(size, padding=padding)
     return transform
 
 
 class BatchAugmentation:
-    """A batch as the network gets it in training: memory format, erasing, mixing.
+    """Augmentation of whole batches: random erasing, and mixing of images and targets.
 
     Args:
         options: of the run.
-        classes: of the network.
-        device: of the batches.
+        classes: number of the network's classes.
+        device: where the batches are.
 
     Raises:
-        ValueError: an odd batch that is to be mixed.
+        ValueError: Mixup or CutMix with an odd batch size, which timm does not mix.
     """
 
     def __init__(self, options: Namespace, classes: int, device: torch.device) -> None:
-        self.channels_last, self.mixes_until = options.channels_last, options.mixup_off_epoch
+        self.mixes_until = options.mixup_off_epoch
         self.erase: RandomErasing | None = None
         self.mix: Mixup | None = None
         if options.reprob and not options.no_aug:
             self.erase = RandomErasing(options.reprob, mode=options.remode, device=device)
         if options.mixup or options.cutmix:
             if options.batch_size % 2:
-                raise ValueError(
-                    f'--batch-size {options.batch_size} is not allowed with --mixup or --cutmix; allowed: even')
+                raise ValueError(f'--mixup and --cutmix mix images in pairs: --batch-size {options.batch_size} is odd')
             self.mix = Mixup(
                 mixup_alpha=options.mixup, cutmix_alpha=options.cutmix, prob=options.mixup_prob,
                 switch_prob=options.mixup_switch_prob, mode=options.mixup_mode, label_smoothing=options.smoothing,
                 num_classes=classes)
 
     def __call__(self, x: Tensor, y: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
-        """Images (N, C, H, W) and targets (N), which mixing turns into (N, classes)."""
-        if self.channels_last:
-            x = x.contiguous(memory_format=torch.channels_last)
+        """Augmented images (N, C, H, W) and their targets: (N,), or (N, classes) after mixing."""
         if self.erase is not None:
             x = self.erase(x)
         if self.mix is not None:

@@ -1,4 +1,4 @@
-"""The state of a run in files that are whole or not there."""
+"""Checkpoints of a run: each is written whole or not at all, and the one before it is kept."""
 
 import io
 import logging
@@ -15,60 +15,60 @@ __all__ = ['BEST', 'LAST', 'CheckpointError', 'newest_whole', 'read_checkpoint',
 
 _logger = logging.getLogger(__name__)
 
-LAST, PREVIOUS, BEST = 'last.pth.tar', 'previous.pth.tar', 'model_best.pth.tar'  # timm's names and a second
+LAST, PREVIOUS, BEST = 'last.pth.tar', 'previous.pth.tar', 'model_best.pth.tar'  # timm has the first and the third
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint that cannot be read."""
+    """A checkpoint cannot be read."""
 
 
 def save_checkpoint(folder: Path, state: dict[str, Any], best: bool = False) -> None:
-    """Write the newest state of a run; the one before is kept beside it.
+    """Write the newest state of a run as ``last.pth.tar``, and rename the last one to ``previous.pth.tar``.
 
     Args:
         folder: of the run.
-        state: what :func:`read_checkpoint` gives back, timm's keys among it.
-        best: keep it as the best one too.
+        state: what :func:`read_checkpoint` is to return, with timm's keys.
+        best: whether to write it as ``model_best.pth.tar`` too.
 
     Raises:
-        UnwritableFileError: the disk is full, …; the checkpoints from before are as they were.
+        UnwritableFileError: the disk is full or the like; the earlier checkpoints are unchanged.
     """
-    buffer = io.BytesIO()  # a file of torch's own that meets a full disk ends in a RuntimeError that says nothing
+    buffer = io.BytesIO()  # torch.save to a file on a full disk raises a RuntimeError that does not say why
     torch.save(state, buffer)
     content = buffer.getvalue()
-    if best:  # first: a state that says that it was the best is not written again
+    if best:  # before the last one: a resumed run that reads in it that it was the best does not write the best again
         write_atomically(folder / BEST, content)
     last, new = folder / LAST, folder / f'new-{LAST}'
     write_atomically(new, content)
     if last.exists():
         os.replace(last, folder / PREVIOUS)
-    os.replace(new, last)  # between these two lines there is no last one, and newest_whole takes the new one
+    os.replace(new, last)  # a run that ends between these two lines has no last one: newest_whole takes the new one
     sync_folder(folder)
 
 
 def newest_whole(folder: Path) -> Path | None:
-    """The newest whole checkpoint of a run; None if there is none."""
+    """The newest whole checkpoint in the folder of a run; None where there is none."""
     for name in (f'new-{LAST}', LAST, PREVIOUS):
         path = folder / name
         if path.exists():
             if is_whole(path):
                 return path
-            _logger.warning('%s is not a whole checkpoint and is passed over', path)
+            _logger.warning('%s is not a whole checkpoint; an older one is used if there is one', path)
     return None
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Read a checkpoint, without running code that may be in it.
+    """Read a checkpoint as plain data: code in the file is not run.
 
     Raises:
-        CheckpointError: it is not there, not whole, or none.
+        CheckpointError: there is no such file, a part of it is missing or changed, or it is another kind of file.
     """
     if not Path(path).is_file():
         raise CheckpointError(f'there is no checkpoint {path}')
     if not is_whole(path):
-        raise CheckpointError(f'{path} is not a whole checkpoint: truncated, corrupt or of another kind')
+        raise CheckpointError(f'{path} is not a whole checkpoint: it is truncated, corrupt or another kind of file')
     with torch.serialization.safe_globals([Namespace]):
         checkpoint = torch.load(path, map_location='cpu', weights_only=True)
     if not isinstance(checkpoint, dict) or 'state_dict' not in checkpoint:
-        raise CheckpointError(f'{path} is no checkpoint of a training run: it has no state_dict')
+        raise CheckpointError(f'{path} is not a checkpoint of a training run: it has no state_dict')
     return checkpoint

@@ -1,8 +1,8 @@
-"""Options from recipes and the command line."""
+"""Options of a run, from a recipe and the command line."""
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
@@ -14,50 +14,53 @@ from ..weights.reading import read_weights
 from ..weights.runs import model_kwargs
 from .options import RUNTIME, evaluation_parser, training_parser
 
-__all__ = ['list_recipes', 'own_options', 'parse_evaluation', 'parse_options', 'read_recipe']
+__all__ = ['different_options', 'list_recipes', 'own_options', 'parse_evaluation', 'parse_options', 'read_recipe']
 
 _PICKLED = ('.pth', '.tar', '.pt')
 _WEIGHTS = (*_PICKLED, '.safetensors', '.bin', '.npz')
-# Options that a row of results tells in a column of their own.
+# Options that have a column of their own in a table of results.
 _COLUMNS = (
     'model', 'model_kwargs', 'seed', 'epochs', 'batch_size', 'grad_accum_steps', 'amp', 'amp_dtype', 'torchcompile')
 _RECIPES = resources.files(__package__) / 'recipes'
 
 
 def list_recipes() -> list[str]:
-    """Names of the packaged recipes."""
+    """Names of the packaged recipes, sorted."""
     return sorted(Path(entry.name).stem for entry in _RECIPES.iterdir() if entry.name.endswith('.yaml'))
 
 
 def read_recipe(name: str) -> dict[str, Any]:
-    """Options of a recipe: a file, or the name of a packaged one.
+    """Options of a recipe.
+
+    Args:
+        name: a YAML file, or the name of a packaged recipe.
 
     Raises:
-        ValueError: no such recipe, or a key that is no option.
+        ValueError: there is no such recipe, it is not a mapping, or one of its keys is not an option.
     """
     packaged = _RECIPES / f'{name.removesuffix(".yaml")}.yaml'
     if Path(name).is_file():
-        text = Path(name).read_text()
+        text = Path(name).read_text(encoding='utf-8')
     elif packaged.is_file():
-        text = packaged.read_text()
+        text = packaged.read_text(encoding='utf-8')
     else:
-        raise ValueError(f'no recipe {name!r}; allowed: a file, or one of {", ".join(list_recipes())}')
+        raise ValueError(f'{name!r} is neither a file nor a packaged recipe; these are {", ".join(list_recipes())}')
     options = yaml.safe_load(text) or {}
     if not isinstance(options, dict):
-        raise ValueError(f'the recipe {name} is no mapping of options to values')
+        raise ValueError(f'the recipe {name} is not a mapping of options to values')
     allowed = [action.dest for action in _parser()._actions if action.dest not in ('help', 'config')]
     for key in options:
         if key not in allowed:
             close = get_close_matches(str(key), allowed, n=1)
-            hint = f' (did you mean {close[0]}?)' if close else ''
-            raise ValueError(f'{key!r} of the recipe {name} is no option{hint}; allowed: {", ".join(allowed)}')
+            hint = f'did you mean {close[0]}?' if close else f'the options are {", ".join(allowed)}'
+            raise ValueError(f'{key!r} in the recipe {name} is not an option; {hint}')
     return options
 
 
 def parse_options(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Options from the command line, over those of the recipe that ``--config`` names, over the defaults.
+    """Options from the command line; then from the recipe that ``--config`` names; then the defaults.
 
-    The recipe's go through the same checks: they stand before the command line's own.
+    The recipe's options go through the parser too, before those of the command line, so both are checked alike.
     """
     given = list(sys.argv[1:] if argv is None else argv)
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -68,27 +71,40 @@ def parse_options(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def own_options(options: argparse.Namespace) -> str:
-    """The network's keywords, and what a run computes otherwise than its recipe, such as ``attn='eca' lr=0.1``."""
+    """The network's keywords and the options that differ from the recipe's, such as ``attn='eca' lr=0.1``.
+
+    Options that do not change what a run computes, or have a column of their own in its row of results, are left out.
+    """
     recipe = vars(parse_options(['--config', options.config] if options.config else []))
     changed = {key: value for key, value in vars(options).items()
                if key not in (*RUNTIME, *_COLUMNS) and value != recipe[key]}
-    told = (*sorted(options.model_kwargs.items()), *sorted(changed.items()))
-    return ' '.join(f'{key}={value!r}' for key, value in told)
+    parts = (*sorted(options.model_kwargs.items()), *sorted(changed.items()))
+    return ' '.join(f'{key}={value!r}' for key, value in parts)
 
 
-def parse_evaluation(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Options of an evaluation, from the command line, over those that the checkpoint was trained with.
+def different_options(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Options that change what a run computes and differ from those of an earlier run, as ``lr=0.2 (was 0.1)``."""
+    return [f'{key}={value!r} (was {then.get(key)!r})' for key, value in sorted(now.items())
+            if key not in RUNTIME and then.get(key) != value]
+
+
+def parse_evaluation(
+        argv: Sequence[str] | None = None, parser: argparse.ArgumentParser | None = None) -> argparse.Namespace:
+    """Options of an evaluation from the command line; then those that the checkpoint was trained with; then defaults.
+
+    Args:
+        argv: the command line; that of this process if None.
+        parser: of :func:`~timm_se_plugin.training.options.evaluation_parser`, if options were added to it.
 
     Raises:
-        ValueError: there is no such checkpoint, it is broken, or has no weights.
+        ValueError: there is no such checkpoint, or it is broken, of an unknown kind or without weights.
     """
-    parser = evaluation_parser()
+    parser = parser or evaluation_parser()
     checkpoint = parser.parse_args(argv).checkpoint
     if checkpoint and not Path(checkpoint).is_file():
-        raise ValueError(f'--checkpoint {checkpoint} is no file')
+        raise ValueError(f'--checkpoint {checkpoint} is not a file')
     if checkpoint and not checkpoint.endswith(_WEIGHTS):
-        raise ValueError(
-            f'--checkpoint {checkpoint} is not allowed; allowed: a file that ends in {", ".join(_WEIGHTS)}')
+        raise ValueError(f'--checkpoint {checkpoint} is not a file of weights, which ends in {", ".join(_WEIGHTS)}')
     if checkpoint and checkpoint.endswith(_PICKLED):
         trained = read_weights(checkpoint)[1].get('args') or {}
         own = {action.dest for action in parser._actions} - {'output', 'pretrained'}

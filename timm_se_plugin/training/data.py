@@ -1,4 +1,4 @@
-"""timm's data sets, and loaders that start at any batch of any epoch."""
+"""timm's data sets, and loaders that can start at any batch of any epoch."""
 
 import logging
 import multiprocessing
@@ -7,13 +7,11 @@ import signal
 import threading
 from argparse import Namespace
 from collections.abc import Iterator
-from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import timm
 import torch
 from timm.data import create_dataset, create_transform, resolve_data_config
 from timm.data.distributed_sampler import RepeatAugSampler
@@ -23,15 +21,15 @@ from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
 
 from .augmentation import Transforms, train_transforms
 from .images import Batches, Images, seed_of
-from .place import Place
+from .process import Process
 
 __all__ = [
-    'Loader', 'check_model', 'class_names', 'data_config', 'eval_loader', 'number_of_classes', 'open_split',
+    'Loader', 'class_names', 'data_config', 'eval_loader', 'number_of_classes', 'open_split',
     'train_loader']
 
 _logger = logging.getLogger(__name__)
-_SOURCES = ('torch', 'hfds', 'hfids', 'tfds', 'wds')  # timm's
-# Names of splits that mean the same, timm's and one that it takes as it is.
+_SOURCES = ('torch', 'hfds', 'hfids', 'tfds', 'wds')  # of data sets, in timm
+# Names that mean the same split; timm looks for any of them.
 _SPLITS = (('train', 'training'), ('validation', 'val', 'valid', 'eval', 'evaluation'), ('test',))
 
 
@@ -39,20 +37,20 @@ class Loader:
     """Batches on the device, normalised by timm's prefetcher, from any batch of any epoch on.
 
     Args:
-        dataset: :class:`Images`, or a stream of timm.
+        dataset: :class:`~timm_se_plugin.training.images.Images`, or one of timm's streams.
         config: timm's data configuration of the model.
         options: of the run.
-        place: this process among all.
-        batches: of a map-style data set.
-        transforms: by epoch, for a stream.
-        training: whether a stream is one for training.
+        process: this process.
+        batches: the indices of each batch of `dataset`; None for a stream.
+        transforms: the transform of each epoch, for a stream.
+        training: whether the batches are for training.
     """
 
     def __init__(
-            self, dataset: Any, config: dict[str, Any], options: Namespace, place: Place,
+            self, dataset: Any, config: dict[str, Any], options: Namespace, process: Process,
             batches: Batches | None, transforms: Transforms, training: bool,
     ) -> None:
-        self.dataset, self.config, self.options, self.place = dataset, config, options, place
+        self.dataset, self.config, self.options, self.process = dataset, config, options, process
         self.batches, self.transforms, self.training = batches, transforms, training
         self._loader: Any = None
 
@@ -64,9 +62,13 @@ class Loader:
         return count // whole * whole if self.training else count
 
     def __call__(self, epoch: int = 0, start: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Batches `start` and on of an epoch: images (N, C, H, W) and targets (N)."""
+        """Batches of an epoch from number `start` on: images (N, C, H, W) and targets (N,)."""
+        for x, y in self._batches_from(epoch, start):
+            yield x.contiguous(memory_format=torch.channels_last) if self.options.channels_last else x, y
+
+    def _batches_from(self, epoch: int, start: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         if self.batches is None:
-            if not (self.training or self.place.primary):
+            if not (self.training or self.process.primary):
                 return
             self.dataset.set_epoch(epoch)
             self.dataset.transform = self.transforms(epoch)
@@ -80,7 +82,7 @@ class Loader:
         yield from self._loader
 
     def names(self, batch: int) -> str:
-        """Images of a batch, to say which they were."""
+        """The images of a batch by name, for an error message."""
         if self.batches is None:
             return f'batch {batch} of the stream'
         names = [self.dataset.name(index) for index in self.batches.indices(batch)]
@@ -89,23 +91,27 @@ class Loader:
     def _common(self, seed: int) -> dict[str, Any]:
         return {
             'collate_fn': fast_collate, 'pin_memory': self.options.pin_mem,
-            'generator': torch.Generator().manual_seed(seed)}  # else the loader draws from the process's
+            # Without a generator of its own the loader draws from the process's.
+            'generator': torch.Generator().manual_seed(seed)}
 
     def _stream_loader(self, epoch: int) -> DataLoader:
-        # A stream's randomness is its worker's: fresh ones for each epoch, so that an interrupted one can be repeated.
+        # A stream draws from its worker's generators. New workers in each epoch make an epoch repeatable.
         return DataLoader(
             self.dataset, batch_size=_batch_size(self.options, self.training), drop_last=self.training,
             num_workers=max(1, self.options.workers), worker_init_fn=_start_stream_worker,
-            **self._common(seed_of(self.options.seed, epoch, self.place.rank)))
+            **self._common(seed_of(self.options.seed, epoch, self.process.rank)))
 
     def _prefetched(self, loader: DataLoader) -> PrefetchLoader:
         return PrefetchLoader(
             loader, mean=self.config['mean'], std=self.config['std'], channels=self.config['input_size'][0],
-            device=self.place.device, img_dtype=getattr(torch, self.options.model_dtype))
+            device=self.process.device, img_dtype=getattr(torch, self.options.model_dtype))
 
 
 def _outlive_sigterm(worker: int) -> None:
-    """Let SIGTERM end this worker only if it is its own process's: a scheduler sends it to all, and that one saves."""
+    """End this worker at a SIGTERM from its parent process alone.
+
+    A scheduler sends SIGTERM to every process of a job; the parent still needs its workers until it has saved.
+    """
     parent = multiprocessing.parent_process()
     if parent is None or not hasattr(signal, 'sigwaitinfo'):  # macOS, Windows
         return
@@ -114,7 +120,7 @@ def _outlive_sigterm(worker: int) -> None:
     def wait() -> None:
         while signal.sigwaitinfo([signal.SIGTERM]).si_pid != parent.pid:
             pass
-        os._exit(0)  # as torch's own handler does
+        os._exit(0)  # as torch's handler of SIGTERM in a worker does
     threading.Thread(target=wait, daemon=True).start()
 
 
@@ -128,46 +134,53 @@ def _batch_size(options: Namespace, training: bool) -> int:
 
 
 def open_split(options: Namespace, split: str, training: bool) -> Any:
-    """A split of the data, by timm; of a folder with tar files, that of the split.
+    """A split of the data, as timm's data set.
+
+    Args:
+        options: of the run.
+        split: its name; a folder with tar files has one for each split.
+        training: whether it is for training.
 
     Raises:
-        ValueError: no data there, or other splits only.
+        ValueError: an unknown source, no data, or no such split.
     """
     root = options.data_dir
     source, _, name = options.dataset.partition('/')
     if options.dataset and not (source.lower() in _SOURCES and name):
-        raise ValueError(f'--dataset {options.dataset} is not allowed; allowed: '
-                         f'{", ".join(f"{source}/NAME" for source in _SOURCES)}, and nothing for folders and tar files')
+        raise ValueError(f'--dataset {options.dataset} is not a data set; name one as '
+                         f'{", ".join(f"{source}/NAME" for source in _SOURCES)}, or none for folders and tar files')
     if options.class_map and not Path(options.class_map).is_file():
-        raise ValueError(f'--class-map {options.class_map} is no file')
+        raise ValueError(f'--class-map {options.class_map} is not a file')
     if not options.dataset:
         if not (root and Path(root).exists()):
-            raise ValueError(f'no data at {root!r}; --data-dir says where it is, or --dataset what')
+            found = f'there is nothing at --data-dir {root}' if root else 'no data is given'
+            raise ValueError(f'{found}; --data-dir takes the folder of the data, --dataset the name of a data set')
         root = _split_root(Path(root), split)
     elif not root and options.dataset.lower().startswith('torch/'):
-        raise ValueError(f'--dataset {options.dataset} needs --data-dir: where it is, or is to be downloaded to')
+        raise ValueError(
+            f'--dataset {options.dataset} needs --data-dir: the folder that the data is in, or is to be downloaded to')
     streams = {'batch_size': _batch_size(options, training), 'seed': options.seed,
                'num_samples': options.train_num_samples if training else options.val_num_samples}
     dataset = create_dataset(
         options.dataset, root=root, split=split, is_training=training, download=options.dataset_download,
         class_map=options.class_map, **(streams if _is_stream(options.dataset) else {}))
     if not _is_stream(options.dataset) and not len(dataset):
-        raise ValueError(f'no images in {root!r}')
+        raise ValueError(f'there are no images in {root!r}')
     return dataset
 
 
 def _split_root(root: Path, split: str) -> str:
-    """The tar file of a split, or the folder in which timm looks for one."""
+    """The tar file of a split, or the folder in which timm looks for the split."""
     name = split.partition('[')[0]
     names = (name, *next((names for names in _SPLITS if name in names), ()))
     tars = [root / f'{name}.tar' for name in names]
     found = next((tar for tar in tars if tar.is_file()), root)
     if found.is_dir() and not any((root / name).exists() for name in names):
-        # timm would take the images of all splits. A class folder holds no folders, so a class may be called train.
+        # timm would read the images of all splits. A folder without folders in it is a class, even one named train.
         others = [name for names in _SPLITS for name in names
                   if (root / name).is_dir() and any(entry.is_dir() for entry in (root / name).iterdir())]
         if others:
-            raise ValueError(f'{root} has no split {split!r}; allowed: {", ".join(others)}')
+            raise ValueError(f'{root} has no split {split!r}; it has {", ".join(others)}')
     return str(found)
 
 
@@ -176,7 +189,7 @@ def _is_stream(name: str) -> bool:
 
 
 def class_names(dataset: Any) -> list[str] | None:
-    """Names of the classes in the order of their indices, where the data set knows them."""
+    """Names of the classes in the order of their indices; None where the data set does not have them."""
     for source in (dataset, getattr(dataset, 'reader', None)):
         for attribute in ('class_to_idx', 'class_name_to_idx'):
             names = getattr(source, attribute, None)
@@ -186,10 +199,11 @@ def class_names(dataset: Any) -> list[str] | None:
 
 
 def number_of_classes(options: Namespace, *datasets: Any) -> int:
-    """Number of classes, of the data if it knows it.
+    """Number of classes: ``--num-classes``, or that of the data if this is not given.
 
     Raises:
-        ValueError: the splits have other classes, the data has more than the option says, or nobody says.
+        ValueError: the splits have different classes, the data has more classes than ``--num-classes``, or neither
+            gives their number.
     """
     names = [known for known in map(class_names, datasets) if known]
     if len(names) == 2 and names[0] != names[1]:
@@ -197,74 +211,63 @@ def number_of_classes(options: Namespace, *datasets: Any) -> int:
         raise ValueError(f'the splits have different classes: {", ".join(different[:5]) or "another order"}')
     if options.num_classes is None:
         if not names:
-            raise ValueError('this data does not say how many classes it has; --num-classes does')
+            raise ValueError('this data does not tell how many classes it has; give their number by --num-classes')
         return len(names[0])
     if names and len(names[0]) > options.num_classes:
-        raise ValueError(f'--num-classes {options.num_classes} is not allowed; the data has {len(names[0])}')
+        raise ValueError(f'--num-classes {options.num_classes} is too few: the data has {len(names[0])}')
     return options.num_classes
 
 
 def data_config(options: Namespace, model: nn.Module) -> dict[str, Any]:
-    """timm's data configuration: the options over those of the model.
+    """timm's data configuration of the model, in which the options that are given replace the model's values.
 
     Raises:
-        ValueError: normalisation for another number of channels.
+        ValueError: means or standard deviations for another number of channels.
     """
     channels = options.input_size[0] if options.input_size else 3
     for name in ('mean', 'std'):
         given = getattr(options, name)
         if given is not None and len(given) not in (1, channels):
             numbers = ' '.join(map(str, given))
-            raise ValueError(f'--{name} {numbers}: one number, or one for each of {channels} channels')
+            raise ValueError(f'--{name} {numbers} needs one number, or one for each of the {channels} channels')
     return resolve_data_config(vars(options), model=model)
-
-
-def check_model(name: str) -> None:
-    """Refuse the name of no model.
-
-    Raises:
-        ValueError: timm has none of this name, neither its own nor the plugin's.
-    """
-    if ':' not in name and not timm.is_model(name.partition('.')[0]):  # hf-hub: and local-dir: name others
-        close = get_close_matches(name, timm.list_models(), 3)
-        raise ValueError(f'--model {name} is not allowed; allowed: any of timm.list_models()'
-                         + (f' (did you mean {", ".join(close)}?)' if close else ''))
 
 
 def _set_image_mode(dataset: Any, config: dict[str, Any]) -> None:
     for source in (dataset, getattr(dataset, 'reader', dataset)):
-        if config['input_size'][0] == 1 and hasattr(source, 'input_img_mode'):  # not torchvision's
+        if config['input_size'][0] == 1 and hasattr(source, 'input_img_mode'):  # torchvision's data sets lack it
             source.input_img_mode = 'L'
 
 
-def train_loader(options: Namespace, dataset: Any, config: dict[str, Any], place: Place) -> Loader:
-    """Shuffled, augmented batches; each process sees its own images.
+def train_loader(options: Namespace, dataset: Any, config: dict[str, Any], process: Process) -> Loader:
+    """A loader of shuffled, augmented batches; each process gets its own images.
 
     Raises:
-        ValueError: fewer images than one step takes.
+        ValueError: fewer images than one update of the weights takes.
     """
     by_epoch = train_transforms(options, config)
     _set_image_mode(dataset, config)
     if isinstance(dataset, IterableDataset):
         stream: Any = dataset
         stream.set_loader_cfg(num_workers=max(1, options.workers))
-        return Loader(stream, config, options, place, None, by_epoch, training=True)
+        return Loader(stream, config, options, process, None, by_epoch, training=True)
     order: Any
     if options.aug_repeats:
         order = RepeatAugSampler(
-            dataset, num_replicas=place.world_size, rank=place.rank, num_repeats=options.aug_repeats)
+            dataset, num_replicas=process.world_size, rank=process.rank, num_repeats=options.aug_repeats)
     else:
-        order = DistributedSampler(dataset, num_replicas=place.world_size, rank=place.rank, seed=options.seed)
-    batches = Batches(order, options.batch_size, place, whole=options.grad_accum_steps)
+        order = DistributedSampler(dataset, num_replicas=process.world_size, rank=process.rank, seed=options.seed)
+    batches = Batches(order, options.batch_size, process, whole=options.grad_accum_steps)
     if not len(batches):
-        step = options.batch_size * options.grad_accum_steps * place.world_size
-        raise ValueError(f'{len(dataset)} training images do not fill one step of {step}')
+        step = options.batch_size * options.grad_accum_steps * process.world_size
+        raise ValueError(f'{len(dataset)} training images are fewer than the {step} of one update '
+                         '(--batch-size times --grad-accum-steps times processes)')
     images = Images(dataset, by_epoch, options.seed, options.corrupt_images, options.cache_images, replace=True)
-    return Loader(images, config, options, place, batches, by_epoch, training=True)
+    return Loader(images, config, options, process, batches, by_epoch, training=True)
 
 
-def eval_loader(options: Namespace, dataset: Any, config: dict[str, Any], place: Place) -> Loader:
-    """Every image once, over all processes; nothing is padded, so nothing counts twice."""
+def eval_loader(options: Namespace, dataset: Any, config: dict[str, Any], process: Process) -> Loader:
+    """A loader that gives every image to one of the processes, once: no batch is filled up with other images."""
     size = config['input_size'][-2:]
     transform = create_transform(
         size if size[0] != size[1] else size[0], is_training=False, interpolation=config['interpolation'],
@@ -274,12 +277,12 @@ def eval_loader(options: Namespace, dataset: Any, config: dict[str, Any], place:
     _set_image_mode(dataset, config)
     if isinstance(dataset, IterableDataset):
         stream: Any = dataset
-        # Among several processes timm's readers even out their shares, so that images count twice or not at all. One
-        # process reads them all.
+        # timm's readers give several processes equally many images, some of them twice or not at all. Therefore one
+        # process evaluates the whole stream.
         stream.reader.dist_rank, stream.reader.dist_num_replicas = 0, 1
         stream.set_loader_cfg(num_workers=max(1, options.workers))
-        return Loader(stream, config, options, place, None, by_epoch, training=False)
-    order = range(place.rank, len(dataset), place.world_size)
-    batches = Batches(order, _batch_size(options, training=False), place)
+        return Loader(stream, config, options, process, None, by_epoch, training=False)
+    order = range(process.rank, len(dataset), process.world_size)
+    batches = Batches(order, _batch_size(options, training=False), process)
     images = Images(dataset, by_epoch, options.seed, options.corrupt_images, options.cache_images, replace=False)
-    return Loader(images, config, options, place, batches, by_epoch, training=False)
+    return Loader(images, config, options, process, batches, by_epoch, training=False)

@@ -1,31 +1,44 @@
-"""Accuracy of a classifier: top-1, top-5, by class, and what is taken for what."""
+"""Accuracy of a classifier: of a model on a loader, and of a checkpoint or any model of timm on a split of any data."""
 
+import csv
+import io
+import json
+import logging
 import time
+from argparse import Namespace
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from timm.data import RealLabelsImagenet
 from timm.task import ClassificationEvaluator
 from torch import Tensor, nn
 
-from .data import Loader
-from .place import Place
+from ..files.writing import write_atomically
+from ..measuring.complexity import complexity
+from ..measuring.provenance import provenance
+from .data import Loader, class_names, data_config, eval_loader, open_split
+from .network import evaluated_network
+from .process import init_process
+from .records import draw_confusion
 
-__all__ = ['Evaluation', 'draw_confusion', 'evaluate']
+__all__ = ['Evaluation', 'evaluate', 'evaluate_classifier']
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What :func:`evaluate` found.
+    """Accuracy of a model on a data set, as :func:`evaluate` measures it.
 
     Args:
         loss: mean cross-entropy.
-        top1: share of images whose first guess is right, 0 to 1.
-        top5: share of images whose first five guesses hold the right one.
-        confusion: counts, (classes, classes): a row for each true class, a column for each guess.
-        images_per_second: with loading, of all processes.
+        top1: share of the images whose first guess is right, 0 to 1.
+        top5: share of the images of which one of the first five guesses is right, 0 to 1.
+        confusion: number of images, (classes, classes): a row for each true class, a column for each first guess.
+        images_per_second: images of all processes by the seconds that loading and evaluating them took.
     """
 
     loss: float
@@ -41,51 +54,45 @@ class Evaluation:
 
     @property
     def class_accuracy(self) -> Tensor:
-        """Share of the images of each class whose first guess is right, (classes,); NaN where there are none."""
+        """Share of each class's images whose first guess is right, (classes,); NaN for a class without images."""
         return self.confusion.diag() / self.confusion.sum(1)
 
 
 @torch.no_grad()
 def evaluate(
-        model: nn.Module, loader: Loader, place: Place, classes: int,
-        autocast: Callable[[], AbstractContextManager] = nullcontext,
-        channels_last: bool = False, each_output: Callable[[Tensor], None] | None = None,
+        model: nn.Module, loader: Loader, classes: int, each_output: Callable[[Tensor], None] | None = None,
 ) -> Evaluation:
-    """Evaluate a model; each process sees its own images, and every image counts once.
+    """Evaluate a model; each process evaluates its own images, and every image counts once.
 
     Args:
-        model: gives (N, classes).
-        loader: of :func:`eval_loader`.
-        place: this process.
-        classes: of the model.
-        autocast: context of a forward pass.
-        channels_last: memory format of the images.
-        each_output: called with the logits of each batch.
+        model: maps images (N, C, H, W) to logits (N, classes).
+        loader: of :func:`~timm_se_plugin.training.data.eval_loader`.
+        classes: number of the model's classes.
+        each_output: is called with the logits of each batch.
 
     Raises:
-        ValueError: a label outside the model's classes, or no image.
+        ValueError: a label for which the model has no class, or no readable image.
     """
-    mode = model.training
+    mode, process = model.training, loader.process
     model.eval()
-    evaluator = ClassificationEvaluator(device=place.device)
-    confusion = torch.zeros(classes, classes, dtype=torch.int64, device=place.device)
+    evaluator = ClassificationEvaluator(device=process.device)
+    confusion = torch.zeros(classes, classes, dtype=torch.int64, device=process.device)
     start = time.perf_counter()
     for x, y in loader():
-        if channels_last:
-            x = x.contiguous(memory_format=torch.channels_last)
-        with autocast():
+        with process.autocast(loader.options):
             output = model(x)
         if each_output:
             each_output(output)
-        known = y >= 0  # an unreadable image has no target
+        known = y >= 0  # the target of an unreadable image is -1
         output, y = output[known], y[known]
         if y.numel() and int(y.max()) >= classes:
-            raise ValueError(f'the data has a label {int(y.max())}, the model {classes} classes; see --num-classes')
+            raise ValueError(f'the data has the label {int(y.max())}, but the model has only {classes} classes; '
+                             '--num-classes sets their number')
         evaluator.update(output, y)
         confusion += torch.bincount(y * classes + output.argmax(1), minlength=classes ** 2).view(classes, classes)
     model.train(mode)
-    metrics = evaluator.compute(distributed=place.distributed)
-    confusion = place.total(confusion).cpu()
+    metrics = evaluator.compute(distributed=process.distributed)
+    confusion = process.total(confusion).cpu()
     if not int(confusion.sum()):
         raise ValueError('there is no readable image to evaluate')
     return Evaluation(
@@ -93,30 +100,69 @@ def evaluate(
         int(confusion.sum()) / (time.perf_counter() - start))
 
 
-def draw_confusion(evaluation: Evaluation, names: list[str] | None, path: str | Path) -> None:
-    """Picture of the confusion matrix: shares of each true class."""
-    import matplotlib
-    matplotlib.use('Agg')
-    from matplotlib import pyplot as plt
+def evaluate_classifier(options: Namespace) -> dict[str, Any]:
+    """Evaluate the network that the options name, log the metrics, and write them into ``--output`` if that is given.
 
-    counts = evaluation.confusion
-    shares = counts / counts.sum(1, keepdim=True).clamp(min=1)
-    size = len(counts)
-    figure, axis = plt.subplots(figsize=(min(2.5 + 0.5 * size, 16), min(2 + 0.5 * size, 15)))
-    picture = axis.imshow(shares.numpy(), cmap='Blues', vmin=0, vmax=1)
-    figure.colorbar(picture, label='share of the true class')
-    if size <= 30:
-        labels = names or [str(i) for i in range(size)]
-        axis.set_xticks(range(size), labels, rotation=90)
-        axis.set_yticks(range(size), labels)
-        for i in range(size):
-            for j in range(size):
-                if counts[i, j]:
-                    axis.text(j, i, str(int(counts[i, j])), ha='center', va='center', fontsize=8,
-                              color='white' if shares[i, j] > 0.5 else 'black')
-    axis.set_xlabel('first guess')
-    axis.set_ylabel('true class')
-    axis.set_title(f'top-1 {evaluation.top1:.2%} of {evaluation.images:,} images')
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    Args:
+        options: of :func:`~timm_se_plugin.training.config.parse_evaluation`.
+
+    Returns:
+        The metrics: losses and accuracies (0 to 1), input size, parameters, MACs, images per second, and versions.
+
+    Raises:
+        ValueError: no data, an unknown model, a checkpoint of another model, labels for which the model has no class,
+            or real labels for other images than ImageNet's.
+    """
+    with init_process(options) as process:
+        dataset = open_split(options, options.val_split, training=False)
+        model = evaluated_network(options, process)
+        config = data_config(options, model)
+        real = _real_labels(options, dataset, process.world_size) if options.real_labels is not None else None
+        evaluation = evaluate(
+            model, eval_loader(options, dataset, config, process), model.num_classes, real.add_result if real else None)
+        cost = complexity(model, tuple(config['input_size']))
+        metrics = {
+            'model': options.model, 'checkpoint': options.checkpoint or '', 'split': options.val_split,
+            'images': evaluation.images, 'loss': evaluation.loss, 'top1': evaluation.top1, 'top5': evaluation.top5,
+            **({f'real_top{k}': share / 100 for k, share in real.get_accuracy().items()} if real else {}),
+            'input_size': 'x'.join(map(str, config['input_size'])), 'crop_pct': config['crop_pct'],
+            'parameters': cost.params, 'macs': cost.macs,
+            'images_per_second': round(evaluation.images_per_second, 1), **provenance(process.device)}
+        if process.primary:
+            names = class_names(dataset) or []
+            if names and len(names) != model.num_classes:
+                _logger.warning('the data has %d classes and the model has %d: are they in the same order? '
+                                '--class-map FILE gives each class of the data its index in the model',
+                                len(names), model.num_classes)
+            _report(metrics, evaluation, names, options.output)
+        return metrics
+
+
+def _real_labels(options: Namespace, dataset: Any, processes: int) -> RealLabelsImagenet:
+    names = dataset.filenames(basename=True) if hasattr(dataset, 'filenames') else []
+    if len(names) != 50_000 or not names[0].startswith('ILSVRC2012_val_'):
+        raise ValueError("--real-labels needs ImageNet's 50,000 validation images under their original file names; "
+                         f'this split has {len(names)} images')
+    if processes > 1:
+        raise ValueError(f'--real-labels needs one process, which sees the images in their order; this run has '
+                         f'{processes}')
+    return RealLabelsImagenet(names, real_json=options.real_labels or None)
+
+
+def _report(metrics: dict[str, Any], evaluation: Evaluation, names: list[str], output: str | None) -> None:
+    for name, value in metrics.items():
+        _logger.info('%-18s %s', name, f'{value:.4f}' if isinstance(value, float) else value)
+    if not output:
+        return
+    counts, shares = evaluation.confusion.tolist(), evaluation.class_accuracy.tolist()
+    names = [*names, *map(str, range(len(names), len(counts)))]
+    text = io.StringIO()
+    csv.writer(text, lineterminator='\n').writerows([
+        ('class', 'images', 'top1', *names),
+        *((name, sum(row), f'{share:.4f}', *row) for name, row, share in zip(names, counts, shares, strict=True))])
+    folder = Path(output)
+    write_atomically(folder / 'metrics.json', (json.dumps(metrics, indent=1) + '\n').encode())
+    write_atomically(folder / 'classes.csv', text.getvalue().encode())
+    draw_confusion(evaluation.confusion, names, f'top-1 {evaluation.top1:.2%} of {evaluation.images:,} images',
+                   folder / 'confusion.png')
+    _logger.info('written: %s', folder)

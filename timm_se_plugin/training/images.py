@@ -1,4 +1,4 @@
-"""Images and batches whose content depends on the seed, the epoch and the place in it, and on nothing else."""
+"""Images and batches that depend on the seed, the epoch and the position in it, and on nothing else."""
 
 import logging
 import random
@@ -11,28 +11,28 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset, Sampler
 
-from .place import Place
+from .process import Process
 
 __all__ = ['Batches', 'Images', 'UnreadableImageError', 'seed_of']
 
 _logger = logging.getLogger(__name__)
-_TRIES = 10  # unreadable images in a row that are passed over, as many as timm's
+_TRIES = 10  # unreadable images in a row that are passed over, as in timm
 
-Draw = tuple[int, int, int]  # epoch, place in the epoch, index of the image
+Draw = tuple[int, int, int]  # epoch, position in the epoch, index of the image
 
 
 class UnreadableImageError(RuntimeError):
-    """An image that cannot be read, with its name."""
+    """An image cannot be read; the message has its name."""
 
 
 def seed_of(*numbers: int) -> int:
-    """A seed below 2^32 for any few numbers, in which near ones are not near."""
+    """A seed below 2^32 from a few integers, such that similar integers give unrelated seeds."""
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
 @contextmanager
 def _randomness_apart() -> Iterator[None]:
-    """Leave the process's random generators as they were: with no workers the loading runs between training steps."""
+    """Restore the process's random generators: without workers, images are loaded between the steps of the training."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:
         yield
@@ -43,18 +43,19 @@ def _randomness_apart() -> Iterator[None]:
 
 
 class Images(Dataset):
-    """Images of a map-style data set of timm, each augmented with randomness of its own.
+    """Images of a map-style data set of timm, each augmented with random numbers of its own.
 
-    That of a drawn image is seeded by the seed, the epoch and the place in the epoch: the number of workers, the number
-    of processes and where a run was interrupted do not change it.
+    The generators are seeded for each image by the seed of the run, the epoch and the position in the epoch. The number
+    of workers, the number of processes and an interruption of the run therefore change no image.
 
     Args:
-        dataset: what :func:`timm.data.create_dataset` gave.
-        transforms: by epoch, from a PIL image to an array or tensor.
+        dataset: what :func:`timm.data.create_dataset` returned.
+        transforms: gives the transform of an epoch, from a PIL image to an array or tensor.
         seed: of the run.
-        corrupt: ``'fail'`` raises at an unreadable image; ``'skip'`` names it and takes the next one.
-        keep: keep decoded images in memory (of each worker).
-        replace: whether a skipped image is replaced by the next; else its target is -1, so that nothing counts twice.
+        corrupt: ``'fail'`` raises at an unreadable image; ``'skip'`` logs its name and goes on.
+        keep: whether decoded images are kept in memory, in each worker.
+        replace: whether the next image replaces a skipped one; otherwise a blank image with the target -1 does, so that
+            no image counts twice.
     """
 
     def __init__(
@@ -73,9 +74,9 @@ class Images(Dataset):
     def __getitems__(self, draws: Sequence[Draw]) -> list[tuple[Any, int]]:
         items = []
         with _randomness_apart():
-            for epoch, place, index in draws:
+            for epoch, position, index in draws:
                 image, target = self._image(index)
-                seed = seed_of(self.seed, epoch, place)
+                seed = seed_of(self.seed, epoch, position)
                 random.seed(seed)
                 np.random.seed(seed)
                 torch.default_generator.manual_seed(seed)
@@ -83,10 +84,10 @@ class Images(Dataset):
         return items
 
     def name(self, index: int) -> str:
-        """File of an image, where the data set knows it."""
+        """File name of an image; its index where the data set has no file names."""
         try:
             return str(self.dataset.filename(index))
-        except (AttributeError, AssertionError, NotImplementedError):  # torchvision's, timm's streams
+        except (AttributeError, AssertionError, NotImplementedError):  # data sets of torchvision and Hugging Face
             return f'image {index}'
 
     def _image(self, index: int) -> tuple[Image.Image, int]:
@@ -102,21 +103,21 @@ class Images(Dataset):
                 return self._read(index)
             except MemoryError:
                 raise
-            except Exception as error:  # PIL's readers let through whatever a broken file makes them raise
+            except Exception as error:  # a broken file makes PIL raise exceptions of many classes
                 message = f'{self.name(index)} cannot be read: {error}'
                 if self.corrupt == 'fail':
-                    raise UnreadableImageError(f'{message} (--corrupt-images skip goes on without it)') from error
-                _logger.warning('%s; skipped', message)
+                    raise UnreadableImageError(f'{message}; --corrupt-images skip leaves it out') from error
+                _logger.warning('%s; it is left out', message)
             if not self.replace:
                 return Image.new(getattr(self.dataset, 'input_img_mode', 'RGB'), (32, 32)), -1
             index = (index + 1) % len(self.dataset)
-        raise UnreadableImageError(f'{_TRIES} images in a row cannot be read, the last is {self.name(index)}')
+        raise UnreadableImageError(f'{_TRIES} images in a row cannot be read; the last is {self.name(index)}')
 
     def _read(self, index: int) -> tuple[Image.Image, int]:
-        if not hasattr(self.dataset, 'reader'):  # torchvision's
+        if not hasattr(self.dataset, 'reader'):  # a data set of torchvision
             image, target = self.dataset[index]
             return image, int(target)
-        file, target = self.dataset.reader[index]  # not dataset[index], which skips without a name
+        file, target = self.dataset.reader[index]  # dataset[index] would skip unreadable images without a word
         with file:
             return Image.open(file).convert(self.dataset.input_img_mode), -1 if target is None else int(target)
 
@@ -125,14 +126,15 @@ class Batches(Sampler[list[Draw]]):
     """Batches of draws of one process; ``epoch`` and ``start``, the first batch, are set before each pass.
 
     Args:
-        order: indices of this process in an epoch; one with ``set_epoch`` is shuffled anew in each.
-        batch_size: of this process.
-        place: this process among all.
-        whole: leave out a smaller last batch, and the last ones that do not fill a group of `whole` batches.
+        order: indices of this process's images in an epoch; ``set_epoch``, if there is one, shuffles them anew.
+        batch_size: images in a batch of this process.
+        process: this process.
+        whole: if not 0, a smaller last batch is left out, and so are the last batches that do not fill a group of
+            `whole` batches.
     """
 
-    def __init__(self, order: Any, batch_size: int, place: Place, whole: int = 0) -> None:
-        self.order, self.batch_size, self.place, self.whole = order, batch_size, place, whole
+    def __init__(self, order: Any, batch_size: int, process: Process, whole: int = 0) -> None:
+        self.order, self.batch_size, self.process, self.whole = order, batch_size, process, whole
         self.epoch = self.start = 0
 
     def __len__(self) -> int:
@@ -146,11 +148,11 @@ class Batches(Sampler[list[Draw]]):
             yield draws[batch * self.batch_size:(batch + 1) * self.batch_size]
 
     def indices(self, batch: int) -> list[int]:
-        """Images of a batch of the present epoch."""
+        """Indices of the images in a batch of the present epoch."""
         return [index for _, _, index in self._draws()[batch * self.batch_size:(batch + 1) * self.batch_size]]
 
     def _draws(self) -> list[Draw]:
         if hasattr(self.order, 'set_epoch'):
             self.order.set_epoch(self.epoch)
-        rank, world_size = self.place.rank, self.place.world_size
+        rank, world_size = self.process.rank, self.process.world_size
         return [(self.epoch, rank + world_size * i, int(index)) for i, index in enumerate(self.order)]

@@ -1,4 +1,4 @@
-"""The training loop."""
+"""The training loop: epochs of training and evaluation, and what a finished run leaves."""
 
 import logging
 import time
@@ -16,7 +16,7 @@ from ..measuring.complexity import complexity
 from ..measuring.provenance import provenance
 from .config import own_options
 from .evaluation import evaluate
-from .place import placed
+from .process import init_process
 from .records import Progress, draw_curves, record_result
 from .run import Run
 from .termination import TerminatedError, Termination
@@ -28,44 +28,49 @@ _logger = logging.getLogger(__name__)
 
 
 def train_classifier(options: Namespace) -> dict[str, Any] | None:
-    """Train, evaluating after each epoch; returns the row of results, or None if SIGTERM ended it before.
+    """Train a classifier, and evaluate it after each epoch.
 
     Args:
         options: of :func:`~timm_se_plugin.training.config.parse_options`.
 
+    Returns:
+        The run's row of results; None if SIGTERM ended the run before its last epoch.
+
     Raises:
-        ValueError: options that do not go together, or not with the data or the checkpoint.
+        ValueError: options that do not fit each other, the data or the checkpoint.
         NonFiniteLossError: a loss or a weight is NaN or infinite.
         UnreadableImageError: an image is corrupt.
         CheckpointError: a checkpoint cannot be read.
-        UnwritableFileError: a checkpoint or a table cannot be written; those from before are intact.
+        UnwritableFileError: a checkpoint or a table cannot be written; earlier files are unchanged.
     """
-    with placed(options) as place, Termination() as termination:
-        changed, made = own_options(options), provenance(place.device)  # now: the files may change meanwhile
-        run = Run(options, place)
-        _write_down(run, made)
+    with init_process(options) as process, Termination() as termination:
+        # Before the training, in which the recipe and the package's files may change.
+        changed, made = own_options(options), provenance(process.device)
+        run = Run(options, process)
+        _write_options(run, made)
         try:
             while run.epoch < run.epochs:
                 train_epoch(run, termination)
                 finish_epoch(run, termination)
         except TerminatedError:
-            _logger.info(
-                'stopped by SIGTERM in epoch %d, after batch %d; --resume auto continues', run.epoch + 1, run.batch)
+            _logger.info('stopped by SIGTERM in epoch %d, after batch %d; --resume auto continues the run',
+                         run.epoch + 1, run.batch)
             return None
         return _finish(run, changed, made)
 
 
 def train_epoch(run: Run, termination: Termination) -> None:
-    """Train from where the run stands to the end of the epoch, and save.
+    """Train the rest of the run's present epoch, and save.
 
     Raises:
         TerminatedError: SIGTERM came; the state is saved.
     """
-    options, place, steps, count = run.options, run.place, run.options.grad_accum_steps, len(run.train_loader)
-    look = options.log_interval if place.device.type == 'cuda' or place.distributed else 1
+    options, process, steps, count = run.options, run.process, run.options.grad_accum_steps, len(run.train_loader)
+    # Reading the losses makes a process wait for its GPU and for the other processes.
+    interval = options.log_interval if process.device.type == 'cuda' or process.distributed else 1
     progress = Progress(
-        f'epoch {run.epoch + 1}/{run.epochs}', count, run.batch, options.batch_size * place.world_size,
-        options.log_interval, place.primary)
+        f'epoch {run.epoch + 1}/{run.epochs}', count, run.batch, options.batch_size * process.world_size,
+        options.log_interval, process.primary)
     run.task.train()
     start = time.perf_counter()
     for x, y in run.train_loader(run.epoch, run.batch) if run.batch < count else ():
@@ -80,12 +85,12 @@ def train_epoch(run: Run, termination: Termination) -> None:
         run.batch += 1
         if update:
             run.updated()
-        if run.batch % look == 0:
+        if run.batch % interval == 0:
             run.check()
             loss, right, images = run.sums.tolist()
             progress.update(run.batch - 1, loss=loss / images, top1=right / images)
         if update and run.batch < count:
-            stop = (run.batch % look < steps or not place.distributed) and place.any(termination.received)
+            stop = (run.batch % interval < steps or not process.distributed) and process.any(termination.received)
             if stop or (options.recovery_interval and run.batch % options.recovery_interval < steps):
                 run.seconds += time.perf_counter() - start
                 run.save()
@@ -94,28 +99,27 @@ def train_epoch(run: Run, termination: Termination) -> None:
                 raise TerminatedError
     progress.close()
     run.seconds += time.perf_counter() - start
-    if place.distributed:  # before the save: a resumed run evaluates what is in it
+    if process.distributed:  # before the save, since a resumed run evaluates what the checkpoint holds
         for model in dict.fromkeys((run.model, run.evaluated)):
-            distribute_bn(model, place.world_size, reduce=True)
+            distribute_bn(model, process.world_size, reduce=True)
     run.save()
 
 
 def finish_epoch(run: Run, termination: Termination) -> None:
-    """Evaluate, write the epoch down, save.
+    """Evaluate, add the epoch to the run's history, and save.
 
     Raises:
-        TerminatedError: SIGTERM came during the evaluation, before which the state was saved.
+        TerminatedError: SIGTERM came during the evaluation; the state was saved before it.
     """
-    options, place = run.options, run.place
+    options, process = run.options, run.process
     lr = run.optimizer.param_groups[0]['lr']
     termination.at_once = True
-    if place.any(termination.received):
+    if process.any(termination.received):
         raise TerminatedError
-    evaluation = evaluate(
-        run.evaluated, run.eval_loader, place, run.classes, run.autocast, options.channels_last)
+    evaluation = evaluate(run.evaluated, run.eval_loader, run.classes)
     termination.at_once = False
     run.check_validation(evaluation.loss)
-    loss, right, images = place.total(run.sums).tolist()
+    loss, right, images = process.total(run.sums).tolist()
     row = {
         'epoch': run.epoch, 'train_loss': loss / images, 'train_top1': right / images, 'val_loss': evaluation.loss,
         'val_top1': evaluation.top1, 'val_top5': evaluation.top5, 'lr': lr, 'seconds': round(run.seconds, 2)}
@@ -127,7 +131,7 @@ def finish_epoch(run: Run, termination: Termination) -> None:
     score = -evaluation.loss if options.eval_metric == 'loss' else evaluation.top1
     best, run.best = score > run.best, max(run.best, score)
     run.save(best)
-    if place.primary:
+    if process.primary:
         write_table(run.folder / 'summary.csv', run.history)
         if run.writer is not None:
             for name, number in row.items():
@@ -138,39 +142,36 @@ def finish_epoch(run: Run, termination: Termination) -> None:
                      row['val_top5'], lr)
 
 
-def _write_down(run: Run, made: dict[str, Any]) -> None:
-    """What the run is, beside its checkpoints."""
-    if not run.place.primary:
+def _write_options(run: Run, made: dict[str, Any]) -> None:
+    """Write ``args.yaml`` beside the checkpoints, and start what else records the run."""
+    if not run.process.primary:
         return
     if run.options.results:
         try:
             Path(run.options.results).parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:  # now, and not when the training is done
+        except OSError as error:  # it is better to fail now than when the training is done
             raise UnwritableFileError(f'--results {run.options.results} cannot be written: {error}') from error
     if run.options.tensorboard:
         from torch.utils.tensorboard import SummaryWriter
         run.writer = SummaryWriter(str(run.folder / 'tensorboard'), purge_step=run.epoch)
-    told = {**vars(run.options), **made, 'device': run.options.device, 'machine': made['device'],
-            'processes': run.place.world_size, 'global_batch': run.global_batch, 'learning_rate': run.learning_rate}
-    write_atomically(run.folder / 'args.yaml', yaml.safe_dump(told, sort_keys=True).encode())
+    values = {**vars(run.options), **made, 'device': run.options.device, 'machine': made['device'],
+              'processes': run.process.world_size, 'global_batch': run.global_batch, 'learning_rate': run.learning_rate}
+    write_atomically(run.folder / 'args.yaml', yaml.safe_dump(values, sort_keys=True).encode())
 
 
 def _finish(run: Run, changed: str, made: dict[str, Any]) -> dict[str, Any]:
-    """The row of results, and what is drawn and written at the end."""
+    """Write the tables and the curves of a finished run, and return its row of results."""
     options, last = run.options, run.history[-1]
     cost = complexity(run.model, run.input_size)
-    ratio = step_time_ratio(run) if options.results and run.place.primary else None
+    ratio = step_time_ratio(run) if options.results and run.process.primary else None
     row = {
-        'model': options.model,
-        'options': changed, 'seed': options.seed, 'epochs': run.epochs, 'top1': last['val_top1'],
-        'top5': last['val_top5'], 'parameters': cost.params, 'macs': cost.macs,
+        'model': options.model, 'options': changed, 'seed': options.seed, 'epochs': run.epochs,
+        'top1': last['val_top1'], 'top5': last['val_top5'], 'parameters': cost.params, 'macs': cost.macs,
         'time_ratio': round(ratio, 3) if ratio else '', 'seconds': round(run.seconds),
-        'recipe': Path(options.config).stem if options.config else '',
-        'global_batch': run.global_batch, 'amp': run.place.amp_dtype(options),
-        'torchcompile': options.torchcompile or '',
-        **made}
-    if run.place.primary:
-        write_table(run.folder / 'summary.csv', run.history)  # a run that was killed after its last checkpoint lacks it
+        'recipe': Path(options.config).stem if options.config else '', 'global_batch': run.global_batch,
+        'amp': run.process.amp_dtype(options), 'torchcompile': options.torchcompile or '', **made}
+    if run.process.primary:
+        write_table(run.folder / 'summary.csv', run.history)  # missing if the run was killed after its last checkpoint
         draw_curves(run.history, f'{options.model}, seed {options.seed}', run.folder / 'curves.png')
         if options.results:
             record_result(Path(options.results), row, run.history)

@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Callable
 from fractions import Fraction
+from functools import partial
 from typing import Any
 
 from timm.utils import ParseKwargs
@@ -19,10 +20,6 @@ RUNTIME = (
     'tensorboard', 'results')
 
 
-def _of_fraction(text: str) -> float:
-    return float(Fraction(text))
-
-
 def _number(kind: Callable[[str], Any], test: Callable[[Any], bool], what: str) -> Callable[[str], Any]:
     def convert(text: str) -> Any:
         try:
@@ -30,24 +27,31 @@ def _number(kind: Callable[[str], Any], test: Callable[[Any], bool], what: str) 
         except (ValueError, ZeroDivisionError):
             value = None
         if value is None or not test(value):
-            raise argparse.ArgumentTypeError(f'{text!r} is not allowed; allowed: {what}')
+            raise argparse.ArgumentTypeError(f'{text!r} is not {what}')
         return value
     return convert
 
 
 _count = _number(int, lambda n: n >= 1, 'a positive integer')
-_natural = _number(int, lambda n: n >= 0, 'an integer, 0 or more')
-_amount = _number(float, lambda x: 0 <= x < float('inf'), 'a number, 0 or more')
+_natural = _number(int, lambda n: n >= 0, 'an integer of 0 or more')
+_amount = _number(float, lambda x: 0 <= x < float('inf'), 'a number of 0 or more')
 _positive = _number(float, lambda x: 0 < x < float('inf'), 'a positive number')
-_fraction = _number(_of_fraction, lambda x: 0 < x <= 1, 'a number above 0, at most 1, such as 0.875 or 224/256')
+_fraction = _number(
+    lambda text: float(Fraction(text)), lambda x: 0 < x <= 1, 'a number above 0 and up to 1, such as 0.875 or 224/256')
 _share = _number(float, lambda x: 0 <= x <= 1, 'a number from 0 to 1')
 
 
-def _told_defaults(root: argparse.ArgumentParser) -> argparse.ArgumentParser:
+def _with_defaults(root: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """Add the default of each option to its help."""
     for action in root._actions:
         if action.default not in (None, argparse.SUPPRESS, '', {}) and '%(default)' not in (action.help or ''):
             action.help = f'{action.help or ""} (default: %(default)s)'.strip()
     return root
+
+
+def _adders(group: Any) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Functions that add an option with a value, and one that is on or off (``--amp``, ``--no-amp``)."""
+    return group.add_argument, partial(group.add_argument, action=argparse.BooleanOptionalAction, default=False)
 
 
 def training_parser(recipes: str) -> argparse.ArgumentParser:
@@ -55,135 +59,192 @@ def training_parser(recipes: str) -> argparse.ArgumentParser:
     root = argparse.ArgumentParser(
         prog='train_classifier', allow_abbrev=False, description='Train a classifier of timm or of the plugin.',
         epilog=f'recipes: {recipes}')
-    root.add_argument('--config', metavar='RECIPE', help='a YAML file, or the name of a packaged recipe')
+    root.add_argument('--config', metavar='RECIPE', help='YAML file with options, or the name of a packaged recipe')
     _add_data(root)
     _add_model(root)
     _add_augmentation(root)
     _add_optimisation(root)
     _add_machine(root)
     _add_records(root)
-    return _told_defaults(root)
+    return _with_defaults(root)
 
 
 def _add_data(root: argparse.ArgumentParser) -> None:
-    add = root.add_argument_group('data').add_argument
-    add('--data-dir', metavar='DIR', help='root of the data: folders or tar files of the splits')
-    add('--dataset', default='', metavar='NAME', help='torch/cifar10, hfds/…, wds/…; empty for folders and tar files')
-    add('--dataset-download', action=argparse.BooleanOptionalAction, default=False, help='where timm can (torch/, …)')
-    add('--val-split', default='validation')
-    add('--val-num-samples', type=_count, help='of a stream (wds/, hfids/)')
-    add('--class-map', default='', metavar='FILE')
-    add('-b', '--batch-size', type=_count, default=128, help='of one process')
-    add('-vb', '--validation-batch-size', type=_count)
-    add('-j', '--workers', type=_natural, default=2, help='loading processes')
-    add('--pin-mem', action=argparse.BooleanOptionalAction, default=False)
-    add('--cache-images', action=argparse.BooleanOptionalAction, default=False, help='keep decoded images in memory')
-    add('--corrupt-images', choices=('skip', 'fail'), default='fail', help='what an unreadable image does')
-    add('--input-size', type=_count, nargs=3, metavar=('C', 'H', 'W'))
-    add('--img-size', type=_count)
-    add('--crop-pct', type=_fraction, help='of the resized image; 224/256 too')
-    add('--crop-mode', choices=('center', 'squash', 'border'))
-    add('--mean', type=float, nargs='+')
-    add('--std', type=_positive, nargs='+')
-    add('--interpolation', choices=('', *_INTERPOLATIONS), default='')
+    add, switch = _adders(root.add_argument_group('data'))
+    add('--data-dir', metavar='DIR',
+        help='folder with a folder or a tar file for each split, or with what --dataset reads or downloads')
+    add('--dataset', default='', metavar='NAME',
+        help='data set by its source in timm: torch/cifar10, hfds/NAME, hfids/NAME, tfds/NAME, wds/NAME; not given for '
+             'folders and tar files')
+    switch('--dataset-download', help='download the data set where its source can (torch/…)')
+    add('--val-split', default='validation', metavar='NAME', help='split to evaluate on')
+    add('--val-num-samples', type=_count, metavar='N',
+        help='images in --val-split, which a stream (wds/, hfids/) has to be told')
+    add('--class-map', default='', metavar='FILE',
+        help='text file with the names of the classes, one on each line, in the order of their indices')
+    add('-b', '--batch-size', type=_count, default=128, metavar='N', help='images in a batch of one process')
+    add('-vb', '--validation-batch-size', type=_count, metavar='N',
+        help='images in a batch of the evaluation; --batch-size if not given')
+    add('-j', '--workers', type=_natural, default=2, metavar='N',
+        help='processes that load images, for each process that trains; 0 loads between the steps')
+    switch('--pin-mem', help='load into pinned memory, which copies to a GPU faster')
+    switch('--cache-images', help='keep decoded images in the memory of each worker')
+    add('--corrupt-images', choices=('skip', 'fail'), default='fail',
+        help='whether an unreadable image ends the run or is left out with a warning')
+    add('--input-size', type=_count, nargs=3, metavar=('C', 'H', 'W'),
+        help="channels, height and width of an image in pixels; the model's if not given")
+    add('--img-size', type=_count, metavar='N', help='height and width of an image in pixels, instead of --input-size')
+    add('--crop-pct', type=_fraction, metavar='X',
+        help='side of the centre crop by the side of the resized image, such as 0.875 or 224/256')
+    add('--crop-mode', choices=('center', 'squash', 'border'),
+        help='how the evaluation makes an image square: center crops its longer side, squash changes its proportions, '
+             'border pads its shorter side')
+    add('--mean', type=float, nargs='+', metavar='X', help='means of the channels, with pixels from 0 to 1')
+    add('--std', type=_positive, nargs='+', metavar='X', help='standard deviations of the channels')
+    add('--interpolation', choices=('', *_INTERPOLATIONS), default='',
+        help="how images are resized; if not given, bilinear or bicubic at random in training, and the model's own in "
+             'the evaluation')
 
 
 def _add_model(root: argparse.ArgumentParser) -> None:
-    add = root.add_argument_group('model').add_argument
-    add('--model', default='se_resnet50_plugin')
-    add('--model-kwargs', nargs='*', default={}, action=ParseKwargs, metavar='KEY=VALUE')
-    add('--num-classes', type=_count, help='as many as the data has, if it says so')
-    add('--pretrained', action=argparse.BooleanOptionalAction, default=False)
+    add, switch = _adders(root.add_argument_group('model'))
+    add('--model', default='se_resnet50_plugin', metavar='NAME', help='any name of timm.list_models()')
+    add('--model-kwargs', nargs='*', default={}, action=ParseKwargs, metavar='KEY=VALUE',
+        help='keywords of the model, such as attn=se attn_rd_ratio=1/16')
+    add('--num-classes', type=_count, metavar='N', help='number of classes; that of the data if not given')
+    switch('--pretrained', help='start from published weights')
 
 
 def _add_augmentation(root: argparse.ArgumentParser) -> None:
-    add = root.add_argument_group('training data').add_argument
-    add('--train-split', default='train')
-    add('--train-num-samples', type=_count, help='of a stream')
-    add('--no-aug', action=argparse.BooleanOptionalAction, default=False)
-    add('--train-img-size', type=_count, help='smaller than that of the evaluation, to train faster')
-    add('--full-size-epochs', type=_natural, default=0, metavar='N', help='of these, the last ones, not so')
+    add, switch = _adders(root.add_argument_group('training data'))
+    add('--train-split', default='train', metavar='NAME', help='split to train on')
+    add('--train-num-samples', type=_count, metavar='N',
+        help='images in --train-split, which a stream (wds/, hfids/) has to be told')
+    # argparse.BooleanOptionalAction takes any name that begins with --no- for off.
+    add('--no-aug', action='store_true', help='resize and crop the centre, without any augmentation of the image')
+    add('--no-no-aug', action='store_false', dest='no_aug', help=argparse.SUPPRESS)
+    add('--train-img-size', type=_count, metavar='N',
+        help='height and width of training images in pixels, which train faster if smaller; if not given, those of the '
+             'evaluation')
+    add('--full-size-epochs', type=_natural, default=0, metavar='N',
+        help='train the last N epochs at the full image size')
     add('--train-crop-mode', choices=('rrc', 'rkrc', 'rkrr', 'pad'), default='rrc',
-        help="timm's, or pad: zeros around the resized image and a random crop of it, as the papers do for CIFAR; "
-             'scale, ratio and colour jitter are then not used')
-    add('--crop-padding', type=_natural, default=4, help='pixels on each side, for pad; none for smaller images')
-    add('--scale', type=_positive, nargs=2, default=[0.08, 1.0])
-    add('--ratio', type=_positive, nargs=2, default=[3 / 4, 4 / 3])
-    add('--hflip', type=_share, default=0.5)
-    add('--vflip', type=_share, default=0.0)
-    add('--color-jitter', type=_amount, default=0.4)
-    add('--aa', metavar='NAME', help='AutoAugment, RandAugment, … in timm\'s words, such as rand-m7-mstd0.5-inc1')
-    add('--aug-repeats', type=_natural, default=0, help='repeated augmentation')
-    add('--reprob', type=_share, default=0.0, help='random erasing')
-    add('--remode', choices=('const', 'rand', 'pixel'), default='pixel')
-    add('--mixup', type=_amount, default=0.0)
-    add('--cutmix', type=_amount, default=0.0)
-    add('--mixup-prob', type=_share, default=1.0)
-    add('--mixup-switch-prob', type=_share, default=0.5)
-    add('--mixup-mode', choices=('batch', 'pair', 'elem'), default='batch')
-    add('--mixup-off-epoch', type=_natural, default=0)
-    add('--smoothing', type=_share, default=0.0)
-    add('--bce-loss', action=argparse.BooleanOptionalAction, default=False)
-    add('--bce-target-thresh', type=_share)
+        help="random crops: rrc, rkrc and rkrr are timm's; pad puts zeros around the resized image and crops it as the "
+             'papers do for CIFAR, and leaves --scale, --ratio and --color-jitter unused')
+    add('--crop-padding', type=_natural, default=4, metavar='N',
+        help='pixels of zeros on each side of a full-size image, for --train-crop-mode pad')
+    add('--scale', type=_positive, nargs=2, default=[0.08, 1.0], metavar=('MIN', 'MAX'),
+        help='area of a random crop by the area of the image')
+    add('--ratio', type=_positive, nargs=2, default=[3 / 4, 4 / 3], metavar=('MIN', 'MAX'),
+        help='width of a random crop by its height, before it is resized')
+    add('--hflip', type=_share, default=0.5, metavar='P', help='probability of a flip from left to right')
+    add('--vflip', type=_share, default=0.0, metavar='P', help='probability of a flip upside down')
+    add('--color-jitter', type=_amount, default=0.4, metavar='X',
+        help='range of random brightness, contrast and saturation; 0 for none')
+    add('--aa', metavar='NAME',
+        help='AutoAugment, RandAugment and others by their names in timm, such as rand-m7-mstd0.5-inc1')
+    add('--aug-repeats', type=_natural, default=0, metavar='N',
+        help='repeated augmentation: an epoch has N augmentations each of an Nth of the images; 0 for every image once')
+    add('--reprob', type=_share, default=0.0, metavar='P', help='probability of random erasing')
+    add('--remode', choices=('const', 'rand', 'pixel'), default='pixel',
+        help='what random erasing fills in: zeros, one random colour, or random pixels')
+    add('--mixup', type=_amount, default=0.0, metavar='ALPHA', help='alpha of Mixup; 0 for none')
+    add('--cutmix', type=_amount, default=0.0, metavar='ALPHA', help='alpha of CutMix; 0 for none')
+    add('--mixup-prob', type=_share, default=1.0, metavar='P', help='probability that a batch is mixed')
+    add('--mixup-switch-prob', type=_share, default=0.5, metavar='P',
+        help='probability of CutMix instead of Mixup where both are given')
+    add('--mixup-mode', choices=('batch', 'pair', 'elem'), default='batch',
+        help='whether a batch, each pair or each image has a mixing weight of its own')
+    add('--mixup-off-epoch', type=_natural, default=0, metavar='N',
+        help='mix nothing from epoch N on, counted from 0; 0 mixes in every epoch')
+    add('--smoothing', type=_share, default=0.0, metavar='X', help='label smoothing')
+    switch('--bce-loss', help='train with binary cross-entropy instead of cross-entropy')
+    add('--bce-target-thresh', type=_share, metavar='X',
+        help='with --bce-loss, turn targets above X into 1 and the others into 0')
 
 
 def _add_optimisation(root: argparse.ArgumentParser) -> None:
-    add = root.add_argument_group('optimisation').add_argument
-    add('--drop-path', type=_share)
-    add('--epochs', type=_count, default=100)
-    add('--opt', default='sgd', help="timm's name; its sgd is Nesterov's, momentum is the plain one")
-    add('--opt-kwargs', nargs='*', default={}, action=ParseKwargs, metavar='KEY=VALUE')
-    add('--lr', type=_positive, help='takes the place of --lr-base')
-    add('--lr-base', type=_positive, default=0.1, help='for --lr-base-size images; scaled to the global batch')
-    add('--lr-base-size', type=_count, default=256)
-    add('--lr-base-scale', choices=('linear', 'sqrt'), help='sqrt for ada… and lamb, else linear')
-    add('--momentum', type=_share, default=0.9)
-    add('--weight-decay', type=_amount, default=2e-5)
-    add('--clip-grad', type=_positive)
-    add('--clip-mode', choices=('norm', 'value', 'agc'), default='norm')
-    add('--grad-accum-steps', type=_count, default=1)
-    add('--sched', choices=_SCHEDULES, default='cosine')
-    add('--sched-on-updates', action=argparse.BooleanOptionalAction, default=False)
-    add('--warmup-epochs', type=_natural, default=0)
-    add('--warmup-lr', type=_amount, default=1e-5)
-    add('--warmup-prefix', action=argparse.BooleanOptionalAction, default=False)
-    add('--min-lr', type=_amount, default=0.0)
-    add('--decay-epochs', type=_positive, default=30)
-    add('--decay-milestones', type=_count, nargs='+', default=[90, 180, 270])
-    add('--decay-rate', type=_positive, default=0.1)
-    add('--cooldown-epochs', type=_natural, default=0)
-    add('--patience-epochs', type=_natural, default=10)
-    add('--eval-metric', choices=('top1', 'loss'), default='top1', help='of the best checkpoint and of a plateau')
-    add('--sync-bn', action=argparse.BooleanOptionalAction, default=False)
-    add('--grad-checkpointing', action=argparse.BooleanOptionalAction, default=False)
+    add, switch = _adders(root.add_argument_group('optimisation'))
+    add('--drop-path', type=_share, metavar='P',
+        help="rate of stochastic depth in the last block; the model's own if not given")
+    add('--epochs', type=_count, default=100, metavar='N',
+        help='number of epochs; --cooldown-epochs come in addition, and so do --warmup-epochs with --warmup-prefix')
+    add('--opt', default='sgd', metavar='NAME',
+        help="optimizer by its name in timm, whose sgd has Nesterov's momentum and whose momentum has the plain one")
+    add('--opt-kwargs', nargs='*', default={}, action=ParseKwargs, metavar='KEY=VALUE',
+        help='further keywords of the optimizer')
+    add('--lr', type=_positive, metavar='X', help='learning rate, not scaled; used instead of --lr-base')
+    add('--lr-base', type=_positive, default=0.1, metavar='X',
+        help='learning rate for --lr-base-size images in an update, scaled to their real number')
+    add('--lr-base-size', type=_count, default=256, metavar='N', help='images in an update that --lr-base is for')
+    add('--lr-base-scale', choices=('linear', 'sqrt'),
+        help='how the learning rate grows with the images in an update; if not given, sqrt for optimizers whose name '
+             'has ada or lamb in it, else linear')
+    add('--momentum', type=_share, default=0.9, metavar='X', help='momentum of the optimizer')
+    add('--weight-decay', type=_amount, default=2e-5, metavar='X', help='weight decay')
+    add('--clip-grad', type=_positive, metavar='X', help='clip gradients at X; they are not clipped if not given')
+    add('--clip-mode', choices=('norm', 'value', 'agc'), default='norm',
+        help='clip the norm of all gradients, each value, or each norm relative to that of the weights')
+    add('--grad-accum-steps', type=_count, default=1, metavar='N', help='batches whose gradients one update adds up')
+    add('--sched', choices=_SCHEDULES, default='cosine', help='schedule of the learning rate')
+    switch('--sched-on-updates', help='change the learning rate after each update instead of each epoch')
+    add('--warmup-epochs', type=_natural, default=0, metavar='N', help='epochs in which the learning rate rises')
+    add('--warmup-lr', type=_amount, default=1e-5, metavar='X', help='learning rate at the start of the warm-up')
+    switch('--warmup-prefix', help='start the schedule after the warm-up instead of beneath it')
+    add('--min-lr', type=_amount, default=0.0, metavar='X', help='lowest learning rate of the schedule')
+    add('--decay-epochs', type=_positive, default=30, metavar='N',
+        help='epochs between two steps of --sched step, or of the final decay of --sched rsqrt')
+    add('--decay-milestones', type=_count, nargs='+', default=[90, 180, 270], metavar='N',
+        help='epochs of the steps of --sched multistep')
+    add('--decay-rate', type=_positive, default=0.1, metavar='X',
+        help='factor of the learning rate at each step of --sched step, multistep and plateau; power of --sched poly')
+    add('--cooldown-epochs', type=_natural, default=0, metavar='N',
+        help='further epochs at the lowest learning rate, after the schedule')
+    add('--patience-epochs', type=_natural, default=10, metavar='N',
+        help='epochs without progress before --sched plateau lowers the learning rate')
+    add('--eval-metric', choices=('top1', 'loss'), default='top1',
+        help='metric of the validation split that chooses the best checkpoint, and that --sched plateau watches')
+    switch('--sync-bn', help='compute the statistics of BatchNorm over all processes; CUDA only')
+    switch('--grad-checkpointing', help='save memory: compute activations again in the backward pass')
     add('--torchcompile', nargs='?', const='inductor', metavar='BACKEND',
-        help='train through torch.compile, with inductor if no other is named, which on a CPU needs a C++ compiler')
-    add('--model-ema', action=argparse.BooleanOptionalAction, default=False)
-    add('--model-ema-decay', type=_share, default=0.9998)
-    add('--model-ema-warmup', action=argparse.BooleanOptionalAction, default=False)
+        help='train through torch.compile with this backend; inductor if none is named, which needs a C++ compiler on '
+             'the CPU')
+    switch('--model-ema',
+           help='average the weights over the updates; the averaged weights are evaluated, and saved beside the others')
+    add('--model-ema-decay', type=_share, default=0.9998, metavar='X',
+        help='share of the average that an update keeps')
+    switch('--model-ema-warmup', help='begin with a smaller --model-ema-decay that rises')
 
 
 def _add_machine(root: argparse.ArgumentParser) -> None:
-    add = root.add_argument_group('machine').add_argument
-    add('--device', help='cuda where there is one, else cpu')
-    add('--dist-backend', help="torch's; gloo on the CPU and nccl on CUDA if not given")
-    add('--amp', action=argparse.BooleanOptionalAction, default=False)
-    add('--amp-dtype', choices=('bfloat16', 'float16'), default='float16')
-    add('--model-dtype', choices=('float32', 'bfloat16', 'float64'), default='float32')
-    add('--channels-last', action=argparse.BooleanOptionalAction, default=False)
-    add('--deterministic', action=argparse.BooleanOptionalAction, default=False)
-    add('--seed', type=_natural, default=42)
+    add, switch = _adders(root.add_argument_group('machine'))
+    add('--device', metavar='NAME',
+        help='device, such as cpu or cuda:1; if not given, cuda where there is one, else cpu')
+    add('--dist-backend', metavar='NAME',
+        help='backend of torch.distributed; if not given, nccl on CUDA and gloo on the CPU')
+    switch('--amp', help='automatic mixed precision')
+    add('--amp-dtype', choices=('bfloat16', 'float16'), default='float16', help='data type of --amp')
+    add('--model-dtype', choices=('float32', 'bfloat16', 'float64'), default='float32',
+        help='data type of the weights and the images')
+    switch('--channels-last', help='memory format channels_last, which convolutions are often faster in')
+    switch('--deterministic', help='use only operators that give equal bits in equal runs')
+    add('--seed', type=_natural, default=42, metavar='N', help='seed of all randomness')
 
 
 def _add_records(root: argparse.ArgumentParser) -> None:
-    add = root.add_argument_group('records').add_argument
-    add('--output', default='work_dirs', metavar='DIR')
-    add('--experiment', metavar='NAME', help='folder in it; <recipe>/<model>-seed<seed> if not given')
-    add('--resume', metavar='CHECKPOINT', help='auto for the last whole one of this experiment')
-    add('--recovery-interval', type=_natural, default=0, metavar='N', help='save every N batches too')
-    add('--log-interval', type=_count, default=50, metavar='N', help='batches between plain log lines')
-    add('--tensorboard', action=argparse.BooleanOptionalAction, default=False)
-    add('--results', metavar='CSV', help='file that gets a row when the run has finished; the curves go beside it')
+    add, switch = _adders(root.add_argument_group('records'))
+    add('--output', default='work_dirs', metavar='DIR', help='folder for the folders of the runs')
+    add('--experiment', metavar='NAME',
+        help="folder of this run in --output; <recipe>/<model>-seed<seed> if not given, with 'train' for no recipe")
+    add('--resume', metavar='CHECKPOINT',
+        help="checkpoint to continue from; auto for the last whole one in the run's folder, if there is one")
+    add('--recovery-interval', type=_natural, default=0, metavar='N',
+        help='save a checkpoint every N batches too; 0 saves after each epoch alone')
+    add('--log-interval', type=_count, default=50, metavar='N',
+        help='batches between two lines of the log, where the output is not a terminal')
+    switch('--tensorboard', help="write the curves for TensorBoard into the run's folder")
+    add('--results', metavar='CSV',
+        help='table that gets a row when the run has finished; the curves go into <table>-curves.csv beside it')
 
 
 def evaluation_parser() -> argparse.ArgumentParser:
@@ -191,13 +252,16 @@ def evaluation_parser() -> argparse.ArgumentParser:
     root = argparse.ArgumentParser(
         prog='evaluate_classifier', allow_abbrev=False,
         description='Evaluate a classifier of timm or of the plugin, or a checkpoint of train_classifier.')
-    add = root.add_argument
-    add('--checkpoint', metavar='FILE', help='of train_classifier, whose model and data options then hold, or weights')
-    add('--use-ema', action=argparse.BooleanOptionalAction, default=True, help='averaged weights, if there are any')
+    add, switch = _adders(root)
+    add('--checkpoint', metavar='FILE',
+        help='weights to evaluate; a checkpoint of train_classifier brings its options of model and data, unless they '
+             'are given here')
+    switch('--use-ema', default=True, help='evaluate the averaged weights of the checkpoint, if it has some')
     _add_data(root)
     _add_model(root)
     _add_machine(root)
     add = root.add_argument_group('records').add_argument
-    add('--real-labels', nargs='?', const='', metavar='JSON', help="ImageNet's real labels; timm's copy without a file")
-    add('--output', metavar='DIR', help='folder for metrics, accuracy by class and the confusion matrix')
-    return _told_defaults(root)
+    add('--real-labels', nargs='?', const='', metavar='JSON',
+        help="evaluate with ImageNet's real labels too, from this file, or from timm's copy if no file is named")
+    add('--output', metavar='DIR', help='folder for metrics.json, classes.csv and confusion.png')
+    return _with_defaults(root)

@@ -1,29 +1,34 @@
-"""What a run leaves to read: progress, logs, curves, and a row in a table of results."""
+"""What a run and an evaluation show: progress, pictures, and rows in tables of results."""
 
 import logging
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
 
 from ..files.tables import replace_rows
 
-__all__ = ['Progress', 'draw_curves', 'record_result']
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ['Progress', 'draw_confusion', 'draw_curves', 'record_result']
 
 _logger = logging.getLogger(__name__)
 
 
 class Progress:
-    """A bar on a terminal, else a line every `interval` batches; of the primary process.
+    """Progress of an epoch: a bar on a terminal, elsewhere a line in the log every `interval` batches.
 
     Args:
-        title: before the numbers.
-        batches: in the epoch.
-        start: the first batch of this pass.
-        images: in a batch, of all processes.
-        interval: between two lines.
-        shown: whether anything is shown.
+        title: stands before the numbers.
+        batches: number of batches in the epoch.
+        start: number of the first batch of this pass.
+        images: number of images in a batch of all processes together.
+        interval: batches between two lines.
+        shown: whether this process shows anything.
     """
 
     def __init__(self, title: str, batches: int, start: int, images: int, interval: int, shown: bool) -> None:
@@ -37,7 +42,7 @@ class Progress:
                 mininterval=0.5, leave=False)
 
     def update(self, batch: int, **numbers: float) -> None:
-        """Batch number `batch` is done."""
+        """Show that batch number `batch` is done, with numbers by name."""
         text = '  '.join(f'{name} {number:.4g}' for name, number in numbers.items())
         if self.bar is not None:
             self.bar.set_postfix_str(text, refresh=False)
@@ -49,16 +54,20 @@ class Progress:
                          rate * self.images, left // 60, left % 60)
 
     def close(self) -> None:
-        """Leave the line."""
+        """Remove the bar."""
         if self.bar is not None:
             self.bar.close()
 
 
 def record_result(path: Path, row: Mapping[str, Any], history: list[dict[str, Any]]) -> None:
-    """Put the row of a finished run into a table, and its curves into ``<table>-curves.csv`` beside it.
+    """Put the row of a finished run into a table, and its curves into ``<table>-curves.csv`` beside the table.
 
-    Rows of the same model, options, seed, epochs and recipe are replaced. Runs that end at the same time wait for one
-    another.
+    Rows of the same model, options, seed, epochs and recipe are replaced. Runs that end together write in turns.
+
+    Args:
+        path: the CSV file; it is made where it is missing.
+        row: results of the run by column.
+        history: a row of each epoch.
     """
     keys = ('model', 'options', 'seed', 'epochs', 'recipe')
     name = {key: row[key] for key in keys}
@@ -66,25 +75,54 @@ def record_result(path: Path, row: Mapping[str, Any], history: list[dict[str, An
     replace_rows(path.with_name(f'{path.stem}-curves.csv'), [{**name, **epoch} for epoch in history], keys)
 
 
-def draw_curves(history: list[dict[str, Any]], title: str, path: Path) -> None:
-    """Picture of loss and accuracy by epoch."""
-    import matplotlib
-    matplotlib.use('Agg')
-    from matplotlib import pyplot as plt
+def draw_curves(history: list[dict[str, Any]], title: str, path: str | Path) -> 'Figure':
+    """Draw loss and accuracy by epoch into an image file, and return the figure.
 
-    figure, axes = plt.subplots(1, 2, figsize=(10, 4))
+    Args:
+        history: rows of ``summary.csv``.
+        title: above the two charts.
+        path: PNG, SVG or PDF, by its ending.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4), layout='constrained')
     epochs = [row['epoch'] for row in history]
-    for axis, names, label in (
-            (axes[0], ('train_loss', 'val_loss'), 'loss'), (axes[1], ('train_top1', 'val_top1'), 'top-1')):
+    for axes, names, label in zip(figure.subplots(1, 2), (('train_loss', 'val_loss'), ('train_top1', 'val_top1')),
+                                  ('loss', 'top-1'), strict=True):
         for name in names:
-            numbers = [row.get(name) for row in history]
-            if any(number is not None for number in numbers):
-                axis.plot(epochs, numbers, marker='.', label=name.replace('_', ' '))
-        axis.set_xlabel('epoch')
-        axis.set_ylabel(label)
-        axis.grid(alpha=0.3)
-        axis.legend()
+            axes.plot(epochs, [row[name] for row in history], marker='.', label=name.replace('_', ' '))
+        axes.set(xlabel='epoch', ylabel=label)
+        axes.grid(alpha=0.3)
+        axes.legend()
     figure.suptitle(title)
-    figure.tight_layout()
     figure.savefig(path, dpi=110)
-    plt.close(figure)
+    return figure
+
+
+def draw_confusion(confusion: Tensor, names: Sequence[str], title: str, path: str | Path) -> 'Figure':
+    """Draw a confusion matrix into an image file, and return the figure.
+
+    The colour of a cell is the share of the true class's images; its number, with up to 30 classes, counts them.
+
+    Args:
+        confusion: numbers of images, (classes, classes): a row for each true class, a column for each first guess.
+        names: of the classes; about 30 of them stand at the axes.
+        title: above the matrix.
+        path: PNG, SVG or PDF, by its ending.
+    """
+    from matplotlib.figure import Figure
+
+    size = len(names)
+    figure = Figure(figsize=(min(3 + 0.5 * size, 16), min(2 + 0.5 * size, 15)), layout='constrained')
+    axes = figure.subplots()
+    shares = confusion / confusion.sum(1, keepdim=True).clamp(min=1)
+    figure.colorbar(axes.imshow(shares.numpy(), cmap='Blues', vmin=0, vmax=1), label='share of the true class')
+    for i, j in confusion.nonzero().tolist() if size <= 30 else ():
+        axes.text(j, i, str(int(confusion[i, j])), ha='center', va='center', fontsize=8,
+                  color='white' if shares[i, j] > 0.5 else 'black')
+    shown = range(0, size, -(-size // 30))
+    axes.set_xticks(shown, [names[i] for i in shown], rotation=90)
+    axes.set_yticks(shown, [names[i] for i in shown])
+    axes.set(xlabel='first guess', ylabel='true class', title=title)
+    figure.savefig(path, dpi=110)
+    return figure

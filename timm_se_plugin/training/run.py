@@ -1,4 +1,4 @@
-"""A training run: its parts, built by timm from the options, and its state."""
+"""A training run: its parts, which timm builds from the options, and its state."""
 
 import logging
 import math
@@ -19,10 +19,11 @@ from torch import Tensor, nn
 
 from .augmentation import BatchAugmentation
 from .checkpoint import BEST, LAST, newest_whole, read_checkpoint, save_checkpoint
-from .data import check_model, class_names, data_config, eval_loader, number_of_classes, open_split, train_loader
+from .config import different_options
+from .data import class_names, data_config, eval_loader, number_of_classes, open_split, train_loader
 from .images import seed_of
-from .options import RUNTIME
-from .place import Place
+from .network import check_model, moved
+from .process import Process
 
 __all__ = ['NonFiniteLossError', 'Run']
 
@@ -30,48 +31,48 @@ _logger = logging.getLogger(__name__)
 
 
 class NonFiniteLossError(RuntimeError):
-    """The loss is NaN or infinite, or what the next one would be computed from."""
+    """A loss, a weight or a statistic of the network is NaN or infinite."""
 
 
 class Run:
-    """Everything that a training loop needs, and where it stands.
+    """The parts of a training run, and how far the run has come.
 
-    All randomness of a step is seeded by the seed, the rank, the epoch and the batch, that of an image by its place in
-    the epoch (:class:`~timm_se_plugin.training.data.Images`). So a checkpoint needs no states of random generators, and
-    a run continued from it computes what it would have computed.
+    The randomness of a step is seeded by the seed, the rank, the epoch and the batch; the randomness of an image by the
+    seed and its position in the epoch (:class:`~timm_se_plugin.training.images.Images`). A checkpoint therefore needs
+    no states of random generators, and a resumed run computes what an uninterrupted run computes.
 
     Args:
         options: of :func:`~timm_se_plugin.training.config.parse_options`.
-        place: this process.
+        process: this process.
 
     Raises:
-        ValueError: options that do not go together or with the data, or a folder that holds another run, or that is in
-            another state for other processes.
+        ValueError: options that do not fit each other or the data, a folder that holds another run, or processes that
+            find different checkpoints in it.
     """
 
-    def __init__(self, options: Namespace, place: Place) -> None:
+    def __init__(self, options: Namespace, process: Process) -> None:
         train_data = open_split(options, options.train_split, training=True)
         val_data = open_split(options, options.val_split, training=False)
         self.classes = number_of_classes(options, train_data, val_data)
         self.label_names = class_names(train_data) or class_names(val_data)
         options = Namespace(**{**vars(options), 'num_classes': self.classes})
-        self.options, self.place = options, place
+        self.options, self.process = options, process
         self.folder = _folder(options)
         random_seed(options.seed)
         model = self.create_model(options.model, options.model_kwargs, options.pretrained)
         if options.sync_bn:
-            if place.device.type != 'cuda':
-                raise ValueError('--sync-bn is not allowed on the CPU: torch.nn.SyncBatchNorm is for CUDA')
+            if process.device.type != 'cuda':
+                raise ValueError('--sync-bn needs CUDA: torch.nn.SyncBatchNorm does not run on the CPU')
             model = convert_sync_batchnorm(model)
         config = data_config(options, model)
         self.input_size: tuple[int, int, int] = tuple(config['input_size'])
-        self.train_loader = train_loader(options, train_data, config, place)
-        self.eval_loader = eval_loader(options, val_data, config, place)
+        self.train_loader = train_loader(options, train_data, config, process)
+        self.eval_loader = eval_loader(options, val_data, config, process)
         self.updates = len(self.train_loader) // options.grad_accum_steps
 
-        self.augment = BatchAugmentation(options, self.classes, place.device)
+        self.augment = BatchAugmentation(options, self.classes, process.device)
         self.task = ClassificationTask(
-            model, device=place.device, verbose=False,
+            model, device=process.device, verbose=False,
             criterion_kwargs={
                 'loss_type': 'bce' if options.bce_loss else 'ce', 'smoothing': options.smoothing,
                 'soft_targets': self.augment.mix is not None,
@@ -81,32 +82,32 @@ class Run:
                 model, **optimizer_kwargs(Namespace(**{**vars(options), 'lr': self.learning_rate})),
                 **options.opt_kwargs)
         except (TypeError, ValueError) as error:
-            raise ValueError(f'--opt {options.opt} with --opt-kwargs {options.opt_kwargs} is not allowed: {error}; '
-                             'allowed: one of timm.optim.list_optimizers(), and keywords that it takes') from error
+            raise ValueError(f'timm cannot make the optimizer --opt {options.opt} with --opt-kwargs '
+                             f'{options.opt_kwargs}: {error}; timm.optim.list_optimizers() names all') from error
         self.scheduler, self.epochs = create_scheduler(options, self.optimizer, self.updates)
         scales = options.amp and options.amp_dtype == 'float16'
-        self.scaler = NativeScaler(place.device.type) if scales else None
+        self.scaler = NativeScaler(process.device.type) if scales else None
         if options.model_ema:
             self.task.setup_ema(decay=options.model_ema_decay, use_warmup=options.model_ema_warmup)
 
         self.epoch = 0
-        self.batch = 0  # of the epoch, the next one
-        self.sums = torch.zeros(3, dtype=torch.float64, device=place.device)  # of the epoch: loss, right, images
+        self.batch = 0  # number of the next batch of the epoch
+        self.sums = torch.zeros(3, dtype=torch.float64, device=process.device)  # of the epoch: loss, right, images
         self.seconds = 0.0
         self.best = float('-inf')
         self.history: list[dict[str, Any]] = []
-        self.writer: Any = None  # TensorBoard's
-        self._losses: list[Tensor] = []  # not looked at yet: a look makes a GPU wait
+        self.writer: Any = None  # of TensorBoard
+        self._losses: list[Tensor] = []  # not checked yet, since reading them makes the process wait for the GPU
         self._resume()
-        position = torch.tensor([self.epoch, self.batch], device=place.device)
-        if place.any(not torch.equal(place.total(position.clone()), position * place.world_size)):
-            raise ValueError(f'{self.folder} stands elsewhere for other processes, here in epoch {self.epoch + 1}, '
-                             f'after batch {self.batch}; --output has to be a folder that all machines share')
+        position = torch.tensor([self.epoch, self.batch], device=process.device)
+        if not torch.equal(process.total(position.clone()), position * process.world_size):
+            raise ValueError(f'the processes find different checkpoints in {self.folder}: this one is in epoch '
+                             f'{self.epoch + 1}, after batch {self.batch}; --output has to be a folder that all share')
         if options.torchcompile:
             self.task.compile(backend=options.torchcompile)
-        if place.distributed:
+        if process.distributed:
             self.task.prepare_distributed(
-                device_ids=[place.device] if place.device.type == 'cuda' else None)
+                device_ids=[process.device] if process.device.type == 'cuda' else None)
 
     @property
     def model(self) -> nn.Module:
@@ -115,32 +116,32 @@ class Run:
 
     @property
     def evaluated(self) -> nn.Module:
-        """The network whose accuracy counts: the averaged one if there is one."""
+        """The network that is evaluated: with averaged weights if the run averages them."""
         return timm.utils.unwrap_model(self.task.get_trainable_module(ema=self.task.has_ema()))
 
     @property
     def global_batch(self) -> int:
-        """Images of one update, of all processes."""
-        return self.options.batch_size * self.options.grad_accum_steps * self.place.world_size
+        """Number of images in one update, over all processes."""
+        return self.options.batch_size * self.options.grad_accum_steps * self.process.world_size
 
     @property
     def learning_rate(self) -> float:
-        """That of the optimizer: as given, or scaled to the global batch, by timm's rule."""
+        """Learning rate: ``--lr``, or ``--lr-base`` scaled to the global batch by timm's rule."""
         scale = self.options.lr_base_scale or (
             'sqrt' if any(kind in self.options.opt.lower() for kind in ('ada', 'lamb')) else 'linear')
         ratio = self.global_batch / self.options.lr_base_size
         return self.options.lr or self.options.lr_base * (ratio ** 0.5 if scale == 'sqrt' else ratio)
 
     def autocast(self) -> AbstractContextManager:
-        """Context of a forward pass."""
-        return self.place.autocast(self.options)
+        """Context of a forward pass: autocast, or nothing."""
+        return self.process.autocast(self.options)
 
     def seed_step(self, batch: int) -> None:
         """Seed the randomness of a batch: mixing, erasing, dropout."""
-        random_seed(seed_of(self.options.seed, self.epoch, batch, 1) // 2, self.place.rank)
+        random_seed(seed_of(self.options.seed, self.epoch, batch, 1) // 2, self.process.rank)
 
     def learn(self, loss: Tensor, update: bool) -> None:
-        """Compute gradients; with `update`, clip them and step."""
+        """Compute gradients; with `update`, clip them and take a step of the optimizer."""
         clip, mode = self.options.clip_grad, self.options.clip_mode
         parameters = self.task.get_clip_parameters(exclude_head=mode == 'agc')
         if self.scaler:
@@ -154,7 +155,7 @@ class Run:
             self.optimizer.step()
 
     def updated(self) -> None:
-        """What follows a step of the optimizer."""
+        """Do what follows a step of the optimizer: clear gradients, average weights, change the learning rate."""
         self.optimizer.zero_grad()
         number = self.epoch * self.updates + self.batch // self.options.grad_accum_steps
         self.task.update_ema(step=number)
@@ -169,19 +170,19 @@ class Run:
         self.sums += torch.stack([loss.double() * len(y), right.double(), right.new_tensor(len(y)).double()])
 
     def check(self) -> None:
-        """Look at the losses since the last look.
+        """Check the losses since the last check.
 
         Raises:
-            NonFiniteLossError: one is NaN or infinite; names the step and the images.
+            NonFiniteLossError: a loss is NaN or infinite; the message has its step and its images.
         """
-        losses = torch.stack(self._losses).float() if self._losses else torch.zeros(0, device=self.place.device)
+        losses = torch.stack(self._losses).float() if self._losses else torch.zeros(0, device=self.process.device)
         first = self.batch - len(self._losses)
         self._losses.clear()
         bad = (~losses.isfinite()).nonzero().flatten().tolist()
-        if not self.place.any(bool(bad)):
+        if not self.process.any(bool(bad)):
             return
         if not bad:
-            raise NonFiniteLossError(f'the loss of another process is not finite; {self._before()}')
+            raise NonFiniteLossError(f'the loss of another process is NaN or infinite; {self._before()}')
         batch = first + bad[0]
         step = self.epoch * self.updates + batch // self.options.grad_accum_steps
         raise NonFiniteLossError(
@@ -189,47 +190,47 @@ class Run:
             f'{self.train_loader.names(batch)}; {self._before()}')
 
     def check_state(self) -> None:
-        """Look at what a checkpoint would hold, which the last update may have spoilt after a loss that was finite.
+        """Check the weights and statistics: the last update can have spoilt them although its loss was finite.
 
         Raises:
-            NonFiniteLossError: weights or statistics are NaN or infinite; names one.
+            NonFiniteLossError: a weight or a statistic is NaN or infinite; the message names it.
         """
         for model in dict.fromkeys((self.model, self.evaluated)):
             bad = [name for name, tensor in model.state_dict().items() if not tensor.isfinite().all()]
-            if self.place.any(bool(bad)):
+            if self.process.any(bool(bad)):
                 raise NonFiniteLossError(
-                    f'{bad[0] if bad else "weights of another process"} not finite after epoch {self.epoch + 1}, batch '
-                    f'{self.batch}; {self._before()}')
+                    f'{bad[0] if bad else "a weight of another process"} is NaN or infinite after epoch '
+                    f'{self.epoch + 1}, batch {self.batch}; {self._before()}')
 
     def check_validation(self, loss: float) -> None:
-        """Look at a loss of the evaluation, which may be NaN where weights are finite and huge.
+        """Check a loss of the evaluation, which finite but huge weights can make NaN.
 
         Raises:
-            NonFiniteLossError: it is NaN or infinite.
+            NonFiniteLossError: the loss is NaN or infinite.
         """
         if not math.isfinite(loss):
             best = self.folder / BEST
-            kept = f'{best} is of an earlier epoch' if best.exists() else 'there is no earlier one'
-            raise NonFiniteLossError(
-                f'validation loss {loss} after epoch {self.epoch + 1}, of the weights in {self.folder / LAST}; {kept}')
+            kept = f'{best} is of an earlier epoch' if best.exists() else 'there is no checkpoint of an earlier epoch'
+            raise NonFiniteLossError(f'the validation loss is {loss} after epoch {self.epoch + 1}, with the weights in '
+                                     f'{self.folder / LAST}; {kept}')
 
     def _before(self) -> str:
         before = newest_whole(self.folder)
-        return f'{before} is from before and intact' if before else 'there is no checkpoint yet'
+        return f'the checkpoint before it, {before}, is intact' if before else 'there is no checkpoint yet'
 
     def save(self, best: bool = False) -> None:
-        """Write the state; the primary process does, and all take part."""
+        """Write a checkpoint. Every process has to call this, and the primary process writes."""
         self.check()
         self.check_state()
-        sums = self.place.total(self.sums.clone()) / self.place.world_size
-        if not self.place.primary:
+        sums = self.process.total(self.sums.clone()) / self.process.world_size
+        if not self.process.primary:
             return
         state = {
             **self.task.get_checkpoint_state(), **self.task.get_checkpoint_state(ema=True),
             'arch': self.options.model, 'args': self.options, 'version': 2, 'epoch': self.epoch - 1,
             'optimizer': self.optimizer.state_dict(),
             'scheduler': _of_scheduler(self.scheduler).state_dict() if self.scheduler else {},
-            'position': {'epoch': self.epoch, 'batch': self.batch, 'world_size': self.place.world_size},
+            'position': {'epoch': self.epoch, 'batch': self.batch, 'world_size': self.process.world_size},
             'label_names': self.label_names,
             'sums': sums.tolist(), 'seconds': self.seconds, 'best': self.best, 'history': self.history,
         }
@@ -242,11 +243,11 @@ class Run:
         path = found if self.options.resume == 'auto' else self.options.resume
         if not self.options.resume and found:
             raise ValueError(
-                f'{self.folder} holds a run already; --resume auto continues it, --experiment names another folder')
+                f'{self.folder} holds a run already; --resume auto continues it, and --experiment names another folder')
         if not path:
             return
         state = read_checkpoint(path)
-        _check_same_run(state, self.options, self.place, path)
+        _check_same_run(state, self.options, self.process, path)
         self.task.load_checkpoint_state(state['state_dict'])
         if self.task.has_ema():
             self.task.load_checkpoint_state(state['state_dict_ema'], ema=True)
@@ -256,41 +257,38 @@ class Run:
         if self.scaler:
             self.scaler.load_state_dict(state[self.scaler.state_dict_key])
         self.epoch, self.batch = state['position']['epoch'], state['position']['batch']
-        self.sums += torch.tensor(state['sums'], dtype=torch.float64, device=self.place.device)
+        self.sums += torch.tensor(state['sums'], dtype=torch.float64, device=self.process.device)
         self.seconds, self.best, self.history = state['seconds'], state['best'], state['history']
-        _logger.info('resumed from %s: epoch %d, after batch %d', path, self.epoch + 1, self.batch)
+        _logger.info('resumed from %s in epoch %d, after batch %d', path, self.epoch + 1, self.batch)
 
     def create_model(self, name: str, model_kwargs: dict[str, Any], pretrained: bool) -> nn.Module:
-        """A network on the device as the options want it; its BatchNorm is not yet synchronised."""
+        """A network on the device, as the options describe it, with BatchNorm that is not synchronised yet."""
         options = self.options
         check_model(name)
         model = timm.create_model(
             name, pretrained=pretrained, num_classes=self.classes,
-            drop_path_rate=options.drop_path, **model_kwargs)  # timm leaves out what is None
+            drop_path_rate=options.drop_path, **model_kwargs)  # timm drops keywords that are None
         if options.grad_checkpointing:
             model.set_grad_checkpointing(True)
-        model = model.to(device=self.place.device, dtype=getattr(torch, options.model_dtype))
-        return model.to(memory_format=torch.channels_last) if options.channels_last else model
+        return moved(model, options, self.process)
 
 
 def _of_scheduler(scheduler: Any) -> Any:
-    """What holds a scheduler's state; timm's plateau keeps only a part of that of the torch one inside it."""
+    """The scheduler whose ``state_dict`` is complete: of timm's plateau schedule, the one of torch inside it."""
     return getattr(scheduler, 'lr_scheduler', scheduler)
 
 
 def _folder(options: Namespace) -> Path:
     recipe = Path(options.config).stem if options.config else 'train'
-    model = safe_model_name(options.model, remove_source=False)  # hf-hub:user/repo is one folder, not three
+    model = safe_model_name(options.model, remove_source=False)  # so that hf-hub:user/repo becomes one folder
     return Path(options.output, options.experiment or f'{recipe}/{model}-seed{options.seed}')
 
 
-def _check_same_run(state: dict[str, Any], options: Namespace, place: Place, path: Any) -> None:
+def _check_same_run(state: dict[str, Any], options: Namespace, process: Process, path: Any) -> None:
     if 'position' not in state:
-        raise ValueError(f'{path} is a checkpoint of another trainer: it does not say where the run stood')
-    then, now = vars(state['args']), vars(options)
-    different = [f'{key}={now.get(key)!r} (was {then.get(key)!r})' for key in sorted(then.keys() | now.keys())
-                 if key not in RUNTIME and then.get(key) != now.get(key)]
-    if state['position']['world_size'] != place.world_size:
-        different.append(f'{place.world_size} processes (were {state["position"]["world_size"]})')
+        raise ValueError(f'{path} is a checkpoint of another trainer: it does not hold the epoch and batch of its run')
+    different = different_options(vars(state['args']), vars(options))
+    if state['position']['world_size'] != process.world_size:
+        different.append(f'{process.world_size} processes (was {state["position"]["world_size"]})')
     if different:
-        raise ValueError(f'{path} is of another run; not allowed: {", ".join(different)}')
+        raise ValueError(f'{path} is of another run; other values here: {", ".join(different)}')

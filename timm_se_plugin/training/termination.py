@@ -1,4 +1,4 @@
-"""SIGTERM, which a scheduler sends before it takes the machine away."""
+"""SIGTERM, which a cluster's scheduler sends some seconds before it ends a job."""
 
 import signal
 from types import FrameType, TracebackType
@@ -8,15 +8,16 @@ __all__ = ['TerminatedError', 'Termination']
 
 
 class TerminatedError(Exception):
-    """SIGTERM came while there was nothing to save."""
+    """SIGTERM came; the state of the run is saved."""
 
 
 class Termination:
     """Receives SIGTERM inside a ``with`` block.
 
     Attributes:
-        received: whether it came.
-        at_once: whether it then raises :class:`TerminatedError`; else the loop looks at ``received`` and saves.
+        received: whether SIGTERM came.
+        at_once: whether SIGTERM raises :class:`TerminatedError` at once, where there is nothing to save; otherwise the
+            training loop reads ``received`` and saves.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""What a training step of a network with attention costs beside one of its plain network."""
+"""Time of a training step of a network with attention, relative to the same network without attention."""
 
 import re
 import statistics
@@ -15,15 +15,26 @@ __all__ = ['plain_name', 'step_time_ratio']
 
 
 def plain_name(model: str) -> str | None:
-    """Name of the network without the attention that a plugin's name says, tag or not; None for any other name."""
+    """Name of the plugin's network without the attention that `model` names; None where `model` names none.
+
+    Args:
+        model: a name, with a tag or without: ``se_resnet50_plugin.tv_in1k`` gives ``resnet50_plugin``.
+    """
     match = re.fullmatch(r'(?:se|sk)_(\w+_plugin)(?:\..+)?', model)
     return match[1] if match and timm.is_model(match[1]) else None
 
 
 def step_time_ratio(run: Run, rounds: int = 15) -> float | None:
-    """Median ratio of the times of two training steps, in turns, on a batch of the run as it trains.
+    """Time of a training step of the run's network by that of its plain network: the median over pairs of steps.
 
-    None where the run's network has no plain one.
+    Both networks are new, and train as the run does, on one of its batches.
+
+    Args:
+        run: gives the network, the data and the options.
+        rounds: number of pairs.
+
+    Returns:
+        The ratio; None where the name of the run's network names no attention.
     """
     plain = plain_name(run.options.model)
     if plain is None:
@@ -37,8 +48,6 @@ def step_time_ratio(run: Run, rounds: int = 15) -> float | None:
         for model in models:
             model.compile(backend=run.options.torchcompile)
     x, y = next(iter(run.train_loader(0)))
-    if run.options.channels_last:
-        x = x.contiguous(memory_format=torch.channels_last)
 
     def seconds(model: nn.Module) -> float:
         start = time.perf_counter()
@@ -54,7 +63,7 @@ def step_time_ratio(run: Run, rounds: int = 15) -> float | None:
     for turn in range(rounds + 3):
         first = turn % 2
         times = [0.0, 0.0]
-        for which in (first, 1 - first):  # neither always follows the other
+        for which in (first, 1 - first):  # each goes first in every other pair
             times[which] = seconds(models[which])
         if turn >= 3:
             ratios.append(times[1] / times[0])

@@ -1,15 +1,12 @@
-"""Everything that this package can say about one network and one data set, in one folder."""
+"""The whole analysis of a network on a data set, written into one folder."""
 
-import argparse
 import logging
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
-from timm.models import load_checkpoint
 from torch import Tensor
 
 from ..files.tables import write_table
@@ -26,85 +23,78 @@ _logger = logging.getLogger(__name__)
 
 
 def parse_analysis(argv: Sequence[str] | None = None) -> Namespace:
-    """Options: those of an evaluation, and what to draw."""
+    """Options of an analysis: those of an evaluation, and ``--classes``, ``--table`` and ``--pictures``."""
     from ..training import parse_evaluation
+    from ..training.options import evaluation_parser
 
-    parser = argparse.ArgumentParser(
-        prog='analyze_attention', allow_abbrev=False, add_help=False,
-        description="Statistics, figures and a report of a network's gates; and every option of evaluate_classifier:")
-    parser.add_argument('--classes', nargs='+', metavar='NAME', help='to draw; the first four if not given')
-    parser.add_argument('--table', choices=('csv', 'parquet'), default='csv')
-    parser.add_argument('--pictures', type=int, default=12, metavar='N', help='images in the report')
-    parser.add_argument('-h', '--help', action='store_true')
-    mine, rest = parser.parse_known_args(argv)
-    if mine.help:
-        parser.print_help()
-        rest = ['--help']
-    return Namespace(**{**vars(parse_evaluation(rest)), **vars(mine)})
+    parser = evaluation_parser()
+    parser.prog, parser.description = 'analyze_attention', (
+        "Analyse the gates of a classifier, of timm or of the plugin: write a table, the papers' figures and a report.")
+    add = parser.add_argument_group('analysis').add_argument
+    add('--classes', nargs='+', metavar='NAME', help='classes to draw; the first four that have images if not given')
+    add('--table', choices=('csv', 'parquet'), default='csv',
+        help='kind of the table of statistics; parquet needs pyarrow (default: %(default)s)')
+    add('--pictures', type=int, default=12, metavar='N',
+        help='number of the most unusual images in the report (default: %(default)s)')
+    return parse_evaluation(argv, parser)
 
 
 def analyze(options: Namespace) -> GateStatistics:
     """Write ``gates.csv``, the papers' figures and ``report.html`` into ``options.output``.
 
-    Under torchrun each process reads its share of the images and the first one writes.
+    Under torchrun each process reads its own images, and the first process writes.
 
     Args:
         options: of :func:`parse_analysis`.
 
+    Returns:
+        The statistics of all images.
+
     Raises:
-        ValueError: what :func:`~timm_se_plugin.analysis.gate_statistics` raises, an unknown class, no output folder,
-            real labels, or a table that cannot be written.
+        ValueError: no output folder, real labels, an unknown class, a kind of table that cannot be written, or what
+            :func:`~timm_se_plugin.analysis.gate_statistics` raises.
     """
     from ..training.data import class_names, data_config, eval_loader, open_split
-    from ..training.place import placed
+    from ..training.network import evaluated_network
+    from ..training.process import init_process
 
     if not options.output:
-        raise ValueError('--output is needed: the folder for the table, the figures and the report')
+        raise ValueError('--output is missing: it takes the folder for the table, the figures and the report')
     if options.real_labels is not None:
-        raise ValueError('--real-labels is not allowed here: gates are told apart by the labels of the data')
+        raise ValueError('--real-labels is for evaluate_classifier; the analysis uses the labels of the data')
     folder = Path(options.output)
     check_ending(folder / f'gates.{options.table}')
-    with placed(options) as place:
+    with init_process(options) as process:
         dataset = open_split(options, options.val_split, training=False)
-        model = timm.create_model(
-            options.model, pretrained=options.pretrained, num_classes=options.num_classes, **options.model_kwargs)
-        if options.checkpoint:
-            load_checkpoint(model, options.checkpoint, use_ema=options.use_ema)
-        model = model.to(place.device, getattr(torch, options.model_dtype))
-        if options.channels_last:
-            model = model.to(memory_format=torch.channels_last)
+        model = evaluated_network(options, process)
         find_gates(model)  # a network without attention is refused before the data is read
         config = data_config(options, model)
-        loader = eval_loader(options, dataset, config, place)
+        loader = eval_loader(options, dataset, config, process)
         classes = class_names(dataset) or [str(i) for i in range(model.num_classes)]
         unknown = sorted(set(options.classes or ()) - set(classes))
         if unknown:
-            raise ValueError(f'no class is called {", ".join(map(repr, unknown))}; allowed: {", ".join(classes)}')
+            raise ValueError(f'no class is called {", ".join(map(repr, unknown))}; the data has {", ".join(classes)}')
 
-        def batches() -> Iterator[tuple[Tensor, Tensor]]:
-            for x, y in loader():
-                yield x.contiguous(memory_format=torch.channels_last) if options.channels_last else x, y
-
-        with place.autocast(options):
-            statistics = gate_statistics(model, batches(), classes)
+        with process.autocast(options):
+            statistics = gate_statistics(model, loader(), classes)
             drawn = options.classes or statistics.seen_classes[:4]
             for name in drawn:
                 statistics.class_index(name)
             scale = None
             if any(gate.selects for gate in find_gates(model)):
-                scale = scale_statistics(model, batches, classes)
-        if place.primary:
+                scale = scale_statistics(model, loader, classes)
+        if process.primary:
             shown = f'{options.model}, {statistics.images:,} images'
             statistics.save(folder / f'gates.{options.table}')
             _draw(folder, statistics, scale, drawn, shown)
-            with place.autocast(options):
-                x = next(batches())[0][:8]
+            with process.autocast(options):
+                x = next(loader())[0][:8]
                 maps = gate_maps(model, x)
-                pictures = unusual_images(model, batches(), statistics, options.pictures)
+                pictures = unusual_images(model, loader(), statistics, options.pictures)
             _draw_maps(folder, x, maps, config, shown)
             write_report(
                 folder / 'report.html', model, statistics, title=f'Gates of {options.model}',
-                note=_note(options, statistics, place.world_size), classes=drawn if options.classes else None,
+                note=_note(options, statistics, process.world_size), classes=drawn if options.classes else None,
                 pictures=pictures, mean=config['mean'], std=config['std'], scale=scale,
                 input_size=tuple(config['input_size']))
             _logger.info('written: %s', folder / 'report.html')

@@ -1,4 +1,4 @@
-"""This process among those of a run."""
+"""The process that runs this code: its device and rank, and how torch is set up in it."""
 
 import logging
 import os
@@ -11,14 +11,14 @@ import torch
 import torch.distributed as dist
 from timm.utils.distributed import init_distributed_device_so
 
-__all__ = ['Place', 'placed']
+__all__ = ['Process', 'init_process']
 
 _logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a process stands: its device, its rank, and how many there are."""
+class Process:
+    """One process of a run: its device, its rank, and the number of processes."""
 
     device: torch.device
     rank: int = 0
@@ -26,35 +26,35 @@ class Place:
 
     @property
     def distributed(self) -> bool:
-        """Whether there are others."""
+        """Whether the run has more than one process."""
         return self.world_size > 1
 
     @property
     def primary(self) -> bool:
-        """Whether this one writes the files."""
+        """Whether this process writes the run's files."""
         return self.rank == 0
 
     def amp_dtype(self, options: Namespace) -> str:
-        """Data type of autocast: ``bfloat16``, ``float16``, or empty for none.
+        """Data type of autocast, ``'bfloat16'`` or ``'float16'``; empty for no autocast.
 
-        None too on a CPU that has to emulate bfloat16, where a step takes ten times as long as in float32.
+        A CPU that has to emulate bfloat16 gets none: a step would take ten times as long as in float32.
         """
         emulated = self.device.type == 'cpu' and options.amp_dtype == 'bfloat16' and not _has_bfloat16()
         return options.amp_dtype if options.amp and not emulated else ''
 
     def autocast(self, options: Namespace) -> AbstractContextManager:
-        """Context of a forward pass."""
+        """Context of a forward pass: autocast, or nothing."""
         dtype = self.amp_dtype(options)
         return torch.autocast(self.device.type, dtype=getattr(torch, dtype)) if dtype else nullcontext()
 
     def total(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Sum of a tensor over all processes."""
+        """Sum of a tensor over all processes, in its own memory."""
         if self.distributed:
             dist.all_reduce(tensor)
         return tensor
 
     def any(self, flag: bool) -> bool:
-        """Whether the flag is set in any process."""
+        """Whether the flag is set in any of the processes."""
         return bool(self.total(torch.tensor(int(flag), device=self.device))) if self.distributed else flag
 
 
@@ -65,28 +65,32 @@ def _has_bfloat16() -> bool:
 
 
 @contextmanager
-def placed(options: Namespace) -> Iterator[Place]:
-    """This process's place, by the environment that torchrun or Slurm gives, and torch set up as the options want it.
+def init_process(options: Namespace) -> Iterator[Process]:
+    """Join the process group that torchrun or Slurm announces in the environment, and set torch up as the options say.
 
-    At the end of the block the process group ends, and torch is set up as before.
+    When the block ends, the process group is destroyed and torch's settings are restored.
+
+    Raises:
+        ValueError: a CUDA device is asked for where torch finds none.
     """
     device = options.device or ('cuda' if torch.cuda.is_available() else 'cpu')
     if device.startswith('cuda') and not torch.cuda.is_available():
-        raise ValueError(f'--device {device} is not allowed here, where torch finds no CUDA device; allowed: cpu')
+        raise ValueError(f'--device {device} needs CUDA, and torch finds no CUDA device here; --device cpu works')
     world = init_distributed_device_so(device, dist_backend=options.dist_backend)
-    place = Place(torch.device(world['device']), world['global_rank'], world['world_size'])
-    logging.getLogger('timm_se_plugin').setLevel(logging.INFO if place.primary else logging.WARNING)
-    if options.amp and not place.amp_dtype(options):
-        _logger.warning('float32 instead of bfloat16, which this CPU would have to emulate')
-    if place.device.type == 'cpu' and place.amp_dtype(options) == 'float16':
-        _logger.warning('float16 may take ten times as long as float32 on a CPU; --amp-dtype bfloat16 is its type')
+    process = Process(torch.device(world['device']), world['global_rank'], world['world_size'])
+    logging.getLogger('timm_se_plugin').setLevel(logging.INFO if process.primary else logging.WARNING)
+    if options.amp and not process.amp_dtype(options):
+        _logger.warning('this CPU would have to emulate bfloat16, so the run computes in float32')
+    if process.device.type == 'cpu' and process.amp_dtype(options) == 'float16':
+        _logger.warning(
+            'float16 may take ten times as long as float32 on a CPU; --amp-dtype bfloat16 is faster where it has it')
     before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
     torch.use_deterministic_algorithms(options.deterministic)
     torch.backends.cudnn.benchmark = not options.deterministic
     if options.deterministic:
         os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')  # without it torch refuses cuBLAS
     try:
-        yield place
+        yield process
     finally:
         torch.use_deterministic_algorithms(before[0])
         torch.backends.cudnn.benchmark = before[1]

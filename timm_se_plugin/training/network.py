@@ -1,0 +1,55 @@
+"""The network of a training or an evaluation, built by timm from the options."""
+
+from argparse import Namespace
+from difflib import get_close_matches
+from typing import Any
+
+import timm
+import torch
+from timm.models import load_checkpoint
+from torch import nn
+
+from .process import Process
+
+__all__ = ['check_model', 'evaluated_network', 'moved']
+
+
+def check_model(name: str) -> None:
+    """Refuse a name that timm cannot build.
+
+    Raises:
+        ValueError: neither timm nor the plugin has a model of this name.
+    """
+    if ':' not in name and not timm.is_model(name.partition('.')[0]):  # hf-hub: and local-dir: name saved models
+        close = get_close_matches(name, timm.list_models(), 3)
+        hint = f'did you mean {", ".join(close)}?' if close else 'timm.list_models() names all models'
+        raise ValueError(f'--model {name} is unknown; {hint}')
+
+
+def moved(model: nn.Module, options: Namespace, process: Process) -> Any:
+    """`model` on the process's device, in the data type and memory format that the options name."""
+    model = model.to(process.device, getattr(torch, options.model_dtype))
+    return model.to(memory_format=torch.channels_last) if options.channels_last else model
+
+
+def evaluated_network(options: Namespace, process: Process) -> Any:
+    """The network that the options of an evaluation name, with the weights of ``--checkpoint`` if that is given.
+
+    Args:
+        options: of :func:`~timm_se_plugin.training.config.parse_evaluation`.
+        process: the process whose device holds the network.
+
+    Raises:
+        ValueError: an unknown model, or a checkpoint of another model.
+    """
+    check_model(options.model)
+    model = timm.create_model(
+        options.model, pretrained=options.pretrained, num_classes=options.num_classes, **options.model_kwargs)
+    if options.checkpoint:
+        try:
+            load_checkpoint(model, options.checkpoint, use_ema=options.use_ema)
+        except RuntimeError as error:  # torch's own message lists every key
+            raise ValueError(
+                f'--checkpoint {options.checkpoint} does not fit --model {options.model} with '
+                f'{model.num_classes} classes and --model-kwargs {options.model_kwargs}') from error
+    return moved(model, options, process)
