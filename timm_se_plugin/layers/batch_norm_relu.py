@@ -3,13 +3,13 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ._running_statistics import update_running_stats
-from .in_place_norm import batch_norm_
+from ._second_order import differentiable_gradients
+from .norm_act import batch_norm_
 from .squeeze_excite import spatial_mean
 
-__all__ = ['batch_moments', 'batch_norm_relu', 'recompute']
+__all__ = ['batch_moments', 'batch_norm_relu', 'differentiable_branch', 'recompute']
 
 
 def batch_moments(y: Tensor) -> tuple[Tensor, Tensor]:
@@ -29,6 +29,13 @@ def recompute(recipe: list[Tensor], eps: float) -> Tensor:
     return _before_relu(recipe, eps).relu_()
 
 
+def differentiable_branch(recipe: list[Tensor], training: bool, eps: float) -> Tensor:
+    """U again, as a function of y, weight and bias that PyTorch can differentiate, through the statistics too."""
+    y, weight, bias, mean, var = recipe
+    statistics = (None, None) if training else (mean, var)
+    return F.batch_norm(y, *statistics, weight, bias, training, 0.0, eps).relu()
+
+
 def _before_relu(recipe: list[Tensor], eps: float) -> Tensor:
     y, weight, bias, mean, var = recipe
     return F.batch_norm(y, mean, var, weight, bias, False, 0.0, eps)
@@ -46,9 +53,16 @@ class _BatchNormReLU(torch.autograd.Function):
         return u, spatial_mean(u)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad_u, grad_mean):
-        y, weight, _, mean, var = recipe = ctx.saved_tensors
+        y, weight, bias, mean, var = recipe = ctx.saved_tensors
+        if torch.is_grad_enabled():  # a second derivative is wanted
+            def formula(y, weight, bias):
+                u = differentiable_branch([y, weight, bias, mean, var], ctx.training, ctx.eps)
+                return u, spatial_mean(u)
+
+            grads = differentiable_gradients(
+                formula, (y, weight, bias), ctx.needs_input_grad[:3], (grad_u, grad_mean))
+            return *grads, None, None, None, None, None
         if grad_u is None:
             grad_u = torch.zeros_like(y)
         elif not ctx.private:
