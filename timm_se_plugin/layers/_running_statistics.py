@@ -1,4 +1,4 @@
-"""What BatchNorm remembers of its batches."""
+"""BatchNorm's running statistics."""
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ def update_running_stats(
         num_batches_tracked: Tensor | None,
         mean: Tensor,
         var: Tensor,
-        count: int,
+        count: int | Tensor,
         momentum: float | None,
 ) -> None:
     """Move the running statistics towards the batch's, as ``nn.BatchNorm2d`` does: with the unbiased variance.

@@ -27,11 +27,11 @@ def differentiable_gradients(
         inputs = [x if x is None else x.view_as(x) for x in inputs]
         outputs = [(out, grad) for out, grad in zip(formula(*inputs), grads, strict=True)
                    if out is not None and grad is not None and out.requires_grad]
-        wanted = [i for i, x in enumerate(inputs) if x is not None and needed[i]]
+        wanted = {i: x for i, x in enumerate(inputs) if x is not None and needed[i]}
         found: Sequence[Tensor | None] = [None] * len(wanted)
         if outputs and wanted:
             found = torch.autograd.grad(
-                [out for out, _ in outputs], [inputs[i] for i in wanted], [grad for _, grad in outputs],
+                [out for out, _ in outputs], list(wanted.values()), [grad for _, grad in outputs],
                 create_graph=True, allow_unused=True)
     results: list[Tensor | None] = [None] * len(inputs)
     for i, gradient in zip(wanted, found, strict=True):

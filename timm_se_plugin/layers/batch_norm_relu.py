@@ -32,8 +32,8 @@ def recompute(recipe: list[Tensor], eps: float) -> Tensor:
 def differentiable_branch(recipe: list[Tensor], training: bool, eps: float) -> Tensor:
     """U again, as a function of y, weight and bias that PyTorch can differentiate, through the statistics too."""
     y, weight, bias, mean, var = recipe
-    statistics = (None, None) if training else (mean, var)
-    return F.batch_norm(y, *statistics, weight, bias, training, 0.0, eps).relu()
+    running_mean, running_var = (None, None) if training else (mean, var)
+    return F.batch_norm(y, running_mean, running_var, weight, bias, training, 0.0, eps).relu()
 
 
 def _before_relu(recipe: list[Tensor], eps: float) -> Tensor:

@@ -129,8 +129,9 @@ class SelectiveKernelBranch(nn.Module):
 class SelectiveKernelAttn(nn.Module):
     """Weights of the branches from their pooled sum, equations 3 to 5: ``softmax(fc_select(relu(bn(fc_reduce(z)))))``.
 
-    A forward hook here sees the weights, and what it returns is used for every branch. Both layers are 1x1 convolutions without bias, and the norm is BatchNorm whatever the branches
-    have: a norm over groups of channels would have one value to normalise.
+    A forward hook here sees the weights, and what it returns is used for every branch. Both layers are 1x1
+    convolutions without bias, and the norm is BatchNorm whatever the branches have: a norm over groups of channels
+    would have one value to normalise.
 
     One sample in training leaves BatchNorm one value per channel and no variance (timm raises). Here that batch is
     normalised by the running statistics, which it does not move. In a scripted or traced module torch's own refusal
@@ -178,6 +179,12 @@ class SelectiveKernelAttn(nn.Module):
         z = self.bn(z) if torch.jit.is_scripting() else self.norm(z)
         z = self.fc_select(self.act(z))
         return z.unflatten(1, (self.num_paths, -1)).softmax(1)
+
+
+def _as_map(pooled: Tensor | None) -> Tensor:
+    """Shape: (N, C) -> (N, C, 1, 1)."""
+    assert pooled is not None  # it was asked for
+    return pooled[..., None, None]
 
 
 def _sum(terms: list[Tensor]) -> Tensor:
@@ -414,16 +421,16 @@ class SelectiveKernel(nn.Module):
 
     @torch.jit.unused
     def _forward_by_kernels(self, ys: list[Tensor]) -> Tensor:
-        """The branches are never stored: their means, and the weighted sum, are computed from the convolutions' outputs.
+        """The means and the weighted sum of the branches, from the convolutions' outputs: no branch is ever stored.
 
-        Forward 9 reads and writes of a map for two branches where the modules take 21, backward 14.
+        Two branches take 9 reads and writes of a map where the modules take 15, and 10 in the backward pass.
         """
         from .kernels import functions  # imports Triton
 
         attn: Any = self.attn
         paths: Any = self.paths
         branches = [functions.normalize(y, path.bn, 'relu') for path, y in zip(paths, ys, strict=True)]
-        weights = attn(_sum([branch.pooled[..., None, None] for branch in branches])).flatten(2)
+        weights = attn(_sum([_as_map(branch.pooled) for branch in branches])).flatten(2)
         v = None
         for i, (path, branch) in enumerate(zip(paths, branches, strict=True)):
             v = functions.scale_shift_add(

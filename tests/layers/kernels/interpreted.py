@@ -90,11 +90,11 @@ def test_running_statistics_move_as_in_batch_norm(momentum):
 class Tail(nn.Module):
     """The end of a block, with as much of it as is asked for."""
 
-    def __init__(self, C, se, shortcut, gate, drop, relu):
+    def __init__(self, channels, se, shortcut, gate, drop, relu):
         super().__init__()
-        self.bn = nn.BatchNorm2d(C)
-        self.se = SqueezeExcite(C, rd_channels=3, gate='tanh') if se else None
-        self.gate = SqueezeExcite(C, rd_channels=2) if gate else None
+        self.bn = nn.BatchNorm2d(channels)
+        self.se = SqueezeExcite(channels, rd_channels=3, gate='tanh') if se else None
+        self.gate = SqueezeExcite(channels, rd_channels=2) if gate else None
         self.drop = Drop(drop) if drop else None
         self.act = nn.ReLU() if relu else None
         self.shortcut = shortcut
@@ -324,7 +324,8 @@ def test_selective_kernels_branches_and_select_err_no_more_than_the_modules(kern
             nn.init.normal_(p, std=0.5)
         net = set_mode(Wrapped(layer), mode)
         layer.attn.eval()  # its norm over three samples would turn one rounded ReLU into luck
-        assert_no_worse([both(net, [values((3, 4, 7, 6), layout)], dtype) for _ in range(1 if dtype == torch.float32 else 2)], dtype)
+        trials = 1 if dtype == torch.float32 else 2
+        assert_no_worse([both(net, [values((3, 4, 7, 6), layout)], dtype) for _ in range(trials)], dtype)
 
 
 class Wrapped(nn.Module):

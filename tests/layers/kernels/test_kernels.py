@@ -1,4 +1,4 @@
-"""The kernels without a GPU: their values, what they are launched with, and that it compiles for the GPUs people have."""
+"""The kernels without a GPU: their values, what they are launched with, and that this compiles for common GPUs."""
 
 import os
 import subprocess

@@ -2,12 +2,13 @@
 
 ``normalize`` reads a map for its statistics, ``scale_shift_add`` writes the output; attention happens between them, in
 ordinary PyTorch on (N, C) tensors. BatchNorm's derivative needs sums over the gradient that ``scale_shift_add``
-receives, and the gradient that attention sends back to ``normalize``. The backward pass of ``scale_shift_add`` therefore
+receives, and the gradient that attention sends back to ``normalize``. So the backward pass of ``scale_shift_add``
 computes the sums, and that of ``normalize`` the map's gradient. Between the two travels the gradient as it is,
 unscaled, by an output of its own (``carrier``), with the sums beside it. A gradient of the map that is complete, as a
 second derivative has it, travels by the map.
 """
 
+import functools
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -103,14 +104,14 @@ class _Results(NamedTuple):
     pooled: Tensor | None
     pooled_sums: Tensor | None  # means over positions of what the pooling lets through, None where it is 1,
     pooled_x_sums: Tensor | None  # and of x there
-    count: Tensor | None  # of all processes
+    total: Tensor | None  # values per channel in all processes, where there are several
 
 
 def _normalize(
         y: Tensor, weight: Tensor, bias: Tensor, mean: Tensor | None, invstd: Tensor | None, call: _Pass) -> _Results:
     bn, positions = call.bn, y.shape[2] * y.shape[3]
     linear = call.pooling == 'linear'
-    pooled = x_mean = count = means = None
+    pooled = x_mean = total = means = None
     if call.batch:
         means, squares = launch.moments(y)
         running = _running_statistics(bn) if call.group is None else (None, None, None, 0.0)
@@ -118,19 +119,20 @@ def _normalize(
             y, means, squares, weight, bias, bn.eps, linear and call.group is None, *running)
         if call.group is not None:
             local = y.shape[0] * positions
-            mean, var, invstd, count = _gather(mean, invstd, local, bn.eps, call.group)
+            mean, var, invstd, total = _gather(mean, invstd, local, bn.eps, call.group)
             update_running_stats(
-                bn.running_mean, bn.running_var, bn.num_batches_tracked, mean, var, count, bn.momentum)
-    assert mean is not None and invstd is not None  # given, where they are not the batch's
+                bn.running_mean, bn.running_var, bn.num_batches_tracked, mean, var, total, bn.momentum)
+    assert mean is not None  # it is given where the batch's is not computed
+    assert invstd is not None
     if linear and pooled is None:
         if means is None:
             means, _ = launch.moments(y)
         x_mean, pooled = launch.pooled_statistics(y, means, weight, bias, mean, invstd)
     if call.pooling != 'relu':
-        return _Results(mean, invstd, pooled, None, x_mean, count)
+        return _Results(mean, invstd, pooled, None, x_mean, total)
     _, sums, x_sums, _ = launch.reduce(None, y, None, None, weight, bias, mean, invstd, None, RELU_LAST)
     sums, x_sums, pooled, _ = launch.sample_sums(sums, x_sums, None, weight, bias, y.dtype, scale=1 / positions)
-    return _Results(mean, invstd, pooled, sums, x_sums, count)
+    return _Results(mean, invstd, pooled, sums, x_sums, total)
 
 
 def _running_statistics(bn: Any) -> tuple[Tensor | None, Tensor | None, Tensor | None, float | None]:
@@ -154,7 +156,7 @@ class _Normalize(Function):
                 call: _Pass) -> tuple[Tensor | None, ...]:
         ctx.set_materialize_grads(False)
         results = _normalize(y, weight, bias, mean, invstd, call)
-        ctx.call, ctx.count = call, results.count
+        ctx.call, ctx.total = call, results.total
         ctx.save_for_backward(
             y, weight, bias, results.mean, results.invstd, results.pooled_sums, results.pooled_x_sums)
         return y.view_as(y), y.view_as(y), results.mean, results.invstd, results.pooled
@@ -162,7 +164,7 @@ class _Normalize(Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor | None, grad_y: Tensor | None, grad_mean: Tensor | None,
                  grad_invstd: Tensor | None, grad_pooled: Tensor | None) -> tuple[Tensor | None, ...]:
-        y, weight, bias, mean, invstd, pooled_sums, pooled_x_sums = ctx.saved_tensors
+        y, weight, bias, mean, invstd, *_ = ctx.saved_tensors
         call: _Pass = ctx.call
         second = torch.is_grad_enabled()  # a second derivative is wanted: every gradient by the formula
         grads: list[Tensor | None] = [None] * 3
@@ -172,7 +174,7 @@ class _Normalize(Function):
                     'second derivatives through SyncBatchNorm are not known, neither here nor in PyTorch; '
                     'replace it by BatchNorm2d')
             grads = differentiable_gradients(
-                lambda *inputs: _formula_of_normalize(*inputs, mean, invstd, call), (y, weight, bias),
+                lambda y, weight, bias: _formula_of_normalize(y, weight, bias, mean, invstd, call), (y, weight, bias),
                 ctx.needs_input_grad[:3], (grad_y, grad_mean, grad_invstd, grad_pooled if second else None))
         if not second:
             ours = _gradients(ctx, g, grad_pooled)
@@ -202,18 +204,18 @@ def _gradients(ctx: Any, g: Tensor | None, grad_pooled: Tensor | None) -> tuple[
         if call.batch and call.group is None:
             totals, inv_count = (weight_grad, bias_grad), y.shape[1] / y.numel()
         elif call.batch:
-            totals, inv_count = _reduce(weight_grad, bias_grad, invstd, ctx.count, call.group), 1.0
+            totals, inv_count = _reduce(weight_grad, bias_grad, invstd, ctx.total, call.group), 1.0
         dy = launch.apply_backward(
             g, y, weight, bias, mean, invstd, factor, grad_pooled, *totals, inv_count, relu, call.pooling == 'relu')
     needs_weight, needs_bias = ctx.needs_input_grad[1:3]
     return dy, weight_grad if needs_weight else None, bias_grad if needs_bias else None
 
 
-def _reduce(weight_grad: Tensor, bias_grad: Tensor, invstd: Tensor, count: Tensor, group: Any) -> tuple[Tensor, Tensor]:
+def _reduce(weight_grad: Tensor, bias_grad: Tensor, invstd: Tensor, total: Tensor, group: Any) -> tuple[Tensor, Tensor]:
     """Means over all processes of du * x and du. The message is that of ``torch.nn.SyncBatchNorm``."""
     message = torch.cat([bias_grad, weight_grad / invstd])
     dist.all_reduce(message, group=group)
-    bias_mean, weight_mean = (message / count).chunk(2)
+    bias_mean, weight_mean = (message / total).chunk(2)
     return weight_mean * invstd, bias_mean
 
 
@@ -259,8 +261,9 @@ class _ScaleShiftAdd(Function):
             elif ctx.relu == RELU_LAST:
                 grad = grad * (_formula_of_tail(y, weight, bias, mean, invstd, factor, None, None, NO_RELU) > 0)
             inputs = (y, weight, bias, mean, invstd, factor, shortcut, gate)
+            formula = functools.partial(_formula_of_tail, relu=ctx.relu)
             grads = differentiable_gradients(
-                lambda *inputs: (_formula_of_tail(*inputs, ctx.relu),), inputs, ctx.needs_input_grad[1:9], (grad,))
+                lambda *inputs: (formula(*inputs),), inputs, ctx.needs_input_grad[1:9], (grad,))
             if ctx.needs_input_grad[7] and not ctx.gates:
                 grads[6] = grad
             return None, *grads, None, None
