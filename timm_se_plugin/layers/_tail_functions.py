@@ -71,8 +71,10 @@ class _Moments(Function):
         slope = None
         if gvar is not None:
             y, m = ctx.saved_tensors
-            slope = gvar * (2 / (m.shape[0] * ctx.size))
-            shift = shift - slope * m.mean(0)
+            slope, mean = gvar * (2 / (m.shape[0] * ctx.size)), m.mean(0)
+            if y.dtype.itemsize < 4 and not torch.is_grad_enabled():
+                return gy.add_(_scaled(y, slope.expand_as(shift), shift, mean)), None
+            shift = shift - slope * mean
             slope = slope.to(y.dtype)[:, None, None]
         shift = shift.to(gy.dtype)[:, :, None, None]
         if torch.is_grad_enabled():  # a second derivative is wanted
@@ -127,6 +129,18 @@ def _affine(
     return torch.addcmul(bias[:, :, None, None], y, weight[:, :, None, None], out=out)
 
 
+def _scaled(x: Tensor, weight: Tensor, bias: Tensor | None = None, mean: Tensor | None = None) -> Tensor:
+    """``weight * (x - mean) + bias`` with factors in float32, whatever the type of x.
+
+    Rounded to half precision, a factor would be off by the same amount at all positions of a channel: a bias that
+    the sums of a gradient don't lose.
+    """
+    zero = weight.new_zeros(weight.shape[1])
+    mean = zero if mean is None else mean
+    bias = torch.zeros_like(weight) if bias is None else bias
+    return _affine(x, weight.contiguous(), bias, mean, torch.ones_like(zero), 0.0, False)
+
+
 def _affine_backward(
         g: Tensor, y: Tensor, weight: Tensor, mean: Tensor, var: Tensor, eps: float, needs_y: bool,
 ) -> tuple[Tensor | None, Tensor, Tensor]:
@@ -146,7 +160,11 @@ def _affine_backward(
     else:
         gbias = g.sum((2, 3), dtype=weight.dtype)
         gweight = (y - mean[:, None, None]).mul_(g).sum((2, 3), dtype=weight.dtype) * invstd
-    return g * (weight * invstd).to(g.dtype)[:, :, None, None] if needs_y else None, gweight, gbias
+    if not needs_y:
+        return None, gweight, gbias
+    if g.dtype.itemsize < 4:
+        return _scaled(g, weight * invstd), gweight, gbias
+    return g * (weight * invstd).to(g.dtype)[:, :, None, None], gweight, gbias
 
 
 def add_act_(x: Tensor, shortcut: Tensor, relu: bool) -> Tensor:
