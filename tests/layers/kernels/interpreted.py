@@ -1,6 +1,10 @@
-"""The kernels by Triton's interpreter: test_kernels.py runs this file in a process with TRITON_INTERPRET=1."""
+"""The kernels' values and derivatives against the modules.
+
+test_kernels.py runs this file in a process with TRITON_INTERPRET=1, tools/run_on_gpu.py on a GPU.
+"""
 
 import copy
+import os
 
 import pytest
 import torch
@@ -19,10 +23,20 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 MODES = ('train', 'frozen', 'eval')
 
 
+DEVICE = 'cpu' if os.environ.get('TRITON_INTERPRET') == '1' else 'cuda'
+pytestmark = [pytest.mark.gpu] if DEVICE == 'cuda' else []
+
+
 @pytest.fixture(autouse=True)
-def _on_cpu(monkeypatch):
-    monkeypatch.setattr(available, 'DEVICES', {'cpu'})
-    yield
+def _device(monkeypatch):
+    if DEVICE == 'cuda' and not torch.cuda.is_available():
+        pytest.skip('no GPU, and TRITON_INTERPRET is not 1')
+    monkeypatch.setattr(available, 'DEVICES', {DEVICE})
+    allowed = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    with torch.device(DEVICE):
+        yield
+    torch.backends.cudnn.allow_tf32 = allowed
     launch._tiles.cache_clear()
 
 
@@ -104,7 +118,7 @@ class Tail(nn.Module):
         nn.init.uniform_(self.bn.running_var, 0.5, 2)
 
     def forward(self, x, r, fused):
-        with torch.autocast('cpu', x.dtype, enabled=x.dtype in DTYPES[1:]):
+        with torch.autocast(DEVICE, x.dtype, enabled=x.dtype in DTYPES[1:]):
             return self.compute(x, r if self.shortcut else None, fused)
 
     def compute(self, x, r, fused):
@@ -337,7 +351,7 @@ class Wrapped(nn.Module):
 
     def forward(self, x, dtype, fused):
         self.layer.fused = fused
-        with torch.autocast('cpu', dtype, enabled=x.dtype == torch.float32 and dtype != torch.float32):
+        with torch.autocast(DEVICE, dtype, enabled=x.dtype == torch.float32 and dtype != torch.float32):
             return self.layer(x)
 
 
@@ -369,6 +383,7 @@ def _synchronised_case():
     return Tail(4, *TAILS[0]), [values((3, 4, 5, 6), mean=3.0), values((3, 4, 5, 6))]
 
 
+@pytest.mark.skipif(DEVICE == 'cuda', reason='two processes need two GPUs')
 def test_synchronised_statistics_are_those_of_the_whole_batch(tmp_path):
     mp.start_processes(_synchronised, (2, tmp_path, tmp_path), nprocs=2, start_method='fork')
     net, (y, r) = _synchronised_case()
