@@ -1,4 +1,4 @@
-"""BatchNorm, ReLU and the mean over the map, with nothing stored but the input."""
+"""BatchNorm, ReLU and the mean over the map, of which autograd keeps the input alone."""
 
 import torch
 import torch.nn.functional as F
@@ -15,11 +15,11 @@ __all__ = ['batch_moments', 'batch_norm_relu', 'differentiable_branch', 'recompu
 def batch_moments(y: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance per channel, in float32 at least. Shape: (N, C, H, W) -> (C,), (C,)."""
     dtype = torch.promote_types(y.dtype, torch.float32)
-    if y.is_cpu and y.is_contiguous():  # torch's own pass costs 2.5 times these three, and is quick in channels_last
+    if y.is_cpu and y.is_contiguous():  # where batch_norm_update_stats takes 2.5 times as long
         mean = y.mean((2, 3), dtype=dtype).mean(0)
         deviation = torch.linalg.vector_norm(y - mean.view(-1, 1, 1), dim=(2, 3))
         return mean, deviation.square_().mean(0).div_(y.shape[2] * y.shape[3])
-    running = y.new_ones(2, y.shape[1], dtype=dtype)  # without it, half precision would give its moments in half
+    running = y.new_ones(2, y.shape[1], dtype=dtype)  # the operator's results have the type of these
     mean, var = torch.batch_norm_update_stats(y, running[0], running[1], 0.0)
     return mean, var
 
@@ -91,10 +91,10 @@ def batch_norm_relu(
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     """``U = relu(batch_norm(y))``, its mean over the map, and what U can be computed from again.
 
-    Module by module, autograd keeps y and U until the backward pass. Here it keeps y, which the convolution's output
-    is anyway. The running statistics move as in ``nn.BatchNorm2d``; with ``training=False`` they normalise.
-    ``private`` says that nobody else holds y, nor the gradient of U: without gradients y becomes U in place, and in
-    the backward pass the gradient of U becomes that of y. A new large tensor costs as much as a pass over it.
+    Module by module, autograd keeps y and U until the backward pass. Here it keeps y alone. The running statistics move
+    as in ``nn.BatchNorm2d``; with ``training=False`` they normalise. ``private`` says that nobody else holds y, nor the
+    gradient of U. Then U takes y's memory where no gradient is recorded, and in the backward pass the gradient of y
+    takes that of U, since a new large tensor costs as much as a pass over it.
 
     Shape: (N, C, H, W) -> (N, C, H, W), (N, C, 1, 1), [y, weight, bias, mean, var], which is empty without gradients.
 
@@ -144,7 +144,8 @@ def _batch_norm_relu(
             raise ValueError(f'BatchNorm needs more than one value per channel in training, got {tuple(y.shape)}')
         with torch.no_grad():
             mean, var = batch_moments(y)
-        update_running_stats(running_mean, running_var, num_batches_tracked, mean, var, count, momentum)
+        update_running_stats(
+            running_mean, running_var, num_batches_tracked, mean, var * (count / (count - 1)), momentum)
     else:
         mean, var = running_mean.to(dtype), running_var.to(dtype)
     recipe = [y, weight.to(dtype), bias.to(dtype), mean, var]

@@ -111,7 +111,8 @@ class ConcurrentSqueezeExcite(nn.Module):
             ValueError: the gate is not 1/2 at 0.
         """
         if not isinstance(self.cse.gate, nn.Sigmoid | nn.Hardsigmoid):
-            raise ValueError(f'two halves that start at 1/2 need sigmoid, not {type(self.cse.gate).__name__}')
+            raise ValueError(
+                f'two gates that start at 1/2 need sigmoid or hard_sigmoid, not {type(self.cse.gate).__name__}')
         self.sse.init_identity()
         nn.init.zeros_(self.cse.fc2.weight)
         if self.cse.fc2.bias is not None:

@@ -128,7 +128,8 @@ def normalize_squeeze(
         assert batch_var is not None  # for the type checkers, TorchScript's too
         batch_mean = m.mean(0)
         mean, var = batch_mean.detach(), batch_var.detach()
-        update_running_stats(running_mean, running_var, num_batches_tracked, mean, var, count, momentum)
+        update_running_stats(
+            running_mean, running_var, num_batches_tracked, mean, var * (count / (count - 1)), momentum)
         scale = scale * (batch_var + eps).rsqrt()
         offset = offset + scale * (mean - batch_mean)  # adds 0, and the derivative of the mean
         var = torch.ones_like(mean) - eps

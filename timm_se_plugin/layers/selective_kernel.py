@@ -15,7 +15,7 @@ from .squeeze_excite import Pointwise, reduced_channels, spatial_mean
 
 __all__ = ['SELECTS', 'SelectiveKernel', 'SelectiveKernelAttn', 'SelectiveKernelBranch', 'selective_channels']
 
-# Leaves under fx, which looks for them in the module that calls them.
+# These functions become single nodes under fx, which looks for their names in the module that calls them.
 torch.fx.wrap('batch_norm_relu')
 torch.fx.wrap('select')
 torch.fx.wrap('spatial_mean')
@@ -43,10 +43,11 @@ def selective_channels(
 
 
 def _convolve(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    """``conv(x)``. With a stride as large as its dilation it reads every second pixel, say, and no other.
+    """``conv(x)``.
 
-    A convolution of these pixels alone gives the same, and its derivatives have quick kernels on the CPU, which a
-    dilated one with a stride has not.
+    A convolution whose stride equals its dilation, 2 for instance, reads every second pixel and no other. A convolution
+    without dilation over these pixels gives the same, and its derivatives have quick kernels on the CPU; those of a
+    dilated convolution with a stride are slow.
     """
     step, padding = conv.stride[0], conv.padding
     if (step > 1 and conv.stride == conv.dilation == (step, step) and conv.padding_mode == 'zeros'
@@ -344,17 +345,18 @@ class SelectiveKernel(nn.Module):
             'rd_channels': rd_channels, 'rd_divisor': rd_divisor, 'rd_min_channels': rd_min_channels}
         for name, count in counts.items():
             if count is not None and count < 1:
-                raise ValueError(f'{name}={count} is not allowed; allowed: a positive integer')
+                raise ValueError(f'{name}={count}: a positive integer is needed')
         if isinstance(kernels, int):
-            raise ValueError(f'kernels={kernels}: one size for each of the branches, at least two')
+            raise ValueError(f'kernels={kernels}: a sequence of sizes is needed, one for each of two or more branches')
         M = len(kernels)
         groups = [groups] * M if isinstance(groups, int) else list(groups)
         if M < 2:
             raise ValueError(f'kernels={tuple(kernels)}: at least two branches are needed to select from')
         if any(k < 1 or k % 2 == 0 for k in kernels):
-            raise ValueError(f'kernels={tuple(kernels)}: sizes are odd and positive')
+            raise ValueError(f'kernels={tuple(kernels)}: every size must be odd and positive')
         if len(groups) != M or any(g < 1 for g in groups):
-            raise ValueError(f'groups={tuple(groups)}: one positive number, or one for each of the {M} kernels')
+            raise ValueError(
+                f'groups={tuple(groups)}: one positive number is needed, or one for each of the {M} kernels')
         if split_input and in_channels % M:
             raise ValueError(
                 f'split_input=True: {in_channels} input channels do not divide by {M} branches; allowed: False, or as '

@@ -18,9 +18,10 @@ class DoubleSigmoid(nn.Module):
 
 
 class Pointwise(nn.Conv2d):
-    """A 1x1 convolution on a 1x1 map: a matrix product, which costs a third of the call.
+    """A 1x1 convolution on a 1x1 map, computed as a matrix product, whose call takes a third of the time.
 
-    The weight has a matrix's strides in every memory format, as its gradient does: DistributedDataParallel would warn.
+    The weight keeps the strides of a contiguous matrix in every memory format. Its gradient has them, and
+    DistributedDataParallel warns where the two differ.
     """
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
@@ -54,7 +55,7 @@ def spatial_mean(x: Tensor) -> Tensor:
     return x.mean((2, 3), keepdim=True)
 
 
-torch.fx.wrap('spatial_mean')  # a leaf under fx, where x has no dtype to look at
+torch.fx.wrap('spatial_mean')  # under fx x is a proxy, whose dtype is not known yet
 
 
 def reduced_channels(channels: int, rd_ratio: float, rd_divisor: int = 1) -> int:
@@ -67,7 +68,8 @@ def reduced_channels(channels: int, rd_ratio: float, rd_divisor: int = 1) -> int
         ValueError: a ratio outside (0, 1].
     """
     if not 0 < rd_ratio <= 1:
-        raise ValueError(f'rd_ratio={rd_ratio} is not allowed; allowed: a fraction in (0, 1]')
+        hint = f'; did you mean 1/{rd_ratio:g}?' if rd_ratio > 1 else ''
+        raise ValueError(f'rd_ratio={rd_ratio} is not a fraction in (0, 1]{hint}')
     width = channels * rd_ratio
     if rd_divisor == 1:
         return max(1, int(width + 1e-6))  # 1e-6: 3 * (1 / 3) may fall short of 1
@@ -124,7 +126,7 @@ class SqueezeExcite(nn.Module):
         if rd_channels is None:
             rd_channels = reduced_channels(channels, rd_ratio, rd_divisor)
         if rd_channels < 1:
-            raise ValueError(f'rd_channels={rd_channels} is not allowed; allowed: a positive integer')
+            raise ValueError(f'rd_channels={rd_channels}: the inner width must be a positive integer')
         self.squeeze_type = squeeze
         linear = nn.Conv2d if squeeze == 'none' else Pointwise
         self.fc1 = linear(channels, rd_channels, 1, bias=bias, device=device, dtype=dtype)

@@ -121,7 +121,7 @@ def _normalize(
             local = y.shape[0] * positions
             mean, var, invstd, total = _gather(mean, invstd, local, bn.eps, call.group)
             update_running_stats(
-                bn.running_mean, bn.running_var, bn.num_batches_tracked, mean, var, total, bn.momentum)
+                bn.running_mean, bn.running_var, bn.num_batches_tracked, mean, var * (total / (total - 1)), bn.momentum)
     assert mean is not None  # it is given where the batch's is not computed
     assert invstd is not None
     if linear and pooled is None:
