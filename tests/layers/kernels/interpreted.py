@@ -20,7 +20,6 @@ from timm_se_plugin.layers.squeeze_excite import SqueezeExcite
 
 LAYOUTS = {'nchw': torch.contiguous_format, 'channels_last': torch.channels_last}
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-MODES = ('train', 'frozen', 'eval')
 
 
 DEVICE = 'cpu' if os.environ.get('TRITON_INTERPRET') == '1' else 'cuda'
@@ -67,9 +66,9 @@ def set_mode(net, mode):
 
 
 @pytest.mark.parametrize('layout', LAYOUTS)
-@pytest.mark.parametrize('dtype', DTYPES)
-@pytest.mark.parametrize(('shape', 'mean'), [
-    ((3, 5, 7, 9), 0.0), ((2, 33, 3, 11), 1000.0), ((1, 1, 37, 41), 30.0), ((131, 3, 1, 2), -1000.0)])
+@pytest.mark.parametrize(('shape', 'mean', 'dtype'), [
+    ((2, 5, 7, 9), 0.0, torch.float16), ((2, 17, 3, 11), 1000.0, torch.float32), ((1, 1, 17, 23), 30.0, torch.bfloat16),
+    ((131, 3, 1, 2), -1000.0, torch.float32)])
 def test_moments_are_those_of_float64(shape, mean, dtype, layout, cut):
     y = values(shape, layout, dtype, mean)
     bn = nn.BatchNorm2d(shape[1], momentum=None)
@@ -327,9 +326,9 @@ def test_not_a_number_and_infinity_are_not_lost():
     torch.testing.assert_close(ours, modules, equal_nan=True, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize('layout', LAYOUTS)
-@pytest.mark.parametrize('mode', MODES)
-@pytest.mark.parametrize('kernels', [(3, 5), (3, 5, 7)])
+@pytest.mark.parametrize(('kernels', 'mode', 'layout'), [
+    ((3, 5), 'train', 'nchw'), ((3, 5), 'train', 'channels_last'), ((3, 5, 7), 'train', 'nchw'),
+    ((3, 5), 'frozen', 'channels_last'), ((3, 5), 'eval', 'nchw')])
 def test_selective_kernels_branches_and_select_err_no_more_than_the_modules(kernels, mode, layout):
     for dtype in DTYPES:
         torch.manual_seed(0)
@@ -338,8 +337,7 @@ def test_selective_kernels_branches_and_select_err_no_more_than_the_modules(kern
             nn.init.normal_(p, std=0.5)
         net = set_mode(Wrapped(layer), mode)
         layer.attn.eval()  # its norm over three samples would turn one rounded ReLU into luck
-        trials = 1 if dtype == torch.float32 else 2
-        assert_no_worse([both(net, [values((3, 4, 7, 6), layout)], dtype) for _ in range(trials)], dtype)
+        assert_no_worse([both(net, [values((3, 4, 7, 6), layout)], dtype)], dtype)
 
 
 class Wrapped(nn.Module):
