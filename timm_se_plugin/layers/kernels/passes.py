@@ -335,7 +335,7 @@ def apply_backward(
         multiplier = _vector(factor, n * C + c0, channels, inside)
     if pooled_grad is not None:
         pooled = _vector(pooled_grad, n * C + c0, channels, inside) / P
-    if RELU != NO_RELU or POOLED_RELU or weight_grad is not None:
+    if (RELU != NO_RELU or POOLED_RELU) or weight_grad is not None:  # Triton 3.2 chains no operators
         mu = _vector(mean, c0, channels, inside)
     if RELU != NO_RELU or POOLED_RELU:
         offset = _vector(bias, c0, channels, inside)
@@ -345,7 +345,7 @@ def apply_backward(
     for t in range(first, last):
         start, at, mask = _tile(n, c0, t, C, P, LAST, BLOCK_P, BLOCK_C)
         du = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
-        if RELU != NO_RELU or POOLED_RELU or weight_grad is not None:
+        if (RELU != NO_RELU or POOLED_RELU) or weight_grad is not None:
             x = (tl.load(y + start + at, mask=mask, other=0.0).to(tl.float32) - mu) * rstd
         if g is not None:
             du = tl.load(g + start + at, mask=mask, other=0.0).to(tl.float32)
