@@ -415,3 +415,14 @@ def test_the_statistics_of_a_later_batch_are_not_mistaken_for_the_saved_ones():
     norm_act(x.detach(), bn.train(), nn.ReLU())
     with pytest.raises(RuntimeError, match='modified'):
         out.sum().backward()
+
+
+@pytest.mark.parametrize('parts', [TAILS[0], TAILS[4]], ids=str)
+def test_parameters_and_statistics_in_half_precision_keep_their_type(parts):
+    net = Tail(4, *parts).bfloat16()
+    inputs = [values((3, 4, 5, 6), dtype=torch.bfloat16) for _ in range(2)]
+    ours, modules = (step(net, inputs, fused) for fused in (True, False))
+    for name, value in modules.items():
+        assert ours[name].dtype == value.dtype, name
+        if value.is_floating_point():
+            assert (ours[name] - value).float().norm() < 0.1 * value.float().norm() + 0.05, name
