@@ -25,7 +25,7 @@ def count_bytes(bases: list[str], batch: int, output: Path | None) -> None:
     for path in PATHS:
         forward, backward = tail(path).totals
         print(f'  end of a block, {path:<18}{forward:>6} forward{backward:>6} backward '
-              f'{block_units(path):>6} units a bottleneck')
+              f'{block_units(path):>6} units a bottleneck; {tail(path).traced} by the operators alone')
         for step in (*tail(path).forward, *tail(path).backward):
             print(f'      {step.name:<52}{step.reads:>5} read {step.writes:>5} written')
     print(LAUNCHES)
@@ -34,7 +34,8 @@ def count_bytes(bases: list[str], batch: int, output: Path | None) -> None:
         replace_rows(output or 'results/traffic.csv', rows, ['base', 'batch', 'size', 'layout', 'dtype', 'path'])
         for row in rows:
             print(f"  {base:<18}{row['layout']:<15}{row['dtype']:<10}{row['path']:<18}{row['forward_gb']:>8.2f} GB "
-                  f"forward{row['backward_gb']:>8.2f} GB backward  x{row['ratio']:.3f}  tail {row['tail_share']:.0%}")
+                  f"forward{row['backward_gb']:>8.2f} GB backward  x{row['ratio']:.3f}"
+                  f" (by the operators alone x{row['ratio_traced']:.3f})  tail {row['tail_share']:.0%}")
 
 
 def main() -> None:

@@ -258,7 +258,7 @@ def test_half_precision_gradients_have_no_bias_far_from_zero(mean, dtype, channe
     exact = x.detach().double().requires_grad_()
     reference, = torch.autograd.grad(copy.deepcopy(net).double()(exact, shortcut.double()), exact, grad.double())
     bias = (ours.double() - reference).mean((0, 2, 3)).abs() / reference.std((0, 2, 3))
-    assert bias.max() < 2e-3  # the modules' own is up to 1e-3
+    assert bias.max() < 2e-3  # measured: up to 1.1e-3, the modules' own up to 3e-4
 
 
 @pytest.mark.parametrize('channels_last', [False, True])

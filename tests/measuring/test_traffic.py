@@ -1,7 +1,14 @@
 """The count of bytes against the figures that were worked out by hand."""
 
 import pytest
+import torch
+from timm.layers import SEModule
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
+from timm_se_plugin.layers.residual_tail import residual_tail
+from timm_se_plugin.layers.squeeze_excite import SqueezeExcite
 from timm_se_plugin.measuring.traffic import PATHS, block_units, count, middle, tail
 
 
@@ -43,3 +50,46 @@ def test_a_network_is_its_blocks_and_what_surrounds_them():
 def test_a_network_of_other_blocks_is_refused():
     with pytest.raises(ValueError, match='mobilenetv3_small_100 has none of'):
         count('mobilenetv3_small_100')
+
+
+class Passes(TorchDispatchMode):
+    """Name, maps read and maps written of each operator that computes."""
+
+    def __init__(self, size):
+        super().__init__()
+        self.size, self.seen = size, []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__
+        # A broadcast tensor has a map's shape and not its memory. The leaf that stands for the shortcut is copied.
+        reads, writes = (sum(isinstance(x, Tensor) and x.numel() == self.size
+                             and x.untyped_storage().nbytes() >= 4 * self.size for x in tree_leaves(tree))
+                         for tree in ((args, kwargs), out))
+        if (reads or writes) and not func.is_view and name not in ('new_empty_strided', 'copy_', 'detach'):
+            self.seen.append((name, reads, writes))
+        return out
+
+
+@pytest.mark.parametrize(('path', 'layout', 'sum_of_operators'), [
+    ('timm', 'channels_last', 29), ('operators', 'channels_last', 26), ('operators', 'nchw', 21)])
+def test_the_operators_of_a_backward_pass_are_those_that_autograd_runs(path, layout, sum_of_operators):
+    memory = torch.channels_last if layout == 'channels_last' else torch.contiguous_format
+    y, shortcut = (torch.randn(4, 8, 14, 14).contiguous(memory_format=memory).requires_grad_() for _ in range(2))
+    bn, act = nn.BatchNorm2d(8), nn.ReLU(inplace=True)
+    if path == 'timm':
+        out = SEModule(8)(bn(y))
+        out += shortcut
+        out = act(out)
+    else:
+        out = residual_tail(y, shortcut, bn, SqueezeExcite(8), None, act)
+    grad = torch.randn_like(out)
+    with Passes(y.numel()) as passes:
+        out.backward(grad)
+    units = tail(path, layout)
+
+    def elementwise(steps):  # BatchNorm reads its input more often than once
+        return sorted(step for step in steps if 'batch_norm' not in step[0])
+
+    assert elementwise(passes.seen) == elementwise((s.name, s.reads, s.writes) for s in units.backward)
+    assert units.traced == sum_of_operators
