@@ -14,7 +14,7 @@ __all__ = ['CONVENTION', 'LAUNCHES', 'PATHS', 'Step', 'Units', 'block_units', 'c
 CONVENTION = (
     'A model, not a measurement: reads and writes of feature maps and convolution weights in eager mode, none of them '
     'served by a cache; one unit is one read or write of one map; (N, C) tensors, the classifier and the optimiser '
-    'count zero. ratio is by an estimate worked out by hand, ratio_traced by the operators that autograd runs alone; where '
+    'count zero. ratio is by an estimate worked out by hand, ratio_traced by the operators that autograd runs; where '
     'they differ, nothing that was traced explains it'
 )
 PATHS = ('plain', 'timm', 'operators', 'tail by kernels', 'kernels', 'plain by kernels')
