@@ -168,7 +168,10 @@ class SelectiveKernelAttn(nn.Module):
 
     @torch.jit.unused
     def _logits(self, z: Tensor) -> Tensor:
-        return pointwise(self.fc_select, self.act(self._norm(pointwise(self.fc_reduce, z))))
+        z = pointwise(self.fc_select, self.act(self._norm(pointwise(self.fc_reduce, z))))
+        if torch.jit.is_tracing() and type(self.fc_select) is nn.Conv2d:  # with a known width a reshape is one operator
+            return z.view(-1, self.num_paths, self.fc_select.out_channels // self.num_paths, 1, 1)
+        return z.unflatten(1, (self.num_paths, -1))
 
     @torch.jit.unused
     def _norm(self, z: Tensor) -> Tensor:
@@ -182,10 +185,10 @@ class SelectiveKernelAttn(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         """Weights of the branches."""
         if torch.jit.is_scripting():
-            z = self.fc_select(self.act(self.bn(self.fc_reduce(z))))
+            z = self.fc_select(self.act(self.bn(self.fc_reduce(z)))).unflatten(1, (self.num_paths, -1))
         else:
             z = self._logits(z)
-        return z.unflatten(1, (self.num_paths, -1)).softmax(1)
+        return z.softmax(1)
 
 
 def _as_map(pooled: Tensor | None) -> Tensor:
@@ -454,5 +457,9 @@ class SelectiveKernel(nn.Module):
         us = [path(xs[i]) for i, path in enumerate(self.paths)]
         if self.attn is None:
             return _sum(us)
-        normalised = False if torch.jit.is_scripting() else self._is_softmax()
-        return _weighted_sum(self.attn(_sum([spatial_mean(u) for u in us])), us, normalised)
+        weights = self.attn(_sum([spatial_mean(u) for u in us]))
+        if torch.jit.is_scripting():
+            return _weighted_sum(weights, us, False)
+        if torch.jit.is_tracing() or torch.onnx.is_in_onnx_export():  # other forms become a dozen operators in a file
+            return _sum([u * weights[:, i] for i, u in enumerate(us)])
+        return _weighted_sum(weights, us, self._is_softmax())

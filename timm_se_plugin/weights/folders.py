@@ -1,6 +1,7 @@
 """A model as a folder in timm's format."""
 
 import copy
+import json
 from collections.abc import Mapping
 from inspect import signature
 from pathlib import Path
@@ -54,6 +55,7 @@ def write_model(
         network, str(folder), safe_serialization=True,
         model_config={**(model_config or {}), 'timm_se_plugin': plugin_config(AttentionSpec.of(network))},
         **_timm_arguments(network, dict(data_config or {})))
+    _leave_classes_to_host(Path(folder) / 'config.json')
     name = network.pretrained_cfg['architecture']
     try:
         loaded: Any = timm.create_model(f'{FOLDER}{folder}', pretrained=True).eval()
@@ -63,6 +65,16 @@ def write_model(
             'from what timm.create_model made. Instead of a model from fuse_for_inference take the original') from error
     _check_equal(network.float(), loaded)
     return loaded
+
+
+def _leave_classes_to_host(path: Path) -> None:
+    """Take the number of classes out of the model's arguments: it stands beside them.
+
+    timm reads it from there, and transformers gives its own beside the arguments, which may not name it twice.
+    """
+    config = json.loads(path.read_text(encoding='utf-8'))
+    if config.get('model_args', {}).pop('num_classes', None) is not None:
+        path.write_text(json.dumps(config, indent=2), encoding='utf-8')
 
 
 def _timm_arguments(network: Any, data_config: dict[str, Any]) -> dict[str, Any]:
