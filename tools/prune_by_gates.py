@@ -30,9 +30,13 @@ def main() -> None:
     parser.add_argument('--device', metavar='NAME', help="device, such as cpu or cuda:1; the training's if not given")
     parser.add_argument('--results', type=Path, default=Path('work_dirs/pruning.csv'), metavar='CSV',
                         help='table of the results (default: %(default)s)')
+    parser.add_argument('--output', type=Path, default=Path('work_dirs/pruned'), metavar='DIR',
+                        help="folder for the pruned networks, each a folder that timm.create_model('local-dir:...') "
+                             'loads (default: %(default)s)')
     args = parser.parse_args()
     changes = {key: value for key, value in (('data_dir', args.data_dir), ('device', args.device)) if value}
-    pruning_study(args.checkpoint, args.shares, args.criteria, args.epochs, args.lr, args.results, **changes)
+    pruning_study(args.checkpoint, args.shares, args.criteria, args.epochs, args.lr, args.results, args.output,
+                  **changes)
 
 
 if __name__ == '__main__':

@@ -1,11 +1,15 @@
+import copy
+
 import pytest
 import timm
 import torch
 from parity import images, randomised
 
+from timm_se_plugin import add_attention
 from timm_se_plugin.analysis import gate_statistics
 from timm_se_plugin.analysis.pruning import prune_by_gates
 from timm_se_plugin.measuring.complexity import complexity
+from timm_se_plugin.weights import write_model
 
 pytest.importorskip('torch_pruning', reason='pruning needs the [analysis] extra')
 SIZE = (3, 32, 32)
@@ -58,6 +62,38 @@ def test_a_pruned_network_knows_its_widths():
     assert [level['num_chs'] for level in pruned.feature_info] == [level.shape[1] for level in features]
     pruned.reset_classifier(10)
     torch.testing.assert_close(pruned.double()(x), pruned.fc(pruned.forward_head(pruned.forward_features(x), True)))
+
+
+@pytest.mark.parametrize(('name', 'kwargs'), [
+    ('se_test_resnet_plugin', {}),
+    ('seresnet18', {'layers': (1, 1, 1, 1), 'channels': (16, 32, 64, 128)}),
+    ('seresnext50_32x4d', {'layers': (1, 1, 1, 1), 'channels': (16, 32, 64, 128)}),
+    ('resnet18', {'layers': (1, 1, 1, 1), 'channels': (16, 32, 64, 128)})])
+def test_the_widths_travel_with_a_saved_network(name, kwargs, tmp_path):
+    """Also the widths of one that Torch-Pruning itself has made, and of one that is pruned again after loading."""
+    import torch_pruning as tp
+    model = timm.create_model(name, num_classes=3, **kwargs)
+    if name == 'resnet18':
+        add_attention(model, 'se', rd_ratio=1 / 4)
+    model = randomised(model).eval()
+    pruned = prune_by_gates(model, statistics(model.double()), 0.25, SIZE).float()
+    x = images(2, *SIZE, dtype=torch.float32)
+    for turn in range(2):
+        loaded = write_model(pruned, tmp_path / str(turn))
+        assert complexity(loaded, SIZE).macs == complexity(pruned, SIZE).macs < complexity(model, SIZE).macs
+        torch.testing.assert_close(loaded(x), pruned.eval()(x))
+        levels = timm.create_model(f'local-dir:{tmp_path / str(turn)}', features_only=True, pretrained=True)
+        assert levels.feature_info.channels() == [level.shape[1] for level in levels(x)]
+        pruned = copy.deepcopy(loaded)
+        tp.pruner.MagnitudePruner(pruned, x, importance=tp.importance.MagnitudeImportance(), pruning_ratio=0.25,
+                                  ignored_layers=[pruned.fc]).step()
+
+
+def test_widths_that_fit_no_layer_are_refused():
+    with pytest.raises(ValueError, match=r"pruned_widths gives 'layer1.9.conv1' the widths \[8, 8\]"):
+        timm.create_model('se_test_resnet_plugin', pruned_widths={'layer1.9.conv1': [8, 8]})
+    with pytest.raises(ValueError, match=r"'layer1.0.bn1' the widths \[8, 8\]"):
+        timm.create_model('se_test_resnet_plugin', pruned_widths={'layer1.0.bn1': [8, 8]})
 
 
 def test_the_criterion_decides_which_channels_leave():
@@ -122,17 +158,21 @@ def test_a_study_tabulates_accuracy_against_macs(tmp_path):
     trained = train_classifier(parse_options([
         *TINY, '--data-dir', str(data), '--output', str(tmp_path), '--experiment', 'run', '--epochs', '1']))
     whole, quarter, half = pruning_study(
-        tmp_path / 'run' / 'last.pth.tar', [0.25, 0.5], ['mean'], 1, 0.01, tmp_path / 'table.csv')
+        tmp_path / 'run' / 'last.pth.tar', [0.25, 0.5], ['mean'], 1, 0.01, tmp_path / 'table.csv',
+        tmp_path / 'pruned')
     assert whole['macs'] > quarter['macs'] > half['macs']
     assert whole['top1_pruned'] == whole['top1'] == trained['top1']
     assert (whole['parameters'], whole['macs']) == (trained['parameters'], trained['macs'])
     rows = read_table(tmp_path / 'table.csv')
     assert [(row['share'], float(row['top1_pruned']), float(row['top1'])) for row in rows] == [
         (share, row['top1_pruned'], row['top1']) for share, row in (('0', whole), ('0.25', quarter), ('0.5', half))]
+    kept = timm.create_model(f"local-dir:{tmp_path / 'pruned' / 'mean-0.5'}", pretrained=True)
+    assert complexity(kept, kept.pretrained_cfg['input_size']).macs == half['macs']
     for shares, criteria, said in (
             ([0.25], ['mean', 'size'], "criterion='size' is unknown"), ([0.25, 2], ['mean'], 'share=2 is not between')):
         with pytest.raises(ValueError, match=said):  # before anything is evaluated
-            pruning_study(tmp_path / 'run' / 'last.pth.tar', shares, criteria, 1, 0.01, tmp_path / 'none.csv')
+            pruning_study(tmp_path / 'run' / 'last.pth.tar', shares, criteria, 1, 0.01, tmp_path / 'none.csv',
+                          tmp_path / 'pruned')
     assert not (tmp_path / 'none.csv').exists()
     with pytest.raises(ValueError, match='no option called colour'):
-        pruning_study(tmp_path / 'run' / 'last.pth.tar', [0.25], ['mean'], 1, 0.01, tmp_path / 't.csv', colour=1)
+        pruning_study(tmp_path / 'run' / 'last.pth.tar', [0.25], ['mean'], 1, 0.01, tmp_path / 't.csv', tmp_path, colour=1)

@@ -7,6 +7,7 @@ import torch
 from timm.layers import GlobalContext
 from torch import Tensor, nn
 
+from ..placement.widths import tell_widths
 from .statistics import GateStatistics
 
 __all__ = ['CRITERIA', 'prune_by_gates']
@@ -33,7 +34,8 @@ def prune_by_gates(
         seed: of ``'random'``.
 
     Returns:
-        The smaller network, which has to be fine-tuned.
+        The smaller network, which has to be fine-tuned. :func:`~timm_se_plugin.weights.write_model` saves it with its
+        widths.
 
     Raises:
         ValueError: an unknown criterion, a share outside (0, 1), no channel that an SE gate scales, or a network that
@@ -78,31 +80,12 @@ def prune_by_gates(
             pruned, x, importance=importance, pruning_ratio=share, ignored_layers=_outputs(pruned))
         for group in pruner.step(interactive=True):
             group.prune()
-        _tell_widths(pruned, x)
-    except (ArithmeticError, LookupError, RuntimeError) as error:
+        tell_widths(pruned)
+    except (ArithmeticError, LookupError, RuntimeError, ValueError) as error:
         raise unknown from error
     if not found:
         raise ValueError(f'{type(model).__name__} has no channels that an SE gate scales')
     return pruned
-
-
-@torch.no_grad()
-def _tell_widths(model: Any, x: Tensor) -> None:
-    """Correct the numbers of channels that timm's network states of itself, by those of a forward pass."""
-    levels = model.feature_info if isinstance(getattr(model, 'feature_info', None), list) else []
-    widths: dict[str, int] = {}
-    trial = copy.deepcopy(model).eval()
-    for level in levels:
-        trial.get_submodule(level['module']).register_forward_hook(
-            lambda module, args, output, name=level['module']: widths.update({name: output.shape[1]}))
-    trial(x)
-    for level in levels:
-        level['num_chs'] = widths.get(level['module'], level['num_chs'])
-    classifier = model.get_classifier() if hasattr(model, 'get_classifier') else None
-    if isinstance(classifier, nn.Linear):
-        for name in ('num_features', 'head_hidden_size'):
-            if hasattr(model, name):
-                setattr(model, name, classifier.in_features)
 
 
 def _last_layer(attention: nn.Module) -> Any:

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from ..files.tables import replace_rows
 from ..measuring.complexity import complexity
 from ..measuring.provenance import provenance
+from ..weights.folders import write_model
 from ..weights.runs import build_model
 from .pruning import prune_by_gates
 from .statistics import gate_statistics
@@ -27,7 +28,7 @@ _logger = logging.getLogger(__name__)
 
 def pruning_study(
         checkpoint: str | Path, shares: Sequence[float], criteria: Sequence[str], epochs: int, lr: float,
-        table: str | Path, **changes: Any,
+        table: str | Path, output: str | Path, **changes: Any,
 ) -> list[dict[str, Any]]:
     """Prune a trained network by each criterion and share, fine-tune it, and tabulate accuracy against MACs.
 
@@ -41,6 +42,7 @@ def pruning_study(
         lr: learning rate at the start of the fine-tuning.
         table: CSV file that gets a row for the whole network and one for each criterion and share, as soon as each is
             measured.
+        output: folder that gets a folder in timm's format for each fine-tuned network, named after criterion and share.
         **changes: options of the training to change, such as ``data_dir`` and ``device``.
 
     Returns:
@@ -101,6 +103,7 @@ def pruning_study(
             before = top1(pruned)
             _fine_tune(pruned, training, epochs, lr, options, process)
             keep(row(pruned, criterion, share, before, top1(pruned)))
+            write_model(pruned, Path(output) / f'{criterion}-{share:g}', {'label_names': classes}, config)
         return rows
 
 

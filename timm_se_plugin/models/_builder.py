@@ -13,6 +13,7 @@ from ..placement import AttentionSpec, place_attention
 from ..placement.record import record_arguments
 from ..placement.spec import applicable, is_option, split_attention_kwargs
 from ..placement.surgery import vacate_blocks
+from ..placement.widths import set_widths
 from ._architecture import Architecture
 from ._resolution import SAVED_SOURCES, pretrained_cfg, requested, resolve, source_of
 from ._saved_weights import check_saved_weights
@@ -31,12 +32,14 @@ def build(arch: Architecture, pretrained: bool = False, **kwargs: Any) -> nn.Mod
     Args:
         arch: what stands behind the name.
         pretrained: load the weights of the tag, or of the repository or folder that the model comes from.
-        **kwargs: as for timm's entrypoints, and ``attn`` with its options.
+        **kwargs: as for timm's entrypoints, ``attn`` with its options, and ``pruned_widths``, which the config.json of
+            a pruned network has.
 
     Raises:
         ValueError: an impossible attention, option or tag, or an option that contradicts the weights asked for.
     """
     options = split_attention_kwargs(kwargs)
+    pruned_widths = kwargs.pop('pruned_widths', None)
     cfg = pretrained_cfg(arch, kwargs.pop('pretrained_cfg', None), kwargs.pop('pretrained_cfg_overlay', None))
     saved_args = kwargs.get('pretrained_model_args')
     if cfg.source in SAVED_SOURCES and 'pretrained_model_args' not in signature(build_model_with_cfg).parameters:
@@ -70,6 +73,8 @@ def build(arch: Architecture, pretrained: bool = False, **kwargs: Any) -> nn.Mod
             vacate_blocks(model)
         if placed is not None:
             place_attention(model, placed)
+        if pruned_widths is not None:
+            set_widths(model, pruned_widths)
         return model
 
     source = source_of(arch, cfg)
@@ -86,6 +91,8 @@ def build(arch: Architecture, pretrained: bool = False, **kwargs: Any) -> nn.Mod
     model = built(pretrained)
     record_arguments(model, **{name: value for name, value in kwargs.items()
                                if name not in (*_NOT_RECORDED, 'pretrained_model_args') and value is not None})
+    if pruned_widths is not None:
+        record_arguments(model, pruned_widths=pruned_widths)
     if placed is not None:
         record_arguments(model, **placed.to_kwargs())
     elif 'attn' in options:

@@ -16,6 +16,8 @@ from torch import nn
 from ..files.hub_files import FOLDER
 from ..files.version import __version__
 from ..placement import AttentionSpec
+from ..placement.record import TIMM_NAMES, record_arguments
+from ..placement.widths import changed_widths
 
 __all__ = ['plugin_config', 'write_model']
 
@@ -31,7 +33,8 @@ def write_model(
 ) -> nn.Module:
     """Write ``model.safetensors`` and ``config.json`` as timm does, and check that the model loads from them.
 
-    The model itself does not change: it keeps its device, memory format and mode.
+    The model itself does not change: it keeps its device, memory format and mode. The widths of a network that was
+    pruned, by :func:`~timm_se_plugin.analysis.prune_by_gates` or by Torch-Pruning itself, are written as well.
 
     Args:
         model: a model that ``timm.create_model`` made, wrapped or not (DDP, ``torch.compile``).
@@ -49,6 +52,7 @@ def write_model(
     if not all(hasattr(network, name) for name in ('pretrained_cfg', '_model_args', 'num_classes')):
         raise ValueError(f'{type(network).__name__} cannot be written: it is not a model that timm.create_model made')
     network = copy.deepcopy(network).cpu().eval()
+    _record_widths(network)
     for tensor in (*network.parameters(), *network.buffers()):
         tensor.data = tensor.data.contiguous()  # safetensors refuses channels_last
     save_for_hf(
@@ -65,6 +69,22 @@ def write_model(
             'from what timm.create_model made. Instead of a model from fuse_for_inference take the original') from error
     _check_equal(network.float(), loaded)
     return loaded
+
+
+def _record_widths(network: Any) -> None:
+    """Let a network whose layers have been pruned be built with their widths, under the name that takes them."""
+    name = network.pretrained_cfg['architecture']
+    arguments = {key: value for key, value in network._model_args.items() if key != 'pruned_widths'}
+    numbers = {key: getattr(network, key) for key in ('num_classes', 'in_chans') if hasattr(network, key)}
+    try:
+        with torch.device('meta'):
+            whole = timm.create_model(name, **{**arguments, **numbers})
+    except (RuntimeError, TypeError, ValueError):  # is refused with its reason when it is to load
+        return
+    widths = changed_widths(network, whole)
+    if widths:
+        record_arguments(network, pruned_widths=widths)
+        network.pretrained_cfg = {**network.pretrained_cfg, 'architecture': TIMM_NAMES.get(name, name)}
 
 
 def _leave_classes_to_host(path: Path) -> None:

@@ -1,0 +1,88 @@
+"""The widths of a pruned network: which layers have others than the whole network, and a network that is built so."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .structure import image_size, run_structure, structure_of
+
+__all__ = ['changed_widths', 'set_widths', 'tell_widths']
+
+_LAYERS = (nn.Conv2d, nn.Linear, nn.modules.batchnorm._BatchNorm)
+
+
+def _layers(model: nn.Module) -> dict[str, Any]:
+    return {name: module for name, module in model.named_modules()
+            if isinstance(module, _LAYERS) and isinstance(module.weight, Tensor)}
+
+
+def changed_widths(model: nn.Module, whole: nn.Module) -> dict[str, list[int]]:
+    """Widths of the layers that differ from those of the whole network.
+
+    Args:
+        model: a network, pruned or not.
+        whole: the network that has the same name and arguments.
+
+    Returns:
+        The first two dimensions of the weight by the layer's name: outputs and inputs (of one group) of a convolution
+        or a linear layer, channels of a norm. Empty if the networks do not consist of the same layers.
+    """
+    layers = _layers(model)
+    others = _layers(whole)
+    if layers.keys() != others.keys():
+        return {}
+    return {name: list(layer.weight.shape[:2]) for name, layer in layers.items()
+            if layer.weight.shape != others[name].weight.shape}
+
+
+@torch.no_grad()
+def set_widths(model: nn.Module, widths: Mapping[str, Sequence[int]]) -> None:
+    """Give layers of a network other widths, and new weights.
+
+    Args:
+        model: the whole network, which is changed.
+        widths: what :func:`changed_widths` returned.
+
+    Raises:
+        ValueError: the name of no convolution, linear layer or norm, or widths that such a layer cannot have.
+    """
+    layers = _layers(model)
+    for name, shape in widths.items():
+        layer = layers.get(name)
+        if layer is None or len(shape) != min(2, layer.weight.dim()) or min(shape) < 1:
+            raise ValueError(f'pruned_widths gives {name!r} the widths {list(shape)}, which do not fit a layer of this '
+                             f'{type(model).__name__}')
+        if isinstance(layer, nn.Conv2d):
+            is_depthwise = layer.groups == layer.out_channels == layer.in_channels
+            layer.groups = shape[0] if is_depthwise else layer.groups
+            layer.out_channels, layer.in_channels = shape[0], shape[1] * layer.groups
+        elif isinstance(layer, nn.Linear):
+            layer.out_features, layer.in_features = shape
+        else:
+            layer.num_features = shape[0]
+        for kind, tensor in (*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)):
+            if tensor.dim():  # all but a norm's number of batches
+                resized = tensor.new_empty((*shape, *tensor.shape[2:]) if kind == 'weight' else shape[:1])
+                setattr(layer, kind, nn.Parameter(resized) if isinstance(tensor, nn.Parameter) else resized)
+        layer.reset_parameters()
+    tell_widths(model)
+
+
+def tell_widths(model: Any) -> None:
+    """Correct the numbers of channels that a network of timm's states of itself, by those of a pass."""
+    levels = model.feature_info if isinstance(getattr(model, 'feature_info', None), list) else []
+    widths: dict[str, int] = {}
+    structure = structure_of(model)
+    for level in levels:
+        structure.get_submodule(level['module']).register_forward_hook(
+            lambda module, args, output, name=level['module']: widths.update({name: output.shape[1]}))
+    run_structure(structure, image_size(model))
+    for level in levels:
+        level['num_chs'] = widths.get(level['module'], level['num_chs'])
+    classifier = model.get_classifier() if hasattr(model, 'get_classifier') else None
+    if isinstance(classifier, nn.Linear):
+        for name in ('num_features', 'head_hidden_size'):
+            if hasattr(model, name):
+                setattr(model, name, classifier.in_features)
