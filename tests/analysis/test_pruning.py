@@ -175,4 +175,5 @@ def test_a_study_tabulates_accuracy_against_macs(tmp_path):
                           tmp_path / 'pruned')
     assert not (tmp_path / 'none.csv').exists()
     with pytest.raises(ValueError, match='no option called colour'):
-        pruning_study(tmp_path / 'run' / 'last.pth.tar', [0.25], ['mean'], 1, 0.01, tmp_path / 't.csv', tmp_path, colour=1)
+        pruning_study(tmp_path / 'run' / 'last.pth.tar', [0.25], ['mean'], 1, 0.01, tmp_path / 't.csv', tmp_path,
+                      colour=1)

@@ -4,8 +4,8 @@ import sys
 from pathlib import Path
 
 
-def test_two_processes_average_the_gradients_of_fused_networks():
-    script = Path(__file__).parent.parent / 'ddp_step.py'
+def test_two_processes_average_the_gradients_by_ddp_and_by_shards():
+    script = Path(__file__).parent.parent / 'parallel_step.py'
     run = subprocess.run(
         [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2', str(script)],
         capture_output=True, text=True, timeout=240,

@@ -1,65 +1,19 @@
-"""Sharded parameters, and the libraries that drive a training: gradients are those of the network by itself."""
+"""Parameters that come and go, and libraries that drive a training; tests/models has DDP and FSDP."""
 
 import copy
 
 import pytest
 import torch
-from torch import distributed as dist
 from torch import nn
 
 EXACT = {'rtol': 1e-4, 'atol': 1e-5}
 
 
-@pytest.fixture
-def process_group(tmp_path):
-    dist.init_process_group('gloo', init_method=f'file://{tmp_path}/store', rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
-
-
-def step(model, x):
-    """Gradients of the trained network, by name."""
-    model.zero_grad()
-    model.train()(x).square().sum().backward()
-
-
 def gradients(model, x):
+    """Gradients of the network by itself, by name."""
     trained = copy.deepcopy(model)
-    step(trained, x)
+    trained.train()(x).square().sum().backward()
     return {name: p.grad for name, p in trained.named_parameters()}
-
-
-def blocks_of(model):
-    return [block for i in range(1, 5) for block in getattr(model, f'layer{i}')]
-
-
-def test_fsdp1_trains_and_changes_its_type(model, x, process_group):
-    from torch.distributed.fsdp import FullyShardedDataParallel
-    expected = gradients(model, x)
-    wrapped = FullyShardedDataParallel(copy.deepcopy(model), use_orig_params=True, device_id=torch.device('cpu'))
-    step(wrapped, x)
-    with FullyShardedDataParallel.summon_full_params(wrapped, with_grads=True):
-        for name, parameter in wrapped.module.named_parameters():
-            torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-3, atol=1e-4, msg=name)
-    wrapped.eval()
-    with torch.no_grad():
-        before = wrapped(x)
-        torch.testing.assert_close(wrapped.double()(x.double()).float(), before, **EXACT)
-        assert wrapped.cpu().bfloat16()(x.bfloat16()).dtype == torch.bfloat16
-
-
-def test_fsdp2_trains(model, x, process_group):
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
-    expected = gradients(model, x)
-    mesh = init_device_mesh('cpu', (1,))
-    sharded = copy.deepcopy(model)
-    for block in blocks_of(sharded):
-        fully_shard(block, mesh=mesh)
-    fully_shard(sharded, mesh=mesh)
-    step(sharded, x)
-    for name, parameter in sharded.named_parameters():
-        torch.testing.assert_close(parameter.grad.full_tensor(), expected[name], rtol=1e-3, atol=1e-4, msg=name)
 
 
 def test_parameters_that_are_there_only_while_their_module_runs(model, x):
@@ -73,7 +27,7 @@ def test_parameters_that_are_there_only_while_their_module_runs(model, x):
             parameter.data = kept[module, name]
 
     def release(module, args, output):
-        for name, parameter in module.named_parameters(recurse=False):
+        for parameter in module.parameters(recurse=False):
             parameter.data = torch.empty(0)
 
     placeholders = copy.deepcopy(model)
@@ -102,6 +56,7 @@ def test_accelerate_trains(model, x):
     optimizer.step()
 
 
+@pytest.mark.filterwarnings('ignore')  # Lightning's own
 def test_lightning_trains(model, x, tmp_path):
     lightning = pytest.importorskip('lightning')
 
