@@ -9,7 +9,7 @@ from timm.models._features import feature_take_indices  # private: timm exports 
 from timm.models.resnet import ResNet
 from torch import Tensor, nn
 
-__all__ = ['CifarResNet', 'FourLevels', 'PaddedShortcut', 'as_timm_counts', 'keep_size_in_stem', 'refuse']
+__all__ = ['CifarLevels', 'CifarResNet', 'PaddedShortcut', 'as_timm_counts', 'keep_size_in_stem', 'refuse']
 
 # timm counts on a stem that divides the size by 4 where these keep it; 8 and more leave every stride alone.
 _OUTPUT_STRIDES = {2: 8, 4: 16, 8: 32, 16: 32, 32: 32}
@@ -59,10 +59,16 @@ class PaddedShortcut(nn.Module):
         return f'stride={self.stride}, new_channels={self.new_channels}'
 
 
-class FourLevels(nn.Module):
-    """timm's feature extraction, which counts five levels, for a stem and three stages."""
+class CifarLevels(nn.Module):
+    """timm's feature extraction, which counts five levels, for a stem and any number of stages."""
 
-    attention_stages = 3  # to add_attention
+    __jit_unused_properties__ = ['attention_stages']  # noqa: RUF012  (TorchScript compiles all other properties)
+
+    @property
+    def attention_stages(self) -> int:
+        """How many stages may carry attention, for ``add_attention``."""
+        levels: Any = self.feature_info
+        return len(levels) - 1
 
     def forward_intermediates(
             self, x: Tensor, indices: int | list[int] | None = None, *args: Any, **kwargs: Any,
@@ -85,12 +91,12 @@ class FourLevels(nn.Module):
         return taken
 
 
-class CifarResNet(FourLevels, ResNet):
-    """ResNet for 32x32 images: a 3x3 stem that keeps the size, no pooling, and three stages.
+class CifarResNet(CifarLevels, ResNet):
+    """ResNet for 32x32 images: a 3x3 stem that keeps the size, no pooling, and as many stages as `layers` has numbers.
 
     Papers: "Deep Residual Learning", https://arxiv.org/abs/1512.03385, section 4.2, and ResNeXt,
-    https://arxiv.org/abs/1611.05431, section 5.2. Keys are timm's, without those of a fourth stage; features are the
-    stem's and the stages', at strides 1, 1, 2 and 4.
+    https://arxiv.org/abs/1611.05431, section 5.2, both of three stages. Keys are timm's, without those of stages that
+    the network does not have; features are the stem's and the stages', at strides 1, 1, 2 and 4 (and 8).
 
     Args:
         block: timm's block class, or one for each stage.

@@ -10,12 +10,12 @@ from timm.models.resnetv2 import ResNetV2
 from torch import nn
 
 from ..placement.finding import restart_identity
-from ._cifar_networks import FourLevels, as_timm_counts, keep_size_in_stem, refuse
+from ._cifar_networks import CifarLevels, as_timm_counts, keep_size_in_stem, refuse
 
 __all__ = ['CifarResNetV2']
 
 
-class CifarResNetV2(FourLevels, ResNetV2):
+class CifarResNetV2(CifarLevels, ResNetV2):
     """Pre-activation ResNet for 32x32 images: a 3x3 stem that keeps the size, no pooling, and three stages.
 
     Papers: "Identity Mappings", https://arxiv.org/abs/1603.05027, Table 1, whose shortcuts see the first activation

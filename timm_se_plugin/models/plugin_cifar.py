@@ -6,6 +6,10 @@
 - ``resnetv2_164_cifar_plugin``, ``wide_resnet16_8_cifar_plugin``, ``shake_shake26_2x96d_cifar_plugin``: SE paper,
   Tables 4 and 5; with SE, not with SK.
 
+- ``resnet18_cifar_plugin``, -34, -50, -101, -152: what most people call a 'ResNet-18 for CIFAR': the stages and widths
+  of the ImageNet networks behind a 3x3 stem that keeps the size, without pooling. Public repositories have them plain
+  and with SE; no paper does.
+
 ``<name>_plugin`` is plain and accepts ``attn=``; ``se_<name>_plugin`` and ``sk_<name>_plugin`` carry attention.
 The input is a 32x32 image, and there are 10 classes unless ``num_classes`` says otherwise.
 """
@@ -28,9 +32,9 @@ __all__: list[str] = []  # the entrypoints; timm's register_model adds them
 default_cfgs: dict[str, DefaultCfg] = {}  # where register_model looks for the pretrained configurations
 
 
-def _cfg(first_conv: str, classifier: str) -> DefaultCfg:
+def _cfg(first_conv: str, classifier: str, pool_size: tuple[int, int]) -> DefaultCfg:
     return DefaultCfg(tags=deque(['']), cfgs={'': PretrainedCfg(
-        input_size=(3, 32, 32), pool_size=(8, 8), num_classes=10, crop_pct=1.0, interpolation='bilinear',
+        input_size=(3, 32, 32), pool_size=pool_size, num_classes=10, crop_pct=1.0, interpolation='bilinear',
         mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616),  # of CIFAR-10's training images
         first_conv=first_conv, classifier=classifier)})
 
@@ -38,16 +42,18 @@ def _cfg(first_conv: str, classifier: str) -> DefaultCfg:
 def _register(name: str, model_cls: type[nn.Module], args: dict[str, Any], *attns: AttentionSpec) -> None:
     """Register the plain network, and one with each attention."""
     is_v2 = issubclass(model_cls, CifarResNetV2)  # timm's key names and modules are others there
-    levels = {'out_indices': (0, 1, 2, 3), **({'flatten_sequential': True} if is_v2 else {})}
+    stages = len(args['layers'])
+    levels = {'out_indices': tuple(range(stages + 1)), **({'flatten_sequential': True} if is_v2 else {})}
     keys = ('stem.conv', 'head.fc') if is_v2 else ('conv1', 'fc')
     for attn in (None, *attns):
         full_name = f'{attn.attn}_{name}_plugin' if attn else f'{name}_plugin'
         register(
             __name__,
             Architecture(
-                full_name, name, attn, model_cls, accepts_attn=attn is None, model_args=args, stages=3,
+                full_name, name, attn, model_cls, accepts_attn=attn is None, model_args=args, stages=stages,
                 feature_cfg=levels),
-            _cfg(*keys), f'{name} for 32x32 images, {attn.attn if attn else "with any attention by attn="}.',
+            _cfg(*keys, pool_size=(8, 8) if stages == 3 else (4, 4)),
+            f'{name} for 32x32 images, {attn.attn if attn else "with any attention by attn="}.',
             opened=f'{name}_plugin')
 
 
@@ -64,6 +70,13 @@ def _register_all() -> None:
         {'block': Bottleneck, 'layers': (3, 3, 3), 'channels': (64, 128, 256), 'cardinality': 16, 'base_width': 32,
          'stem_width': 64, 'shortcut': 'B', 'zero_init_last': False},
         se, AttentionSpec('sk', stages=stages, kernels=(1, 3), rd_ratio=1 / 32))
+    for depth, block, layers in (
+            (18, BasicBlock, (2, 2, 2, 2)), (34, BasicBlock, (3, 4, 6, 3)), (50, Bottleneck, (3, 4, 6, 3)),
+            (101, Bottleneck, (3, 4, 23, 3)), (152, Bottleneck, (3, 8, 36, 3))):
+        _register(
+            f'resnet{depth}_cifar', CifarResNet,
+            {'block': block, 'layers': layers, 'channels': (64, 128, 256, 512), 'stem_width': 64, 'shortcut': 'B'},
+            AttentionSpec('se'), AttentionSpec('sk'))
     _register('resnetv2_164_cifar', CifarResNetV2, {'layers': (18, 18, 18), 'channels': (64, 128, 256)}, se)
     _register(
         'wide_resnet16_8_cifar', CifarResNetV2,

@@ -17,16 +17,19 @@ from ..models.state_dicts import Misfit, StateDict, attention_misfit
 from ..placement import AttentionSpec, attention_modules
 from .caffe import INPUT
 from .folders import write_model
-from .layouts import is_elsewhere, layout_of, renamed, sizes
+from .layouts import is_elsewhere, layout_of, renamed, sizes, with_names, without_prefix
 from .mm_config import backbone_attention, backbone_config
+from .padding import padded_behind, pads_shortcuts
 from .reading import read_weights
 from .runs import build_model
 from .same_function import check_same_function
 
-__all__ = ['Conversion', 'convert', 'convert_file', 'convert_to_timm']
+__all__ = ['PADDINGS', 'Conversion', 'convert', 'convert_file', 'convert_to_timm']
 
 # The attention of every network that was released with these names.
 _DECLARED = dict.fromkeys(('cadene', 'caffe', 'mmpretrain'), AttentionSpec('se'))
+
+PADDINGS = ('both', 'behind')
 
 
 @dataclass(frozen=True)
@@ -38,12 +41,15 @@ class Conversion:
         mapped: the source's key for each key of the model.
         unused: keys of the source that are no part of the network, such as a detector's head.
         missing: keys of the model that the source lacks; they keep their initial values.
+        notes: what was taken off the keys, and what was assumed of the source's network because neither keys nor shapes
+            tell it.
     """
 
     layout: str
     mapped: Mapping[str, str]
     unused: tuple[str, ...]
     missing: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The conversion as JSON-safe values."""
@@ -52,6 +58,7 @@ class Conversion:
     def __str__(self) -> str:
         lines = [f'layout {self.layout}: {len(self.mapped)} mapped, {len(self.unused)} unused, '
                  f'{len(self.missing)} missing']
+        lines += [f'  {note}' for note in self.notes]
         lines += [f'  {old} -> {new}' for new, old in self.mapped.items()]
         lines += [f'  {key} unused' for key in self.unused]
         return '\n'.join(lines + [f'  {key} missing, keeps its initial value' for key in self.missing])
@@ -59,6 +66,7 @@ class Conversion:
 
 def convert(
         weights: StateDict, model: nn.Module, source: nn.Module | None = None, meta: Mapping[str, Any] | None = None,
+        renames: Mapping[str, str] | None = None, padding: str | None = None,
 ) -> Conversion:
     """Load weights with other names into a model of the plugin.
 
@@ -71,13 +79,20 @@ def convert(
         source: the network that the weights belong to, if it is known; `model` then has to compute the same function.
             Without it, the keys have to tell what the network computes.
         meta: what the file has beside the weights, as :func:`read_weights` returns it.
+        renames: other names for parts of keys, as ``{'linear': 'fc'}``.
+        padding: where shortcuts without parameters put the zeros for new channels in the network that the weights
+            belong to: ``'behind'``, as in this package, or ``'both'``, half of them before. By default ``'both'`` for
+            the names of the public CIFAR repositories, and ``'behind'`` for others.
 
     Raises:
-        ValueError: keys or shapes do not fit, or the weights are of a network with the same keys that computes another
-            function.
+        ValueError: an unknown `padding`, a rename of nothing, keys or shapes that do not fit, or the weights are of a
+            network with the same keys that computes another function.
     """
     cfg: Any = model.pretrained_cfg
     arch = architectures.get(cfg['architecture'])
+    if padding not in (None, *PADDINGS):
+        raise ValueError(f'padding={padding!r} is not one of {", ".join(PADDINGS)}')
+    weights, prefix = _tidied(weights, meta, renames)
     layout, is_legacy = layout_of(weights), bool(arch and arch.source and arch.source.key_map is legacy_keys)
     attn = AttentionSpec.of(model)
     if source is not None:
@@ -111,11 +126,44 @@ def convert(
     if misfit:
         named = replace(misfit, unexpected=[origin[key] for key in misfit.unexpected])
         raise ValueError(f"weights with {layout}'s names do not fit {cfg['architecture']}: {named}")
+    notes = [f'{prefix} stood before every key and was taken off'] if prefix else []
+    if padding and not pads_shortcuts(model):
+        raise ValueError(f"padding={padding!r} concerns shortcuts without parameters, which {cfg['architecture']} does "
+                         'not have; leave it out')
+    if pads_shortcuts(model) and source is None:
+        if padding is None:
+            padding = 'both' if layout == 'pytorch-cifar' else 'behind'
+            where = 'on both sides' if padding == 'both' else 'behind'
+            notes.append(f'assumed that shortcuts put the zeros for new channels {where} (padding={padding!r})')
+        if padding == 'both':
+            given = padded_behind(given, model)
+    if source is None:
+        notes += _assumptions(layout, weights, attn)
     model.load_state_dict({**expected, **{key: given[key] for key in expected.keys() & given.keys()}})
     return Conversion(
         layout, {key: origin[key] for key in expected if key in given},
         tuple(sorted(origin[key] for key in given if key not in expected)),
-        tuple(key for key in expected if key not in given))
+        tuple(key for key in expected if key not in given), tuple(notes))
+
+
+def _tidied(
+        weights: StateDict, meta: Mapping[str, Any] | None, renames: Mapping[str, str] | None,
+) -> tuple[StateDict, str]:
+    """Weights without a prefix that all keys share, under the names that were asked for; and the prefix."""
+    weights, prefix = without_prefix(weights, is_detector=bool(backbone_config(meta or {})))
+    return with_names(weights, renames or {}), prefix
+
+
+def _assumptions(layout: str, weights: StateDict, attn: AttentionSpec | None) -> list[str]:
+    """What other networks with the same keys and shapes would do in another way."""
+    found = []
+    if layout in ('resnet', 'pytorch-cifar') and any('.conv3.' in key for key in weights):
+        found.append('assumed that bottlenecks have their stride in the 3x3 convolution')
+    if layout in ('resnet', 'pytorch-cifar') and attn is not None and attn.record.recalibrates and any(
+            '.se.' in key or '.SE.' in key for key in weights):
+        options = ', '.join(f'{name}={value!r}' for name, value in attn.to_kwargs().items())
+        found.append(f'assumed that the attention is {options}')
+    return found
 
 
 def _check_attention(attn: AttentionSpec, weights: AttentionSpec, cfg: Mapping[str, Any]) -> None:
@@ -145,7 +193,8 @@ def convert_to_timm(model: nn.Module, name: str) -> tuple[nn.Module, Conversion]
 
 
 def convert_file(
-        weights: str | Path, model: str, folder: str | Path, source: str | None = None, **model_kwargs: Any,
+        weights: str | Path, model: str, folder: str | Path, source: str | None = None,
+        renames: Mapping[str, str] | None = None, padding: str | None = None, **model_kwargs: Any,
 ) -> Conversion:
     """Convert a file or a saved model, and save the result as timm does, with ``conversion.json`` beside it.
 
@@ -154,6 +203,8 @@ def convert_file(
         model: the plugin's name of the network to convert to; or timm's name, to convert a saved model back.
         folder: the folder to write into.
         source: timm's name of the network that a file's weights belong to, if it is known.
+        renames: as for :func:`convert`.
+        padding: as for :func:`convert`.
         **model_kwargs: arguments of the new model, such as ``attn='se', attn_init='identity'``. By default it has the
             weights' number of classes and input channels.
 
@@ -173,11 +224,16 @@ def convert_file(
         data_config = {key: saved.pretrained_cfg[key] for key in ('mean', 'std', 'interpolation', 'crop_pct')}
     else:
         state, meta = read_weights(weights)
-        target = timm.create_model(model, **{**sizes(state), **model_kwargs})
-        original, data_config = _source_of(source, state, meta)
-        conversion = convert(state, target, original, meta)
+        tidied, _ = _tidied(state, meta, renames)
+        target = timm.create_model(model, **{**sizes(tidied), **model_kwargs})
+        original, data_config = _source_of(source, tidied, meta)
+        conversion = convert(state, target, original, meta, renames, padding)
         if conversion.layout == 'caffe':
             data_config = INPUT
+    if data_config is None:
+        cfg: Any = target.pretrained_cfg
+        conversion = replace(conversion, notes=(
+            *conversion.notes, f"assumed that images are normalised by mean {cfg['mean']} and std {cfg['std']}"))
     write_model(target, folder, data_config=data_config)
     Path(folder, 'conversion.json').write_text(json.dumps(conversion.to_dict(), indent=1), encoding='utf-8')
     return conversion

@@ -4,11 +4,51 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from torch import Tensor
+
 from ..models._published import legacy_keys, sk_keys
 from ..models.state_dicts import StateDict
 from .caffe import caffe_keys, is_caffe
 
-__all__ = ['is_elsewhere', 'layout_of', 'renamed', 'sizes']
+__all__ = ['is_elsewhere', 'layout_of', 'renamed', 'sizes', 'with_names', 'without_prefix']
+
+# What wrappers and users put before every key of the network that they hold.
+_PREFIXES = ('model.', 'net.', 'module.', '_orig_mod.', 'timm_model.', 'backbone.')
+
+
+def without_prefix(weights: StateDict, is_detector: bool) -> tuple[StateDict, str]:
+    """Weights without what stands before each of their keys, and what that was.
+
+    Args:
+        weights: the weights.
+        is_detector: whether ``backbone.`` belongs to the names, as it does in MMEngine's checkpoints.
+    """
+    taken = ''
+    while True:
+        prefix = next((prefix for prefix in _PREFIXES if not (is_detector and prefix == 'backbone.')
+                       and all(key.startswith(prefix) for key in weights)), '')
+        if not prefix:
+            return weights, taken
+        taken += prefix
+        weights = {key.removeprefix(prefix): value for key, value in weights.items()}
+
+
+def with_names(weights: StateDict, renames: Mapping[str, str]) -> StateDict:
+    """Weights whose keys have other parts: ``{'linear': 'fc'}`` makes ``linear.weight`` to ``fc.weight``.
+
+    Raises:
+        ValueError: no key has such a part, or two keys become one.
+    """
+    for old, new in renames.items():
+        pattern = rf'(?<![^.]){re.escape(old)}(?![^.])'
+        if not any(re.search(pattern, key) for key in weights):
+            raise ValueError(f'rename {old}={new}: no key has the part {old}; the first keys are '
+                             f'{", ".join(list(weights)[:4])}')
+        changed = {re.sub(pattern, new, key): value for key, value in weights.items()}
+        if len(changed) < len(weights):
+            raise ValueError(f'rename {old}={new} gives two weights the same key')
+        weights = changed
+    return weights
 
 
 def layout_of(keys: Mapping[str, Any]) -> str:
@@ -16,7 +56,8 @@ def layout_of(keys: Mapping[str, Any]) -> str:
 
     Returns:
         ``'resnet'`` for timm's and torchvision's, ``'timm-sk'``, ``'cadene'`` (timm's ``legacy_*`` too),
-        ``'mmpretrain'``, ``'mmdet'`` or ``'caffe'``.
+        ``'mmpretrain'``, ``'mmdet'``, ``'caffe'``, or ``'pytorch-cifar'`` for those of the public CIFAR repositories
+        (``linear``, ``shortcut``) and of the SE networks made from them (``SE.conv1``, ``se.fc.0``).
     """
     if is_caffe(keys):
         return 'caffe'
@@ -29,6 +70,8 @@ def layout_of(keys: Mapping[str, Any]) -> str:
         return 'cadene'
     if any(re.match(r'layer\d\.\d+\.conv\d\.conv\.', key) for key in keys):
         return 'timm-sk'
+    if any(re.search(r'^linear\.|\.shortcut\.\d\.|\.SE\.conv\d\.|\.se\.fc\.\d\.', key) for key in keys):
+        return 'pytorch-cifar'
     return 'resnet'
 
 
@@ -38,8 +81,24 @@ def renamed(layout: str, weights: StateDict) -> tuple[StateDict, dict[str, str]]
         return caffe_keys(weights)
     rename: Any = {
         'cadene': legacy_keys, 'timm-sk': sk_keys, 'mmpretrain': _mmpretrain_keys, 'mmdet': _mmdet_keys,
-        'resnet': dict}[layout]
+        'pytorch-cifar': _pytorch_cifar_keys, 'resnet': dict}[layout]
     return rename(weights), rename({key: key for key in weights})
+
+
+_PYTORCH_CIFAR = (
+    (r'^linear\.', 'fc.'), (r'\.shortcut\.', '.downsample.'), (r'\.SE\.conv1\.', '.se.fc1.'),
+    (r'\.SE\.conv2\.', '.se.fc2.'), (r'\.se\.fc\.0\.', '.se.fc1.'), (r'\.se\.fc\.2\.', '.se.fc2.'))
+
+
+def _pytorch_cifar_keys(keys: Mapping[str, Any]) -> dict[str, Any]:
+    """The excitation's layers may be linear there; 1x1 convolutions have the same weights in another shape."""
+    named = {}
+    for key, value in keys.items():
+        for old, new in _PYTORCH_CIFAR:
+            key = re.sub(old, new, key)
+        is_linear = '.se.fc' in key and isinstance(value, Tensor) and value.dim() == 2
+        named[key] = value[:, :, None, None] if is_linear else value
+    return named
 
 
 def _mmpretrain_keys(keys: Mapping[str, Any]) -> dict[str, Any]:
@@ -66,7 +125,7 @@ def sizes(weights: StateDict) -> dict[str, int]:
     """Number of classes and input channels (``num_classes``, ``in_chans``) of a network, where its weights tell."""
     found = {}
     for key, tensor in weights.items():
-        if re.fullmatch(r'(head\.)?(fc|last_linear)\.weight|classifier\.0', key):
+        if re.fullmatch(r'(head\.)?(fc|last_linear|linear)\.weight|classifier\.0', key):
             found['num_classes'] = tensor.flatten(0, -2).shape[0]
         elif re.fullmatch(r'(backbone\.|layer0\.)?conv1(\.0)?\.weight|conv1(_1)?/[37]x[37]_s2\.0', key):
             found['in_chans'] = tensor.shape[1]

@@ -18,8 +18,8 @@ from .caffe import caffe_layers
 
 __all__ = ['read_weights']
 
-# The entries in which timm, MMEngine and most others keep weights beside other things, the moving average first.
-_HOLDERS = ('state_dict_ema', 'model_ema', 'state_dict', 'model')
+# The entries in which timm, MMEngine, Lightning and others keep weights beside other things, the moving average first.
+_HOLDERS = ('state_dict_ema', 'model_ema', 'state_dict', 'model_state_dict', 'model', 'net')
 
 
 def read_weights(path: str | Path) -> tuple[StateDict, dict[str, Any]]:
@@ -29,7 +29,8 @@ def read_weights(path: str | Path) -> tuple[StateDict, dict[str, Any]]:
     that is read.
 
     Args:
-        path: a ``.safetensors`` or ``.caffemodel`` file, or a file that ``torch.save`` wrote.
+        path: a ``.safetensors`` or ``.caffemodel`` file, or a file that ``torch.save`` wrote (``.pth``, ``.tar``,
+            ``.ckpt`` and any other).
 
     Returns:
         The weights by key; and a dict with the entries of ``meta`` in a file of MMEngine, with ``args`` (as a mapping)

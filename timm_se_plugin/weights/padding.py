@@ -1,0 +1,63 @@
+"""Channels of a CIFAR network whose shortcuts pad on both sides, in the order of one whose shortcuts pad behind."""
+
+import re
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..models._cifar_networks import PaddedShortcut
+from ..models.state_dicts import StateDict
+
+__all__ = ['padded_behind', 'pads_shortcuts']
+
+
+def pads_shortcuts(model: nn.Module) -> bool:
+    """Whether shortcuts without parameters make room for new channels with zeros."""
+    return any(isinstance(module, PaddedShortcut) for module in model.modules())
+
+
+def padded_behind(weights: StateDict, model: nn.Module) -> StateDict:
+    """Weights of a network that pads half of the new channels before, half behind, for one that pads all behind.
+
+    Both compute the same: the channels of each stage are the same ones in another order. In a stage of width C that
+    follows one of width B, the channel that is the first of B stands behind (C - B) / 2 new ones.
+
+    Args:
+        weights: weights under the model's names.
+        model: the network that pads behind.
+
+    Raises:
+        ValueError: the number of new channels of a stage is odd.
+    """
+    network: Any = model
+    order = torch.arange(network.conv1.out_channels)  # position in the other network of each channel of this one
+    result = dict(weights)
+    for stage, first in enumerate(network.first_blocks(), 1):
+        incoming = order
+        if isinstance(first.downsample, PaddedShortcut):
+            new, width = first.downsample.new_channels, len(order) + first.downsample.new_channels
+            if new % 2:
+                raise ValueError(f'stage {stage} has {new} new channels, which cannot be half before and half behind')
+            old = order + new // 2
+            order = torch.cat([old, torch.tensor([c for c in range(width) if c not in set(old.tolist())]).long()])
+        last = 3 if hasattr(first, 'conv3') else 2
+        for key, value in weights.items():
+            found = re.match(rf'layer{stage}\.(\d+)\.(.+)', key)
+            if found:
+                into = incoming if found[1] == '0' else order
+                result[key] = _reordered(found[2], value, last, into, order)
+    result['fc.weight'] = weights['fc.weight'][:, order]
+    return result
+
+
+def _reordered(name: str, value: Tensor, last: int, into: Tensor, out: Tensor) -> Tensor:
+    """A tensor of a block that reads channels in the order `into` and gives them in the order `out`."""
+    if name == 'conv1.weight':
+        return value[:, into]
+    if name == 'se.fc1.weight':
+        return value[:, out]
+    if name == f'conv{last}.weight' or name.startswith('se.fc2.') or (
+            name.startswith(f'bn{last}.') and value.dim()):
+        return value[out]
+    return value
