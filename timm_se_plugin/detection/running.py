@@ -18,7 +18,7 @@ from torch import nn
 
 from ..models.state_dicts import Misfit
 
-__all__ = ['CheckInputHook', 'ProgressHook', 'check_fit', 'test_detector', 'train_detector']
+__all__ = ['CheckInputHook', 'ProgressHook', 'check_fit', 'saved_meta', 'test_detector', 'train_detector']
 
 
 def check_fit(model: nn.Module, state_dict: dict[str, Any], what: str = 'the checkpoint') -> None:
@@ -55,6 +55,15 @@ class CheckInputHook(Hook):
     def before_test(self, runner: Runner) -> None:
         """Check that the pictures of the test set exist."""
         _check_pictures(runner.test_loop.dataloader.dataset)
+
+
+def saved_meta(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """What a checkpoint of MMDetection 3 or 2 says of its data set: ``classes`` and ``palette``, if it has them."""
+    meta = checkpoint.get('meta', {})
+    found = meta.get('dataset_meta', {key: meta[key] for key in ('CLASSES', 'PALETTE') if key in meta})
+    if isinstance(found, list):  # of a concatenation, whose parts have the same classes
+        found = found[0]
+    return {key.lower(): value for key, value in found.items()}
 
 
 @HOOKS.register_module()
