@@ -1,6 +1,7 @@
 """Detectors for tests: options that make one small, and configurations that are parsed once."""
 
 import functools
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,9 @@ SMALL_COCO = {
 }
 
 
+_RUNS = itertools.count()  # MMEngine refuses two runs of one name in a process
+
+
 def on_folder(folder, name='faster-rcnn_se-r50_fpn_1x_coco', small=True, **options):
     """A configuration that trains for an epoch on the `coco_folder` of tests/detection."""
     from timm_se_plugin.detection.configs import config_path
@@ -53,5 +57,5 @@ def on_folder(folder, name='faster-rcnn_se-r50_fpn_1x_coco', small=True, **optio
             config[f'{split}_evaluator'].ann_file = str(folder / 'annotations.json')
     config.train_cfg.max_epochs = 1
     config.log_level = 'ERROR'
-    config.experiment_name = config.visualizer.name = f'{folder.name}-{len(list(folder.rglob("*")))}'
+    config.experiment_name = config.visualizer.name = f'{folder.name}-{next(_RUNS)}'
     return config
