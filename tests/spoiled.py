@@ -17,7 +17,7 @@ def _saved_anew(path: Path, change: Callable[[Any], Any], **options: Any) -> Non
     change(picture).save(path, **options)
 
 
-def with_orientation(path: Path, orientation: int) -> None:
+def _with_orientation(path: Path, orientation: int) -> None:
     """Give a picture an EXIF orientation, and leave its pixels as they are."""
     from PIL import Image
     exif = Image.Exif()
@@ -36,8 +36,8 @@ PICTURES: dict[str, Callable[[Path], object]] = {
     'narrow': lambda path: _saved_anew(path, lambda picture: picture.resize((20000, 20))),
     'half as large': lambda path: _saved_anew(path, lambda picture: picture.reduce(2)),
     'turned by its pixels': lambda path: _saved_anew(path, lambda picture: picture.transpose(2)),
-    'turned by its tag': lambda path: with_orientation(path, 6),
-    'upside down by its tag': lambda path: with_orientation(path, 3),
+    'turned by its tag': lambda path: _with_orientation(path, 6),
+    'upside down by its tag': lambda path: _with_orientation(path, 3),
 }
 
 
@@ -69,7 +69,6 @@ ANNOTATIONS: dict[str, Callable[[dict], object]] = {
     'name with a blank': lambda data: _rename(data, 'red', 'red '),
     'all names other': lambda data: [c.update(name=f'kind {c["id"]}') for c in data['categories']],
     'one category less': lambda data: data['categories'].pop(),
-    'one category more': lambda data: data['categories'].insert(0, dict(id=9, name='green')),
     'one category more, with a box': lambda data: (
         data['categories'].insert(0, dict(id=9, name='green')), data['annotations'][0].update(category_id=9)),
     'a parent category of the same name': lambda data: data['categories'].insert(0, dict(id=0, name='red')),
@@ -84,6 +83,8 @@ ANNOTATIONS: dict[str, Callable[[dict], object]] = {
         dict(data['annotations'][0], id=99, image_id=99)),
     'a box of no width': lambda data: data['annotations'][0].update(bbox=[5, 5, 0, 9]),
     'a box outside': lambda data: data['annotations'][0].update(bbox=[500, 500, 9, 9]),
+    'corners for width and height': lambda data: [a.update(bbox=[
+        *a['bbox'][:2], a['bbox'][0] + a['bbox'][2], a['bbox'][1] + a['bbox'][3]]) for a in data['annotations']],
     'sizes swapped': lambda data: [
         image.update(width=image['height'], height=image['width']) for image in data['images']],
     'sizes of the originals': lambda data: [

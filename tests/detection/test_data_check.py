@@ -42,10 +42,11 @@ def stopped(folder, name='faster-rcnn_se-r50_fpn_1x_coco', **options):
 
 @pytest.fixture
 def said(monkeypatch):
-    """What the module of COCO's data set logs."""
-    from timm_se_plugin.detection import coco
+    """What the two modules log."""
+    from timm_se_plugin.detection import coco, data_check
     texts = []
-    monkeypatch.setattr(coco, 'print_log', lambda text, level=logging.INFO, **_: texts.append(text))
+    for module in (coco, data_check):
+        monkeypatch.setattr(module, 'print_log', lambda text, level=logging.INFO, **_: texts.append(text))
     return texts
 
 
@@ -108,6 +109,7 @@ def test_perfect_detections_have_a_perfect_score_in_any_order_of_categories(coco
     ('two boxes of one id', 'the 4 annotations have 3 different ids'),
     ('ids as text', "boxes have a category_id that is not among the categories of the file"),
     ('no categories', 'is not a JSON file in the format of COCO instances'),
+    ('no boxes', 'is not in the format of COCO instances'),
     ('no sizes', 'is not in the format of COCO instances'),
     ('a list', 'is not a JSON file in the format of COCO instances'),
 ])
@@ -121,13 +123,34 @@ def test_annotations_with_another_meaning_are_refused_with_the_file(coco_folder,
         train_detector(config)
 
 
-def test_names_boxes_and_pictures_that_are_left_out_are_said(coco_folder, said):
+def test_a_name_that_classes_leaves_out_is_said_with_its_boxes(coco_folder, said):
     change_annotations(coco_folder / 'annotations.json', 'one category more, with a box')
-    change_annotations(coco_folder / 'annotations.json', lambda data: data['annotations'][1].update(
-        bbox=[500, 500, 9, 9]))
-    assert labels_of(coco_folder) == ['blue', 'red']
-    assert any("classes leaves out 'green' (1 boxes)" in text for text in said)
-    assert any('1 of 3 boxes are left out' in text for text in said)
+    assert labels_of(coco_folder) == ['red', 'blue', 'red']
+    assert "classes leaves out 'green' (1 boxes)" in said[0]
+
+
+@pytest.mark.parametrize(('kind', 'count'), [
+    ('a box outside', '1 of 4'), ('a box of no width', '1 of 4'), ('a box of no image', '1 of 5')])
+def test_boxes_that_are_left_out_are_said(coco_folder, said, kind, count):
+    change_annotations(coco_folder / 'annotations.json', kind)
+    labels_of(coco_folder)
+    assert f'{count} boxes are left out' in said[0]
+
+
+def test_corners_in_the_place_of_width_and_height_are_said(coco_folder, said):
+    change_annotations(coco_folder / 'annotations.json', lambda data: data['annotations'][0].update(
+        bbox=[40, 40, 60, 39]))
+    labels_of(coco_folder)
+    assert '1 of 4 boxes reach beyond their picture' in said[0]
+    change_annotations(coco_folder / 'annotations.json', 'corners for width and height')
+    labels_of(coco_folder)
+    assert 'make sure that each bbox is x, y, width, height in pixels' in said[-1]
+
+
+def test_validation_pictures_that_are_trained_on_are_said(coco_folder, said):
+    with pytest.raises(FirstStepError):
+        train_detector(stopped(coco_folder))
+    assert '4 of the 4 pictures of val_dataloader are also trained on' in said[-1]
 
 
 @pytest.mark.parametrize(('classes', 'message'), [

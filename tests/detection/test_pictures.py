@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 from detectors import on_folder
-from spoiled import PICTURES, with_orientation
+from spoiled import PICTURES
 
 if importlib.util.find_spec('mmdet') is None:
     pytest.skip('needs the [mmdet] or the [onedl] extra', allow_module_level=True)
@@ -48,6 +48,7 @@ def photo(path, size=(96, 80)):
     ('empty', ValueError, r'empty \(0 bytes\)'),
     ('truncated', ValueError, 'truncated'),
     ('without its last bytes', ValueError, 'truncated'),
+    ('header alone', ValueError, '(truncated|LoadImageFromFile)'),
     ('text', ValueError, 'LoadImageFromFile'),
     ('a folder', ValueError, 'directory'),
     ('gone', FileNotFoundError, 'do not exist'),
@@ -67,7 +68,7 @@ def test_the_first_bad_file_is_named_among_good_ones(tmp_path, ending, kind, err
     ('color', (96, 80), 'color_ignore_orientation'), ('color_ignore_orientation', (80, 96), 'color')])
 def test_a_picture_that_its_tag_turns_is_refused_with_the_way_out(tmp_path, color_type, annotated, way_out):
     file = photo(tmp_path / 'a.jpg')
-    with_orientation(file, 6)
+    PICTURES['turned by its tag'](file)
     with pytest.raises(ValueError, match=rf"EXIF orientation is 6, and LoadImageFromFile\(color_type='{way_out}'\)"):
         check_pictures([picture(file, annotated, color_type=color_type)])
     check_pictures([picture(file, annotated, color_type=way_out)])
@@ -76,7 +77,7 @@ def test_a_picture_that_its_tag_turns_is_refused_with_the_way_out(tmp_path, colo
 
 def test_a_tag_that_turns_without_a_change_of_size_is_said(tmp_path, said):
     file = photo(tmp_path / 'a.jpg')
-    with_orientation(file, 3)
+    PICTURES['upside down by its tag'](file)
     check_pictures([picture(file)])
     assert 'a.jpg is the first, have an EXIF orientation' in said[0]
 

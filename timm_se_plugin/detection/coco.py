@@ -175,7 +175,7 @@ class CocoDataset(mmdet.datasets.CocoDataset):
         return coco
 
     def load_data_list(self) -> list[dict]:
-        """Read the annotations, and log how many of the boxes are left out."""
+        """Read the annotations, and log how many of the boxes are left out or reach beyond their picture."""
         try:
             pictures = super().load_data_list()
         except (KeyError, TypeError) as error:
@@ -186,6 +186,13 @@ class CocoDataset(mmdet.datasets.CocoDataset):
             print_log(f'{self.ann_file}: {self._boxes - used} of {self._boxes} boxes are left out: they lie outside '
                       'their picture, are less than a pixel wide or high, have no area, are marked ignore, or belong '
                       'to no image of the file', logger='current', level=logging.WARNING)
+        beyond = [picture['img_path'] for picture in pictures for instance in picture['instances']
+                  if min(instance['bbox'][:2]) < -1 or instance['bbox'][2] > picture['width'] + 1
+                  or instance['bbox'][3] > picture['height'] + 1]  # a pixel may be rounding
+        if beyond:
+            print_log(f'{self.ann_file}: {len(beyond)} of {self._boxes} boxes reach beyond their picture, the first of '
+                      f'them in {beyond[0]}; make sure that each bbox is x, y, width, height in pixels',
+                      logger='current', level=logging.WARNING)
         return pictures
 
     def filter_data(self) -> list[dict]:

@@ -39,6 +39,7 @@ def check_data(
     """
     expected, whose = (None if classes is None else class_names(classes, 'the checkpoint')), 'the checkpoint'
     pictured: dict[tuple, Picture] = {}  # train and val sets may share pictures
+    trained_on: set[str] = set()
     for split, dataset in datasets.items():
         of_split: list[Picture] = []
         for base in _parts(dataset):
@@ -55,6 +56,12 @@ def check_data(
         for metric in evaluator.metrics if expected and isinstance(evaluator, Evaluator) else ():
             if isinstance(metric, mmdet.evaluation.CocoMetric) and getattr(metric, '_coco_api', None) is not None:
                 _check_metric(metric, f'{split}_evaluator', expected, of_split, f'{split}_dataloader')
+        if split == 'train':
+            trained_on = {picture.path for picture in of_split}
+        elif shared := sum(picture.path in trained_on for picture in of_split):
+            print_log(f'{shared} of the {len(of_split)} pictures of {split}_dataloader are also trained on, so that '
+                      'the metrics do not say how the detector does on new pictures', logger='current',
+                      level=logging.WARNING)
         for picture in of_split:
             pictured.setdefault((picture.path, picture.size), picture)
     if pictures:
