@@ -8,12 +8,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-import cv2
+import mmcv
 import numpy as np
 
 from timm_se_plugin.detection.configs import read_config
 from timm_se_plugin.detection.digit_scenes import write_digit_scenes
-from timm_se_plugin.detection.inference import detect, draw
+from timm_se_plugin.detection.drawing import draw, write_picture
+from timm_se_plugin.detection.inference import detect
 from timm_se_plugin.detection.running import train_detector
 
 CONFIG = 'faster-rcnn_se-r18_fpn_digits'
@@ -21,7 +22,7 @@ CONFIG = 'faster-rcnn_se-r18_fpn_digits'
 
 def enlarged(result: dict[str, Any], factor: int = 3) -> np.ndarray:
     """The picture of a result, enlarged, with its boxes and readable labels."""
-    picture = np.asarray(cv2.imread(result['file'])).repeat(factor, 0).repeat(factor, 1)
+    picture = np.asarray(mmcv.imread(result['file'])).repeat(factor, 0).repeat(factor, 1)
     found = result['detections']
     return draw(picture, [[factor * v for v in d['bbox']] for d in found], [d['label'] for d in found],
                 [d['score'] for d in found], classes=[str(i) for i in range(10)])
@@ -52,7 +53,7 @@ def main() -> None:
     pictures = [scenes / 'images' / image['file_name'] for image in json.loads(Path(annotations).read_text())['images']]
     results = detect(config, str(work / f'epoch_{args.epochs}.pth'), pictures[:12], args.output / 'boxes', score=0.5)
     shown = [enlarged(result) for result in results]
-    cv2.imwrite(str(args.output / 'detections.png'), np.vstack([np.hstack(shown[i:i + 4]) for i in (0, 4, 8)]))
+    write_picture(args.output / 'detections.png', np.vstack([np.hstack(shown[i:i + 4]) for i in (0, 4, 8)]))
     print(f'\nOn scenes of digits that were not trained on: mAP {found["mAP"]:.3f}, mAP50 {found["mAP_50"]:.3f}')
     print(f'Pictures with the boxes of score 0.5 and more: {args.output / "detections.png"}')
 

@@ -22,12 +22,16 @@ def main() -> None:
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, metavar='KEY=VALUE',
                         help='change values of the configuration, as in '
                              'test_dataloader.dataset.ann_file=instances_val.json')
+    parser.add_argument('--no-picture-check', action='store_true',
+                        help='do not compare the picture files with the annotations before the first step; the check '
+                             'reads the header of each file')
     parser.add_argument('--launcher', choices=('none', 'pytorch', 'slurm', 'mpi'), default='none',
                         help='what started the processes of a distributed test')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
     args = parser.parse_args()
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))  # which MMEngine reads
-    test_detector(read_config(args.config, args.cfg_options, args.work_dir), args.checkpoint, args.out, args.launcher)
+    test_detector(read_config(args.config, args.cfg_options, args.work_dir), args.checkpoint, args.out, args.launcher,
+                  check_pictures=not args.no_picture_check)
 
 
 if __name__ == '__main__':

@@ -29,6 +29,9 @@ def main() -> None:
     parser.add_argument('--auto-scale-lr', action='store_true', help='scale the learning rate with the batch size')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, metavar='KEY=VALUE',
                         help='change values of the configuration, as in model.backbone.attn=sk')
+    parser.add_argument('--no-picture-check', action='store_true',
+                        help='do not compare the picture files with the annotations before the first step; the check '
+                             'reads the header of each file')
     parser.add_argument('--launcher', choices=('none', 'pytorch', 'slurm', 'mpi'), default='none',
                         help='what started the processes of a distributed training')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
@@ -37,7 +40,8 @@ def main() -> None:
     config = read_config(args.config, args.cfg_options, args.work_dir)
     if args.seed is not None:
         config.randomness = {**config.get('randomness', {}), 'seed': args.seed}
-    runner = train_detector(config, args.resume, args.amp, args.auto_scale_lr, args.launcher)
+    runner = train_detector(config, args.resume, args.amp, args.auto_scale_lr, args.launcher,
+                            check_pictures=not args.no_picture_check)
     if args.record and is_main_process():
         record_run(runner, args.record)
 

@@ -248,16 +248,18 @@ def test_a_configuration_of_something_unknown_is_refused(hub, model, change, err
         load()
 
 
-@pytest.mark.parametrize('name', ['../../outside.safetensors', '/etc/passwd', 'a/../../../outside.safetensors'])
-def test_a_file_name_cannot_leave_the_cache(hub, model, tmp_path, name):
+@pytest.mark.parametrize('name', [
+    '../../outside.safetensors', '/etc/passwd', 'a/../../../outside.safetensors', r'..\outside', r'C:\outside'])
+def test_a_file_name_that_leaves_the_repository_is_refused_before_the_hub_is_asked(hub, model, tmp_path, name):
     config = config_of(hub)
     config['pretrained_cfg']['hf_hub_filename'] = name
     put(hub, config=json.dumps(config).encode())
     hub.repos['me/a'].files('main')[name] = b'x'
-    with pytest.raises((ValueError, OSError)):
+    with pytest.raises(ValueError, match='which is not inside the repository'):
         load()
-    with pytest.raises((ValueError, OSError)):
+    with pytest.raises(ValueError, match='which is not inside the repository'):
         fetch('me/a', name)
+    assert not any('outside' in request or 'passwd' in request for request in hub.requests)
     assert not list(tmp_path.rglob('outside*'))
 
 

@@ -6,7 +6,9 @@ In a config: ``custom_imports = dict(imports=['timm_se_plugin.detection'], allow
 from . import _compat as _compat  # before the others, which import mmcv.ops: _compat provides its operators
 from .backbone import TimmAttentionBackbone
 from .checkpoint_hook import WholeCheckpointHook
+from .coco import CocoDataset, CocoMetric
 from .plugin_layers import AttentionResNet, SEPlugin, SKPlugin
 from .running import ProgressHook
 
-__all__ = ['AttentionResNet', 'ProgressHook', 'SEPlugin', 'SKPlugin', 'TimmAttentionBackbone', 'WholeCheckpointHook']
+__all__ = ['AttentionResNet', 'CocoDataset', 'CocoMetric', 'ProgressHook', 'SEPlugin', 'SKPlugin',
+           'TimmAttentionBackbone', 'WholeCheckpointHook']

@@ -8,6 +8,8 @@ import numpy as np
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
+from .drawing import write_picture
+
 __all__ = ['write_digit_scenes']
 
 
@@ -31,7 +33,7 @@ def write_digit_scenes(folder: str | Path, train: int = 400, val: int = 60, size
         for i in range(count):
             picture, boxes = _scene(images, generator.choice(pool, generator.integers(2, 6)), size, generator)
             file_name = f'{name}_{i:04}.png'
-            cv2.imwrite(str(Path(folder, 'images', file_name)), picture)
+            write_picture(Path(folder, 'images', file_name), picture)
             pictures.append({'id': i, 'file_name': file_name, 'width': size, 'height': size})
             annotations += [
                 {'id': len(annotations) + n, 'image_id': i, 'category_id': int(labels[digit]) + 1, 'bbox': box,

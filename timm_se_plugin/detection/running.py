@@ -1,15 +1,18 @@
 """Training and testing detectors with MMEngine's Runner, which first checks the data and the checkpoint."""
 
+import copy
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from mmdet.registry import DATASETS
 from mmdet.utils import setup_cache_size_limit_of_dynamo
 from mmengine.config import Config
 from mmengine.dist import master_only
 from mmengine.hooks import Hook
+from mmengine.logging import print_log
 from mmengine.registry import HOOKS, RUNNERS
 from mmengine.runner import Runner
 from timm.models import clean_state_dict
@@ -17,8 +20,10 @@ from timm.utils import unwrap_model
 from torch import nn
 
 from ..models.state_dicts import Misfit
+from .data_check import check_data
+from .picture_check import is_local
 
-__all__ = ['CheckInputHook', 'ProgressHook', 'check_fit', 'test_detector', 'train_detector']
+__all__ = ['CheckInputHook', 'ProgressHook', 'check_fit', 'saved_meta', 'test_detector', 'train_detector']
 
 
 def check_fit(model: nn.Module, state_dict: dict[str, Any], what: str = 'the checkpoint') -> None:
@@ -29,32 +34,62 @@ def check_fit(model: nn.Module, state_dict: dict[str, Any], what: str = 'the che
 
 
 class CheckInputHook(Hook):
-    """Refuses pictures that do not exist and checkpoints of another detector, before the first step.
+    """Refuses data and checkpoints that do not belong together, before the first step.
 
     Args:
-        strict: whether a checkpoint must have every key and shape of the detector, as for a test or a resumed run.
-            Without it, MMEngine loads the keys that fit and logs the others.
+        strict: whether a checkpoint must have every key and shape of the detector, and its classes, as for a test or a
+            resumed run. Without it, MMEngine loads the keys that fit and logs the others.
+        pictures: whether to look at the picture files of the data sets.
     """
 
     priority = 'VERY_HIGH'
 
-    def __init__(self, strict: bool) -> None:
-        self.strict = strict
+    def __init__(self, strict: bool, pictures: bool = True) -> None:
+        self.strict, self.pictures = strict, pictures
+        self.classes: Sequence[str] | None = None
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Compare the checkpoint with the model."""
+        """Compare the checkpoint with the model, and keep the names of its classes for the comparison with the data."""
         if self.strict:
             check_fit(unwrap_model(runner.model), checkpoint.get('state_dict', checkpoint))
+            self.classes = saved_meta(checkpoint).get('classes')
 
     def before_train(self, runner: Runner) -> None:
-        """Check that the pictures of the training and validation sets exist."""
-        _check_pictures(runner.train_dataloader.dataset)
-        if runner.val_loop is not None:
-            _check_pictures(runner.val_loop.dataloader.dataset)
+        """Compare the data sets with one another, the model, the checkpoint and the picture files."""
+        loops = {'train': runner.train_loop, 'val': runner.val_loop}
+        self._check(runner, {split: loop.dataloader.dataset for split, loop in loops.items() if loop is not None},
+                    {'val': runner.val_evaluator} if runner.val_loop is not None else {})
 
     def before_test(self, runner: Runner) -> None:
-        """Check that the pictures of the test set exist."""
-        _check_pictures(runner.test_loop.dataloader.dataset)
+        """As :meth:`before_train`, for the test set."""
+        self._check(runner, {'test': runner.test_dataloader.dataset}, {'test': runner.test_evaluator})
+
+    @master_only
+    def _check(self, runner: Runner, datasets: dict[str, Any], evaluators: dict[str, Any]) -> None:
+        if 'train' in datasets:
+            datasets |= _test_set(runner.cfg)
+        check_data(datasets, evaluators, unwrap_model(runner.model), self.classes, self.pictures)
+
+
+def _test_set(config: Config) -> dict[str, Any]:
+    """The test set by the name of its split, if it is another one than the validation set, and exists."""
+    test, val = ((config.get(f'{split}_dataloader') or {}).get('dataset') for split in ('test', 'val'))
+    if test is None or test == val:
+        return {}
+    try:
+        return {'test': DATASETS.build(copy.deepcopy(test))}
+    except FileNotFoundError as error:
+        print_log(f'the test set does not exist, and is not checked: {error}', logger='current')
+        return {}
+
+
+def saved_meta(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """What a checkpoint of MMDetection 3 or 2 says of its data set: ``classes`` and ``palette``, if it has them."""
+    meta = checkpoint.get('meta', {})
+    found = meta.get('dataset_meta', {key: meta[key] for key in ('CLASSES', 'PALETTE') if key in meta})
+    if isinstance(found, list):  # of a concatenation, whose parts have the same classes
+        found = found[0]
+    return {key.lower(): value for key, value in found.items()}
 
 
 @HOOKS.register_module()
@@ -77,33 +112,20 @@ class ProgressHook(Hook):
         self.bar.close()
 
 
-@master_only
-def _check_pictures(dataset: Any) -> None:
-    while not hasattr(dataset, 'get_data_info') or hasattr(dataset, 'dataset'):  # wrappers, such as RepeatDataset
-        if not hasattr(dataset, 'dataset'):
-            return
-        dataset = dataset.dataset
-    name = getattr(dataset, 'ann_file', 'the data')
-    paths = [str(dataset.get_data_info(i).get('img_path')) for i in range(len(dataset))]
-    missing = [path for path in paths if '://' not in path and not Path(path).is_file()]
-    if missing:
-        raise FileNotFoundError(f'{len(missing)} of the {len(paths)} pictures of {name} do not exist; the first is '
-                                f'{missing[0]}')
-
-
-def _runner(config: Config, splits: tuple[str, ...], strict: bool) -> Runner:
+def _runner(config: Config, splits: tuple[str, ...], strict: bool, check_pictures: bool) -> Runner:
     setup_cache_size_limit_of_dynamo()
     for split in splits:
         data = (config.get(f'{split}_dataloader') or {}).get('dataset') or {}
         while 'dataset' in data:
             data = data['dataset']
         path = Path(data.get('data_root') or '', data.get('ann_file') or '')
-        if data.get('ann_file') and '://' not in str(data.get('data_root')) and not path.is_file():
+        if data.get('ann_file') and '://' not in str(data.get('data_root')) and (
+                is_local(str(path), data.get('backend_args')) and not path.is_file()):
             raise FileNotFoundError(f'the annotations {path} of {split}_dataloader do not exist; say where they are by '
                                     f'--cfg-options {split}_dataloader.dataset.data_root=…')
     runner = RUNNERS.build(config) if 'runner_type' in config else Runner.from_cfg(config)
     # An entry in custom_hooks would be saved with the configuration, and MMDetection's own tools could not build it.
-    runner.register_hook(CheckInputHook(strict))
+    runner.register_hook(CheckInputHook(strict, check_pictures))
     return runner
 
 
@@ -122,7 +144,7 @@ def _empty_data_explained(config: Config) -> Iterator[None]:
 
 def train_detector(
         config: Config, resume: bool | str = False, amp: bool = False, auto_scale_lr: bool = False,
-        launcher: str = 'none',
+        launcher: str = 'none', check_pictures: bool = True,
 ) -> Runner:
     """Train, as MMDetection's ``tools/train.py`` does.
 
@@ -133,14 +155,17 @@ def train_detector(
         amp: whether to train in mixed precision.
         auto_scale_lr: whether to scale the learning rate with the batch size.
         launcher: ``'none'``, ``'pytorch'``, ``'slurm'`` or ``'mpi'``.
+        check_pictures: whether to compare the picture files with the annotations before the first step. That takes
+            seconds, or minutes where files are slow to open.
 
     Returns:
         The Runner after training.
 
     Raises:
         FileNotFoundError: the annotations or some pictures do not exist.
-        ValueError: no picture has a box of the classes; the checkpoint is of another detector; the learning rate is to
-            be scaled, and the configuration has no base batch size.
+        ValueError: the data sets, the detector and the checkpoint do not belong together (:mod:`~.data_check`); no
+            picture has a box of the classes; the learning rate is to be scaled, and the configuration has no base batch
+            size.
     """
     config.launcher = launcher
     if amp:
@@ -153,13 +178,15 @@ def train_detector(
     if resume:
         config.resume = True
         config.load_from = None if resume in (True, 'auto') else resume
-    runner = _runner(config, ('train', 'val'), strict=bool(config.get('resume')))
+    runner = _runner(config, ('train', 'val'), bool(config.get('resume')), check_pictures)
     with _empty_data_explained(config):
         runner.train()
     return runner
 
 
-def test_detector(config: Config, checkpoint: str, out: str | None = None, launcher: str = 'none') -> dict[str, float]:
+def test_detector(
+        config: Config, checkpoint: str, out: str | None = None, launcher: str = 'none', check_pictures: bool = True,
+) -> dict[str, float]:
     """Test, as MMDetection's ``tools/test.py`` does.
 
     Args:
@@ -167,18 +194,19 @@ def test_detector(config: Config, checkpoint: str, out: str | None = None, launc
         checkpoint: the detector's weights.
         out: file to write all predictions into (pickle); None for none.
         launcher: as for :func:`train_detector`.
+        check_pictures: as for :func:`train_detector`.
 
     Returns:
         The metrics by name.
 
     Raises:
         FileNotFoundError: the annotations, some pictures or the checkpoint do not exist.
-        ValueError: the checkpoint is of another detector.
+        ValueError: the test set, the detector and the checkpoint do not belong together (:mod:`~.data_check`).
     """
     from mmdet.evaluation import DumpDetResults
 
     config.launcher, config.load_from, config.resume = launcher, checkpoint, False
-    runner = _runner(config, ('test',), strict=True)
+    runner = _runner(config, ('test',), True, check_pictures)
     if out:
         runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=out))
     metrics = runner.test()

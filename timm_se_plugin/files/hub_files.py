@@ -2,7 +2,7 @@
 
 import json
 import re
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from huggingface_hub import hf_hub_download
@@ -11,8 +11,8 @@ from huggingface_hub.utils.sha import sha_fileobj
 from safetensors import SafetensorError, safe_open
 
 __all__ = [
-    'CONFIG', 'FOLDER', 'HUB', 'SAVED_AT', 'WEIGHTS', 'fetch', 'hub_name', 'read_config_json', 'saved_file',
-    'tensor_shapes',
+    'CONFIG', 'FOLDER', 'HUB', 'SAVED_AT', 'WEIGHTS', 'check_inside', 'fetch', 'hub_name', 'read_config_json',
+    'saved_file', 'tensor_shapes',
 ]
 
 WEIGHTS, CONFIG = 'model.safetensors', 'config.json'
@@ -46,6 +46,17 @@ def saved_file(place: str, name: str) -> Path:
     return path
 
 
+def check_inside(repo: str, name: str) -> None:
+    """Raise ValueError unless `name` is of a file inside a repository, on any system.
+
+    huggingface-hub up to 1.25.1 opens an absolute name, and one that leaves the repository by ``..``.
+    """
+    for path in (PurePosixPath(name), PureWindowsPath(name)):
+        if path.is_absolute() or path.anchor or '..' in path.parts:
+            raise ValueError(f'{repo} asks for the file {name!r}, which is not inside the repository; do not load it '
+                             'unless its author puts the name right')
+
+
 def fetch(repo: str, name: str) -> Path:
     """Path of a file of a Hub repository in the cache, into which the file is downloaded if it is not there.
 
@@ -56,9 +67,10 @@ def fetch(repo: str, name: str) -> Path:
     Raises:
         FileNotFoundError: the repository has no such file, or offline mode is on and the file is not in the cache.
         ConnectionError: the Hub gives no usable answer, and the file is not in the cache.
-        ValueError: the content is not what the Hub announced.
+        ValueError: the content is not what the Hub announced, or `name` is not inside the repository.
         HfHubHTTPError: the repository or the revision does not exist, or access is denied; the message says which.
     """
+    check_inside(repo, name)
     repo_id, _, revision = repo.partition('@')
     try:
         path = Path(hf_hub_download(repo_id, name, revision=revision or None, library_name='timm_se_plugin'))

@@ -1,0 +1,278 @@
+"""A class is its name: data sets, evaluators, detector and checkpoint are compared before the first step."""
+
+import importlib.util
+import json
+import logging
+
+import pytest
+from detectors import on_folder
+from spoiled import PICTURES, change_annotations
+
+if importlib.util.find_spec('mmdet') is None:
+    pytest.skip('needs the [mmdet] or the [onedl] extra', allow_module_level=True)
+
+import torch
+from mmdet.registry import DATASETS, METRICS
+from mmengine.fileio import LocalBackend, register_backend
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+
+import timm_se_plugin.detection  # noqa: F401
+from timm_se_plugin.detection.running import test_detector, train_detector
+
+pytestmark = pytest.mark.mmdet
+
+
+class FirstStepError(Exception):
+    pass
+
+
+@HOOKS.register_module(force=True)
+class StopAtFirstStep(Hook):
+    """Ends a run that is not refused, at its first step."""
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        raise FirstStepError
+
+
+def stopped(folder, name='faster-rcnn_se-r50_fpn_1x_coco', **options):
+    """A configuration whose run ends at the first step, if it comes so far."""
+    return on_folder(folder, name, custom_hooks=[dict(type='StopAtFirstStep')], **options)
+
+
+@pytest.fixture
+def said(monkeypatch):
+    """What the two modules log."""
+    from timm_se_plugin.detection import coco, data_check
+    texts = []
+    for module in (coco, data_check):
+        monkeypatch.setattr(module, 'print_log', lambda text, level=logging.INFO, **_: texts.append(text))
+    return texts
+
+
+def dataset_of(folder, classes=('blue', 'red'), file='annotations.json'):
+    return DATASETS.build(dict(
+        type='mmdet.CocoDataset', data_root=str(folder), ann_file=file, data_prefix=dict(img='images/'), pipeline=[],
+        metainfo=dict(classes=classes)))
+
+
+def labels_of(folder, **options):
+    """The name of each box, in the order of the pictures."""
+    data = dataset_of(folder, **options)
+    return [data.metainfo['classes'][box['bbox_label']] for i in range(len(data))
+            for box in data.get_data_info(i)['instances']]
+
+
+def named_boxes(file):
+    """Each annotation with the name of its category."""
+    data = json.loads(file.read_text())
+    names = {category['id']: category['name'] for category in data['categories']}
+    return [(names[box['category_id']], box) for box in data['annotations']]
+
+
+ORDERS = ['categories reversed', 'ids reversed', 'ids with gaps']
+
+
+@pytest.mark.parametrize('classes', [('blue', 'red'), ('red', 'blue')])
+@pytest.mark.parametrize('kind', [*ORDERS, 'a parent category of the same name', 'no area and no iscrowd'])
+def test_a_label_is_the_class_of_the_same_name(coco_folder, kind, classes):
+    file = change_annotations(coco_folder / 'annotations.json', kind)
+    assert labels_of(coco_folder, classes=classes) == [name for name, _ in named_boxes(file)]
+
+
+@pytest.mark.parametrize('classes', [('blue', 'red'), ('red', 'blue')])
+@pytest.mark.parametrize('kind', ORDERS)
+def test_perfect_detections_have_a_perfect_score_in_any_order_of_categories(coco_folder, kind, classes):
+    file = change_annotations(coco_folder / 'annotations.json', kind)
+    metric = METRICS.build(dict(type='mmdet.CocoMetric', ann_file=str(file), classwise=True))
+    metric.dataset_meta = dict(classes=classes)
+    for name, box in named_boxes(file):
+        x, y, width, height = box['bbox']
+        place = [0, 0, 2, 2] if name == 'red' else [x, y, x + width, y + height]  # what is red is found elsewhere
+        metric.process({}, [dict(img_id=box['image_id'], ori_shape=(80, 96), pred_instances=dict(
+            bboxes=torch.tensor([place]), scores=torch.ones(1), labels=torch.tensor([classes.index(name)])))])
+    result = metric.evaluate(4)
+    assert (result['coco/blue_precision'], result['coco/red_precision']) == (1, 0)
+    assert result['coco/bbox_mAP'] == 0.5
+
+
+@pytest.mark.parametrize(('kind', 'message'), [
+    ('name misspelt', r"'red' \(the closest is 'rad'\). The file has 2: 'blue', 'rad'"),
+    ('name in capitals', r"'red' \(the closest is 'Red'\)"),
+    ('name with a blank', r"'red' \(the closest is 'red '\)"),
+    ('all names other', '2 of the 2 names in classes are not among'),
+    ('one category less', '2 of 4 boxes have a category_id that is not among'),
+    ('a box of no category', r'1 of 4 boxes have a category_id that is not among the categories of the file \(11\)'),
+    ('two categories of one name', r"the boxes of 'red' belong to 2 categories of that name, with the ids \[2, 9\]"),
+    ('two categories of one id', 'the 3 categories have 2 different ids'),
+    ('two images of one id', 'the 4 images have 3 different ids'),
+    ('two boxes of one id', 'the 4 annotations have 3 different ids'),
+    ('ids as text', "boxes have a category_id that is not among the categories of the file"),
+    ('no categories', 'is not a JSON file in the format of COCO instances'),
+    ('no boxes', 'is not in the format of COCO instances'),
+    ('no sizes', 'is not in the format of COCO instances'),
+    ('a list', 'is not a JSON file in the format of COCO instances'),
+])
+@pytest.mark.parametrize('split', ['train', 'val'])
+def test_annotations_with_another_meaning_are_refused_with_the_file(coco_folder, kind, message, split):
+    (coco_folder / 'other.json').write_bytes((coco_folder / 'annotations.json').read_bytes())
+    change_annotations(coco_folder / 'other.json', kind)
+    config = stopped(coco_folder)
+    config[f'{split}_dataloader'].dataset.ann_file = 'other.json'
+    with pytest.raises(ValueError, match=rf'(?s)other\.json.*{message}'):
+        train_detector(config)
+
+
+def test_a_name_that_classes_leaves_out_is_said_with_its_boxes(coco_folder, said):
+    change_annotations(coco_folder / 'annotations.json', 'one category more, with a box')
+    assert labels_of(coco_folder) == ['red', 'blue', 'red']
+    assert "classes leaves out 'green' (1 boxes)" in said[0]
+
+
+@pytest.mark.parametrize(('kind', 'count'), [
+    ('a box outside', '1 of 4'), ('a box of no width', '1 of 4'), ('a box of no image', '1 of 5')])
+def test_boxes_that_are_left_out_are_said(coco_folder, said, kind, count):
+    change_annotations(coco_folder / 'annotations.json', kind)
+    labels_of(coco_folder)
+    assert f'{count} boxes are left out' in said[0]
+
+
+def test_corners_in_the_place_of_width_and_height_are_said(coco_folder, said):
+    change_annotations(coco_folder / 'annotations.json', lambda data: data['annotations'][0].update(
+        bbox=[40, 40, 60, 39]))
+    labels_of(coco_folder)
+    assert '1 of 4 boxes reach beyond their picture' in said[0]
+    change_annotations(coco_folder / 'annotations.json', 'corners for width and height')
+    labels_of(coco_folder)
+    assert 'make sure that each bbox is x, y, width, height in pixels' in said[-1]
+
+
+def test_validation_pictures_that_are_trained_on_are_said(coco_folder, said):
+    with pytest.raises(FirstStepError):
+        train_detector(stopped(coco_folder))
+    assert '4 of the 4 pictures of val_dataloader are also trained on' in said[-1]
+
+
+@pytest.mark.parametrize(('classes', 'message'), [
+    ('seven', r"classes='seven' is a string, whose letters would be the names; .* classes=\('seven',\)"),
+    (('red', 'red'), "classes has the name 'red' more than once"), ((), 'classes has no name')])
+def test_a_string_or_a_repeated_name_is_no_list_of_classes(coco_folder, classes, message):
+    with pytest.raises(ValueError, match=message):
+        dataset_of(coco_folder, classes=classes)
+
+
+@pytest.mark.parametrize('count', [1, 3, 80])
+@pytest.mark.parametrize('head', ['bbox_head', 'mask_head'])
+def test_another_number_of_classes_in_a_head_is_refused_before_the_first_step(coco_folder, count, head):
+    name = 'faster-rcnn_se-r50_fpn_1x_coco' if head == 'bbox_head' else 'mask-rcnn_se-r50_fpn_1x_coco'
+    config = stopped(coco_folder, name)
+    if head == 'mask_head':
+        config.merge_from_dict({'model.roi_head.mask_head.in_channels': 16, 'model.roi_head.mask_head.num_convs': 1,
+                                'model.roi_head.mask_roi_extractor.out_channels': 16})
+    config.model.roi_head[head].num_classes = count
+    with pytest.raises(ValueError, match=rf'roi_head.{head} has num_classes={count}, and the data has 2 classes'):
+        train_detector(config)
+
+
+def test_classes_in_another_order_or_number_than_those_of_training_are_refused(coco_folder):
+    config = stopped(coco_folder)
+    config.val_dataloader.dataset.metainfo = dict(classes=('red', 'blue'))
+    with pytest.raises(ValueError, match=r'val_dataloader .* other classes than train_dataloader .*in another order'):
+        train_detector(config)
+    config = stopped(coco_folder)
+    config.test_dataloader.dataset.metainfo = dict(classes=('blue',))
+    with pytest.raises(ValueError, match=r"test_dataloader .*1 classes of train_dataloader .* are missing \('red'\)"):
+        train_detector(config)
+
+
+def test_an_evaluator_of_other_pictures_or_names_is_refused(coco_folder):
+    (coco_folder / 'other.json').write_bytes((coco_folder / 'annotations.json').read_bytes())
+    config = stopped(coco_folder)
+    config.val_evaluator.ann_file = str(coco_folder / 'other.json')
+    change_annotations(coco_folder / 'other.json', lambda data: data['images'].reverse() or [
+        image.update(id=i) for i, image in enumerate(data['images'])])
+    with pytest.raises(ValueError, match=r'val_evaluator reads .*other.json, which is not of the pictures of val_'):
+        train_detector(config)
+    change_annotations(coco_folder / 'other.json', 'name misspelt')
+    config = stopped(coco_folder)
+    config.val_evaluator.ann_file = str(coco_folder / 'other.json')
+    with pytest.raises(ValueError, match=r"other.json: .*'red' \(the closest is 'rad'\)"):
+        train_detector(config)
+
+
+def test_a_checkpoint_is_tested_on_the_classes_of_its_training(coco_folder):
+    from mmdet.registry import MODELS
+    config = on_folder(coco_folder)
+    state = MODELS.build(config.model).state_dict()
+    for classes in (('blue', 'red'), ('red', 'blue')):
+        torch.save({'state_dict': state, 'meta': {'dataset_meta': {'classes': classes}}}, coco_folder / 'a.pth')
+        if classes[0] == 'blue':
+            test_detector(on_folder(coco_folder), str(coco_folder / 'a.pth'))
+        else:
+            with pytest.raises(ValueError, match=r'test_dataloader .* other classes than the checkpoint'):
+                test_detector(on_folder(coco_folder), str(coco_folder / 'a.pth'))
+
+
+def test_a_class_derived_from_mmdetections_is_refused_where_its_labels_shift(coco_folder):
+    import mmdet.datasets
+    import mmdet.evaluation
+
+    for registry, name, base in ((DATASETS, 'OwnDataset', mmdet.datasets.CocoDataset),
+                                 (METRICS, 'OwnMetric', mmdet.evaluation.CocoMetric)):
+        registry.register_module(name=name, force=True, module=type(name, (base,), {}))
+    own_data, own_metric = {'train_dataloader.dataset.type': 'OwnDataset'}, {'val_evaluator.type': 'OwnMetric'}
+    with pytest.raises(FirstStepError):
+        train_detector(stopped(coco_folder, **own_data, **own_metric))
+    change_annotations(coco_folder / 'annotations.json', 'categories reversed')
+    with pytest.raises(ValueError, match=r'OwnDataset numbers the classes in the order of .*annotations.json'):
+        train_detector(stopped(coco_folder, **own_data))
+    with pytest.raises(ValueError, match=r'OwnMetric numbers the classes in the order of the annotations'):
+        train_detector(stopped(coco_folder, **own_metric))
+
+
+@pytest.mark.parametrize('kind', ['sizes swapped', 'sizes of the originals'])
+def test_annotations_of_resized_or_turned_pictures_are_refused_unless_the_check_is_skipped(coco_folder, kind):
+    change_annotations(coco_folder / 'annotations.json', kind)
+    with pytest.raises(ValueError, match=r'4 of the 4 pictures of .*annotations.json are not of the annotated size'):
+        train_detector(stopped(coco_folder))
+    with pytest.raises(FirstStepError):
+        train_detector(stopped(coco_folder), check_pictures=False)
+
+
+def test_an_error_of_the_pipeline_names_the_picture(coco_folder):
+    PICTURES['narrow'](coco_folder / 'images' / '2.png')
+    with pytest.raises(ValueError, match=r'2.png cannot be loaded or transformed'):
+        train_detector(on_folder(coco_folder), check_pictures=False)
+
+
+@register_backend('elsewhere', prefixes=[])
+class Elsewhere(LocalBackend):
+    """A storage whose names are not those of its files."""
+
+    def get(self, filepath):
+        return super().get(str(filepath).replace('/elsewhere', ''))
+
+    def get_local_path(self, filepath):
+        return super().get_local_path(str(filepath).replace('/elsewhere', ''))
+
+
+def test_data_behind_a_backend_trains(coco_folder):
+    config = stopped(coco_folder)
+    backend = dict(backend='elsewhere')
+    for split in ('train', 'val', 'test'):
+        data = config[f'{split}_dataloader'].dataset
+        data.update(data_root=f'/elsewhere{coco_folder}', backend_args=backend)
+        data.pipeline[0].backend_args = backend
+        if split != 'train':
+            config[f'{split}_evaluator'].update(
+                ann_file=f'/elsewhere{coco_folder}/annotations.json', backend_args=backend)
+    with pytest.raises(FirstStepError):
+        train_detector(config)
+
+
+def test_annotations_are_read_as_utf_8_with_and_without_a_byte_order_mark(coco_folder):
+    file = change_annotations(coco_folder / 'annotations.json',
+                              lambda data: data['categories'][0].update(name='größer'))
+    for text in (file.read_text(encoding='utf-8'), '\ufeff' + file.read_text(encoding='utf-8')):
+        file.write_text(text, encoding='utf-8')
+        assert set(labels_of(coco_folder, classes=('größer', 'red'))) == {'größer', 'red'}

@@ -1,0 +1,155 @@
+"""What is wrong with the files of pictures is said with their names, before a detector is built or trained."""
+
+import importlib.util
+import logging
+import shutil
+
+import pytest
+from detectors import on_folder
+from spoiled import PICTURES
+
+if importlib.util.find_spec('mmdet') is None:
+    pytest.skip('needs the [mmdet] or the [onedl] extra', allow_module_level=True)
+
+import cv2
+import numpy as np
+from mmcv.transforms import LoadImageFromFile
+from mmengine.fileio import BaseStorageBackend, register_backend
+
+import timm_se_plugin.detection  # noqa: F401  (mmdet needs its operators)
+from timm_se_plugin.detection import inference, picture_check
+from timm_se_plugin.detection.inference import compare, detect
+from timm_se_plugin.detection.picture_check import Picture, check_pictures
+
+pytestmark = pytest.mark.mmdet
+
+
+@pytest.fixture
+def said(monkeypatch):
+    """What the two modules log."""
+    texts = []
+    for module in (picture_check, inference):
+        monkeypatch.setattr(module, 'print_log', lambda text, level=logging.INFO, **_: texts.append(text))
+    return texts
+
+
+def picture(path, size=(96, 80), **loader):
+    return Picture(str(path), 0, size, 'annotations.json', LoadImageFromFile(**loader))
+
+
+def photo(path, size=(96, 80)):
+    pixels = np.random.default_rng(0).integers(0, 255, (*size[::-1], 3), dtype=np.uint8)
+    assert cv2.imwrite(str(path), pixels)
+    return path
+
+
+@pytest.mark.parametrize('ending', ['jpg', 'png'])
+@pytest.mark.parametrize(('kind', 'error', 'message'), [
+    ('empty', ValueError, r'empty \(0 bytes\)'),
+    ('truncated', ValueError, 'truncated'),
+    ('without its last bytes', ValueError, 'truncated'),
+    ('header alone', ValueError, '(truncated|LoadImageFromFile)'),
+    ('text', ValueError, 'LoadImageFromFile'),
+    ('a folder', ValueError, 'directory'),
+    ('gone', FileNotFoundError, 'do not exist'),
+    ('half as large', ValueError, '48x40 .* as it is loaded, and 96x80 in the annotations'),
+    ('turned by its pixels', ValueError, '80x96 .* as it is loaded, and 96x80 in the annotations'),
+])
+def test_the_first_bad_file_is_named_among_good_ones(tmp_path, ending, kind, error, message):
+    files = [photo(tmp_path / f'{i}.{ending}') for i in range(3)]
+    check_pictures([picture(file) for file in files])
+    PICTURES[kind](files[1])
+    with pytest.raises(error, match=rf'(?s)1 of the 3 pictures of annotations.json .*1\.{ending}') as raised:
+        check_pictures([picture(file) for file in files])
+    raised.match(message)
+
+
+@pytest.mark.parametrize(('color_type', 'annotated', 'way_out'), [
+    ('color', (96, 80), 'color_ignore_orientation'), ('color_ignore_orientation', (80, 96), 'color')])
+def test_a_picture_that_its_tag_turns_is_refused_with_the_way_out(tmp_path, color_type, annotated, way_out):
+    file = photo(tmp_path / 'a.jpg')
+    PICTURES['turned by its tag'](file)
+    with pytest.raises(ValueError, match=rf"EXIF orientation is 6, and LoadImageFromFile\(color_type='{way_out}'\)"):
+        check_pictures([picture(file, annotated, color_type=color_type)])
+    check_pictures([picture(file, annotated, color_type=way_out)])
+    check_pictures([picture(file, annotated[::-1], color_type=color_type)])
+
+
+def test_a_tag_that_turns_without_a_change_of_size_is_said(tmp_path, said):
+    file = photo(tmp_path / 'a.jpg')
+    PICTURES['upside down by its tag'](file)
+    check_pictures([picture(file)])
+    assert 'a.jpg is the first, have an EXIF orientation' in said[0]
+
+
+@register_backend('renamed')
+class Renamed(BaseStorageBackend):
+    """A storage whose names are not those of its files."""
+
+    def get(self, filepath):
+        with open(filepath.replace('stored:', ''), 'rb') as file:
+            return file.read()
+
+    def get_text(self, filepath, encoding='utf-8'):
+        return self.get(filepath).decode(encoding)
+
+
+def test_the_backend_is_asked_for_pictures_that_are_not_local(tmp_path, said):
+    far = [picture(f'stored:{photo(tmp_path / f"{i}.png")}', backend_args=dict(backend='renamed')) for i in range(201)]
+    check_pictures(far)
+    assert 'looked at 67 of 201 picture files' in said[0]
+    PICTURES['half as large'](tmp_path / '0.png')
+    with pytest.raises(ValueError, match=r'stored:.*0.png: 48x40'):
+        check_pictures(far)
+    PICTURES['gone'](tmp_path / '0.png')
+    with pytest.raises(ValueError, match=r'stored:.*0.png cannot be read by LoadImageFromFile: FileNotFoundError'):
+        check_pictures(far)
+
+
+def untrained(config, folder):
+    """A checkpoint of a detector as it is built, with the names of its classes."""
+    import torch
+    from mmdet.registry import MODELS
+    model = MODELS.build(config.model)
+    torch.save({'state_dict': model.state_dict(), 'meta': {'dataset_meta': {'classes': ('blau', 'größer')}}},
+               folder / 'a.pth')
+    return str(folder / 'a.pth')
+
+
+def test_whatever_opencv_reads_is_detected_in_and_what_is_left_out_is_said(coco_folder, said):
+    images, config = coco_folder / 'images', on_folder(coco_folder)
+    checkpoint = untrained(on_folder(coco_folder), coco_folder)
+    for name in ('a.webp', 'b.tif', 'c.BMP', '球.png', 'upload.png'):
+        photo(images / name)
+    (images / 'upload.png').rename(images / 'upload')
+    for name in ('._0.png', 'notes.txt', 'more.txt'):
+        (images / name).write_text('none')
+    (images / 'inner').mkdir()
+    results = detect(config, checkpoint, [images], coco_folder / 'found', score=0.)
+    names = [*(f'{i}.png' for i in range(4)), 'a.webp', 'b.tif', 'c.BMP', 'upload', '球.png']
+    assert [result['file'] for result in results] == [str(images / name) for name in names]
+    assert {path.name for path in (coco_folder / 'found').iterdir()} == {
+        'detections.json', *names} - {'upload'} | {'upload.png'}
+    assert '4 entries are left out' in said[0]
+    assert all(kind in said[0] for kind in ('2 .txt', '1 .png', '1 folders'))
+    assert {box['label'] for result in results for box in result['detections']} <= {'blau', 'größer'}
+
+
+@pytest.mark.parametrize(('kind', 'message'), [
+    ('empty', r'2.png, which is empty'), ('truncated', r'2.png, which is truncated'),
+    ('narrow', r'2.png, of 20000x20 pixels, cannot be detected in'), ('text', '2.png cannot be read')])
+def test_detecting_in_a_broken_picture_names_it_and_never_detects_in_half_of_one(coco_folder, kind, message):
+    config, checkpoint = on_folder(coco_folder), untrained(on_folder(coco_folder), coco_folder)
+    PICTURES[kind](coco_folder / 'images' / '2.png')
+    with pytest.raises(ValueError, match=message):
+        detect(config, checkpoint, [coco_folder / 'images'], coco_folder / 'found')
+
+
+def test_a_comparison_is_not_drawn_of_pictures_that_were_resized(coco_folder):
+    config, checkpoint = on_folder(coco_folder), untrained(on_folder(coco_folder), coco_folder)
+    PICTURES['half as large'](coco_folder / 'images' / '0.png')
+    with pytest.raises(ValueError, match=r'0.png: 48x40'):
+        compare(config, checkpoint, coco_folder / 'pairs.png', count=2)
+    shutil.copy(coco_folder / 'images' / '1.png', coco_folder / 'images' / '0.png')
+    with pytest.raises(ValueError, match=r'pairs.nothing cannot be written'):
+        compare(config, checkpoint, coco_folder / 'pairs.nothing', count=2)

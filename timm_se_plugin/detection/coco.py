@@ -1,0 +1,241 @@
+"""COCO's annotations read by name: label ``i`` is the i-th of ``classes``, whatever the order in the file.
+
+Importing this module registers both classes in the place of MMDetection's of the same names, which number the classes
+in the order of the file, and pass over a name that the file does not have.
+"""
+
+import json
+import logging
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from difflib import get_close_matches
+from typing import Any
+
+import mmdet.datasets
+import mmdet.evaluation
+import numpy as np
+from mmdet.datasets.api_wrappers import COCO
+from mmdet.registry import DATASETS, METRICS
+from mmengine.fileio import get_local_path
+from mmengine.logging import print_log
+
+__all__ = ['CocoDataset', 'CocoMetric', 'category_ids', 'class_names', 'read_coco']
+
+
+def _comparable(name: Any) -> str:
+    """A name as it is compared: JSON and options have numbers for names too, and 'é' may be one character or two."""
+    return unicodedata.normalize('NFC', str(name))
+
+
+def class_names(classes: Any, where: str) -> tuple[str, ...]:
+    """The names of classes, as strings.
+
+    Args:
+        classes: the value of ``metainfo.classes``.
+        where: what has these classes, for the message.
+
+    Raises:
+        ValueError: `classes` is a string, is empty, or has a name twice.
+    """
+    if isinstance(classes, str):
+        raise ValueError(f'{where}: classes={classes!r} is a string, whose letters would be the names; one class is '
+                         f'written with a comma, classes=({classes!r},)')
+    names = tuple(map(_comparable, classes))
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice or not names:
+        raise ValueError(f'{where}: classes has ' + (f'the name {twice[0]!r} more than once; each class needs a name '
+                                                     'of its own' if twice else 'no name'))
+    return names
+
+
+def category_ids(annotations: dict[str, Any], classes: Iterable[str], where: str) -> list[int]:
+    """Find the category of each class by its name.
+
+    Args:
+        annotations: the content of a file in COCO's format.
+        classes: the names in the order of the labels.
+        where: the file, for the message.
+
+    Returns:
+        For each class the id of its category. Of several categories with one name, it is the one that has boxes.
+
+    Raises:
+        ValueError: the file does not have one of the names, or the boxes of a name belong to several categories.
+    """
+    boxes, names = _boxes_and_names(annotations)
+    ids: dict[str, list[int]] = defaultdict(list)
+    for id_, name in names.items():
+        ids[name].append(id_)
+    wanted = [_comparable(name) for name in classes]
+    missing = [name for name in wanted if name not in ids]
+    if missing:
+        left = [name for name in ids if name not in wanted]
+        closest = [(name, get_close_matches(name, left, n=1, cutoff=0.)) for name in missing[:3]]
+        described = ', '.join(repr(name) + (f' (the closest is {match[0]!r})' if match else '')
+                              for name, match in closest)
+        of_coco = wanted == list(mmdet.datasets.CocoDataset.METAINFO['classes'])
+        raise ValueError(
+            f'{where}: {len(missing)} of the {len(wanted)} names in classes are not among the categories of the file: '
+            f'{described}{", …" if len(missing) > 3 else ""}. The file has {len(ids)}: '
+            f'{", ".join(map(repr, list(ids)[:20]))}{", …" if len(ids) > 20 else ""}. '
+            + ('The names asked for are those of COCO, which hold where none are given. ' if of_coco else '')
+            + 'Give the names of the file in metainfo.classes of the train, val and test data sets, or add the '
+            'missing categories to the file (a category may have no boxes)')
+    used = {name: [id_ for id_ in ids[name] if boxes[id_]] for name in wanted}
+    for name, of_name in used.items():
+        if len(of_name) > 1:
+            raise ValueError(f'{where}: the boxes of {name!r} belong to {len(of_name)} categories of that name, with '
+                             f'the ids {of_name}; give these boxes one category_id, or the categories other names')
+    return [(used[name] or ids[name])[0] for name in wanted]
+
+
+def _boxes_and_names(annotations: dict[str, Any]) -> tuple[Counter, dict[int, str]]:
+    """How many boxes each category has, and its name."""
+    boxes = Counter(annotation['category_id'] for annotation in annotations.get('annotations', []))
+    return boxes, {category['id']: _comparable(category['name']) for category in annotations.get('categories', [])}
+
+
+def read_coco(path: str, where: str) -> COCO:
+    """Read annotations in COCO's format, from UTF-8 whatever the locale.
+
+    A box without ``iscrowd`` is taken for none of a crowd, and one without ``area`` has its own.
+
+    Args:
+        path: a local file.
+        where: where the file comes from, for the message.
+
+    Raises:
+        ValueError: the file is not JSON, or not in COCO's format; images, categories or boxes share an id; boxes belong
+            to categories that are not in the file.
+    """
+    coco = COCO()
+    try:
+        with open(path, encoding='utf-8-sig') as file:  # some editors begin with a byte order mark
+            coco.dataset = json.load(file)
+        for annotation in coco.dataset.get('annotations', []):
+            annotation.setdefault('iscrowd', 0)
+            if 'bbox' in annotation:
+                annotation.setdefault('area', annotation['bbox'][2] * annotation['bbox'][3])
+        coco.createIndex()
+        boxes, names = _boxes_and_names(coco.dataset)
+        images = [image['id'] for image in coco.dataset['images']]
+        categories = {(category['id'], category['name']) for category in coco.dataset['categories']}
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(f'{where} is not a JSON file in the format of COCO instances: '
+                         f'{type(error).__name__}: {error}') from error
+    coco.img_ann_map, coco.cat_img_map = coco.imgToAnns, coco.catToImgs
+    for what, count, different in (('images', len(images), len(coco.imgs)),
+                                   ('categories', len(categories), len(names)),
+                                   ('annotations', boxes.total(), len(coco.anns))):
+        if different < count:
+            raise ValueError(f'{where}: the {count} {what} have {different} different ids, so that some would stand '
+                             'for others; give each an id of its own')
+    unlisted = sorted(map(repr, boxes.keys() - names.keys()))
+    if unlisted:
+        count = sum(boxes[id_] for id_ in boxes.keys() - names.keys())
+        raise ValueError(f'{where}: {count} of {boxes.total()} boxes have a category_id that is not among the '
+                         f'categories of the file ({", ".join(unlisted[:5])}); add these, or remove the boxes')
+    return coco
+
+
+@DATASETS.register_module(force=True)
+class CocoDataset(mmdet.datasets.CocoDataset):
+    """MMDetection's ``CocoDataset``, with labels by name, and errors that name the file.
+
+    The arguments are those of MMDetection's class. The log says which names, boxes and pictures are left out.
+
+    Raises:
+        ValueError: as :func:`class_names`, :func:`read_coco` and :func:`category_ids`.
+    """
+
+    @classmethod
+    def _load_metainfo(cls, metainfo: Any = None) -> dict[str, Any]:
+        loaded = super()._load_metainfo(metainfo)
+        if 'classes' in loaded:
+            loaded['classes'] = class_names(loaded['classes'], cls.__name__)
+        return loaded
+
+    def COCOAPI(self, path: str) -> COCO:  # noqa: N802 (MMDetection's name for what reads the file)
+        """The annotations, whose ``get_cat_ids`` has the order of ``classes``."""
+        coco = read_coco(path, self.ann_file)
+        ids = category_ids(coco.dataset, self.metainfo['classes'], self.ann_file)
+        boxes, names = _boxes_and_names(coco.dataset)
+        left_out = [id_ for id_ in names if id_ not in ids]
+        if left_out:
+            print_log(f'{self.ann_file}: classes leaves out '
+                      + ', '.join(f'{names[id_]!r} ({boxes[id_]} boxes)' for id_ in left_out), logger='current',
+                      level=logging.WARNING if any(boxes[id_] for id_ in left_out) else logging.INFO)
+        if [id_ for id_ in names if id_ in ids] != ids:
+            print_log(f'{self.ann_file}: the categories have another order than classes; each label is the class of '
+                      'the same name. MMDetection by itself takes the order of the file: weights that were trained by '
+                      'it on this file give the classes other names', logger='current', level=logging.WARNING)
+        self._boxes = sum(boxes[id_] for id_ in ids)
+        coco.get_cat_ids = lambda cat_names: ids
+        return coco
+
+    def load_data_list(self) -> list[dict]:
+        """Read the annotations, and log how many of the boxes are left out or reach beyond their picture."""
+        try:
+            pictures = super().load_data_list()
+        except (KeyError, TypeError) as error:
+            raise ValueError(f'{self.ann_file} is not in the format of COCO instances: an image or a box of it lacks, '
+                             f'or has wrongly, {error}') from error
+        used = sum(len(picture['instances']) for picture in pictures)
+        if used < self._boxes:
+            print_log(f'{self.ann_file}: {self._boxes - used} of {self._boxes} boxes are left out: they lie outside '
+                      'their picture, are less than a pixel wide or high, have no area, are marked ignore, or belong '
+                      'to no image of the file', logger='current', level=logging.WARNING)
+        beyond = [picture['img_path'] for picture in pictures for instance in picture['instances']
+                  if min(instance['bbox'][:2]) < -1 or instance['bbox'][2] > picture['width'] + 1
+                  or instance['bbox'][3] > picture['height'] + 1]  # a pixel may be rounding
+        if beyond:
+            print_log(f'{self.ann_file}: {len(beyond)} of {self._boxes} boxes reach beyond their picture, the first of '
+                      f'them in {beyond[0]}; make sure that each bbox is x, y, width, height in pixels',
+                      logger='current', level=logging.WARNING)
+        return pictures
+
+    def filter_data(self) -> list[dict]:
+        """Leave out pictures as ``filter_cfg`` says, and log how many."""
+        kept = super().filter_data()
+        if len(kept) < len(self.data_list):
+            print_log(f'{self.ann_file}: {len(self.data_list) - len(kept)} of {len(self.data_list)} pictures are left '
+                      f'out by filter_cfg={dict(self.filter_cfg)}', logger='current')
+        return kept
+
+    def prepare_data(self, idx: int) -> Any:
+        """The pipeline's result for a picture; an error names the picture's file."""
+        try:
+            return super().prepare_data(idx)
+        except Exception as error:
+            path = self.get_data_info(idx)['img_path']
+            raise ValueError(f'{path} cannot be loaded or transformed: {type(error).__name__}: {error}') from error
+
+
+@METRICS.register_module(force=True)
+class CocoMetric(mmdet.evaluation.CocoMetric):
+    """MMDetection's ``CocoMetric``, with the categories of the labels' names.
+
+    The arguments are those of MMDetection's class.
+
+    Raises:
+        ValueError: as :func:`read_coco`, and at the evaluation as :func:`category_ids`.
+    """
+
+    def __init__(self, ann_file: str | None = None, *args: Any, **kwargs: Any) -> None:
+        super().__init__(None, *args, **kwargs)
+        self.ann_file = ann_file
+        if ann_file is not None:
+            with get_local_path(ann_file, backend_args=self.backend_args) as path:
+                self._coco_api = read_coco(path, ann_file)
+
+    def compute_metrics(self, results: list) -> dict[str, float]:
+        """COCO's metrics."""
+        if self.ann_file is not None:
+            ids = category_ids(self._coco_api.dataset, self.dataset_meta['classes'], self.ann_file)
+            # COCOeval sorts its categories by id, and MMDetection's `classwise` names its results by self.cat_ids:
+            # labels in the order of the ids keep names and results together.
+            self.cat_ids = sorted(ids)
+            order = np.argsort(np.argsort(ids))
+            results = [(truth, {**found, 'labels': order[found['labels']]}) for truth, found in results]
+        return super().compute_metrics(results)

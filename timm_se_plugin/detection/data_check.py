@@ -1,0 +1,140 @@
+"""The data sets of a run are compared with one another, the model and the evaluators before the run starts."""
+
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import mmdet.datasets
+import mmdet.evaluation
+from mmdet.models.roi_heads.mask_heads import FusedSemanticHead
+from mmengine.evaluator import Evaluator
+from mmengine.fileio import get_local_path
+from mmengine.logging import print_log
+from torch import nn
+
+from .coco import CocoDataset, CocoMetric, category_ids, class_names
+from .picture_check import Picture, check_pictures, pictures_of
+
+__all__ = ['check_data']
+
+
+def check_data(
+        datasets: Mapping[str, Any], evaluators: Mapping[str, Evaluator], model: nn.Module,
+        classes: Sequence[str] | None = None, pictures: bool = True,
+) -> None:
+    """Compare data sets with one another, their evaluators, the model and the picture files.
+
+    Args:
+        datasets: the data sets by the names of their splits (``'train'``, ``'val'``, ``'test'``).
+        evaluators: the evaluators by the names of their splits.
+        model: the detector.
+        classes: the classes of the checkpoint that the run begins with, or None where that may have others.
+        pictures: whether to look at the picture files.
+
+    Raises:
+        ValueError: classes, numbers of classes, labels or pictures do not agree; the message says what to do.
+        FileNotFoundError: pictures do not exist.
+    """
+    expected, whose = (None if classes is None else class_names(classes, 'the checkpoint')), 'the checkpoint'
+    pictured: dict[tuple, Picture] = {}  # train and val sets may share pictures
+    trained_on: set[str] = set()
+    for split, dataset in datasets.items():
+        of_split: list[Picture] = []
+        for base in _parts(dataset):
+            where = f'{split}_dataloader ({getattr(base, "ann_file", "") or type(base).__name__})'
+            of_split += pictures_of(base) if pictures or split in evaluators else ()
+            if getattr(base, 'metainfo', {}).get('classes') is not None:
+                names = class_names(base.metainfo['classes'], where)
+                if expected is None:
+                    expected, whose = names, where
+                _compare_classes(names, where, expected, whose)
+                _check_heads(model, base, names)
+                _check_order(base, names)
+        evaluator = evaluators.get(split)
+        for metric in evaluator.metrics if expected and isinstance(evaluator, Evaluator) else ():
+            if isinstance(metric, mmdet.evaluation.CocoMetric) and getattr(metric, '_coco_api', None) is not None:
+                _check_metric(metric, f'{split}_evaluator', expected, of_split, f'{split}_dataloader')
+        if split == 'train':
+            trained_on = {picture.path for picture in of_split}
+        elif shared := sum(picture.path in trained_on for picture in of_split):
+            print_log(f'{shared} of the {len(of_split)} pictures of {split}_dataloader are also trained on, so that '
+                      'the metrics do not say how the detector does on new pictures', logger='current',
+                      level=logging.WARNING)
+        for picture in of_split:
+            pictured.setdefault((picture.path, picture.size), picture)
+    if pictures:
+        check_pictures(list(pictured.values()))
+
+
+def _compare_classes(names: Sequence[str], where: str, expected: Sequence[str], whose: str) -> None:
+    """Compare two lists of classes, whose places are the labels.
+
+    Raises:
+        ValueError: the lists differ; the message names the classes that do.
+    """
+    if tuple(names) == tuple(expected):
+        return
+    lacking, other = ([name for name in a if name not in b] for a, b in ((expected, names), (names, expected)))
+    parts = [f'{len(found)} classes {what} ({", ".join(map(repr, found[:5]))}{", …" if len(found) > 5 else ""})'
+             for found, what in ((lacking, f'of {whose} are missing'), (other, 'are not among them')) if found]
+    raise ValueError(f'{where} has other classes than {whose}: '
+                     + ('; '.join(parts) or f'the same names in another order, {tuple(names)} and {tuple(expected)}')
+                     + '. A label is a place in this list, which has to be the same: set metainfo.classes')
+
+
+def _parts(dataset: Any) -> Iterator[Any]:
+    """The data sets in a data set: the parts of a concatenation, what a wrapper like RepeatDataset wraps, or itself."""
+    parts = getattr(dataset, 'datasets', None) or ([dataset.dataset] if hasattr(dataset, 'dataset') else [])
+    for part in parts:
+        yield from _parts(part)
+    if not parts:
+        yield dataset
+
+
+def _check_heads(model: nn.Module, dataset: Any, names: tuple[str, ...]) -> None:
+    if 'thing_classes' in dataset.metainfo or getattr(dataset, 'return_classes', False):
+        return  # heads of a panoptic detector have shares of the classes; in an open vocabulary num_classes is no count
+    for name, module in model.named_modules():
+        count = getattr(module, 'num_classes', None)
+        # The RPN only tells objects from the background, and a fused semantic head has classes of its own; timm's
+        # networks know the number of ImageNet's.
+        if isinstance(count, int) and count != len(names) and not isinstance(module, FusedSemanticHead) and not (
+                {'rpn_head', 'backbone'} & set(name.split('.'))):
+            raise ValueError(
+                f'{name} has num_classes={count}, and the data has {len(names)} classes; set '
+                f'model.{name}.num_classes={len(names)}, and so in each head of the detector')
+
+
+def _check_order(dataset: Any, names: tuple[str, ...]) -> None:
+    """Check the labels of a class that is derived from MMDetection's ``CocoDataset`` and keeps how it loads."""
+    inherited = mmdet.datasets.CocoDataset
+    if isinstance(dataset, CocoDataset) or not isinstance(dataset, inherited) or (
+            type(dataset).load_data_list is not inherited.load_data_list or dataset.COCOAPI is not inherited.COCOAPI):
+        return
+    with get_local_path(dataset.ann_file, backend_args=dataset.backend_args) as path:
+        annotations = json.loads(Path(path).read_text(encoding='utf-8-sig'))
+    if category_ids(annotations, names, dataset.ann_file) != list(dataset.cat_ids):
+        raise ValueError(f'{type(dataset).__name__} numbers the classes in the order of {dataset.ann_file}, which is '
+                         'not the order of classes; derive it from timm_se_plugin.detection.CocoDataset, whose labels '
+                         'are by name')
+
+
+def _check_metric(metric: Any, evaluator: str, classes: Any, pictures: list[Picture], where: str) -> None:
+    """Check that the annotations of an evaluator have the classes and the pictures of its data set."""
+    coco, file = metric._coco_api, getattr(metric, 'ann_file', None) or f'the annotations of {evaluator}'
+    ids = category_ids(coco.dataset, classes, file)
+    if not isinstance(metric, CocoMetric) and coco.get_cat_ids(cat_names=classes) != ids:
+        raise ValueError(f'{evaluator}: {type(metric).__name__} numbers the classes in the order of {file}, which is '
+                         'not the order of classes; derive it from timm_se_plugin.detection.CocoMetric, whose labels '
+                         'are by name')
+    other = [picture for picture in pictures if picture.image not in coco.imgs
+             or Path(coco.imgs[picture.image]['file_name']).name != Path(picture.path).name]
+    if other:
+        named = coco.imgs.get(other[0].image, {}).get('file_name', 'not there')
+        raise ValueError(f'{evaluator} reads {file}, which is not of the pictures of {where}: image {other[0].image!r} '
+                         f'is {other[0].path} in the data set and {named} for the evaluator; set {evaluator}.ann_file')
+    if len(coco.imgs) > len(pictures):
+        print_log(f'{evaluator}: {file} has {len(coco.imgs)} pictures, and {where} {len(pictures)} of them; the boxes '
+                  'of the others count as missed', logger='current', level=logging.WARNING)

@@ -1,0 +1,190 @@
+"""The picture files of data sets, compared with the annotations by their headers."""
+
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+from mmengine.fileio import get_file_backend
+from mmengine.fileio.backends import LocalBackend
+from mmengine.logging import print_log
+from PIL import Image
+from tqdm import tqdm
+
+__all__ = ['Picture', 'check_pictures', 'is_local', 'load_picture', 'loader_of', 'pictures_of']
+
+_ORIENTATION = 0x0112  # the EXIF tag; values of 5 to 8 swap width and height
+_END_MARKS = {'JPEG': b'\xff\xd9', 'MPO': b'\xff\xd9', 'PNG': b'IEND'}
+_FETCHED = 100  # how many pictures are looked at where each look is the transfer of a whole file
+
+
+class Picture(NamedTuple):
+    """A picture of a data set.
+
+    Args:
+        path: the file, as the data set names it.
+        image: the id of the image in the annotations.
+        size: width and height in pixels as the annotations say; None if they do not.
+        where: the file of the annotations.
+        loader: the step of the pipeline that reads the file, of the kind of MMCV's ``LoadImageFromFile``; None if a
+            step of another kind does.
+    """
+
+    path: str
+    image: Any
+    size: tuple[int, int] | None
+    where: str
+    loader: Any
+
+
+def is_local(path: str, backend_args: dict[str, Any] | None) -> bool:
+    """Whether MMEngine's own backend for local files reads a path."""
+    return type(get_file_backend(path, backend_args=backend_args)) is LocalBackend
+
+
+def loader_of(dataset: Any) -> Any:
+    """The step of a data set's pipeline that reads the picture, or None."""
+    steps = getattr(getattr(dataset, 'pipeline', None), 'transforms', ())
+    return next((step for step in steps if hasattr(step, 'imdecode_backend')), None)
+
+
+def pictures_of(dataset: Any) -> Iterator[Picture]:
+    """The pictures of a data set; none of one whose pictures are not one file each."""
+    loader, where = loader_of(dataset), str(getattr(dataset, 'ann_file', ''))
+    for i in range(len(dataset) if hasattr(dataset, 'get_data_info') else 0):
+        info = dataset.get_data_info(i)
+        size = (info['width'], info['height']) if 'width' in info and 'height' in info else None
+        if isinstance(info.get('img_path'), str):
+            yield Picture(info['img_path'], info.get('img_id'), size, where, loader)
+
+
+def load_picture(picture: Picture) -> np.ndarray:
+    """A picture as its pipeline gets it, (H, W, 3).
+
+    Raises:
+        ValueError: the file cannot be read.
+    """
+    try:
+        return picture.loader.transform({'img_path': picture.path})['img']
+    except Exception as error:
+        raise ValueError(f'{picture.path} cannot be read by {type(picture.loader).__name__}: '
+                         f'{type(error).__name__}: {error}') from error
+
+
+def check_pictures(pictures: list[Picture]) -> None:
+    """Check that pictures exist, are whole, and are loaded in the size that the annotations say.
+
+    Of files that are not local, only 100 are looked at, since each is fetched whole. A bar shows the progress where the
+    output is a terminal.
+
+    Raises:
+        FileNotFoundError: pictures do not exist.
+        ValueError: pictures are broken or have another size; the message names the first file and what to do.
+    """
+    far = [picture for picture in pictures if not _is_local(picture)]
+    looked = [picture for picture in pictures if _is_local(picture)] + far[::-(-len(far) // _FETCHED) or 1]
+    with warnings.catch_warnings(), ThreadPoolExecutor(16) as threads:
+        warnings.simplefilter('ignore')  # Pillow's, about large pictures and odd tags
+        headers = list(tqdm(threads.map(_header, looked), total=len(looked), unit='', delay=1, disable=None,
+                            desc='looking at the picture files'))
+    missing: list[tuple[Picture, str]] = []
+    broken: list[tuple[Picture, str]] = []
+    resized, unclear = [], []
+    turns: dict[tuple, bool] = {}  # whether a loader turns pictures of a format and an orientation
+    for picture, header in zip(looked, headers, strict=True):
+        if isinstance(header, Exception):
+            (missing if isinstance(header, FileNotFoundError) else broken).append((picture, str(header)))
+            continue
+        size, swapped = header.size, header.orientation in range(5, 9)
+        if picture.size and swapped and size[0] != size[1]:
+            kind = (header.format, header.orientation, repr(picture.loader))
+            if kind not in turns:
+                turns[kind] = load_picture(picture).shape[1::-1] != size
+            size = size[::-1] if turns[kind] else size
+        elif header.orientation in range(2, 9):
+            unclear.append(picture.path)
+        if picture.size and picture.size != size:
+            text = f'{picture.path}: {size[0]}x{size[1]} (width x height) as it is loaded, and ' \
+                   f'{picture.size[0]}x{picture.size[1]} in the annotations. '
+            if swapped and picture.size == size[::-1]:
+                color_type = 'color_ignore_orientation' if turns.get(kind) else 'color'
+                text += (f'Its EXIF orientation is {header.orientation}, and LoadImageFromFile(color_type='
+                         f'{color_type!r}) in every pipeline loads it as it was annotated; or write the files anew '
+                         'without the tag')
+            else:
+                text += ('Use the pictures that were annotated, or scale the width, height, boxes and segmentations of '
+                         'the annotations to these')
+            resized.append((picture, text))
+    for error, found, what in (
+            (FileNotFoundError, missing, 'do not exist'),
+            (ValueError, broken, 'are broken, and have to be replaced or taken out of the annotations'),
+            (ValueError, resized, 'are not of the annotated size, so that boxes would lie elsewhere')):
+        if found:
+            where = found[0][0].where
+            raise error(f'{sum(picture.where == where for picture, _ in found)} of the '
+                        f'{sum(picture.where == where for picture in looked)} pictures of {where} {what}; the first '
+                        f'is {found[0][1]}')
+    if unclear:
+        print_log(f'{len(unclear)} pictures, of which {unclear[0]} is the first, have an EXIF orientation that turns '
+                  'or mirrors them without a change of size; make sure that their boxes are for the pictures as they '
+                  'are loaded', logger='current', level=logging.WARNING)
+    if len(looked) < len(pictures):
+        print_log(f'looked at {len(looked)} of {len(pictures)} picture files, since the others are not local',
+                  logger='current')
+
+
+class _Header(NamedTuple):
+    size: tuple[int, int]  # width, height
+    orientation: int = 1
+    format: str | None = None
+
+
+def _is_local(picture: Picture) -> bool:
+    return not getattr(picture.loader, 'file_client_args', None) and is_local(
+        picture.path, getattr(picture.loader, 'backend_args', None))
+
+
+def _header(picture: Picture) -> _Header | Exception:
+    """What the file of a picture says of itself, or the error, whose message names the file."""
+    try:
+        if not _is_local(picture):
+            return _Header(load_picture(picture).shape[1::-1])
+        if not Path(picture.path).exists():
+            return FileNotFoundError(picture.path)
+        if Path(picture.path).is_file() and not Path(picture.path).stat().st_size:
+            return ValueError(f'{picture.path}, which is empty (0 bytes)')
+        if picture.loader is None:
+            return _Header(picture.size or (0, 0))
+        with open(picture.path, 'rb') as file:
+            try:
+                opened = Image.open(file)
+            except Exception:  # the loader may read more formats and greater sizes than Pillow
+                return _Header(load_picture(picture).shape[1::-1])
+            if not _is_whole(file, opened):
+                return ValueError(f'{picture.path}, which is truncated')
+            # Pillow would decode a PNG file without EXIF, to look for the orientation at the file's end.
+            has_tags = 'exif' in opened.info or opened.format == 'TIFF'
+            return _Header(opened.size, opened.getexif().get(_ORIENTATION, 1) if has_tags else 1, opened.format)
+    except Exception as error:
+        return error if picture.path in str(error) else ValueError(f'{picture.path}: {error}')
+
+
+def _is_whole(file: BinaryIO, picture: Image.Image) -> bool:
+    """Whether a JPEG or PNG file ends as its format demands, or else Pillow decodes all of it.
+
+    Decoders differ with half a picture: OpenCV 4 returns the decoded part, OpenCV 5 nothing.
+    """
+    mark = _END_MARKS.get(str(picture.format))
+    if mark:
+        size = file.seek(0, io.SEEK_END)
+        file.seek(max(size - 4096, 0))  # cameras add data of their own after the end
+        if mark not in file.read():
+            try:
+                picture.load()
+            except OSError:
+                return False
+    return True
