@@ -83,7 +83,11 @@ def own_options(options: argparse.Namespace) -> str:
 
 
 def different_options(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Options that change what a run computes and differ from those of an earlier run, as ``lr=0.2 (was 0.1)``."""
+    """Options that change what a run computes and differ from those of an earlier run, as ``lr=0.2 (was 0.1)``.
+
+    An option that the earlier run did not have yet counts as left at its default.
+    """
+    then = {**vars(parse_options([])), **then}
     return [f'{key}={value!r} (was {then.get(key)!r})' for key, value in sorted(now.items())
             if key not in RUNTIME and then.get(key) != value]
 

@@ -182,6 +182,10 @@ def _add_optimisation(root: argparse.ArgumentParser) -> None:
              'has ada or lamb in it, else linear')
     add('--momentum', type=_share, default=0.9, metavar='X', help='momentum of the optimizer')
     add('--weight-decay', type=_amount, default=2e-5, metavar='X', help='weight decay')
+    add('--attn-weight-decay', type=_amount, metavar='X',
+        help="weight decay of the attention's own parameters; --weight-decay if not given")
+    add('--attn-lr-scale', type=_positive, default=1.0, metavar='X',
+        help="learning rate of the attention's own parameters, as a multiple of that of the others")
     add('--clip-grad', type=_positive, metavar='X', help='clip gradients at X; they are not clipped if not given')
     add('--clip-mode', choices=('norm', 'value', 'agc'), default='norm',
         help='clip the norm of all gradients, each value, or each norm relative to that of the weights')

@@ -11,7 +11,6 @@ import timm
 import torch
 from timm.layers import convert_sync_batchnorm
 from timm.models import safe_model_name
-from timm.optim import create_optimizer_v2, optimizer_kwargs
 from timm.scheduler import create_scheduler
 from timm.task import ClassificationTask
 from timm.utils import NativeScaler, dispatch_clip_grad, random_seed
@@ -23,6 +22,7 @@ from .config import different_options
 from .data import class_names, data_config, eval_loader, number_of_classes, open_split, train_loader
 from .images import seed_of
 from .network import check_model, moved
+from .optimizer import make_optimizer
 from .process import Process
 
 __all__ = ['NonFiniteLossError', 'Run']
@@ -77,13 +77,7 @@ class Run:
                 'loss_type': 'bce' if options.bce_loss else 'ce', 'smoothing': options.smoothing,
                 'soft_targets': self.augment.mix is not None,
                 'bce_target_thresh': options.bce_target_thresh if options.bce_loss else None})
-        try:
-            self.optimizer = create_optimizer_v2(
-                model, **optimizer_kwargs(Namespace(**{**vars(options), 'lr': self.learning_rate})),
-                **options.opt_kwargs)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f'timm cannot make the optimizer --opt {options.opt} with --opt-kwargs '
-                             f'{options.opt_kwargs}: {error}; timm.optim.list_optimizers() names all') from error
+        self.optimizer = make_optimizer(model, options, self.learning_rate)
         self.scheduler, self.epochs = create_scheduler(options, self.optimizer, self.updates)
         scales = options.amp and options.amp_dtype == 'float16'
         self.scaler = NativeScaler(process.device.type) if scales else None
