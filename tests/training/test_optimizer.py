@@ -1,5 +1,7 @@
 """The attention's own weight decay and learning rate."""
 
+from argparse import Namespace
+
 import pytest
 import timm
 import torch
@@ -78,8 +80,8 @@ def test_a_network_without_attention_is_refused(digits, tmp_path):
 
 
 def test_a_run_of_a_release_without_an_option_is_continued_as_with_its_default(digits, tmp_path):
-    from timm_se_plugin.training.config import different_options
+    from timm_se_plugin.training.config import different_options, options_of
     now = vars(parse_options([]))
-    then = {key: value for key, value in now.items() if not key.startswith('attn_')}
+    then = options_of({'args': Namespace(**{key: now[key] for key in now if not key.startswith('attn_')})})
     assert different_options(then, now) == []
     assert different_options(then, {**now, 'attn_lr_scale': 2.0}) == ['attn_lr_scale=2.0 (was 1.0)']

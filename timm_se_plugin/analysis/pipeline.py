@@ -54,8 +54,8 @@ def analyze(options: Namespace) -> GateStatistics:
         ValueError: no output folder, real labels, an unknown class, a kind of table that cannot be written, or what
             :func:`~timm_se_plugin.analysis.gate_statistics` raises.
     """
-    from ..training.data import class_names, data_config, eval_loader, open_split
-    from ..training.network import evaluated_network
+    from ..training.data import class_names, data_config, eval_loader, label_by_name, open_split
+    from ..training.network import evaluated_network, label_names
     from ..training.process import init_process
 
     if not options.output:
@@ -67,6 +67,7 @@ def analyze(options: Namespace) -> GateStatistics:
     with init_process(options) as process:
         dataset = open_split(options, options.val_split, training=False)
         model = evaluated_network(options, process)
+        label_by_name(dataset, label_names(options, model, class_names(dataset)), options.val_split)
         find_gates(model)  # a network without attention is refused before the data is read
         config = data_config(options, model)
         loader = eval_loader(options, dataset, config, process)

@@ -6,26 +6,27 @@ import os
 import signal
 import threading
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from timm.data import create_dataset, create_transform, resolve_data_config
+from timm.data import ImageDataset, create_dataset, create_transform, resolve_data_config
 from timm.data.distributed_sampler import RepeatAugSampler
 from timm.data.loader import PrefetchLoader, fast_collate
 from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
 
 from .augmentation import Transforms, train_transforms
+from .folders import closest, read_class_map, read_folder, read_tar
 from .images import Batches, Images, seed_of
 from .process import Process
 
 __all__ = [
-    'Loader', 'class_names', 'data_config', 'eval_loader', 'number_of_classes', 'open_split',
-    'train_loader']
+    'Loader', 'class_names', 'data_config', 'eval_loader', 'label_by_name', 'number_of_classes', 'open_split',
+    'split_root', 'train_loader']
 
 _logger = logging.getLogger(__name__)
 _SOURCES = ('torch', 'hfds', 'hfids', 'tfds', 'wds')  # of data sets, in timm
@@ -142,46 +143,81 @@ def open_split(options: Namespace, split: str, training: bool) -> Any:
         training: whether it is for training.
 
     Raises:
-        ValueError: an unknown source, no data, or no such split.
+        ValueError: an unknown source, no data, no such split, pictures without a class, or a class map that does not
+            fit the folders.
     """
     root = options.data_dir
     source, _, name = options.dataset.partition('/')
     if options.dataset and not (source.lower() in _SOURCES and name):
         raise ValueError(f'--dataset {options.dataset} is not a data set; name one as '
                          f'{", ".join(f"{source}/NAME" for source in _SOURCES)}, or none for folders and tar files')
-    if options.class_map and not Path(options.class_map).is_file():
-        raise ValueError(f'--class-map {options.class_map} is not a file')
+    class_map = read_class_map(options.class_map) if options.class_map else None
     if not options.dataset:
         if not (root and Path(root).exists()):
             found = f'there is nothing at --data-dir {root}' if root else 'no data is given'
             raise ValueError(f'{found}; --data-dir takes the folder of the data, --dataset the name of a data set')
-        root = _split_root(Path(root), split)
-    elif not root and options.dataset.lower().startswith('torch/'):
+        root = split_root(Path(root), split)
+        return ImageDataset(root, (read_tar if root.endswith('.tar') else read_folder)(root, class_map))
+    else:
+        if not root and source.lower() == 'torch':
+            raise ValueError(f'--dataset {options.dataset} needs --data-dir: the folder that the data is in, or is to '
+                             'be downloaded to')
+        streams = {'batch_size': _batch_size(options, training), 'seed': options.seed,
+                   'num_samples': options.train_num_samples if training else options.val_num_samples}
+        return create_dataset(
+            options.dataset, root=root, split=split, is_training=training, download=options.dataset_download,
+            class_map=class_map, **(streams if _is_stream(options.dataset) else {}))
+
+
+def label_by_name(dataset: Any, names: Sequence[str] | None, split: str) -> None:
+    """Let the targets of a data set be indices of `names`, whatever the order of its own classes is.
+
+    Args:
+        dataset: of :func:`open_split`; it may lack some of the classes.
+        names: of the model's classes; None if they are not known, which changes nothing.
+        split: its name, for an error message.
+
+    Raises:
+        ValueError: a class of the data is not among `names`.
+    """
+    found = class_names(dataset)
+    if not found or names is None or found == list(names):
+        return
+    names = list(names)
+    unknown = [name for name in found if name not in names]
+    if unknown:
         raise ValueError(
-            f'--dataset {options.dataset} needs --data-dir: the folder that the data is in, or is to be downloaded to')
-    streams = {'batch_size': _batch_size(options, training), 'seed': options.seed,
-               'num_samples': options.train_num_samples if training else options.val_num_samples}
-    dataset = create_dataset(
-        options.dataset, root=root, split=split, is_training=training, download=options.dataset_download,
-        class_map=options.class_map, **(streams if _is_stream(options.dataset) else {}))
-    if not _is_stream(options.dataset) and not len(dataset):
-        raise ValueError(f'there are no images in {root!r}')
-    return dataset
+            f'the split {split} has classes that the model does not know: {closest(unknown, names)}; it knows '
+            f'{", ".join(names[:10])}{" …" if len(names) > 10 else ""}. Rename or take away what is not meant, or give '
+            'each class of the data its index by --class-map')
+    dataset.target_transform = [names.index(name) for name in found].__getitem__
+    dataset.label_names = names
+    absent = [name for name in names if name not in found]
+    if absent:
+        _logger.info('the split %s has no images of %d of the %d classes: %s', split, len(absent), len(names),
+                     closest(absent, []))
 
 
-def _split_root(root: Path, split: str) -> str:
-    """The tar file of a split, or the folder in which timm looks for the split."""
+def split_root(root: Path, split: str) -> str:
+    """The tar file or the folder of a split; `root` itself where this holds no splits.
+
+    Raises:
+        ValueError: `root` holds other splits alone, or is another kind of file.
+    """
     name = split.partition('[')[0]
     names = (name, *next((names for names in _SPLITS if name in names), ()))
-    tars = [root / f'{name}.tar' for name in names]
-    found = next((tar for tar in tars if tar.is_file()), root)
-    if found.is_dir() and not any((root / name).exists() for name in names):
-        # timm would read the images of all splits. A folder without folders in it is a class, even one named train.
-        others = [name for names in _SPLITS for name in names
-                  if (root / name).is_dir() and any(entry.is_dir() for entry in (root / name).iterdir())]
-        if others:
-            raise ValueError(f'{root} has no split {split!r}; it has {", ".join(others)}')
-    return str(found)
+    found = next((path for path in (*(root / f'{name}.tar' for name in names), *(root / name for name in names))
+                  if path.exists()), None)
+    if found:
+        return str(found)
+    if root.is_file() and root.suffix != '.tar':
+        raise ValueError(f'--data-dir {root} is neither a folder nor a tar file')
+    # A folder without folders in it is a class, even one named train.
+    others = [name for names in _SPLITS for name in names
+              if (root / name).is_dir() and any(entry.is_dir() for entry in (root / name).iterdir())]
+    if others:
+        raise ValueError(f'{root} has no split {split!r}; it has {", ".join(others)}')
+    return str(root)
 
 
 def _is_stream(name: str) -> bool:
@@ -190,31 +226,32 @@ def _is_stream(name: str) -> bool:
 
 def class_names(dataset: Any) -> list[str] | None:
     """Names of the classes in the order of their indices; None where the data set does not have them."""
+    if hasattr(dataset, 'label_names'):
+        return list(dataset.label_names)
     for source in (dataset, getattr(dataset, 'reader', None)):
         for attribute in ('class_to_idx', 'class_name_to_idx'):
-            names = getattr(source, attribute, None)
-            if names:
-                return [str(name) for name, _ in sorted(names.items(), key=lambda item: item[1])]
+            indices = getattr(source, attribute, None)
+            if indices:
+                names: dict[int, list[str]] = {}
+                for name, index in indices.items():  # a class map can give several folders the same index
+                    names.setdefault(int(index), []).append(str(name))
+                return ['|'.join(names.get(index, [str(index)])) for index in range(max(names) + 1)]
     return None
 
 
-def number_of_classes(options: Namespace, *datasets: Any) -> int:
-    """Number of classes: ``--num-classes``, or that of the data if this is not given.
+def number_of_classes(options: Namespace, train_data: Any) -> int:
+    """Number of classes: ``--num-classes``, or that of the training data if this is not given.
 
     Raises:
-        ValueError: the splits have different classes, the data has more classes than ``--num-classes``, or neither
-            gives their number.
+        ValueError: the data has more classes than ``--num-classes``, or neither gives their number.
     """
-    names = [known for known in map(class_names, datasets) if known]
-    if len(names) == 2 and names[0] != names[1]:
-        different = sorted(set(names[0]) ^ set(names[1]))
-        raise ValueError(f'the splits have different classes: {", ".join(different[:5]) or "another order"}')
+    names = class_names(train_data)
     if options.num_classes is None:
         if not names:
             raise ValueError('this data does not tell how many classes it has; give their number by --num-classes')
-        return len(names[0])
-    if names and len(names[0]) > options.num_classes:
-        raise ValueError(f'--num-classes {options.num_classes} is too few: the data has {len(names[0])}')
+        return len(names)
+    if names and len(names) > options.num_classes:
+        raise ValueError(f'--num-classes {options.num_classes} is too few: the data has {len(names)}')
     return options.num_classes
 
 

@@ -118,8 +118,9 @@ class Images(Dataset):
             image, target = self.dataset[index]
             return image, int(target)
         file, target = self.dataset.reader[index]  # dataset[index] would skip unreadable images without a word
+        change = self.dataset.target_transform or int
         with file:
-            return Image.open(file).convert(self.dataset.input_img_mode), -1 if target is None else int(target)
+            return Image.open(file).convert(self.dataset.input_img_mode), -1 if target is None else change(int(target))
 
 
 class Batches(Sampler[list[Draw]]):

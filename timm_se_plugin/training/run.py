@@ -18,8 +18,17 @@ from torch import Tensor, nn
 
 from .augmentation import BatchAugmentation
 from .checkpoint import BEST, LAST, newest_whole, read_checkpoint, save_checkpoint
-from .config import different_options
-from .data import class_names, data_config, eval_loader, number_of_classes, open_split, train_loader
+from .config import different_options, options_of
+from .data import (
+    class_names,
+    data_config,
+    eval_loader,
+    label_by_name,
+    number_of_classes,
+    open_split,
+    split_root,
+    train_loader,
+)
 from .images import seed_of
 from .network import check_model, moved
 from .optimizer import make_optimizer
@@ -52,9 +61,10 @@ class Run:
 
     def __init__(self, options: Namespace, process: Process) -> None:
         train_data = open_split(options, options.train_split, training=True)
+        self.classes, self.label_names = number_of_classes(options, train_data), class_names(train_data)
         val_data = open_split(options, options.val_split, training=False)
-        self.classes = number_of_classes(options, train_data, val_data)
-        self.label_names = class_names(train_data) or class_names(val_data)
+        label_by_name(val_data, self.label_names, options.val_split)
+        _check_splits(options)
         options = Namespace(**{**vars(options), 'num_classes': self.classes})
         self.options, self.process = options, process
         self.folder = _folder(options)
@@ -272,6 +282,17 @@ def _of_scheduler(scheduler: Any) -> Any:
     return getattr(scheduler, 'lr_scheduler', scheduler)
 
 
+def _check_splits(options: Namespace) -> None:
+    if options.dataset or options.train_split == options.val_split:
+        return
+    root = Path(options.data_dir)
+    if split_root(root, options.train_split) == split_root(root, options.val_split):
+        raise ValueError(
+            f'{root} has no folders or tar files named {options.train_split} and {options.val_split}, so that the same '
+            'images would train and validate; --data-dir takes the folder that holds both, and --train-split and '
+            '--val-split their names')
+
+
 def _folder(options: Namespace) -> Path:
     recipe = Path(options.config).stem if options.config else 'train'
     model = safe_model_name(options.model, remove_source=False)  # so that hf-hub:user/repo becomes one folder
@@ -281,7 +302,7 @@ def _folder(options: Namespace) -> Path:
 def _check_same_run(state: dict[str, Any], options: Namespace, process: Process, path: Any) -> None:
     if 'position' not in state:
         raise ValueError(f'{path} is a checkpoint of another trainer: it does not hold the epoch and batch of its run')
-    different = different_options(vars(state['args']), vars(options))
+    different = different_options(options_of(state), vars(options))
     if state['position']['world_size'] != process.world_size:
         different.append(f'{process.world_size} processes (was {state["position"]["world_size"]})')
     if different:
