@@ -32,7 +32,8 @@ def saved_anew(path: Path, change: Callable[[Any], Any] = lambda picture: pictur
     with Image.open(path) as picture:
         picture.load()
     path.unlink()
-    change(picture).save(path.with_suffix(ending or path.suffix))
+    picture = change(picture)
+    picture.save(path.with_suffix(ending or path.suffix), exif=picture.getexif())
 
 
 def turned(picture: Any) -> Any:

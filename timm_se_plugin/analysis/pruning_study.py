@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from ..files.tables import replace_rows
 from ..measuring.complexity import complexity
 from ..measuring.provenance import provenance
-from ..weights.runs import build_model
+from ..weights.runs import build_model, data_config
 from .pruning import prune_by_gates
 from .statistics import gate_statistics
 
@@ -52,7 +52,7 @@ def pruning_study(
     from ..training import evaluate
     from ..training.checkpoint import read_checkpoint
     from ..training.config import options_of
-    from ..training.data import class_names, data_config, eval_loader, label_by_name, open_split, train_loader
+    from ..training.data import class_names, eval_loader, label_by_name, open_split, train_loader
     from ..training.network import moved
     from ..training.process import init_process
 
@@ -70,7 +70,7 @@ def pruning_study(
         model: Any = build_model(vars(options))
         model.load_state_dict(state.get('state_dict_ema', state['state_dict']))
         model = moved(model, options, process)
-        config = data_config(options, model)
+        config = data_config(vars(options), model)
         size = tuple(config['input_size'])
         classes = class_names(train_data) or [str(i) for i in range(model.num_classes)]
         with process.autocast(options):

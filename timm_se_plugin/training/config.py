@@ -23,6 +23,8 @@ _WEIGHTS = (*_PICKLED, '.safetensors', '.bin', '.npz')
 # Options that have a column of their own in a table of results.
 _COLUMNS = (
     'model', 'model_kwargs', 'seed', 'epochs', 'batch_size', 'grad_accum_steps', 'amp', 'amp_dtype', 'torchcompile')
+# What runs did before there was an option for it, and what timm's own do.
+_BEFORE = {'exif_orientation': False}
 _RECIPES = resources.files(__package__) / 'recipes'
 
 
@@ -85,8 +87,8 @@ def own_options(options: argparse.Namespace) -> str:
 
 
 def options_of(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-    """Options that a checkpoint was trained with; those that its release did not have yet are at their defaults."""
-    return {**vars(parse_options([])), **vars(checkpoint['args'])}
+    """Options that a checkpoint was trained with; those that its release did not have yet are as it worked then."""
+    return {**vars(parse_options([])), **_BEFORE, **vars(checkpoint['args'])}
 
 
 def different_options(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -117,7 +119,7 @@ def parse_evaluation(
         raise ValueError(f'--checkpoint {checkpoint} is not a file of weights, which ends in {", ".join(_WEIGHTS)}')
     if checkpoint and checkpoint.endswith(_PICKLED):
         said = read_weights(checkpoint)[1]
-        trained, names = said.get('args') or {}, said.get('label_names')
+        trained, names = {**_BEFORE, **said['args']} if 'args' in said else {}, said.get('label_names')
         # The machine, which may be another one; and what the names of the classes replace.
         others = {'output', 'pretrained', 'device', 'dist_backend', *(('class_map',) if names else ())}
         own = {action.dest for action in parser._actions} - others

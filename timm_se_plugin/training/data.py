@@ -13,19 +13,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from timm.data import ImageDataset, create_dataset, create_transform, resolve_data_config
+from timm.data import ImageDataset, create_dataset, create_transform
 from timm.data.distributed_sampler import RepeatAugSampler
 from timm.data.loader import PrefetchLoader, fast_collate
-from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
+from torchvision.transforms import Compose
 
 from .augmentation import Transforms, train_transforms
 from .folders import closest, read_class_map, read_folder, read_tar
-from .images import Batches, Images, seed_of
+from .images import Batches, Images, Picture, seed_of
 from .process import Process
 
 __all__ = [
-    'Loader', 'class_names', 'data_config', 'eval_loader', 'label_by_name', 'number_of_classes', 'open_split',
+    'Loader', 'class_names', 'eval_loader', 'label_by_name', 'number_of_classes', 'open_split',
     'split_root', 'train_loader']
 
 _logger = logging.getLogger(__name__)
@@ -255,25 +255,17 @@ def number_of_classes(options: Namespace, train_data: Any) -> int:
     return options.num_classes
 
 
-def data_config(options: Namespace, model: nn.Module) -> dict[str, Any]:
-    """timm's data configuration of the model, in which the options that are given replace the model's values.
-
-    Raises:
-        ValueError: means or standard deviations for another number of channels.
-    """
-    channels = options.input_size[0] if options.input_size else 3
-    for name in ('mean', 'std'):
-        given = getattr(options, name)
-        if given is not None and len(given) not in (1, channels):
-            numbers = ' '.join(map(str, given))
-            raise ValueError(f'--{name} {numbers} needs one number, or one for each of the {channels} channels')
-    return resolve_data_config(vars(options), model=model)
+def _picture(options: Namespace, config: dict[str, Any]) -> Picture:
+    return Picture.of(config['input_size'][0], options.exif_orientation)
 
 
-def _set_image_mode(dataset: Any, config: dict[str, Any]) -> None:
-    for source in (dataset, getattr(dataset, 'reader', dataset)):
-        if config['input_size'][0] == 1 and hasattr(source, 'input_img_mode'):  # torchvision's data sets lack it
-            source.input_img_mode = 'L'
+def _start_stream(dataset: Any, options: Namespace, picture: Picture, transforms: Transforms) -> Transforms:
+    """The transforms of a stream, which begin with `picture` instead of the conversion of timm's reader."""
+    dataset.set_loader_cfg(num_workers=max(1, options.workers))
+    tfds = options.dataset.lower().startswith('tfds')  # decodes pictures itself
+    dataset.reader.input_img_mode = picture.mode if tfds else ''
+    early, late = (Compose([picture, transform]) for transform in (transforms.early, transforms.late))
+    return Transforms(early, late, transforms.switch)
 
 
 def train_loader(options: Namespace, dataset: Any, config: dict[str, Any], process: Process) -> Loader:
@@ -282,12 +274,10 @@ def train_loader(options: Namespace, dataset: Any, config: dict[str, Any], proce
     Raises:
         ValueError: fewer images than one update of the weights takes.
     """
-    by_epoch = train_transforms(options, config)
-    _set_image_mode(dataset, config)
+    picture, by_epoch = _picture(options, config), train_transforms(options, config)
     if isinstance(dataset, IterableDataset):
-        stream: Any = dataset
-        stream.set_loader_cfg(num_workers=max(1, options.workers))
-        return Loader(stream, config, options, process, None, by_epoch, training=True)
+        by_epoch = _start_stream(dataset, options, picture, by_epoch)
+        return Loader(dataset, config, options, process, None, by_epoch, training=True)
     order: Any
     if options.aug_repeats:
         order = RepeatAugSampler(
@@ -299,7 +289,8 @@ def train_loader(options: Namespace, dataset: Any, config: dict[str, Any], proce
         step = options.batch_size * options.grad_accum_steps * process.world_size
         raise ValueError(f'{len(dataset)} training images are fewer than the {step} of one update '
                          '(--batch-size times --grad-accum-steps times processes)')
-    images = Images(dataset, by_epoch, options.seed, options.corrupt_images, options.cache_images, replace=True)
+    images = Images(
+        dataset, picture, by_epoch, options.seed, options.corrupt_images, options.cache_images, replace=True)
     return Loader(images, config, options, process, batches, by_epoch, training=True)
 
 
@@ -310,16 +301,16 @@ def eval_loader(options: Namespace, dataset: Any, config: dict[str, Any], proces
         size if size[0] != size[1] else size[0], is_training=False, interpolation=config['interpolation'],
         mean=config['mean'], std=config['std'], crop_pct=config['crop_pct'], crop_mode=config['crop_mode'],
         use_prefetcher=True)
-    by_epoch = Transforms(transform, transform)
-    _set_image_mode(dataset, config)
+    picture, by_epoch = _picture(options, config), Transforms(transform, transform)
     if isinstance(dataset, IterableDataset):
         stream: Any = dataset
         # timm's readers give several processes equally many images, some of them twice or not at all. Therefore one
         # process evaluates the whole stream.
         stream.reader.dist_rank, stream.reader.dist_num_replicas = 0, 1
-        stream.set_loader_cfg(num_workers=max(1, options.workers))
+        by_epoch = _start_stream(stream, options, picture, by_epoch)
         return Loader(stream, config, options, process, None, by_epoch, training=False)
     order = range(process.rank, len(dataset), process.world_size)
     batches = Batches(order, _batch_size(options, training=False), process)
-    images = Images(dataset, by_epoch, options.seed, options.corrupt_images, options.cache_images, replace=False)
+    images = Images(
+        dataset, picture, by_epoch, options.seed, options.corrupt_images, options.cache_images, replace=False)
     return Loader(images, config, options, process, batches, by_epoch, training=False)

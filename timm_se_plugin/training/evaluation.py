@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from ..files.writing import write_atomically
 from ..measuring.complexity import complexity
 from ..measuring.provenance import provenance
-from .data import Loader, class_names, data_config, eval_loader, label_by_name, open_split
+from ..weights.runs import data_config
+from .data import Loader, class_names, eval_loader, label_by_name, open_split
 from .network import evaluated_network, label_names
 from .process import init_process
 from .records import draw_confusion
@@ -117,7 +118,7 @@ def evaluate_classifier(options: Namespace) -> dict[str, Any]:
         dataset = open_split(options, options.val_split, training=False)
         model = evaluated_network(options, process)
         label_by_name(dataset, label_names(options, model, class_names(dataset)), options.val_split)
-        config = data_config(options, model)
+        config = data_config(vars(options), model)
         real = _real_labels(options, dataset, process.world_size) if options.real_labels is not None else None
         evaluation = evaluate(
             model, eval_loader(options, dataset, config, process), model.num_classes, real.add_result if real else None)

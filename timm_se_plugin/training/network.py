@@ -11,6 +11,7 @@ from timm.data import ImageNetInfo, infer_imagenet_subset
 from timm.models import load_checkpoint
 from torch import nn
 
+from ..weights.runs import channel_kwargs
 from .process import Process
 
 __all__ = ['check_model', 'evaluated_network', 'label_names', 'moved']
@@ -46,7 +47,8 @@ def evaluated_network(options: Namespace, process: Process) -> Any:
     """
     check_model(options.model)
     model = timm.create_model(
-        options.model, pretrained=options.pretrained, num_classes=options.num_classes, **options.model_kwargs)
+        options.model, pretrained=options.pretrained, num_classes=options.num_classes,
+        **channel_kwargs(vars(options)))
     if options.checkpoint:
         try:
             load_checkpoint(model, options.checkpoint, use_ema=options.use_ema)

@@ -91,8 +91,11 @@ def _add_data(root: argparse.ArgumentParser) -> None:
     switch('--cache-images', help='keep decoded images in the memory of each worker')
     add('--corrupt-images', choices=('skip', 'fail'), default='fail',
         help='whether an unreadable image ends the run or is left out with a warning')
+    switch('--exif-orientation', default=True,
+           help='turn pictures upright as their EXIF orientation says; timm takes them as they are stored')
     add('--input-size', type=_count, nargs=3, metavar=('C', 'H', 'W'),
-        help="channels, height and width of an image in pixels; the model's if not given")
+        help="channels, height and width of an image in pixels; the model's if not given. Other channels than 3 are "
+             'those of the model too')
     add('--img-size', type=_count, metavar='N', help='height and width of an image in pixels, instead of --input-size')
     add('--crop-pct', type=_fraction, metavar='X',
         help='side of the centre crop by the side of the resized image, such as 0.875 or 224/256')

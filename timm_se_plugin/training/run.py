@@ -16,12 +16,12 @@ from timm.task import ClassificationTask
 from timm.utils import NativeScaler, dispatch_clip_grad, random_seed
 from torch import Tensor, nn
 
+from ..weights.runs import channel_kwargs, data_config
 from .augmentation import BatchAugmentation
 from .checkpoint import BEST, LAST, newest_whole, read_checkpoint, save_checkpoint
 from .config import different_options, options_of
 from .data import (
     class_names,
-    data_config,
     eval_loader,
     label_by_name,
     number_of_classes,
@@ -65,7 +65,8 @@ class Run:
         val_data = open_split(options, options.val_split, training=False)
         label_by_name(val_data, self.label_names, options.val_split)
         _check_splits(options)
-        options = Namespace(**{**vars(options), 'num_classes': self.classes})
+        options = Namespace(**{
+            **vars(options), 'num_classes': self.classes, 'model_kwargs': channel_kwargs(vars(options))})
         self.options, self.process = options, process
         self.folder = _folder(options)
         random_seed(options.seed)
@@ -74,7 +75,7 @@ class Run:
             if process.device.type != 'cuda':
                 raise ValueError('--sync-bn needs CUDA: torch.nn.SyncBatchNorm does not run on the CPU')
             model = convert_sync_batchnorm(model)
-        config = data_config(options, model)
+        config = data_config(vars(options), model)
         self.input_size: tuple[int, int, int] = tuple(config['input_size'])
         self.train_loader = train_loader(options, train_data, config, process)
         self.eval_loader = eval_loader(options, val_data, config, process)
