@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,8 @@ __all__ = [
 
 _logger = logging.getLogger(__name__)
 _SOURCES = ('torch', 'hfds', 'hfids', 'tfds', 'wds')  # of data sets, in timm
+# The options that name a column of a data set with columns, and timm's columns where they are not given.
+_COLUMNS = {'input_key': 'image', 'target_key': 'label'}
 # Names that mean the same split; timm looks for any of them.
 _SPLITS = (('train', 'training'), ('validation', 'val', 'valid', 'eval', 'evaluation'), ('test',))
 
@@ -151,6 +153,10 @@ def open_split(options: Namespace, split: str, training: bool) -> Any:
     if options.dataset and not (source.lower() in _SOURCES and name):
         raise ValueError(f'--dataset {options.dataset} is not a data set; name one as '
                          f'{", ".join(f"{source}/NAME" for source in _SOURCES)}, or none for folders and tar files')
+    keys = {name: getattr(options, name) for name in _COLUMNS if getattr(options, name)}
+    if keys and (not options.dataset or source.lower() == 'torch'):
+        raise ValueError('--input-key and --target-key are for data sets with columns, and '
+                         f'{options.dataset or "a folder"} has none')
     class_map = read_class_map(options.class_map) if options.class_map else None
     if not options.dataset:
         if not (root and Path(root).exists()):
@@ -164,9 +170,25 @@ def open_split(options: Namespace, split: str, training: bool) -> Any:
                              'be downloaded to')
         streams = {'batch_size': _batch_size(options, training), 'seed': options.seed,
                    'num_samples': options.train_num_samples if training else options.val_num_samples}
-        return create_dataset(
+        if source.lower() == 'hfds':  # timm casts the column of the images before it is known that there is one
+            import datasets
+            _check_columns(options, datasets.load_dataset(name, split=split, cache_dir=root).column_names)
+        dataset = create_dataset(
             options.dataset, root=root, split=split, is_training=training, download=options.dataset_download,
-            class_map=class_map, **(streams if _is_stream(options.dataset) else {}))
+            class_map=class_map, **keys, **(streams if _is_stream(options.dataset) else {}))
+        if source.lower() == 'hfids':
+            builder = dataset.reader.builder
+            _check_columns(options, builder.info.features or next(iter(builder.as_streaming_dataset(split))))
+        return dataset
+
+
+def _check_columns(options: Namespace, columns: Iterable[str]) -> None:
+    for option, default in _COLUMNS.items():
+        key = getattr(options, option) or default
+        # timm takes several columns with a comma, and a field of a column with a slash.
+        if key not in columns and not set(key) & set(',/'):
+            raise ValueError(f'{options.dataset} has no column {key!r}, which --{option.replace("_", "-")} names; its '
+                             f'columns are {", ".join(columns)}')
 
 
 def label_by_name(dataset: Any, names: Sequence[str] | None, split: str) -> None:

@@ -76,6 +76,9 @@ def _add_data(root: argparse.ArgumentParser) -> None:
     add('--dataset', default='', metavar='NAME',
         help='data set by its source in timm: torch/cifar10, hfds/NAME, hfids/NAME, tfds/NAME, wds/NAME; not given for '
              'folders and tar files')
+    add('--input-key', metavar='NAME',
+        help='column of the images in a data set with columns (hfds/…); image if not given')
+    add('--target-key', metavar='NAME', help='column of the labels in a data set with columns; label if not given')
     switch('--dataset-download', help='download the data set where its source can (torch/…)')
     add('--val-split', default='validation', metavar='NAME', help='split to evaluate on')
     add('--val-num-samples', type=_count, metavar='N',
