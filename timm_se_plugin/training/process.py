@@ -34,6 +34,11 @@ class Process:
         """Whether this process writes the run's files."""
         return self.rank == 0
 
+    @property
+    def sum_dtype(self) -> torch.dtype:
+        """Data type of sums on the device: float64, which Apple's GPUs do not have."""
+        return torch.float32 if self.device.type == 'mps' else torch.float64
+
     def amp_dtype(self, options: Namespace) -> str:
         """Data type of autocast, ``'bfloat16'`` or ``'float16'``; empty for no autocast.
 
@@ -71,11 +76,14 @@ def init_process(options: Namespace) -> Iterator[Process]:
     When the block ends, the process group is destroyed and torch's settings are restored.
 
     Raises:
-        ValueError: a CUDA device is asked for where torch finds none.
+        ValueError: a CUDA device is asked for where torch finds none, or float64 on a device that does not have it.
     """
     device = options.device or ('cuda' if torch.cuda.is_available() else 'cpu')
     if device.startswith('cuda') and not torch.cuda.is_available():
         raise ValueError(f'--device {device} needs CUDA, and torch finds no CUDA device here; --device cpu works')
+    if device.startswith('mps') and options.model_dtype == 'float64':
+        raise ValueError('--model-dtype float64 does not run on --device mps, which has no float64; --model-dtype '
+                         'float32 or --device cpu does')
     world = init_distributed_device_so(device, dist_backend=options.dist_backend)
     process = Process(torch.device(world['device']), world['global_rank'], world['world_size'])
     logging.getLogger('timm_se_plugin').setLevel(logging.INFO if process.primary else logging.WARNING)

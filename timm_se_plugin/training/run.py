@@ -97,7 +97,7 @@ class Run:
 
         self.epoch = 0
         self.batch = 0  # number of the next batch of the epoch
-        self.sums = torch.zeros(3, dtype=torch.float64, device=process.device)  # of the epoch: loss, right, images
+        self.sums = torch.zeros(3, dtype=process.sum_dtype, device=process.device)  # loss, right, images of the epoch
         self.seconds = 0.0
         self.best = float('-inf')
         self.history: list[dict[str, Any]] = []
@@ -172,7 +172,7 @@ class Run:
         loss = result['loss'].detach()
         self._losses.append(loss)
         right = (result['output'].detach().argmax(1) == y).sum()
-        self.sums += torch.stack([loss.double() * len(y), right.double(), right.new_tensor(len(y)).double()])
+        self.sums += torch.stack([loss.to(self.sums) * len(y), right.to(self.sums), self.sums.new_tensor(len(y))])
 
     def check(self) -> None:
         """Check the losses since the last check.
@@ -262,7 +262,7 @@ class Run:
         if self.scaler:
             self.scaler.load_state_dict(state[self.scaler.state_dict_key])
         self.epoch, self.batch = state['position']['epoch'], state['position']['batch']
-        self.sums += torch.tensor(state['sums'], dtype=torch.float64, device=self.process.device)
+        self.sums += self.sums.new_tensor(state['sums'])
         self.seconds, self.best, self.history = state['seconds'], state['best'], state['history']
         _logger.info('resumed from %s in epoch %d, after batch %d', path, self.epoch + 1, self.batch)
 
