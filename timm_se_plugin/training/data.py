@@ -25,13 +25,14 @@ from .images import Batches, Images, Picture, seed_of
 from .process import Process
 
 __all__ = [
-    'Loader', 'class_names', 'eval_loader', 'label_by_name', 'number_of_classes', 'open_split',
+    'STREAMS', 'Loader', 'class_names', 'eval_loader', 'label_by_name', 'number_of_classes', 'open_split',
     'split_root', 'train_loader']
 
 _logger = logging.getLogger(__name__)
 _SOURCES = ('torch', 'hfds', 'hfids', 'tfds', 'wds')  # of data sets, in timm
 # The options that name a column of a data set with columns, and timm's columns where they are not given.
 _COLUMNS = {'input_key': 'image', 'target_key': 'label'}
+STREAMS = ('wds', 'hfids', 'tfds')  # the sources that are read from the beginning to the end
 # Names that mean the same split; timm looks for any of them.
 _SPLITS = (('train', 'training'), ('validation', 'val', 'valid', 'eval', 'evaluation'), ('test',))
 
@@ -243,7 +244,7 @@ def split_root(root: Path, split: str) -> str:
 
 
 def _is_stream(name: str) -> bool:
-    return name.partition('/')[0].lower() in ('wds', 'hfids', 'tfds') and '/' in name
+    return name.partition('/')[0].lower() in STREAMS and '/' in name
 
 
 def class_names(dataset: Any) -> list[str] | None:
@@ -302,10 +303,9 @@ def train_loader(options: Namespace, dataset: Any, config: dict[str, Any], proce
         return Loader(dataset, config, options, process, None, by_epoch, training=True)
     order: Any
     if options.aug_repeats:
-        order = RepeatAugSampler(
-            dataset, num_replicas=process.world_size, rank=process.rank, num_repeats=options.aug_repeats)
+        order = RepeatAugSampler(dataset, num_replicas=1, rank=0, num_repeats=options.aug_repeats)
     else:
-        order = DistributedSampler(dataset, num_replicas=process.world_size, rank=process.rank, seed=options.seed)
+        order = DistributedSampler(dataset, num_replicas=1, rank=0, seed=options.seed)
     batches = Batches(order, options.batch_size, process, whole=options.grad_accum_steps)
     if not len(batches):
         step = options.batch_size * options.grad_accum_steps * process.world_size
@@ -331,8 +331,7 @@ def eval_loader(options: Namespace, dataset: Any, config: dict[str, Any], proces
         stream.reader.dist_rank, stream.reader.dist_num_replicas = 0, 1
         by_epoch = _start_stream(stream, options, picture, by_epoch)
         return Loader(stream, config, options, process, None, by_epoch, training=False)
-    order = range(process.rank, len(dataset), process.world_size)
-    batches = Batches(order, _batch_size(options, training=False), process)
+    batches = Batches(range(len(dataset)), _batch_size(options, training=False), process)
     images = Images(
         dataset, picture, by_epoch, options.seed, options.corrupt_images, options.cache_images, replace=False)
     return Loader(images, config, options, process, batches, by_epoch, training=False)

@@ -193,7 +193,8 @@ class Batches(Sampler[list[Draw]]):
     """Batches of draws of one process; ``epoch`` and ``start``, the first batch, are set before each pass.
 
     Args:
-        order: indices of this process's images in an epoch; ``set_epoch``, if there is one, shuffles them anew.
+        order: indices of the images of all processes in an epoch, which are dealt out to the processes one by one;
+            ``set_epoch``, if there is one, shuffles them anew.
         batch_size: images in a batch of this process.
         process: this process.
         whole: if not 0, a smaller last batch is left out, and so are the last batches that do not fill a group of
@@ -205,9 +206,9 @@ class Batches(Sampler[list[Draw]]):
         self.epoch = self.start = 0
 
     def __len__(self) -> int:
-        if self.whole:
-            return len(self.order) // self.batch_size // self.whole * self.whole
-        return -(-len(self.order) // self.batch_size)
+        if self.whole:  # equally many for each process
+            return len(self.order) // (self.batch_size * self.whole * self.process.world_size) * self.whole
+        return -(-len(self._positions()) // self.batch_size)
 
     def __iter__(self) -> Iterator[list[Draw]]:
         draws = self._draws()
@@ -221,5 +222,8 @@ class Batches(Sampler[list[Draw]]):
     def _draws(self) -> list[Draw]:
         if hasattr(self.order, 'set_epoch'):
             self.order.set_epoch(self.epoch)
-        rank, world_size = self.process.rank, self.process.world_size
-        return [(self.epoch, rank + world_size * i, int(index)) for i, index in enumerate(self.order)]
+        order = list(self.order)
+        return [(self.epoch, position, int(order[position])) for position in self._positions()]
+
+    def _positions(self) -> range:
+        return range(self.process.rank, len(self.order), self.process.world_size)

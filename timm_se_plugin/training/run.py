@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from ..weights.runs import channel_kwargs, data_config
 from .augmentation import BatchAugmentation
-from .checkpoint import BEST, LAST, newest_whole, read_checkpoint, save_checkpoint
-from .config import different_options, options_of
+from .checkpoint import BEST, LAST, newest_whole, save_checkpoint
+from .continuing import checkpoint_of, continued
 from .data import (
     class_names,
     eval_loader,
@@ -48,7 +48,8 @@ class Run:
 
     The randomness of a step is seeded by the seed, the rank, the epoch and the batch; the randomness of an image by the
     seed and its position in the epoch (:class:`~timm_se_plugin.training.images.Images`). A checkpoint therefore needs
-    no states of random generators, and a resumed run computes what an uninterrupted run computes.
+    no states of random generators, and a resumed run computes what an uninterrupted run computes. Another number of
+    processes continues it with the same images in each update.
 
     Args:
         options: of :func:`~timm_se_plugin.training.config.parse_options`.
@@ -67,8 +68,12 @@ class Run:
         _check_splits(options)
         options = Namespace(**{
             **vars(options), 'num_classes': self.classes, 'model_kwargs': channel_kwargs(vars(options))})
-        self.options, self.process = options, process
-        self.folder = _folder(options)
+        self.process, self.folder = process, _folder(options)
+        self.given = options  # a number of processes that is not the run's own changes batch size and accumulation
+        path, state = checkpoint_of(options, self.folder)
+        if state is not None:
+            options = continued(options, state, process, path)
+        self.options = options
         random_seed(options.seed)
         model = self.create_model(options.model, options.model_kwargs, options.pretrained)
         if options.sync_bn:
@@ -103,7 +108,9 @@ class Run:
         self.history: list[dict[str, Any]] = []
         self.writer: Any = None  # of TensorBoard
         self._losses: list[Tensor] = []  # not checked yet, since reading them makes the process wait for the GPU
-        self._resume()
+        if state is not None:
+            self._resume(state)
+            _logger.info('resumed from %s in epoch %d, after batch %d', path, self.epoch + 1, self.batch)
         position = torch.tensor([self.epoch, self.batch], device=process.device)
         if not torch.equal(process.total(position.clone()), position * process.world_size):
             raise ValueError(f'the processes find different checkpoints in {self.folder}: this one is in epoch '
@@ -141,8 +148,14 @@ class Run:
         """Context of a forward pass: autocast, or nothing."""
         return self.process.autocast(self.options)
 
+    def seeds_of_images(self, batch: int) -> list[int]:
+        """A seed for each image of a batch, by its position in the epoch."""
+        size, rank, count = self.options.batch_size, self.process.rank, self.process.world_size
+        return [seed_of(self.options.seed, self.epoch, rank + count * i, 2)
+                for i in range(batch * size, (batch + 1) * size)]
+
     def seed_step(self, batch: int) -> None:
-        """Seed the randomness of a batch: mixing, erasing, dropout."""
+        """Seed the randomness of a batch: mixing, dropout."""
         random_seed(seed_of(self.options.seed, self.epoch, batch, 1) // 2, self.process.rank)
 
     def learn(self, loss: Tensor, update: bool) -> None:
@@ -232,10 +245,12 @@ class Run:
             return
         state = {
             **self.task.get_checkpoint_state(), **self.task.get_checkpoint_state(ema=True),
-            'arch': self.options.model, 'args': self.options, 'version': 2, 'epoch': self.epoch - 1,
+            'arch': self.options.model, 'args': self.given, 'version': 2, 'epoch': self.epoch - 1,
             'optimizer': self.optimizer.state_dict(),
             'scheduler': _of_scheduler(self.scheduler).state_dict() if self.scheduler else {},
-            'position': {'epoch': self.epoch, 'batch': self.batch, 'world_size': self.process.world_size},
+            'position': {
+                'epoch': self.epoch, 'batch': self.batch, 'grad_accum_steps': self.options.grad_accum_steps,
+                'world_size': self.process.world_size, 'global_batch': self.global_batch},
             'label_names': self.label_names,
             'sums': sums.tolist(), 'seconds': self.seconds, 'best': self.best, 'history': self.history,
         }
@@ -243,28 +258,25 @@ class Run:
             state[self.scaler.state_dict_key] = self.scaler.state_dict()
         save_checkpoint(self.folder, state, best)
 
-    def _resume(self) -> None:
-        found = newest_whole(self.folder)
-        path = found if self.options.resume == 'auto' else self.options.resume
-        if not self.options.resume and found:
-            raise ValueError(
-                f'{self.folder} holds a run already; --resume auto continues it, and --experiment names another folder')
-        if not path:
-            return
-        state = read_checkpoint(path)
-        _check_same_run(state, self.options, self.process, path)
+    def _resume(self, state: dict[str, Any]) -> None:
+        position, steps = state['position'], self.options.grad_accum_steps
         self.task.load_checkpoint_state(state['state_dict'])
         if self.task.has_ema():
             self.task.load_checkpoint_state(state['state_dict_ema'], ema=True)
         self.optimizer.load_state_dict(state['optimizer'])
-        if self.scheduler:
-            _of_scheduler(self.scheduler).load_state_dict(state['scheduler'])
         if self.scaler:
             self.scaler.load_state_dict(state[self.scaler.state_dict_key])
-        self.epoch, self.batch = state['position']['epoch'], state['position']['batch']
-        self.sums += self.sums.new_tensor(state['sums'])
+        updates = position['batch'] // position.get('grad_accum_steps', state['args'].grad_accum_steps)
+        self.epoch, self.batch = position['epoch'], updates * steps
+        if self.scheduler:
+            timms = _of_scheduler(self.scheduler) is self.scheduler
+            if timms and state['args'].epochs != self.options.epochs:  # its state is the length of the schedule
+                self.scheduler.step(self.epoch)
+                self.scheduler.step_update(self.epoch * self.updates + updates)
+            else:
+                _of_scheduler(self.scheduler).load_state_dict(state['scheduler'])
+        self.sums += self.sums.new_tensor(state['sums']) * (position['world_size'] / self.process.world_size)
         self.seconds, self.best, self.history = state['seconds'], state['best'], state['history']
-        _logger.info('resumed from %s in epoch %d, after batch %d', path, self.epoch + 1, self.batch)
 
     def create_model(self, name: str, model_kwargs: dict[str, Any], pretrained: bool) -> nn.Module:
         """A network on the device, as the options describe it, with BatchNorm that is not synchronised yet."""
@@ -298,13 +310,3 @@ def _folder(options: Namespace) -> Path:
     recipe = Path(options.config).stem if options.config else 'train'
     model = safe_model_name(options.model, remove_source=False)  # so that hf-hub:user/repo becomes one folder
     return Path(options.output, options.experiment or f'{recipe}/{model}-seed{options.seed}')
-
-
-def _check_same_run(state: dict[str, Any], options: Namespace, process: Process, path: Any) -> None:
-    if 'position' not in state:
-        raise ValueError(f'{path} is a checkpoint of another trainer: it does not hold the epoch and batch of its run')
-    different = different_options(options_of(state), vars(options))
-    if state['position']['world_size'] != process.world_size:
-        different.append(f'{process.world_size} processes (was {state["position"]["world_size"]})')
-    if different:
-        raise ValueError(f'{path} is of another run; other values here: {", ".join(different)}')
