@@ -273,5 +273,6 @@ def evaluation_parser() -> argparse.ArgumentParser:
     add = root.add_argument_group('records').add_argument
     add('--real-labels', nargs='?', const='', metavar='JSON',
         help="evaluate with ImageNet's real labels too, from this file, or from timm's copy if no file is named")
-    add('--output', metavar='DIR', help='folder for metrics.json, classes.csv and confusion.png')
+    add('--output', metavar='DIR',
+        help='folder for metrics.json, classes.csv and confusion.png, with more than 1,000 classes confusion.csv')
     return _with_defaults(root)

@@ -6,6 +6,7 @@ from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -57,6 +58,15 @@ class Process:
         if self.distributed:
             dist.all_reduce(tensor)
         return tensor
+
+    def gathered(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The tensors of all processes one after another, (n,) of any length each, on the CPU."""
+        tensor = tensor.cpu()
+        if not self.distributed:
+            return tensor
+        parts: list[Any] = [None] * self.world_size
+        dist.all_gather_object(parts, tensor)
+        return torch.cat(parts)
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is set in any of the processes."""
