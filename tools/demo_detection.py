@@ -50,7 +50,8 @@ def main() -> None:
     runner = train_detector(config)
     found = {name: runner.message_hub.get_scalar(f'val/coco/bbox_{name}').current() for name in ('mAP', 'mAP_50')}
 
-    pictures = [scenes / 'images' / image['file_name'] for image in json.loads(Path(annotations).read_text())['images']]
+    data = json.loads(Path(annotations).read_text(encoding='utf-8'))
+    pictures = [scenes / 'images' / image['file_name'] for image in data['images']]
     results = detect(config, str(work / f'epoch_{args.epochs}.pth'), pictures[:12], args.output / 'boxes', score=0.5)
     shown = [enlarged(result) for result in results]
     write_picture(args.output / 'detections.png', np.vstack([np.hstack(shown[i:i + 4]) for i in (0, 4, 8)]))

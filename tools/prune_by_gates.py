@@ -27,7 +27,8 @@ def main() -> None:
     parser.add_argument('--lr', type=float, default=0.01, metavar='X',
                         help='learning rate at the start of the fine-tuning (default: %(default)s)')
     parser.add_argument('--data-dir', metavar='DIR', help="folder of the data; the training's if not given")
-    parser.add_argument('--device', metavar='NAME', help="device, such as cpu or cuda:1; the training's if not given")
+    parser.add_argument('--device', metavar='NAME',
+                        help='device, such as cpu or cuda:1; if not given, cuda where there is one, else cpu')
     parser.add_argument('--results', type=Path, default=Path('work_dirs/pruning.csv'), metavar='CSV',
                         help='table of the results (default: %(default)s)')
     parser.add_argument('--output', type=Path, default=Path('work_dirs/pruned'), metavar='DIR',

@@ -6,6 +6,7 @@ import timm
 import torch
 from digit_runs import TINY
 from sklearn.metrics import confusion_matrix, top_k_accuracy_score
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from timm_se_plugin import AttentionSpec
 from timm_se_plugin.files.tables import read_table
@@ -50,6 +51,36 @@ def test_accuracies_and_confusion_are_scikit_learns(digits):
     torch.testing.assert_close(
         found.class_accuracy, torch.from_numpy(expected.diagonal() / expected.sum(1)).float(), equal_nan=True)
     assert model.training  # as it was
+
+
+class Small(TorchDispatchMode):
+    """Refuses tensors with more elements than `limit`."""
+
+    limit = 2 ** 24
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        found = function(*args, **(kwargs or {}))
+        assert not isinstance(found, torch.Tensor) or found.numel() < self.limit, function
+        return found
+
+
+def test_memory_grows_with_the_images_and_not_with_the_square_of_the_classes(digits, tmp_path):
+    classes = 21_841
+    model = timm.create_model('test_resnet', num_classes=classes)
+    outputs = []
+    with Small():
+        found = evaluate(model, loader(digits), classes, each_output=outputs.append)
+        evaluate_classifier(parse_evaluation([
+            '--model', 'test_resnet', '--num-classes', str(classes), '--data-dir', str(digits), '--workers', '0',
+            '--img-size', '32', '--output', str(tmp_path)]))
+        assert found.class_accuracy.nansum() >= 0
+    truth, guess = torch.cat([y for _, y in loader(digits)()]), torch.cat(outputs).argmax(1)
+    expected = sorted(zip(truth.tolist(), guess.tolist(), strict=True))
+    assert sorted(tuple(pair) for pair, count in zip(found.pairs.tolist(), found.counts.tolist(), strict=True)
+                  for _ in range(count)) == expected
+    rows = read_table(tmp_path / 'confusion.csv')
+    assert sum(int(row['images']) for row in rows) == 50
+    assert len(read_table(tmp_path / 'classes.csv')) == classes
 
 
 def test_a_label_without_a_class_is_an_error(digits):

@@ -5,6 +5,7 @@ import torch
 from digit_runs import TINY, equal, weights
 
 from timm_se_plugin.training import parse_options, train_classifier
+from timm_se_plugin.training.checkpoint import read_checkpoint
 from timm_se_plugin.training.data import eval_loader, open_split, train_loader
 from timm_se_plugin.training.process import Process
 from timm_se_plugin.training.run import Run
@@ -98,3 +99,40 @@ def test_data_of_hugging_faces_library_trains_and_is_continued(digits, tmp_path,
             train('part')
     train('part', '--resume', 'auto')
     assert equal(weights(tmp_path / 'whole'), weights(tmp_path / 'part'))
+
+
+@pytest.mark.parametrize(('source', 'lengths'), [
+    ('hfds', ()), ('hfids', ('--train-num-samples', '96', '--val-num-samples', '50', '--num-classes', '10'))])
+def test_columns_with_other_names_are_named_by_options(digits, tmp_path, monkeypatch, source, lengths):
+    datasets = pytest.importorskip('datasets', reason='hfds/ and hfids/ need datasets: the [train] extra')
+    monkeypatch.setattr(datasets.config, 'HF_HUB_OFFLINE', True)
+    features = datasets.Features({
+        'img': datasets.Image(), 'fine_label': datasets.ClassLabel(names=[str(i) for i in range(10)]),
+        'coarse_label': datasets.Value('int64')})
+    for split, found in (('train', 'train'), ('validation', 'val')):
+        paths = sorted((digits / found).glob('*/*.png'))
+        labels = [int(path.parent.name) for path in paths]
+        table = datasets.Dataset.from_dict(
+            {'img': list(map(str, paths)), 'fine_label': labels, 'coarse_label': labels}, features=features)
+        table.to_parquet(str(tmp_path / 'data' / f'{split}-00000-of-00001.parquet'))
+
+    def train(*arguments):
+        return train_classifier(parse_options([
+            *TINY, '--dataset', f'{source}/{tmp_path / "data"}', '--data-dir', str(tmp_path / 'cache'), '--epochs', '1',
+            '--output', str(tmp_path), '--experiment', 'run', *lengths, *arguments]))
+    known = 'its columns are img, fine_label, coarse_label'
+    with pytest.raises(ValueError, match=rf"no column 'image', which --input-key names; {known}"):
+        train()
+    with pytest.raises(ValueError, match=rf"no column 'label', which --target-key names; {known}"):
+        train('--input-key', 'img')
+    train('--input-key', 'img', '--target-key', 'fine_label')
+    if source == 'hfds':  # a stream does not tell the names of the classes before it is read
+        names = read_checkpoint(tmp_path / 'run' / 'last.pth.tar')['label_names']
+        assert names == [str(i) for i in range(10)]
+
+
+def test_columns_are_not_for_folders_and_torchvision(digits):
+    for dataset in '', 'torch/mnist':
+        given = parse_options(['--dataset', dataset, '--data-dir', str(digits), '--input-key', 'img'])
+        with pytest.raises(ValueError, match='--input-key and --target-key are for data sets with columns'):
+            open_split(given, 'train', training=True)

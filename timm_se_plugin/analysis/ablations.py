@@ -157,7 +157,7 @@ def _run(folder: Path, name: str, command: Sequence[str], device: str) -> dict[s
             sys.executable, '-c', _TRAIN, *command, '--device', device, '--output', str(folder), '--experiment', name,
             '--resume', 'auto', '--results', str(result)]
         _logger.info('%s on %s', name, device)
-        with (folder / f'{name}.log').open('a') as log:
+        with (folder / f'{name}.log').open('a', encoding='utf-8') as log:
             code = subprocess.run(whole, stdout=log, stderr=log, env=dict(os.environ), check=False).returncode
         if code or not result.exists():
             _logger.warning('%s failed with exit code %d; its log is %s', name, code, folder / f'{name}.log')

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .gates import Gate, find_gates, observed
-from .statistics import GateStatistics
+from .statistics import GateStatistics, float64_device
 
 __all__ = ['UnusualImage', 'gate_map', 'gate_maps', 'unusual_images']
 
@@ -48,12 +48,13 @@ def unusual_images(
         return []
     gates = find_gates(model)
     device = next(model.parameters()).device
-    usual = {layer.name: (layer.mean.to(device), layer.std.to(device)) for layer in statistics.layers}
+    exact = float64_device(device)
+    usual = {layer.name: (layer.mean.to(exact), layer.std.to(exact)) for layer in statistics.layers}
     distances: dict[str, Tensor] = {}
 
     def see(gate: Gate, values: Tensor) -> None:
         mean, std = usual[gate.name]
-        distance = (values.double().mean(3) - mean) / std.clamp(min=1e-12)
+        distance = (values.to(exact).double().mean(3) - mean) / std.clamp(min=1e-12)
         distances[gate.name] = torch.where(std > 0, distance ** 2, 0).flatten(1).mean(1)
 
     heap: list[tuple[float, int, UnusualImage]] = []

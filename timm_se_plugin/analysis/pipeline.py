@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..files.tables import write_table
+from ..weights.runs import data_config
 from .figures import draw_activations, draw_depth, draw_deviations, draw_gate_maps, draw_scale
 from .gates import find_gates
 from .pictures import gate_maps, unusual_images
@@ -54,8 +55,8 @@ def analyze(options: Namespace) -> GateStatistics:
         ValueError: no output folder, real labels, an unknown class, a kind of table that cannot be written, or what
             :func:`~timm_se_plugin.analysis.gate_statistics` raises.
     """
-    from ..training.data import class_names, data_config, eval_loader, open_split
-    from ..training.network import evaluated_network
+    from ..training.data import class_names, eval_loader, label_by_name, open_split
+    from ..training.network import evaluated_network, label_names
     from ..training.process import init_process
 
     if not options.output:
@@ -67,8 +68,9 @@ def analyze(options: Namespace) -> GateStatistics:
     with init_process(options) as process:
         dataset = open_split(options, options.val_split, training=False)
         model = evaluated_network(options, process)
+        label_by_name(dataset, label_names(options, model, class_names(dataset)), options.val_split)
         find_gates(model)  # a network without attention is refused before the data is read
-        config = data_config(options, model)
+        config = data_config(vars(options), model)
         loader = eval_loader(options, dataset, config, process)
         classes = class_names(dataset) or [str(i) for i in range(model.num_classes)]
         unknown = sorted(set(options.classes or ()) - set(classes))

@@ -14,7 +14,7 @@ from ..files.tables import replace_rows
 from ..measuring.complexity import complexity
 from ..measuring.provenance import provenance
 from ..weights.folders import write_model
-from ..weights.runs import build_model
+from ..weights.runs import build_model, data_config
 from .pruning import prune_by_gates
 from .statistics import gate_statistics
 
@@ -53,22 +53,26 @@ def pruning_study(
     """
     from ..training import evaluate
     from ..training.checkpoint import read_checkpoint
-    from ..training.data import class_names, data_config, eval_loader, open_split, train_loader
+    from ..training.config import options_of
+    from ..training.data import class_names, eval_loader, label_by_name, open_split, train_loader
     from ..training.network import moved
     from ..training.process import init_process
 
     state = read_checkpoint(checkpoint)
-    options = Namespace(**{**vars(state['args']), **changes})
-    unknown = set(changes) - set(vars(state['args']))
+    trained = {**options_of(state), 'device': None, 'dist_backend': None}  # the machine may be another one
+    options = Namespace(**{**trained, **changes})
+    unknown = set(changes) - set(trained)
     if unknown:
         raise ValueError(f'the training has no option called {", ".join(sorted(unknown))}')
     with init_process(options) as process:
         train_data, val_data = (open_split(options, split, training=False) for split in (
             options.train_split, options.val_split))
+        for data, split in ((train_data, options.train_split), (val_data, options.val_split)):
+            label_by_name(data, state.get('label_names'), split)
         model: Any = build_model(vars(options))
         model.load_state_dict(state.get('state_dict_ema', state['state_dict']))
         model = moved(model, options, process)
-        config = data_config(options, model)
+        config = data_config(vars(options), model)
         size = tuple(config['input_size'])
         classes = class_names(train_data) or [str(i) for i in range(model.num_classes)]
         with process.autocast(options):

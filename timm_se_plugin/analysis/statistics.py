@@ -197,22 +197,28 @@ def check_ending(path: Path) -> None:
             raise ValueError('.parquet needs the package pyarrow, which is missing; .csv works without it') from error
 
 
+def float64_device(device: torch.device) -> torch.device:
+    """The device; the CPU instead of Apple's GPU, which has no float64."""
+    return torch.device('cpu') if device.type == 'mps' else device
+
+
 class _Sums:
     """Count, mean and sum of squared deviations of each class, updated batch by batch (Chan et al., 1979).
 
-    Unlike a sum of squares, this loses no digits where the deviation is small beside the mean.
+    Unlike a sum of squares, this loses no digits where the deviation is small beside the mean. The sums are on the
+    given device, or on the CPU if that has no float64.
     """
 
     def __init__(self, classes: int, branches: int, channels: int, device: torch.device) -> None:
-        shape = (classes, branches, channels)
+        shape, device = (classes, branches, channels), float64_device(device)
         self.counts = torch.zeros(classes, 1, 1, dtype=torch.float64, device=device)
         self.means, self.squares, self.lows, self.highs = (
             torch.zeros(shape, dtype=torch.float64, device=device) for _ in range(4))
 
     def add(self, values: Tensor, labels: Tensor, bounds: tuple[float, float] | None) -> None:
         """Add a batch: values (N, M, C, P) and labels (N,)."""
+        x, labels = values.to(self.counts.device).double(), labels.to(self.counts.device)
         present, inverse = labels.unique(return_inverse=True)
-        x = values.double()
         if bounds:
             low, high = bounds
             near = _NEAR * (high - low)

@@ -60,7 +60,7 @@ class WholeCheckpointHook(CheckpointHook):
 
     def _repair(self, runner: Runner) -> None:
         pointer = Path(runner.work_dir, 'last_checkpoint')
-        named = pointer.read_text().strip() if pointer.exists() else ''
+        named = pointer.read_text(encoding='utf-8').strip() if pointer.exists() else ''
         folder = Path(self.out_dir, Path(runner.work_dir).name) if self.out_dir else Path(runner.work_dir)
         found = {path.resolve(): path for path in (Path(named), *folder.glob(self.filename_tmpl.format('*')))
                  if path.is_file()}

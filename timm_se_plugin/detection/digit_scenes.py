@@ -40,7 +40,7 @@ def write_digit_scenes(folder: str | Path, train: int = 400, val: int = 60, size
                  'area': box[2] * box[3], 'iscrowd': 0} for n, (digit, box) in enumerate(boxes, start=1)]
         categories = [{'id': digit + 1, 'name': str(digit)} for digit in range(10)]
         Path(folder, f'instances_{name}.json').write_text(
-            json.dumps({'images': pictures, 'annotations': annotations, 'categories': categories}))
+            json.dumps({'images': pictures, 'annotations': annotations, 'categories': categories}), encoding='utf-8')
 
 
 def _scene(

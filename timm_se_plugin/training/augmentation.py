@@ -1,12 +1,14 @@
 """Augmentation by timm: transforms of single images, random erasing and mixing of whole batches."""
 
 from argparse import Namespace
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from timm.data import Mixup, create_transform
 from timm.data.random_erasing import RandomErasing
+from timm.utils import random_seed
 from torch import Tensor
 from torchvision import transforms
 
@@ -86,10 +88,16 @@ class BatchAugmentation:
                 switch_prob=options.mixup_switch_prob, mode=options.mixup_mode, label_smoothing=options.smoothing,
                 num_classes=classes)
 
-    def __call__(self, x: Tensor, y: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
-        """Augmented images (N, C, H, W) and their targets: (N,), or (N, classes) after mixing."""
+    def erased(self, x: Tensor, seeds: Sequence[int]) -> Tensor:
+        """Images (N, C, H, W) with random parts erased in their own memory; each has a seed for its randomness."""
         if self.erase is not None:
-            x = self.erase(x)
+            for image, seed in zip(x.split(1), seeds, strict=True):
+                random_seed(seed)
+                self.erase(image)
+        return x
+
+    def __call__(self, x: Tensor, y: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
+        """Mixed images (N, C, H, W) and their targets: (N,), or (N, classes) after mixing."""
         if self.mix is not None:
             self.mix.mixup_enabled = not 0 < self.mixes_until <= epoch
             x, y = self.mix(x, y)

@@ -14,13 +14,17 @@ from ..weights.reading import read_weights
 from ..weights.runs import model_kwargs
 from .options import RUNTIME, evaluation_parser, training_parser
 
-__all__ = ['different_options', 'list_recipes', 'own_options', 'parse_evaluation', 'parse_options', 'read_recipe']
+__all__ = [
+    'different_options', 'list_recipes', 'options_of', 'own_options', 'parse_evaluation', 'parse_options',
+    'read_recipe']
 
 _PICKLED = ('.pth', '.tar', '.pt')
 _WEIGHTS = (*_PICKLED, '.safetensors', '.bin', '.npz')
 # Options that have a column of their own in a table of results.
 _COLUMNS = (
     'model', 'model_kwargs', 'seed', 'epochs', 'batch_size', 'grad_accum_steps', 'amp', 'amp_dtype', 'torchcompile')
+# What runs did before there was an option for it, and what timm's own do.
+_BEFORE = {'exif_orientation': False}
 _RECIPES = resources.files(__package__) / 'recipes'
 
 
@@ -82,6 +86,11 @@ def own_options(options: argparse.Namespace) -> str:
     return ' '.join(f'{key}={value!r}' for key, value in parts)
 
 
+def options_of(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """Options that a checkpoint was trained with; those that its release did not have yet are as it worked then."""
+    return {**vars(parse_options([])), **_BEFORE, **vars(checkpoint['args'])}
+
+
 def different_options(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Options that change what a run computes and differ from those of an earlier run, as ``lr=0.2 (was 0.1)``."""
     return [f'{key}={value!r} (was {then.get(key)!r})' for key, value in sorted(now.items())
@@ -91,6 +100,9 @@ def different_options(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[s
 def parse_evaluation(
         argv: Sequence[str] | None = None, parser: argparse.ArgumentParser | None = None) -> argparse.Namespace:
     """Options of an evaluation from the command line; then those that the checkpoint was trained with; then defaults.
+
+    The device is not the checkpoint's: a network that was trained on a GPU is evaluated on any machine. The names of
+    the checkpoint's classes are ``label_names``, None where they are not known.
 
     Args:
         argv: the command line; that of this process if None.
@@ -106,8 +118,12 @@ def parse_evaluation(
     if checkpoint and not checkpoint.endswith(_WEIGHTS):
         raise ValueError(f'--checkpoint {checkpoint} is not a file of weights, which ends in {", ".join(_WEIGHTS)}')
     if checkpoint and checkpoint.endswith(_PICKLED):
-        trained = read_weights(checkpoint)[1].get('args') or {}
-        own = {action.dest for action in parser._actions} - {'output', 'pretrained'}
+        said = read_weights(checkpoint)[1]
+        trained, names = {**_BEFORE, **said['args']} if 'args' in said else {}, said.get('label_names')
+        # The machine, which may be another one; and what the names of the classes replace.
+        others = {'output', 'pretrained', 'device', 'dist_backend', *(('class_map',) if names else ())}
+        own = {action.dest for action in parser._actions} - others
+        parser.set_defaults(label_names=names)
         parser.set_defaults(**{key: value for key, value in trained.items() if key in own and value is not None})
         if 'model' in trained:
             parser.set_defaults(model_kwargs=model_kwargs(trained))

@@ -6,29 +6,33 @@ import os
 import signal
 import threading
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from timm.data import create_dataset, create_transform, resolve_data_config
+from timm.data import ImageDataset, create_dataset, create_transform
 from timm.data.distributed_sampler import RepeatAugSampler
 from timm.data.loader import PrefetchLoader, fast_collate
-from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
+from torchvision.transforms import Compose
 
 from .augmentation import Transforms, train_transforms
-from .images import Batches, Images, seed_of
+from .folders import closest, read_class_map, read_folder, read_tar
+from .images import Batches, Images, Picture, seed_of
 from .process import Process
 
 __all__ = [
-    'Loader', 'class_names', 'data_config', 'eval_loader', 'number_of_classes', 'open_split',
-    'train_loader']
+    'STREAMS', 'Loader', 'class_names', 'eval_loader', 'label_by_name', 'number_of_classes', 'open_split',
+    'split_root', 'train_loader']
 
 _logger = logging.getLogger(__name__)
 _SOURCES = ('torch', 'hfds', 'hfids', 'tfds', 'wds')  # of data sets, in timm
+# The options that name a column of a data set with columns, and timm's columns where they are not given.
+_COLUMNS = {'input_key': 'image', 'target_key': 'label'}
+STREAMS = ('wds', 'hfids', 'tfds')  # the sources that are read from the beginning to the end
 # Names that mean the same split; timm looks for any of them.
 _SPLITS = (('train', 'training'), ('validation', 'val', 'valid', 'eval', 'evaluation'), ('test',))
 
@@ -142,101 +146,149 @@ def open_split(options: Namespace, split: str, training: bool) -> Any:
         training: whether it is for training.
 
     Raises:
-        ValueError: an unknown source, no data, or no such split.
+        ValueError: an unknown source, no data, no such split, pictures without a class, or a class map that does not
+            fit the folders.
     """
     root = options.data_dir
     source, _, name = options.dataset.partition('/')
     if options.dataset and not (source.lower() in _SOURCES and name):
         raise ValueError(f'--dataset {options.dataset} is not a data set; name one as '
                          f'{", ".join(f"{source}/NAME" for source in _SOURCES)}, or none for folders and tar files')
-    if options.class_map and not Path(options.class_map).is_file():
-        raise ValueError(f'--class-map {options.class_map} is not a file')
+    keys = {name: getattr(options, name) for name in _COLUMNS if getattr(options, name)}
+    if keys and (not options.dataset or source.lower() == 'torch'):
+        raise ValueError('--input-key and --target-key are for data sets with columns, and '
+                         f'{options.dataset or "a folder"} has none')
+    class_map = read_class_map(options.class_map) if options.class_map else None
     if not options.dataset:
         if not (root and Path(root).exists()):
             found = f'there is nothing at --data-dir {root}' if root else 'no data is given'
             raise ValueError(f'{found}; --data-dir takes the folder of the data, --dataset the name of a data set')
-        root = _split_root(Path(root), split)
-    elif not root and options.dataset.lower().startswith('torch/'):
+        root = split_root(Path(root), split)
+        return ImageDataset(root, (read_tar if root.endswith('.tar') else read_folder)(root, class_map))
+    else:
+        if not root and source.lower() == 'torch':
+            raise ValueError(f'--dataset {options.dataset} needs --data-dir: the folder that the data is in, or is to '
+                             'be downloaded to')
+        streams = {'batch_size': _batch_size(options, training), 'seed': options.seed,
+                   'num_samples': options.train_num_samples if training else options.val_num_samples}
+        if source.lower() == 'hfds':  # timm casts the column of the images before it is known that there is one
+            import datasets
+            _check_columns(options, datasets.load_dataset(name, split=split, cache_dir=root).column_names)
+        dataset = create_dataset(
+            options.dataset, root=root, split=split, is_training=training, download=options.dataset_download,
+            class_map=class_map, **keys, **(streams if _is_stream(options.dataset) else {}))
+        if source.lower() == 'hfids':
+            builder = dataset.reader.builder
+            _check_columns(options, builder.info.features or next(iter(builder.as_streaming_dataset(split))))
+        return dataset
+
+
+def _check_columns(options: Namespace, columns: Iterable[str]) -> None:
+    for option, default in _COLUMNS.items():
+        key = getattr(options, option) or default
+        # timm takes several columns with a comma, and a field of a column with a slash.
+        if key not in columns and not set(key) & set(',/'):
+            raise ValueError(f'{options.dataset} has no column {key!r}, which --{option.replace("_", "-")} names; its '
+                             f'columns are {", ".join(columns)}')
+
+
+def label_by_name(dataset: Any, names: Sequence[str] | None, split: str) -> None:
+    """Let the targets of a data set be indices of `names`, whatever the order of its own classes is.
+
+    Args:
+        dataset: of :func:`open_split`; it may lack some of the classes.
+        names: of the model's classes; None if they are not known, which changes nothing.
+        split: its name, for an error message.
+
+    Raises:
+        ValueError: a class of the data is not among `names`.
+    """
+    found = class_names(dataset)
+    if not found or names is None or found == list(names):
+        return
+    names = list(names)
+    unknown = [name for name in found if name not in names]
+    if unknown:
         raise ValueError(
-            f'--dataset {options.dataset} needs --data-dir: the folder that the data is in, or is to be downloaded to')
-    streams = {'batch_size': _batch_size(options, training), 'seed': options.seed,
-               'num_samples': options.train_num_samples if training else options.val_num_samples}
-    dataset = create_dataset(
-        options.dataset, root=root, split=split, is_training=training, download=options.dataset_download,
-        class_map=options.class_map, **(streams if _is_stream(options.dataset) else {}))
-    if not _is_stream(options.dataset) and not len(dataset):
-        raise ValueError(f'there are no images in {root!r}')
-    return dataset
+            f'the split {split} has classes that the model does not know: {closest(unknown, names)}; it knows '
+            f'{", ".join(names[:10])}{" …" if len(names) > 10 else ""}. Rename or take away what is not meant, or give '
+            'each class of the data its index by --class-map')
+    dataset.target_transform = [names.index(name) for name in found].__getitem__
+    dataset.label_names = names
+    absent = [name for name in names if name not in found]
+    if absent:
+        _logger.info('the split %s has no images of %d of the %d classes: %s', split, len(absent), len(names),
+                     closest(absent, []))
 
 
-def _split_root(root: Path, split: str) -> str:
-    """The tar file of a split, or the folder in which timm looks for the split."""
+def split_root(root: Path, split: str) -> str:
+    """The tar file or the folder of a split; `root` itself where this holds no splits.
+
+    Raises:
+        ValueError: `root` holds other splits alone, or is another kind of file.
+    """
     name = split.partition('[')[0]
     names = (name, *next((names for names in _SPLITS if name in names), ()))
-    tars = [root / f'{name}.tar' for name in names]
-    found = next((tar for tar in tars if tar.is_file()), root)
-    if found.is_dir() and not any((root / name).exists() for name in names):
-        # timm would read the images of all splits. A folder without folders in it is a class, even one named train.
-        others = [name for names in _SPLITS for name in names
-                  if (root / name).is_dir() and any(entry.is_dir() for entry in (root / name).iterdir())]
-        if others:
-            raise ValueError(f'{root} has no split {split!r}; it has {", ".join(others)}')
-    return str(found)
+    found = next((path for path in (*(root / f'{name}.tar' for name in names), *(root / name for name in names))
+                  if path.exists()), None)
+    if found:
+        return str(found)
+    if root.is_file() and root.suffix != '.tar':
+        raise ValueError(f'--data-dir {root} is neither a folder nor a tar file')
+    # A folder without folders in it is a class, even one named train.
+    others = [name for names in _SPLITS for name in names
+              if (root / name).is_dir() and any(entry.is_dir() for entry in (root / name).iterdir())]
+    if others:
+        raise ValueError(f'{root} has no split {split!r}; it has {", ".join(others)}')
+    return str(root)
 
 
 def _is_stream(name: str) -> bool:
-    return name.partition('/')[0].lower() in ('wds', 'hfids', 'tfds') and '/' in name
+    return name.partition('/')[0].lower() in STREAMS and '/' in name
 
 
 def class_names(dataset: Any) -> list[str] | None:
     """Names of the classes in the order of their indices; None where the data set does not have them."""
+    if hasattr(dataset, 'label_names'):
+        return list(dataset.label_names)
     for source in (dataset, getattr(dataset, 'reader', None)):
         for attribute in ('class_to_idx', 'class_name_to_idx'):
-            names = getattr(source, attribute, None)
-            if names:
-                return [str(name) for name, _ in sorted(names.items(), key=lambda item: item[1])]
+            indices = getattr(source, attribute, None)
+            if indices:
+                names: dict[int, list[str]] = {}
+                for name, index in indices.items():  # a class map can give several folders the same index
+                    names.setdefault(int(index), []).append(str(name))
+                return ['|'.join(names.get(index, [str(index)])) for index in range(max(names) + 1)]
     return None
 
 
-def number_of_classes(options: Namespace, *datasets: Any) -> int:
-    """Number of classes: ``--num-classes``, or that of the data if this is not given.
+def number_of_classes(options: Namespace, train_data: Any) -> int:
+    """Number of classes: ``--num-classes``, or that of the training data if this is not given.
 
     Raises:
-        ValueError: the splits have different classes, the data has more classes than ``--num-classes``, or neither
-            gives their number.
+        ValueError: the data has more classes than ``--num-classes``, or neither gives their number.
     """
-    names = [known for known in map(class_names, datasets) if known]
-    if len(names) == 2 and names[0] != names[1]:
-        different = sorted(set(names[0]) ^ set(names[1]))
-        raise ValueError(f'the splits have different classes: {", ".join(different[:5]) or "another order"}')
+    names = class_names(train_data)
     if options.num_classes is None:
         if not names:
             raise ValueError('this data does not tell how many classes it has; give their number by --num-classes')
-        return len(names[0])
-    if names and len(names[0]) > options.num_classes:
-        raise ValueError(f'--num-classes {options.num_classes} is too few: the data has {len(names[0])}')
+        return len(names)
+    if names and len(names) > options.num_classes:
+        raise ValueError(f'--num-classes {options.num_classes} is too few: the data has {len(names)}')
     return options.num_classes
 
 
-def data_config(options: Namespace, model: nn.Module) -> dict[str, Any]:
-    """timm's data configuration of the model, in which the options that are given replace the model's values.
-
-    Raises:
-        ValueError: means or standard deviations for another number of channels.
-    """
-    channels = options.input_size[0] if options.input_size else 3
-    for name in ('mean', 'std'):
-        given = getattr(options, name)
-        if given is not None and len(given) not in (1, channels):
-            numbers = ' '.join(map(str, given))
-            raise ValueError(f'--{name} {numbers} needs one number, or one for each of the {channels} channels')
-    return resolve_data_config(vars(options), model=model)
+def _picture(options: Namespace, config: dict[str, Any]) -> Picture:
+    return Picture.of(config['input_size'][0], options.exif_orientation)
 
 
-def _set_image_mode(dataset: Any, config: dict[str, Any]) -> None:
-    for source in (dataset, getattr(dataset, 'reader', dataset)):
-        if config['input_size'][0] == 1 and hasattr(source, 'input_img_mode'):  # torchvision's data sets lack it
-            source.input_img_mode = 'L'
+def _start_stream(dataset: Any, options: Namespace, picture: Picture, transforms: Transforms) -> Transforms:
+    """The transforms of a stream, which begin with `picture` instead of the conversion of timm's reader."""
+    dataset.set_loader_cfg(num_workers=max(1, options.workers))
+    tfds = options.dataset.lower().startswith('tfds')  # decodes pictures itself
+    dataset.reader.input_img_mode = picture.mode if tfds else ''
+    early, late = (Compose([picture, transform]) for transform in (transforms.early, transforms.late))
+    return Transforms(early, late, transforms.switch)
 
 
 def train_loader(options: Namespace, dataset: Any, config: dict[str, Any], process: Process) -> Loader:
@@ -245,24 +297,22 @@ def train_loader(options: Namespace, dataset: Any, config: dict[str, Any], proce
     Raises:
         ValueError: fewer images than one update of the weights takes.
     """
-    by_epoch = train_transforms(options, config)
-    _set_image_mode(dataset, config)
+    picture, by_epoch = _picture(options, config), train_transforms(options, config)
     if isinstance(dataset, IterableDataset):
-        stream: Any = dataset
-        stream.set_loader_cfg(num_workers=max(1, options.workers))
-        return Loader(stream, config, options, process, None, by_epoch, training=True)
+        by_epoch = _start_stream(dataset, options, picture, by_epoch)
+        return Loader(dataset, config, options, process, None, by_epoch, training=True)
     order: Any
     if options.aug_repeats:
-        order = RepeatAugSampler(
-            dataset, num_replicas=process.world_size, rank=process.rank, num_repeats=options.aug_repeats)
+        order = RepeatAugSampler(dataset, num_replicas=1, rank=0, num_repeats=options.aug_repeats)
     else:
-        order = DistributedSampler(dataset, num_replicas=process.world_size, rank=process.rank, seed=options.seed)
+        order = DistributedSampler(dataset, num_replicas=1, rank=0, seed=options.seed)
     batches = Batches(order, options.batch_size, process, whole=options.grad_accum_steps)
     if not len(batches):
         step = options.batch_size * options.grad_accum_steps * process.world_size
         raise ValueError(f'{len(dataset)} training images are fewer than the {step} of one update '
                          '(--batch-size times --grad-accum-steps times processes)')
-    images = Images(dataset, by_epoch, options.seed, options.corrupt_images, options.cache_images, replace=True)
+    images = Images(
+        dataset, picture, by_epoch, options.seed, options.corrupt_images, options.cache_images, replace=True)
     return Loader(images, config, options, process, batches, by_epoch, training=True)
 
 
@@ -273,16 +323,15 @@ def eval_loader(options: Namespace, dataset: Any, config: dict[str, Any], proces
         size if size[0] != size[1] else size[0], is_training=False, interpolation=config['interpolation'],
         mean=config['mean'], std=config['std'], crop_pct=config['crop_pct'], crop_mode=config['crop_mode'],
         use_prefetcher=True)
-    by_epoch = Transforms(transform, transform)
-    _set_image_mode(dataset, config)
+    picture, by_epoch = _picture(options, config), Transforms(transform, transform)
     if isinstance(dataset, IterableDataset):
         stream: Any = dataset
         # timm's readers give several processes equally many images, some of them twice or not at all. Therefore one
         # process evaluates the whole stream.
         stream.reader.dist_rank, stream.reader.dist_num_replicas = 0, 1
-        stream.set_loader_cfg(num_workers=max(1, options.workers))
+        by_epoch = _start_stream(stream, options, picture, by_epoch)
         return Loader(stream, config, options, process, None, by_epoch, training=False)
-    order = range(process.rank, len(dataset), process.world_size)
-    batches = Batches(order, _batch_size(options, training=False), process)
-    images = Images(dataset, by_epoch, options.seed, options.corrupt_images, options.cache_images, replace=False)
+    batches = Batches(range(len(dataset)), _batch_size(options, training=False), process)
+    images = Images(
+        dataset, picture, by_epoch, options.seed, options.corrupt_images, options.cache_images, replace=False)
     return Loader(images, config, options, process, batches, by_epoch, training=False)

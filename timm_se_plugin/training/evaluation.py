@@ -6,7 +6,7 @@ import json
 import logging
 import time
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,14 +19,16 @@ from torch import Tensor, nn
 from ..files.writing import write_atomically
 from ..measuring.complexity import complexity
 from ..measuring.provenance import provenance
-from .data import Loader, class_names, data_config, eval_loader, open_split
-from .network import evaluated_network
+from ..weights.runs import data_config
+from .data import Loader, class_names, eval_loader, label_by_name, open_split
+from .network import evaluated_network, label_names
 from .process import init_process
 from .records import draw_confusion
 
 __all__ = ['Evaluation', 'evaluate', 'evaluate_classifier']
 
 _logger = logging.getLogger(__name__)
+_DRAWN = 1000  # classes, up to which the confusion matrix is drawn and stands in the table of classes
 
 
 @dataclass(frozen=True)
@@ -37,25 +39,44 @@ class Evaluation:
         loss: mean cross-entropy.
         top1: share of the images whose first guess is right, 0 to 1.
         top5: share of the images of which one of the first five guesses is right, 0 to 1.
-        confusion: number of images, (classes, classes): a row for each true class, a column for each first guess.
+        classes: number of classes.
+        pairs: the pairs of a true class and a first guess that there are, (pairs, 2).
+        counts: number of images of each pair, (pairs,).
         images_per_second: images of all processes by the seconds that loading and evaluating them took.
     """
 
     loss: float
     top1: float
     top5: float
-    confusion: Tensor
+    classes: int
+    pairs: Tensor
+    counts: Tensor
     images_per_second: float
 
     @property
     def images(self) -> int:
         """Number of images."""
-        return int(self.confusion.sum())
+        return int(self.counts.sum())
+
+    @property
+    def class_images(self) -> Tensor:
+        """Number of each class's images, (classes,)."""
+        return self.counts.new_zeros(self.classes).index_add(0, self.pairs[:, 0], self.counts)
 
     @property
     def class_accuracy(self) -> Tensor:
         """Share of each class's images whose first guess is right, (classes,); NaN for a class without images."""
-        return self.confusion.diag() / self.confusion.sum(1)
+        right = self.counts * (self.pairs[:, 0] == self.pairs[:, 1])
+        return self.counts.new_zeros(self.classes).index_add(0, self.pairs[:, 0], right) / self.class_images
+
+    @property
+    def confusion(self) -> Tensor:
+        """Number of images, (classes, classes): a row for each true class, a column for each first guess.
+
+        With 21,841 classes this matrix has 3.8 GB, and `pairs` no more entries than images.
+        """
+        dense = self.counts.new_zeros(self.classes, self.classes)
+        return dense.index_put((self.pairs[:, 0], self.pairs[:, 1]), self.counts)
 
 
 @torch.no_grad()
@@ -76,7 +97,7 @@ def evaluate(
     mode, process = model.training, loader.process
     model.eval()
     evaluator = ClassificationEvaluator(device=process.device)
-    confusion = torch.zeros(classes, classes, dtype=torch.int64, device=process.device)
+    codes = [torch.zeros(0, dtype=torch.int64, device=process.device)]  # of the true class and the first guess
     start = time.perf_counter()
     for x, y in loader():
         with process.autocast(loader.options):
@@ -89,15 +110,16 @@ def evaluate(
             raise ValueError(f'the data has the label {int(y.max())}, but the model has only {classes} classes; '
                              '--num-classes sets their number')
         evaluator.update(output, y)
-        confusion += torch.bincount(y * classes + output.argmax(1), minlength=classes ** 2).view(classes, classes)
+        codes.append(y * classes + output.argmax(1))
     model.train(mode)
     metrics = evaluator.compute(distributed=process.distributed)
-    confusion = process.total(confusion).cpu()
-    if not int(confusion.sum()):
+    found, counts = process.gathered(torch.cat(codes)).unique(return_counts=True)
+    if not len(found):
         raise ValueError('there is no readable image to evaluate')
     return Evaluation(
-        metrics['loss'], metrics['top1'] / 100, metrics['top5'] / 100, confusion,
-        int(confusion.sum()) / (time.perf_counter() - start))
+        metrics['loss'], metrics['top1'] / 100, metrics['top5'] / 100, classes,
+        torch.stack([found // classes, found % classes], 1), counts,
+        int(counts.sum()) / (time.perf_counter() - start))
 
 
 def evaluate_classifier(options: Namespace) -> dict[str, Any]:
@@ -116,7 +138,8 @@ def evaluate_classifier(options: Namespace) -> dict[str, Any]:
     with init_process(options) as process:
         dataset = open_split(options, options.val_split, training=False)
         model = evaluated_network(options, process)
-        config = data_config(options, model)
+        label_by_name(dataset, label_names(options, model, class_names(dataset)), options.val_split)
+        config = data_config(vars(options), model)
         real = _real_labels(options, dataset, process.world_size) if options.real_labels is not None else None
         evaluation = evaluate(
             model, eval_loader(options, dataset, config, process), model.num_classes, real.add_result if real else None)
@@ -154,15 +177,25 @@ def _report(metrics: dict[str, Any], evaluation: Evaluation, names: list[str], o
         _logger.info('%-18s %s', name, f'{value:.4f}' if isinstance(value, float) else value)
     if not output:
         return
-    counts, shares = evaluation.confusion.tolist(), evaluation.class_accuracy.tolist()
-    names = [*names, *map(str, range(len(names), len(counts)))]
-    text = io.StringIO()
-    csv.writer(text, lineterminator='\n').writerows([
-        ('class', 'images', 'top1', *names),
-        *((name, sum(row), f'{share:.4f}', *row) for name, row, share in zip(names, counts, shares, strict=True))])
-    folder = Path(output)
+    folder, names = Path(output), [*names, *map(str, range(len(names), evaluation.classes))]
+    rows = list(zip(names, evaluation.class_images.tolist(), (f'{share:.4f}' for share in evaluation.class_accuracy),
+                    strict=True))
+    if evaluation.classes <= _DRAWN:
+        confusion = evaluation.confusion
+        _write(folder / 'classes.csv', ('class', 'images', 'top1', *names), (
+            (*row, *counts) for row, counts in zip(rows, confusion.tolist(), strict=True)))
+        draw_confusion(confusion, names, f'top-1 {evaluation.top1:.2%} of {evaluation.images:,} images',
+                       folder / 'confusion.png')
+    else:  # a matrix of all of them fits neither a picture nor a table
+        _write(folder / 'classes.csv', ('class', 'images', 'top1'), rows)
+        _write(folder / 'confusion.csv', ('class', 'guess', 'images'), (
+            (names[true], names[guess], count) for (true, guess), count in zip(
+                evaluation.pairs.tolist(), evaluation.counts.tolist(), strict=True)))
     write_atomically(folder / 'metrics.json', (json.dumps(metrics, indent=1) + '\n').encode())
-    write_atomically(folder / 'classes.csv', text.getvalue().encode())
-    draw_confusion(evaluation.confusion, names, f'top-1 {evaluation.top1:.2%} of {evaluation.images:,} images',
-                   folder / 'confusion.png')
     _logger.info('written: %s', folder)
+
+
+def _write(path: Path, columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
+    text = io.StringIO()
+    csv.writer(text, lineterminator='\n').writerows([columns, *rows])
+    write_atomically(path, text.getvalue().encode())

@@ -4,6 +4,7 @@ import logging
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,16 @@ from torch.utils.data import Dataset, Sampler
 
 from .process import Process
 
-__all__ = ['Batches', 'Images', 'UnreadableImageError', 'seed_of']
+__all__ = ['Batches', 'Images', 'Picture', 'UnreadableImageError', 'seed_of']
 
 _logger = logging.getLogger(__name__)
 _TRIES = 10  # unreadable images in a row that are passed over, as in timm
+
+# What sets a picture upright, by its EXIF orientation; 1 is upright.
+_TURNS = dict(zip(range(2, 9), (
+    Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.ROTATE_180, Image.Transpose.FLIP_TOP_BOTTOM,
+    Image.Transpose.TRANSPOSE, Image.Transpose.ROTATE_270, Image.Transpose.TRANSVERSE, Image.Transpose.ROTATE_90),
+    strict=True))
 
 Draw = tuple[int, int, int]  # epoch, position in the epoch, index of the image
 
@@ -42,6 +49,62 @@ def _randomness_apart() -> Iterator[None]:
         torch.set_rng_state(states[2])
 
 
+@dataclass(frozen=True)
+class Picture:
+    """Turns an image of Pillow's into what a network sees: upright, with 8 bits for each pixel, in one mode.
+
+    Args:
+        mode: Pillow's name of the mode, ``'RGB'`` or ``'L'``.
+        upright: whether the EXIF orientation is applied, as viewers do.
+    """
+
+    mode: str
+    upright: bool = True
+
+    @classmethod
+    def of(cls, channels: int, upright: bool) -> 'Picture':
+        """For networks with this number of input channels.
+
+        Raises:
+            ValueError: pictures have no mode with so many channels.
+        """
+        modes = {1: 'L', 3: 'RGB', 4: 'RGBA'}
+        if channels not in modes:
+            raise ValueError(f'the network takes {channels} channels, and pictures are read with 1, 3 or 4')
+        return cls(modes[channels], upright)
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        """The image in the mode.
+
+        Raises:
+            ValueError: the pixels are fractions or integers of more than 16 bits, whose range is unknown.
+        """
+        image.load()  # after which a TIFF is upright already and says so
+        turn = _TURNS.get(_orientation(image)) if self.upright else None
+        image = _eight_bits(image)
+        return (image if turn is None else image.transpose(turn)).convert(self.mode)
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return image.getexif().get(0x0112, 1)
+    except Exception:  # broken EXIF data make Pillow raise exceptions of many classes; viewers show such pictures
+        return 1
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """The image, with its upper 8 bits alone if it has 16: Pillow's own conversion clips instead."""
+    if image.mode.startswith('I;16') or (image.mode == 'I' and image.format in ('PNG', 'PPM')):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ('I', 'F'):
+        extremes: Any = image.getextrema()
+        low, high = extremes
+        if low < 0 or high > 255 or (image.mode == 'F' and 0 < high <= 1):
+            raise ValueError(f'its pixels are numbers from {low:g} to {high:g} in mode {image.mode}, of which nobody '
+                             'says what black and white are; save it with 8 or 16 bits')
+    return image
+
+
 class Images(Dataset):
     """Images of a map-style data set of timm, each augmented with random numbers of its own.
 
@@ -50,6 +113,7 @@ class Images(Dataset):
 
     Args:
         dataset: what :func:`timm.data.create_dataset` returned.
+        picture: what each image becomes first.
         transforms: gives the transform of an epoch, from a PIL image to an array or tensor.
         seed: of the run.
         corrupt: ``'fail'`` raises at an unreadable image; ``'skip'`` logs its name and goes on.
@@ -59,9 +123,10 @@ class Images(Dataset):
     """
 
     def __init__(
-            self, dataset: Any, transforms: Callable[[int], Any], seed: int, corrupt: str, keep: bool, replace: bool,
+            self, dataset: Any, picture: Picture, transforms: Callable[[int], Any], seed: int, corrupt: str, keep: bool,
+            replace: bool,
     ) -> None:
-        self.dataset, self.transforms, self.seed = dataset, transforms, seed
+        self.dataset, self.picture, self.transforms, self.seed = dataset, picture, transforms, seed
         self.corrupt, self.replace = corrupt, replace
         self.kept: dict[int, tuple[Image.Image, int]] | None = {} if keep else None
 
@@ -72,16 +137,8 @@ class Images(Dataset):
         return self.__getitems__([draw])[0]
 
     def __getitems__(self, draws: Sequence[Draw]) -> list[tuple[Any, int]]:
-        items = []
         with _randomness_apart():
-            for epoch, position, index in draws:
-                image, target = self._image(index)
-                seed = seed_of(self.seed, epoch, position)
-                random.seed(seed)
-                np.random.seed(seed)
-                torch.default_generator.manual_seed(seed)
-                items.append((self.transforms(epoch)(image), target))
-        return items
+            return [self._draw(*draw) for draw in draws]
 
     def name(self, index: int) -> str:
         """File name of an image; its index where the data set has no file names."""
@@ -90,17 +147,12 @@ class Images(Dataset):
         except (AttributeError, AssertionError, NotImplementedError):  # data sets of torchvision and Hugging Face
             return f'image {index}'
 
-    def _image(self, index: int) -> tuple[Image.Image, int]:
-        if self.kept is None:
-            return self._load(index)
-        if index not in self.kept:
-            self.kept[index] = self._load(index)
-        return self.kept[index]
-
-    def _load(self, index: int) -> tuple[Image.Image, int]:
+    def _draw(self, epoch: int, position: int, index: int) -> tuple[Any, int]:
+        """The transformed image at a position of an epoch, and its target."""
         for _ in range(_TRIES):
             try:
-                return self._read(index)
+                image, target = self._image(index)
+                return self._transformed(image, epoch, position), target
             except MemoryError:
                 raise
             except Exception as error:  # a broken file makes PIL raise exceptions of many classes
@@ -109,24 +161,40 @@ class Images(Dataset):
                     raise UnreadableImageError(f'{message}; --corrupt-images skip leaves it out') from error
                 _logger.warning('%s; it is left out', message)
             if not self.replace:
-                return Image.new(getattr(self.dataset, 'input_img_mode', 'RGB'), (32, 32)), -1
+                return self._transformed(Image.new(self.picture.mode, (32, 32)), epoch, position), -1
             index = (index + 1) % len(self.dataset)
-        raise UnreadableImageError(f'{_TRIES} images in a row cannot be read; the last is {self.name(index)}')
+        raise UnreadableImageError(f'{_TRIES} images in a row cannot be read; the last: {message}')
+
+    def _transformed(self, image: Image.Image, epoch: int, position: int) -> Any:
+        seed = seed_of(self.seed, epoch, position)
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.default_generator.manual_seed(seed)
+        return self.transforms(epoch)(image)
+
+    def _image(self, index: int) -> tuple[Image.Image, int]:
+        if self.kept is None:
+            return self._read(index)
+        if index not in self.kept:
+            self.kept[index] = self._read(index)
+        return self.kept[index]
 
     def _read(self, index: int) -> tuple[Image.Image, int]:
         if not hasattr(self.dataset, 'reader'):  # a data set of torchvision
             image, target = self.dataset[index]
-            return image, int(target)
+            return self.picture(image), int(target)
         file, target = self.dataset.reader[index]  # dataset[index] would skip unreadable images without a word
+        change = self.dataset.target_transform or int
         with file:
-            return Image.open(file).convert(self.dataset.input_img_mode), -1 if target is None else int(target)
+            return self.picture(Image.open(file)), -1 if target is None else change(int(target))
 
 
 class Batches(Sampler[list[Draw]]):
     """Batches of draws of one process; ``epoch`` and ``start``, the first batch, are set before each pass.
 
     Args:
-        order: indices of this process's images in an epoch; ``set_epoch``, if there is one, shuffles them anew.
+        order: indices of the images of all processes in an epoch, which are dealt out to the processes one by one;
+            ``set_epoch``, if there is one, shuffles them anew.
         batch_size: images in a batch of this process.
         process: this process.
         whole: if not 0, a smaller last batch is left out, and so are the last batches that do not fill a group of
@@ -138,9 +206,9 @@ class Batches(Sampler[list[Draw]]):
         self.epoch = self.start = 0
 
     def __len__(self) -> int:
-        if self.whole:
-            return len(self.order) // self.batch_size // self.whole * self.whole
-        return -(-len(self.order) // self.batch_size)
+        if self.whole:  # equally many for each process
+            return len(self.order) // (self.batch_size * self.whole * self.process.world_size) * self.whole
+        return -(-len(self._positions()) // self.batch_size)
 
     def __iter__(self) -> Iterator[list[Draw]]:
         draws = self._draws()
@@ -154,5 +222,8 @@ class Batches(Sampler[list[Draw]]):
     def _draws(self) -> list[Draw]:
         if hasattr(self.order, 'set_epoch'):
             self.order.set_epoch(self.epoch)
-        rank, world_size = self.process.rank, self.process.world_size
-        return [(self.epoch, rank + world_size * i, int(index)) for i, index in enumerate(self.order)]
+        order = list(self.order)
+        return [(self.epoch, position, int(order[position])) for position in self._positions()]
+
+    def _positions(self) -> range:
+        return range(self.process.rank, len(self.order), self.process.world_size)

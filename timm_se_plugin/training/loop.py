@@ -75,6 +75,7 @@ def train_epoch(run: Run, termination: Termination) -> None:
     start = time.perf_counter()
     for x, y in run.train_loader(run.epoch, run.batch) if run.batch < count else ():
         update = (run.batch + 1) % steps == 0
+        x = run.augment.erased(x, run.seeds_of_images(run.batch))
         run.seed_step(run.batch)
         inputs, targets = run.augment(x, y, run.epoch)
         with nullcontext() if update else run.task.no_sync():

@@ -1,17 +1,20 @@
 """The network of a training or an evaluation, built by timm from the options."""
 
 from argparse import Namespace
+from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import Any
 
 import timm
 import torch
+from timm.data import ImageNetInfo, infer_imagenet_subset
 from timm.models import load_checkpoint
 from torch import nn
 
+from ..weights.runs import channel_kwargs
 from .process import Process
 
-__all__ = ['check_model', 'evaluated_network', 'moved']
+__all__ = ['check_model', 'evaluated_network', 'label_names', 'moved']
 
 
 def check_model(name: str) -> None:
@@ -44,7 +47,8 @@ def evaluated_network(options: Namespace, process: Process) -> Any:
     """
     check_model(options.model)
     model = timm.create_model(
-        options.model, pretrained=options.pretrained, num_classes=options.num_classes, **options.model_kwargs)
+        options.model, pretrained=options.pretrained, num_classes=options.num_classes,
+        **channel_kwargs(vars(options)))
     if options.checkpoint:
         try:
             load_checkpoint(model, options.checkpoint, use_ema=options.use_ema)
@@ -53,3 +57,25 @@ def evaluated_network(options: Namespace, process: Process) -> Any:
                 f'--checkpoint {options.checkpoint} does not fit --model {options.model} with '
                 f'{model.num_classes} classes and --model-kwargs {options.model_kwargs}') from error
     return moved(model, options, process)
+
+
+def label_names(options: Namespace, model: Any, found: Sequence[str] | None) -> list[str] | None:
+    """Names of a network's classes in the order of its outputs; None where they are not known.
+
+    They are those that its checkpoint or its config.json saved. Where none are saved and all classes of the data are
+    WordNet's, as ImageNet's folders are, they are the names of timm's subset of ImageNet with as many classes.
+
+    Args:
+        options: of :func:`~timm_se_plugin.training.config.parse_evaluation`; ``--class-map`` goes before all names.
+        model: the network.
+        found: names of the classes of the data.
+    """
+    if options.class_map:
+        return None
+    saved = model.pretrained_cfg.get('label_names') or ()
+    names = getattr(options, 'label_names', None) or (saved if len(saved) == model.num_classes else None)
+    subset = infer_imagenet_subset(model)
+    if not names and found and subset:
+        synsets = ImageNetInfo(subset).label_names()
+        names = synsets if set(found) <= set(synsets) else None
+    return list(names) if names else None

@@ -76,6 +76,9 @@ def _add_data(root: argparse.ArgumentParser) -> None:
     add('--dataset', default='', metavar='NAME',
         help='data set by its source in timm: torch/cifar10, hfds/NAME, hfids/NAME, tfds/NAME, wds/NAME; not given for '
              'folders and tar files')
+    add('--input-key', metavar='NAME',
+        help='column of the images in a data set with columns (hfds/…); image if not given')
+    add('--target-key', metavar='NAME', help='column of the labels in a data set with columns; label if not given')
     switch('--dataset-download', help='download the data set where its source can (torch/…)')
     add('--val-split', default='validation', metavar='NAME', help='split to evaluate on')
     add('--val-num-samples', type=_count, metavar='N',
@@ -91,8 +94,11 @@ def _add_data(root: argparse.ArgumentParser) -> None:
     switch('--cache-images', help='keep decoded images in the memory of each worker')
     add('--corrupt-images', choices=('skip', 'fail'), default='fail',
         help='whether an unreadable image ends the run or is left out with a warning')
+    switch('--exif-orientation', default=True,
+           help='turn pictures upright as their EXIF orientation says; timm takes them as they are stored')
     add('--input-size', type=_count, nargs=3, metavar=('C', 'H', 'W'),
-        help="channels, height and width of an image in pixels; the model's if not given")
+        help="channels, height and width of an image in pixels; the model's if not given. Other channels than 3 are "
+             'those of the model too')
     add('--img-size', type=_count, metavar='N', help='height and width of an image in pixels, instead of --input-size')
     add('--crop-pct', type=_fraction, metavar='X',
         help='side of the centre crop by the side of the resized image, such as 0.875 or 224/256')
@@ -182,6 +188,10 @@ def _add_optimisation(root: argparse.ArgumentParser) -> None:
              'has ada or lamb in it, else linear')
     add('--momentum', type=_share, default=0.9, metavar='X', help='momentum of the optimizer')
     add('--weight-decay', type=_amount, default=2e-5, metavar='X', help='weight decay')
+    add('--attn-weight-decay', type=_amount, metavar='X',
+        help="weight decay of the attention's own parameters; --weight-decay if not given")
+    add('--attn-lr-scale', type=_positive, default=1.0, metavar='X',
+        help="learning rate of the attention's own parameters, as a multiple of that of the others")
     add('--clip-grad', type=_positive, metavar='X', help='clip gradients at X; they are not clipped if not given')
     add('--clip-mode', choices=('norm', 'value', 'agc'), default='norm',
         help='clip the norm of all gradients, each value, or each norm relative to that of the weights')
@@ -263,5 +273,6 @@ def evaluation_parser() -> argparse.ArgumentParser:
     add = root.add_argument_group('records').add_argument
     add('--real-labels', nargs='?', const='', metavar='JSON',
         help="evaluate with ImageNet's real labels too, from this file, or from timm's copy if no file is named")
-    add('--output', metavar='DIR', help='folder for metrics.json, classes.csv and confusion.png')
+    add('--output', metavar='DIR',
+        help='folder for metrics.json, classes.csv and confusion.png, with more than 1,000 classes confusion.csv')
     return _with_defaults(root)

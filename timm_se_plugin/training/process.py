@@ -6,6 +6,7 @@ from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -34,6 +35,11 @@ class Process:
         """Whether this process writes the run's files."""
         return self.rank == 0
 
+    @property
+    def sum_dtype(self) -> torch.dtype:
+        """Data type of sums on the device: float64, which Apple's GPUs do not have."""
+        return torch.float32 if self.device.type == 'mps' else torch.float64
+
     def amp_dtype(self, options: Namespace) -> str:
         """Data type of autocast, ``'bfloat16'`` or ``'float16'``; empty for no autocast.
 
@@ -53,6 +59,15 @@ class Process:
             dist.all_reduce(tensor)
         return tensor
 
+    def gathered(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The tensors of all processes one after another, (n,) of any length each, on the CPU."""
+        tensor = tensor.cpu()
+        if not self.distributed:
+            return tensor
+        parts: list[Any] = [None] * self.world_size
+        dist.all_gather_object(parts, tensor)
+        return torch.cat(parts)
+
     def any(self, flag: bool) -> bool:
         """Whether the flag is set in any of the processes."""
         return bool(self.total(torch.tensor(int(flag), device=self.device))) if self.distributed else flag
@@ -71,11 +86,14 @@ def init_process(options: Namespace) -> Iterator[Process]:
     When the block ends, the process group is destroyed and torch's settings are restored.
 
     Raises:
-        ValueError: a CUDA device is asked for where torch finds none.
+        ValueError: a CUDA device is asked for where torch finds none, or float64 on a device that does not have it.
     """
     device = options.device or ('cuda' if torch.cuda.is_available() else 'cpu')
     if device.startswith('cuda') and not torch.cuda.is_available():
         raise ValueError(f'--device {device} needs CUDA, and torch finds no CUDA device here; --device cpu works')
+    if device.startswith('mps') and options.model_dtype == 'float64':
+        raise ValueError('--model-dtype float64 does not run on --device mps, which has no float64; --model-dtype '
+                         'float32 or --device cpu does')
     world = init_distributed_device_so(device, dist_backend=options.dist_backend)
     process = Process(torch.device(world['device']), world['global_rank'], world['world_size'])
     logging.getLogger('timm_se_plugin').setLevel(logging.INFO if process.primary else logging.WARNING)

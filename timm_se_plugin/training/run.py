@@ -11,18 +11,27 @@ import timm
 import torch
 from timm.layers import convert_sync_batchnorm
 from timm.models import safe_model_name
-from timm.optim import create_optimizer_v2, optimizer_kwargs
 from timm.scheduler import create_scheduler
 from timm.task import ClassificationTask
 from timm.utils import NativeScaler, dispatch_clip_grad, random_seed
 from torch import Tensor, nn
 
+from ..weights.runs import channel_kwargs, data_config
 from .augmentation import BatchAugmentation
-from .checkpoint import BEST, LAST, newest_whole, read_checkpoint, save_checkpoint
-from .config import different_options
-from .data import class_names, data_config, eval_loader, number_of_classes, open_split, train_loader
+from .checkpoint import BEST, LAST, newest_whole, save_checkpoint
+from .continuing import checkpoint_of, continued
+from .data import (
+    class_names,
+    eval_loader,
+    label_by_name,
+    number_of_classes,
+    open_split,
+    split_root,
+    train_loader,
+)
 from .images import seed_of
 from .network import check_model, moved
+from .optimizer import make_optimizer
 from .process import Process
 
 __all__ = ['NonFiniteLossError', 'Run']
@@ -39,7 +48,8 @@ class Run:
 
     The randomness of a step is seeded by the seed, the rank, the epoch and the batch; the randomness of an image by the
     seed and its position in the epoch (:class:`~timm_se_plugin.training.images.Images`). A checkpoint therefore needs
-    no states of random generators, and a resumed run computes what an uninterrupted run computes.
+    no states of random generators, and a resumed run computes what an uninterrupted run computes. Another number of
+    processes continues it with the same images in each update.
 
     Args:
         options: of :func:`~timm_se_plugin.training.config.parse_options`.
@@ -52,19 +62,25 @@ class Run:
 
     def __init__(self, options: Namespace, process: Process) -> None:
         train_data = open_split(options, options.train_split, training=True)
+        self.classes, self.label_names = number_of_classes(options, train_data), class_names(train_data)
         val_data = open_split(options, options.val_split, training=False)
-        self.classes = number_of_classes(options, train_data, val_data)
-        self.label_names = class_names(train_data) or class_names(val_data)
-        options = Namespace(**{**vars(options), 'num_classes': self.classes})
-        self.options, self.process = options, process
-        self.folder = _folder(options)
+        label_by_name(val_data, self.label_names, options.val_split)
+        _check_splits(options)
+        options = Namespace(**{
+            **vars(options), 'num_classes': self.classes, 'model_kwargs': channel_kwargs(vars(options))})
+        self.process, self.folder = process, _folder(options)
+        self.given = options  # a number of processes that is not the run's own changes batch size and accumulation
+        path, state = checkpoint_of(options, self.folder)
+        if state is not None:
+            options = continued(options, state, process, path)
+        self.options = options
         random_seed(options.seed)
         model = self.create_model(options.model, options.model_kwargs, options.pretrained)
         if options.sync_bn:
             if process.device.type != 'cuda':
                 raise ValueError('--sync-bn needs CUDA: torch.nn.SyncBatchNorm does not run on the CPU')
             model = convert_sync_batchnorm(model)
-        config = data_config(options, model)
+        config = data_config(vars(options), model)
         self.input_size: tuple[int, int, int] = tuple(config['input_size'])
         self.train_loader = train_loader(options, train_data, config, process)
         self.eval_loader = eval_loader(options, val_data, config, process)
@@ -77,13 +93,7 @@ class Run:
                 'loss_type': 'bce' if options.bce_loss else 'ce', 'smoothing': options.smoothing,
                 'soft_targets': self.augment.mix is not None,
                 'bce_target_thresh': options.bce_target_thresh if options.bce_loss else None})
-        try:
-            self.optimizer = create_optimizer_v2(
-                model, **optimizer_kwargs(Namespace(**{**vars(options), 'lr': self.learning_rate})),
-                **options.opt_kwargs)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f'timm cannot make the optimizer --opt {options.opt} with --opt-kwargs '
-                             f'{options.opt_kwargs}: {error}; timm.optim.list_optimizers() names all') from error
+        self.optimizer = make_optimizer(model, options, self.learning_rate)
         self.scheduler, self.epochs = create_scheduler(options, self.optimizer, self.updates)
         scales = options.amp and options.amp_dtype == 'float16'
         self.scaler = NativeScaler(process.device.type) if scales else None
@@ -92,13 +102,15 @@ class Run:
 
         self.epoch = 0
         self.batch = 0  # number of the next batch of the epoch
-        self.sums = torch.zeros(3, dtype=torch.float64, device=process.device)  # of the epoch: loss, right, images
+        self.sums = torch.zeros(3, dtype=process.sum_dtype, device=process.device)  # loss, right, images of the epoch
         self.seconds = 0.0
         self.best = float('-inf')
         self.history: list[dict[str, Any]] = []
         self.writer: Any = None  # of TensorBoard
         self._losses: list[Tensor] = []  # not checked yet, since reading them makes the process wait for the GPU
-        self._resume()
+        if state is not None:
+            self._resume(state)
+            _logger.info('resumed from %s in epoch %d, after batch %d', path, self.epoch + 1, self.batch)
         position = torch.tensor([self.epoch, self.batch], device=process.device)
         if not torch.equal(process.total(position.clone()), position * process.world_size):
             raise ValueError(f'the processes find different checkpoints in {self.folder}: this one is in epoch '
@@ -136,8 +148,14 @@ class Run:
         """Context of a forward pass: autocast, or nothing."""
         return self.process.autocast(self.options)
 
+    def seeds_of_images(self, batch: int) -> list[int]:
+        """A seed for each image of a batch, by its position in the epoch."""
+        size, rank, count = self.options.batch_size, self.process.rank, self.process.world_size
+        return [seed_of(self.options.seed, self.epoch, rank + count * i, 2)
+                for i in range(batch * size, (batch + 1) * size)]
+
     def seed_step(self, batch: int) -> None:
-        """Seed the randomness of a batch: mixing, erasing, dropout."""
+        """Seed the randomness of a batch: mixing, dropout."""
         random_seed(seed_of(self.options.seed, self.epoch, batch, 1) // 2, self.process.rank)
 
     def learn(self, loss: Tensor, update: bool) -> None:
@@ -167,7 +185,7 @@ class Run:
         loss = result['loss'].detach()
         self._losses.append(loss)
         right = (result['output'].detach().argmax(1) == y).sum()
-        self.sums += torch.stack([loss.double() * len(y), right.double(), right.new_tensor(len(y)).double()])
+        self.sums += torch.stack([loss.to(self.sums) * len(y), right.to(self.sums), self.sums.new_tensor(len(y))])
 
     def check(self) -> None:
         """Check the losses since the last check.
@@ -227,10 +245,12 @@ class Run:
             return
         state = {
             **self.task.get_checkpoint_state(), **self.task.get_checkpoint_state(ema=True),
-            'arch': self.options.model, 'args': self.options, 'version': 2, 'epoch': self.epoch - 1,
+            'arch': self.options.model, 'args': self.given, 'version': 2, 'epoch': self.epoch - 1,
             'optimizer': self.optimizer.state_dict(),
             'scheduler': _of_scheduler(self.scheduler).state_dict() if self.scheduler else {},
-            'position': {'epoch': self.epoch, 'batch': self.batch, 'world_size': self.process.world_size},
+            'position': {
+                'epoch': self.epoch, 'batch': self.batch, 'grad_accum_steps': self.options.grad_accum_steps,
+                'world_size': self.process.world_size, 'global_batch': self.global_batch},
             'label_names': self.label_names,
             'sums': sums.tolist(), 'seconds': self.seconds, 'best': self.best, 'history': self.history,
         }
@@ -238,28 +258,25 @@ class Run:
             state[self.scaler.state_dict_key] = self.scaler.state_dict()
         save_checkpoint(self.folder, state, best)
 
-    def _resume(self) -> None:
-        found = newest_whole(self.folder)
-        path = found if self.options.resume == 'auto' else self.options.resume
-        if not self.options.resume and found:
-            raise ValueError(
-                f'{self.folder} holds a run already; --resume auto continues it, and --experiment names another folder')
-        if not path:
-            return
-        state = read_checkpoint(path)
-        _check_same_run(state, self.options, self.process, path)
+    def _resume(self, state: dict[str, Any]) -> None:
+        position, steps = state['position'], self.options.grad_accum_steps
         self.task.load_checkpoint_state(state['state_dict'])
         if self.task.has_ema():
             self.task.load_checkpoint_state(state['state_dict_ema'], ema=True)
         self.optimizer.load_state_dict(state['optimizer'])
-        if self.scheduler:
-            _of_scheduler(self.scheduler).load_state_dict(state['scheduler'])
         if self.scaler:
             self.scaler.load_state_dict(state[self.scaler.state_dict_key])
-        self.epoch, self.batch = state['position']['epoch'], state['position']['batch']
-        self.sums += torch.tensor(state['sums'], dtype=torch.float64, device=self.process.device)
+        updates = position['batch'] // position.get('grad_accum_steps', state['args'].grad_accum_steps)
+        self.epoch, self.batch = position['epoch'], updates * steps
+        if self.scheduler:
+            timms = _of_scheduler(self.scheduler) is self.scheduler
+            if timms and state['args'].epochs != self.options.epochs:  # its state is the length of the schedule
+                self.scheduler.step(self.epoch)
+                self.scheduler.step_update(self.epoch * self.updates + updates)
+            else:
+                _of_scheduler(self.scheduler).load_state_dict(state['scheduler'])
+        self.sums += self.sums.new_tensor(state['sums']) * (position['world_size'] / self.process.world_size)
         self.seconds, self.best, self.history = state['seconds'], state['best'], state['history']
-        _logger.info('resumed from %s in epoch %d, after batch %d', path, self.epoch + 1, self.batch)
 
     def create_model(self, name: str, model_kwargs: dict[str, Any], pretrained: bool) -> nn.Module:
         """A network on the device, as the options describe it, with BatchNorm that is not synchronised yet."""
@@ -278,17 +295,18 @@ def _of_scheduler(scheduler: Any) -> Any:
     return getattr(scheduler, 'lr_scheduler', scheduler)
 
 
+def _check_splits(options: Namespace) -> None:
+    if options.dataset or options.train_split == options.val_split:
+        return
+    root = Path(options.data_dir)
+    if split_root(root, options.train_split) == split_root(root, options.val_split):
+        raise ValueError(
+            f'{root} has no folders or tar files named {options.train_split} and {options.val_split}, so that the same '
+            'images would train and validate; --data-dir takes the folder that holds both, and --train-split and '
+            '--val-split their names')
+
+
 def _folder(options: Namespace) -> Path:
     recipe = Path(options.config).stem if options.config else 'train'
     model = safe_model_name(options.model, remove_source=False)  # so that hf-hub:user/repo becomes one folder
     return Path(options.output, options.experiment or f'{recipe}/{model}-seed{options.seed}')
-
-
-def _check_same_run(state: dict[str, Any], options: Namespace, process: Process, path: Any) -> None:
-    if 'position' not in state:
-        raise ValueError(f'{path} is a checkpoint of another trainer: it does not hold the epoch and batch of its run')
-    different = different_options(vars(state['args']), vars(options))
-    if state['position']['world_size'] != process.world_size:
-        different.append(f'{process.world_size} processes (was {state["position"]["world_size"]})')
-    if different:
-        raise ValueError(f'{path} is of another run; other values here: {", ".join(different)}')

@@ -1,6 +1,7 @@
 """SIGTERM, which a cluster's scheduler sends some seconds before it ends a job."""
 
 import signal
+import threading
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -14,6 +15,8 @@ class TerminatedError(Exception):
 class Termination:
     """Receives SIGTERM inside a ``with`` block.
 
+    In another thread than the main one, where Python lets nobody receive signals, SIGTERM keeps its present effect.
+
     Attributes:
         received: whether SIGTERM came.
         at_once: whether SIGTERM raises :class:`TerminatedError` at once, where there is nothing to save; otherwise the
@@ -24,12 +27,15 @@ class Termination:
         self.received = self.at_once = False
 
     def __enter__(self) -> 'Termination':
-        self._before: Any = signal.signal(signal.SIGTERM, self._receive)
+        self._before: Any = None
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGTERM, self._receive)
         return self
 
     def __exit__(
             self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        signal.signal(signal.SIGTERM, self._before)
+        if self._before is not None:
+            signal.signal(signal.SIGTERM, self._before)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self.received = True

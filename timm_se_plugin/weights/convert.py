@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import timm
-from timm.data import resolve_data_config
 from torch import nn
 
 from ..files.hub_files import SAVED_AT
@@ -21,7 +20,7 @@ from .layouts import is_elsewhere, layout_of, renamed, sizes, with_names, withou
 from .mm_config import backbone_attention, backbone_config
 from .padding import padded_behind, pads_shortcuts
 from .reading import read_weights
-from .runs import build_model
+from .runs import build_model, data_config
 from .same_function import check_same_function
 
 __all__ = ['PADDINGS', 'Conversion', 'convert', 'convert_file', 'convert_to_timm']
@@ -249,4 +248,4 @@ def _source_of(
     elif not timm.is_model(str(args.get('model')).partition('.')[0]):
         return None, None
     original = build_model({**args, **sizes(weights)})
-    return original, resolve_data_config(args, model=original)
+    return original, data_config(args, original)

@@ -15,7 +15,7 @@ from ..placement.spec import split_attention_kwargs
 from .facts import Facts
 from .reading import read_weights
 
-__all__ = ['TrainedClassifier', 'build_model', 'model_kwargs', 'read_run']
+__all__ = ['TrainedClassifier', 'build_model', 'channel_kwargs', 'data_config', 'model_kwargs', 'read_run']
 
 # The options, by timm's names, that a model card repeats as the recipe.
 _RECIPE = (
@@ -60,11 +60,10 @@ def read_run(folder: str | Path) -> TrainedClassifier | None:
         raise ValueError(f"{paths[0]} does not say which model it belongs to, as timm's checkpoints do in args")
     model = build_model(args)
     model.load_state_dict(weights)
-    data_config = resolve_data_config(args, model=model)
     facts = _facts(args, Path(folder, 'summary.csv'), said.get('epoch'))
     names = said.get('label_names')
     known = isinstance(names, list) and len(names) == model.num_classes
-    return TrainedClassifier(model, data_config, facts, names if known else None)
+    return TrainedClassifier(model, data_config(args, model), facts, names if known else None)
 
 
 def build_model(args: Mapping[str, Any]) -> nn.Module:
@@ -79,6 +78,49 @@ def build_model(args: Mapping[str, Any]) -> nn.Module:
     return timm.create_model(args['model'], **kwargs)
 
 
+def data_config(args: Mapping[str, Any], model: Any) -> dict[str, Any]:
+    """timm's data configuration of a model, in which the options of a run replace the model's own values.
+
+    The channels are the model's. A mean and a deviation that the model has for other channels are averaged over these,
+    as timm's loader does.
+
+    Args:
+        args: options of the run, as for :func:`build_model`.
+        model: the network that the run trains.
+
+    Raises:
+        ValueError: an image size, means or standard deviations for another number of channels.
+    """
+    size = args.get('input_size')
+    channels = int(getattr(model, 'in_chans', None) or (args.get('model_kwargs') or {}).get('in_chans')
+                   or model.pretrained_cfg['input_size'][0])
+    if size and size[0] != channels:
+        raise ValueError(f'--input-size {" ".join(map(str, size))} has {size[0]} channels and the network takes '
+                         f'{channels}; --model-kwargs in_chans={size[0]} changes the network')
+    for name in ('mean', 'std'):
+        given = args.get(name)
+        if given is not None and len(given) not in (1, channels):
+            numbers = ' '.join(map(str, given))
+            raise ValueError(f'--{name} {numbers} needs one number, or one for each of the {channels} channels')
+    config = resolve_data_config({**args, 'in_chans': channels}, model=model)
+    config['input_size'] = (channels, *config['input_size'][1:])
+    for name in ('mean', 'std'):
+        if len(config[name]) != channels:
+            config[name] = (sum(config[name]) / len(config[name]),) * channels
+    return config
+
+
+def channel_kwargs(args: Mapping[str, Any]) -> dict[str, Any]:
+    """The ``model_kwargs`` of a run, with ``in_chans`` where its image size has another number of channels than 3.
+
+    Args:
+        args: options of the run, as for :func:`build_model`.
+    """
+    size = args.get('input_size') or (3,)
+    channels = args.get('in_chans') or (size[0] if size[0] != 3 else None)
+    return {**({'in_chans': channels} if channels else {}), **(args.get('model_kwargs') or {})}
+
+
 def model_kwargs(args: Mapping[str, Any]) -> dict[str, Any]:
     """The ``model_kwargs`` that build the network of a run again without loading weights.
 
@@ -86,9 +128,7 @@ def model_kwargs(args: Mapping[str, Any]) -> dict[str, Any]:
         args: options of the run, as for :func:`build_model`.
     """
     name, _, tag = args['model'].partition('.')
-    kwargs = dict(args.get('model_kwargs') or {})
-    if args.get('in_chans') is not None:
-        kwargs.setdefault('in_chans', args['in_chans'])
+    kwargs = channel_kwargs(args)
     arch = architectures.get(name)
     if arch is not None and args.get('pretrained'):  # the weights of the tag decided which attention the model has
         options = split_attention_kwargs(kwargs)

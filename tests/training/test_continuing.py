@@ -1,0 +1,102 @@
+"""A run continues with another number of processes, and to another number of epochs."""
+
+import os
+import signal
+import time
+
+import pytest
+import torch
+from digit_runs import job, said, summary, train, weights
+from processes import finish, start, start_group
+
+from timm_se_plugin.files.tables import read_table
+from timm_se_plugin.training.checkpoint import read_checkpoint
+
+# A network without BatchNorm, whose statistics are those of one process's images; randomness in each image; and
+# everything that has a state.
+RUN = ('--model', 'test_resnet_plugin', '--model-kwargs', 'attn=se', 'norm_layer=groupnorm1', '--model-dtype',
+       'float64', '--epochs', '3', '--reprob', '0.5', '--model-ema', '--model-ema-decay', '0.9', '--sched-on-updates',
+       '--warmup-epochs', '1', '--recovery-interval', '1', '--resume', 'auto')
+
+
+def begin(processes, folder, *arguments):
+    this = job(folder, *arguments)
+    return start_group(train, *processes * [this]) if processes > 1 else [start(train, *this)]
+
+
+def run(processes, folder, *arguments):
+    codes = [finish(process) for process in begin(processes, folder, *arguments)]
+    assert codes == [0] * processes, said(folder)
+
+
+def killed(processes, folder, *arguments):
+    """Train some more batches than there were, and kill every process."""
+    done, group = said(folder).count('images/s'), begin(processes, folder, *arguments)
+    while said(folder).count('images/s') < done + 4 and all(process.is_alive() for process in group):
+        time.sleep(0.002)
+    for process in group:
+        os.kill(process.pid, signal.SIGKILL)
+    assert [finish(process) for process in group] == [-signal.SIGKILL] * processes, said(folder)
+
+
+@pytest.fixture(scope='module')
+def whole(digits, tmp_path_factory):
+    """A run of one process."""
+    folder = tmp_path_factory.mktemp('whole') / 'run'
+    run(1, folder, *RUN, '--data-dir', str(digits))
+    return folder
+
+
+@pytest.mark.parametrize(('chain', 'batch'), [
+    ((1, 4, 2), '16'), ((1, 2, 1), '16'), pytest.param((2, 1, 4), '8', marks=pytest.mark.slow), ((4, 1, 2), '4'),
+    pytest.param((4, 2, 4), '4', marks=pytest.mark.slow)])
+def test_killed_runs_continue_crosswise_to_the_same_weights(digits, tmp_path, whole, chain, batch):
+    folder, arguments = tmp_path / 'run', (*RUN, '--data-dir', str(digits), '--batch-size', batch)
+    for processes in chain[:-1]:
+        killed(processes, folder, *arguments)
+    run(chain[-1], folder, *arguments)
+    assert said(folder).count('resumed from') == len(chain) - 1
+    for ema in (False, True):
+        found, expected = weights(folder, ema), weights(whole, ema)
+        for key in expected:
+            torch.testing.assert_close(found[key], expected[key], rtol=1e-9, atol=1e-9)
+    for row, other in zip(summary(folder), summary(whole), strict=True):
+        assert {key: float(row[key]) for key in other} == pytest.approx({k: float(v) for k, v in other.items()})
+
+
+def test_accumulation_keeps_the_images_of_an_update(digits, tmp_path):
+    folder, arguments = tmp_path / 'run', (*RUN, '--data-dir', str(digits), '--batch-size', '4')
+    killed(4, folder, *arguments)
+    run(1, folder, *arguments)
+    assert 'batches of 4 images and 4 accumulation steps keep the 16 images of an update' in said(folder)
+    position = read_checkpoint(folder / 'last.pth.tar')['position']
+    assert (position['global_batch'], position['grad_accum_steps'], position['world_size']) == (16, 4, 1)
+    run(1, folder, *arguments)  # the same command again
+    assert finish(start(train, *job(folder, *arguments, '--batch-size', '8'))) == 1  # another command
+    assert 'other values here: batch_size=8 (was 4)' in said(folder)
+
+
+def test_images_that_the_processes_cannot_share_are_one_clear_error(digits, tmp_path):
+    folder, arguments = tmp_path / 'run', (*RUN, '--data-dir', str(digits), '--batch-size', '15')
+    killed(1, folder, *arguments)
+    codes = [finish(process) for process in begin(2, folder, *arguments)]
+    assert codes == [1, 1]
+    assert ('has 15 images in an update, which 2 processes cannot share equally; continue the run with a number of '
+            'processes that divides 15') in said(folder)
+
+
+@pytest.mark.parametrize('updates', [(), ('--sched-on-updates',)])
+def test_a_run_continues_to_more_epochs_with_the_schedule_of_the_new_length(digits, tmp_path, updates):
+    data = ('--data-dir', str(digits), *updates)
+    run(1, tmp_path / 'long', *data, '--epochs', '4')
+    run(1, tmp_path / 'run', *data)
+    run(1, tmp_path / 'run', *data, '--epochs', '4', '--resume', 'auto')
+    assert 'is continued to 4 epochs instead of 2: from here on, the learning rate follows the schedule' in said(
+        tmp_path / 'run')
+    rates, expected = ([float(row['lr']) for row in read_table(tmp_path / name / 'summary.csv')]
+                       for name in ('run', 'long'))
+    assert len(rates) == 4
+    assert rates[2:] == pytest.approx(expected[2:])
+    assert read_checkpoint(tmp_path / 'run' / 'last.pth.tar')['args'].epochs == 4
+    assert finish(start(train, *job(tmp_path / 'run', *data, '--epochs', '3', '--resume', 'auto'))) == 1
+    assert 'has trained 4 epochs, more than --epochs 3' in said(tmp_path / 'run')

@@ -1,0 +1,168 @@
+"""Class folders: a class is its name, every picture is read, and what is left out is said."""
+
+import shutil
+import subprocess
+
+import pytest
+from digit_runs import TINY
+from spoiled_folders import COLOURS, FOLDERS, save_colours, spoil
+
+from timm_se_plugin.files.tables import read_table
+from timm_se_plugin.training import evaluate_classifier, parse_evaluation, parse_options, train_classifier
+from timm_se_plugin.training.data import class_names, open_split
+from timm_se_plugin.training.folders import read_folder
+
+
+def train(data, folder, *arguments):
+    return train_classifier(parse_options([
+        *TINY, '--no-aug', '--epochs', '3', '--data-dir', str(data), '--output', str(folder.parent),
+        '--experiment', folder.name, *arguments]))
+
+
+def evaluate(run, data, *arguments):
+    return evaluate_classifier(parse_evaluation(
+        ['--checkpoint', str(run / 'last.pth.tar'), '--data-dir', str(data), *arguments]))
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+    """A run that tells three colours apart."""
+    folder = tmp_path_factory.mktemp('colours')
+    data = save_colours(folder / 'data')
+    assert train(data, folder / 'run')['top1'] == 1
+    return folder / 'run'
+
+
+@pytest.fixture
+def colours(tmp_path):
+    return save_colours(tmp_path / 'data')
+
+
+def test_a_subset_of_the_classes_is_evaluated_as_what_it_is(trained, colours, tmp_path):
+    spoil(colours / 'validation', 'a class less')
+    metrics = evaluate(trained, colours, '--output', str(tmp_path / 'out'))
+    assert (metrics['top1'], metrics['images']) == (1, 32)
+    rows = read_table(tmp_path / 'out' / 'classes.csv')
+    assert [(row['class'], row['images']) for row in rows] == [('blue', '0'), ('green', '16'), ('red', '16')]
+
+
+@pytest.mark.parametrize(('kind', 'said'), [
+    ('a class renamed', "'amber'.*; it knows blue, green, red.*--class-map"), ('a class more', "'yellow'"),
+    ('a class misspelt', r"'gren' \(did you mean 'green'\?\)")])
+def test_a_class_that_the_model_does_not_know_is_refused_by_name(trained, colours, kind, said):
+    spoil(colours / 'validation', kind)
+    with pytest.raises(ValueError, match=rf'the split validation has classes that the model does not know: {said}'):
+        evaluate(trained, colours)
+
+
+def test_a_class_map_gives_renamed_classes_their_indices(trained, colours, tmp_path):
+    spoil(colours / 'validation', 'a class renamed')
+    (tmp_path / 'map.txt').write_text('amber\ngreen\nred\n')
+    assert evaluate(trained, colours, '--class-map', str(tmp_path / 'map.txt'))['top1'] == 1
+
+
+def test_a_network_for_imagenet_knows_its_folders_by_their_names(tmp_path):
+    from timm.data import ImageNetInfo
+    data = save_colours(tmp_path / 'data', train=0, val=1)
+    names = ImageNetInfo('imagenet-1k').label_names()
+    for colour, index in zip(COLOURS, (3, 500, 999), strict=True):
+        (data / 'validation' / colour).rename(data / 'validation' / names[index])
+    evaluate_classifier(parse_evaluation(['--model', 'test_resnet', '--data-dir', str(data), '--img-size', '32',
+                                          '--workers', '0', '--output', str(tmp_path)]))
+    rows = read_table(tmp_path / 'classes.csv')
+    assert [i for i, row in enumerate(rows) if row['images'] == '1'] == [3, 500, 999]
+    assert rows[3]['class'] == names[3]
+
+
+def test_a_class_without_a_validation_picture_is_fine(colours, tmp_path):
+    spoil(colours / 'validation', 'a class less')
+    assert train(colours, tmp_path / 'run')['top1'] == 1
+
+
+def test_another_class_in_validation_is_refused_with_the_split(colours, tmp_path):
+    spoil(colours / 'validation', 'a class misspelt')
+    with pytest.raises(ValueError, match=r"split validation has classes .*: 'gren' \(did you mean 'green'\?\)"):
+        train(colours, tmp_path / 'run')
+
+
+@pytest.mark.parametrize(('kind', 'said'), [
+    ('flat', 'holds 48 pictures and no folders of classes; put'),
+    ('a stray picture', r'stray\.png lies beside the folders of the classes in .*validation')])
+def test_a_picture_without_a_class_is_refused(trained, colours, kind, said):
+    spoil(colours / 'validation', kind)
+    with pytest.raises(ValueError, match=said):
+        evaluate(trained, colours)
+
+
+def test_training_and_validation_on_the_same_images_are_refused(colours, tmp_path):
+    with pytest.raises(ValueError, match='has no folders or tar files named train and validation, so that the same'):
+        train(colours / 'train', tmp_path / 'run')
+    assert evaluate_classifier(parse_evaluation(  # the folder of one split is enough for an evaluation
+        ['--model', 'test_resnet', '--num-classes', '3', '--data-dir', str(colours / 'train'), '--img-size', '32',
+         '--workers', '0']))['images'] == 48
+    train(colours, tmp_path / 'run', '--train-split', 'train', '--val-split', 'train', '--epochs', '1')
+
+
+@pytest.mark.parametrize('kind', [name for name in FOLDERS if ' as ' in name])
+@pytest.mark.parametrize('packed', [False, True])
+@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')  # timm's reader leaves its tar file open
+def test_every_format_that_pillow_reads_is_used(trained, colours, kind, packed):
+    spoil(colours / 'validation', kind)
+    if packed:
+        shutil.make_archive(str(colours / 'validation'), 'tar', colours / 'validation')
+    metrics = evaluate(trained, colours)
+    assert (metrics['images'], metrics['top1']) == (48, 1)
+
+
+@pytest.mark.parametrize('kind', ['checkpoints of a notebook', 'an archive of macOS', 'resource forks'])
+@pytest.mark.parametrize('packed', [False, True])
+@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
+def test_hidden_entries_are_passed_over(trained, colours, caplog, kind, packed):
+    spoil(colours / 'validation', kind)
+    if packed:
+        subprocess.run(['tar', '-cf', '../validation.tar', '.'], cwd=colours / 'validation', check=True)
+    caplog.set_level('INFO')
+    metrics = evaluate(trained, colours)
+    assert (metrics['images'], metrics['top1']) == (48, 1)
+    assert packed or caplog.text.count('48 pictures of 3 classes; left out: 1 hidden entries (') == 1
+
+
+def test_what_is_left_out_is_counted_by_reason(colours, caplog):
+    caplog.set_level('INFO')
+    for kind in ('other files', 'checkpoints of a notebook', 'a class emptied'):
+        spoil(colours / 'train', kind)
+    assert class_names(open_split(parse_options(['--data-dir', str(colours)]), 'train', training=True)) == [
+        'blue', 'red']
+    assert ('left out: 1 hidden entries (.ipynb_checkpoints), 3 files that are no pictures by their ending '
+            '(.csv, .txt), 1 folders without a picture (green)') in caplog.text
+
+
+def test_an_empty_folder_is_refused_with_what_it_holds(tmp_path):
+    (tmp_path / 'red').mkdir()
+    (tmp_path / 'red' / 'a.txt').touch()
+    with pytest.raises(ValueError, match=r'there are no images in .*; left out: 1 files .* \(\.txt\)'):
+        read_folder(str(tmp_path), None)
+
+
+@pytest.mark.parametrize(('lines', 'said'), [
+    ('red\ngren\nblue', r"no class 'green' \(did you mean 'gren'\?\) of .*train, which has no folder 'gren';"),
+    ('Red\nGreen\nBlue', 'has no class'), ('red\nred\nblue', "has 'red' on more than one line")])
+def test_a_class_map_that_does_not_fit_the_folders_is_refused(colours, tmp_path, lines, said):
+    (tmp_path / 'map.txt').write_text(lines)
+    with pytest.raises(ValueError, match=f'--class-map .*{said}'):
+        train(colours, tmp_path / 'run', '--class-map', str(tmp_path / 'map.txt'))
+
+
+def test_a_class_map_orders_classes_and_chooses_some_of_them(colours, tmp_path, caplog):
+    (tmp_path / 'map.txt').write_text('\ufeffred\nblue\n\n', encoding='utf-8')
+    options = parse_options(['--data-dir', str(colours), '--class-map', str(tmp_path / 'map.txt')])
+    data = open_split(options, 'train', training=True)
+    assert (class_names(data), len(data)) == (['red', 'blue'], 32)
+    assert '16 pictures of classes that are not in --class-map (green)' in caplog.text
+
+
+def test_names_that_differ_in_case_alone_have_one_order(tmp_path):
+    for name in ('a', 'A', 'b', 'B'):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / '1.png').touch()
+    assert list(read_folder(str(tmp_path), None).class_to_idx) == ['A', 'a', 'B', 'b']

@@ -1,0 +1,176 @@
+"""Folders with a folder of pictures for each class: what is read, what is left out, and what is refused."""
+
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from timm.data.readers import img_extensions
+from timm.data.readers.class_map import load_class_map
+from timm.data.readers.reader_image_folder import ReaderImageFolder
+from timm.data.readers.reader_image_in_tar import ReaderImageInTar
+from timm.utils.misc import natural_key
+
+__all__ = ['closest', 'picture_endings', 'read_class_map', 'read_folder', 'read_tar']
+
+_logger = logging.getLogger(__name__)
+_OF_SYSTEMS = ('__MACOSX', '__pycache__', '@eaDir')  # macOS, Python, Synology
+_IDENTIFIED_ALONE = ('BUFR', 'GRIB', 'HDF5', 'MPEG', 'WMF')  # Pillow does not read the pixels of these by itself
+
+
+def picture_endings() -> set[str]:
+    """Endings of the files that Pillow reads, such as ``.webp``."""
+    return {ending for ending, kind in Image.registered_extensions().items()
+            if kind in Image.OPEN and kind not in _IDENTIFIED_ALONE}
+
+
+def closest(unknown: list[str], known: list[str]) -> str:
+    """Some unknown names as a part of a sentence, each with the known name that is most like it."""
+    def one(name: str) -> str:
+        close = get_close_matches(name, known, 1)
+        return f'{name!r} (did you mean {close[0]!r}?)' if close else repr(name)
+    return ', '.join(map(one, unknown[:5])) + (f' and {len(unknown) - 5} more' if len(unknown) > 5 else '')
+
+
+def read_class_map(path: str) -> dict[str, int]:
+    """The index of each class by its name, from a text file with a name on each line or from timm's pickled dict.
+
+    Raises:
+        ValueError: there is no such file, or a name stands in it twice.
+    """
+    if not Path(path).is_file():
+        raise ValueError(f'--class-map {path} is not a file')
+    if not path.endswith('.txt'):
+        return dict(load_class_map(path))
+    names = [line.strip() for line in Path(path).read_text(encoding='utf-8-sig').rstrip().splitlines()]
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise ValueError(f'--class-map {path} has {", ".join(map(repr, twice))} on more than one line')
+    return {name: index for index, name in enumerate(names)}
+
+
+def read_folder(root: str, class_map: Mapping[str, int] | None) -> ReaderImageFolder:
+    """Pictures of a folder by timm's rules: a class is the folder that a picture is in, and classes are sorted by name.
+
+    Hidden entries and those that operating systems leave behind are passed over. What else is left out is counted.
+
+    Args:
+        root: the folder.
+        class_map: index of each class by its name; None for the order of the names.
+
+    Raises:
+        ValueError: no picture, a picture outside the folders of the classes, or a class that `class_map` misspells.
+    """
+    pictures, passed, files, empty = _listed(root)
+    stray = [os.path.basename(path) for path, name in pictures if not name]
+    if stray and len(stray) == len(pictures):
+        raise ValueError(f'{root} holds {len(stray)} pictures and no folders of classes; put the pictures of each '
+                         'class into a folder that has the name of the class')
+    if stray:
+        raise ValueError(f'{stray[0]} lies beside the folders of the classes in {root}, so that it has no class; move '
+                         f'it into one of them or away ({len(stray)} such pictures)')
+    if not pictures:
+        raise ValueError(f'there are no images in {root!r}{_left_out(passed, files, empty, Counter())}')
+    names = sorted({name for _, name in pictures}, key=_order)
+    indices = _indices(names, class_map, root)
+    unmapped = Counter(name for _, name in pictures if name not in indices)
+    reader = object.__new__(ReaderImageFolder)  # whose constructor would list the files by its own rules
+    reader.root, reader.class_to_idx = root, indices
+    reader.samples = [(path, indices[name]) for path, name in sorted(pictures, key=lambda item: natural_key(item[0]))
+                      if name in indices]
+    left = _left_out(passed, files, empty, unmapped)
+    if left:
+        (_logger.warning if empty or unmapped else _logger.info)(
+            '%s: %d pictures of %d classes%s', root, len(reader.samples), len(names) - len(unmapped), left)
+    return reader
+
+
+def read_tar(root: str, class_map: Mapping[str, int] | None) -> ReaderImageInTar:
+    """Pictures of a tar file by timm's rules, in any format that Pillow reads.
+
+    Raises:
+        ValueError: no picture, or a class that `class_map` misspells.
+    """
+    with _endings(picture_endings()):
+        try:
+            reader = ReaderImageInTar(root, dict(class_map) if class_map else '')
+        except ValueError as error:  # of zip(*[])
+            raise ValueError(f'there are no images in {root!r} of a known class') from error
+    shown = [not any(map(_is_hidden, sample[0].path.split('/'))) for sample in reader.samples]
+    names = [reader.class_idx_to_name[int(target)] for target in reader.targets[shown]]
+    if not class_map:
+        if '' in names:
+            raise ValueError(f'{root} holds pictures outside the folders of the classes, so that they have no class')
+        found = _indices(sorted(set(names), key=_order), None, root)
+        reader.class_name_to_idx, reader.class_idx_to_name = found, {index: name for name, index in found.items()}
+    reader.samples = reader.samples[shown]
+    reader.targets = np.array([reader.class_name_to_idx[name] for name in names])
+    return reader
+
+
+def _order(name: str) -> tuple[list[Any], str]:
+    return natural_key(name), name  # two names that differ in their case alone have the same key in timm
+
+
+def _listed(root: str) -> tuple[list[tuple[str, str]], list[str], Counter[str], list[str]]:
+    """Pictures with their classes; entries passed over; other files by their ending; folders without pictures."""
+    endings, pictures, empty = picture_endings(), [], []
+    passed: list[str] = []
+    others: Counter[str] = Counter()
+    for folder, folders, files in os.walk(root, followlinks=True):
+        hidden = [name for name in (*folders, *files) if _is_hidden(name)]
+        passed += hidden
+        folders[:] = [name for name in folders if name not in hidden]
+        name = os.path.basename(folder) if folder != root else ''
+        found = 0
+        for file in files:
+            ending = os.path.splitext(file)[1].lower()
+            if file in hidden:
+                continue
+            if ending in endings:
+                pictures.append((os.path.join(folder, file), name))
+                found += 1
+            else:
+                others[ending or 'no ending'] += 1
+        if not (found or folders) and name:
+            empty.append(name)
+    return pictures, passed, others, empty
+
+
+def _is_hidden(name: str) -> bool:
+    return (name.startswith('.') and name != '.') or name in _OF_SYSTEMS
+
+
+def _left_out(passed: list[str], files: Counter[str], empty: list[str], unmapped: Counter[str]) -> str:
+    parts = [f'{count} {what} ({", ".join(sorted(set(names))[:5])})' for count, what, names in (
+        (len(passed), 'hidden entries', passed), (files.total(), 'files that are no pictures by their ending', files),
+        (len(empty), 'folders without a picture', empty),
+        (unmapped.total(), 'pictures of classes that are not in --class-map', unmapped)) if count]
+    return f'; left out: {", ".join(parts)}' if parts else ''
+
+
+def _indices(names: list[str], class_map: Mapping[str, int] | None, root: str) -> dict[str, int]:
+    if class_map is None:
+        return {name: index for index, name in enumerate(names)}
+    unmapped, absent = [name for name in names if name not in class_map], [n for n in class_map if n not in names]
+    if unmapped and (absent or len(unmapped) == len(names)):
+        raise ValueError(
+            f'--class-map has no class {closest(unmapped, absent)} of {root}, which has no folder '
+            f'{closest(absent, [])}; let the folders and the lines of the file have the same names')
+    return dict(class_map)
+
+
+@contextmanager
+def _endings(endings: set[str]) -> Iterator[None]:
+    before = img_extensions.get_img_extensions()
+    img_extensions.set_img_extensions(sorted(endings))  # timm's reader of tar files has no argument for them
+    try:
+        yield
+    finally:
+        img_extensions.set_img_extensions(before)
