@@ -12,7 +12,7 @@ from ..files.hub_files import read_config_json
 from ..placement import AttentionSpec, place_attention
 from ..placement.record import record_arguments
 from ..placement.spec import applicable, is_option, split_attention_kwargs
-from ..placement.surgery import vacate_blocks
+from ..placement.surgery import run_blocks_fused, vacate_blocks
 from ..placement.widths import set_widths
 from ._architecture import Architecture
 from ._resolution import SAVED_SOURCES, pretrained_cfg, requested, resolve, source_of
@@ -73,6 +73,8 @@ def build(arch: Architecture, pretrained: bool = False, **kwargs: Any) -> nn.Mod
             vacate_blocks(model)
         if placed is not None:
             place_attention(model, placed)
+        elif attn is None and 'attn_fused' in options:
+            run_blocks_fused(model, options['attn_fused'])
         if pruned_widths is not None:
             set_widths(model, pruned_widths)
         return model
@@ -95,8 +97,8 @@ def build(arch: Architecture, pretrained: bool = False, **kwargs: Any) -> nn.Mod
         record_arguments(model, pruned_widths=pruned_widths)
     if placed is not None:
         record_arguments(model, **placed.to_kwargs())
-    elif 'attn' in options:
-        record_arguments(model, attn='none')
+    elif options:
+        record_arguments(model, **{**options, 'attn': 'none'})
     return model
 
 
