@@ -1,6 +1,5 @@
 """A run continues with another number of processes, and to another number of epochs."""
 
-import os
 import signal
 import time
 
@@ -35,8 +34,10 @@ def killed(processes, folder, *arguments):
     while said(folder).count('images/s') < done + 4 and all(process.is_alive() for process in group):
         time.sleep(0.002)
     for process in group:
-        os.kill(process.pid, signal.SIGKILL)
-    assert [finish(process) for process in group] == [-signal.SIGKILL] * processes, said(folder)
+        process.kill()
+    codes = [finish(process) for process in group]
+    assert codes[0] == -signal.SIGKILL, said(folder)
+    assert all(codes)  # another process may end by itself when the first is gone
 
 
 @pytest.fixture(scope='module')

@@ -105,6 +105,8 @@ def read_tar(root: str, class_map: Mapping[str, int] | None) -> ReaderImageInTar
         except ValueError as error:  # of zip(*[])
             raise ValueError(f'there are no images in {root!r} of a known class') from error
     shown = [not any(map(_is_hidden, sample[0].path.split('/'))) for sample in reader.samples]
+    if not all(shown):
+        _logger.info('%s: %d hidden entries are left out', root, shown.count(False))
     names = [reader.class_idx_to_name[int(target)] for target in reader.targets[shown]]
     if not class_map:
         if '' in names:
