@@ -12,8 +12,13 @@ from ._tail_functions import moments, scale_add_act, statistics_dtype
 
 __all__ = ['can_fuse', 'residual_tail']
 
-# torch 2.6 has no is_exporting; there a compiled network runs module by module too.
-_is_exporting = getattr(torch.compiler, 'is_exporting', torch.compiler.is_compiling)
+def _is_exporting() -> bool:
+    """Whether ``torch.export`` traces the network; ``torch.compile`` is another matter.
+
+    The flags behind ``torch.compiler.is_exporting`` are read: torch 2.6 has no such function, and before torch 2.13
+    dynamo takes its answer to be True (pytorch pull request 176499), so that no compiled network would be fused.
+    """
+    return getattr(torch.compiler, '_is_exporting_flag', torch.compiler._is_compiling_flag)
 
 
 def _is_frozen(bn: nn.Module) -> bool:
