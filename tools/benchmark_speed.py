@@ -2,6 +2,9 @@
 
 Without options every case of the speed table is measured; with any of --base to --split-input, only the case that they
 describe. Rows of the same case in the table are replaced. Times are only valid if nothing else runs on the machine.
+
+With --count nothing is measured: results/traffic.csv says how many bytes a training step moves on a GPU, by a model of
+what each operator and kernel reads and writes.
 """
 
 import argparse
@@ -13,6 +16,26 @@ import torch
 import timm_se_plugin  # noqa: F401  (registers the models)
 from timm_se_plugin.files.tables import replace_rows
 from timm_se_plugin.measuring.benchmark import DTYPES, LAYOUTS, MODES, Case, measure, suite
+from timm_se_plugin.measuring.traffic import CONVENTION, LAUNCHES, PATHS, block_units, count, tail
+
+
+def count_bytes(bases: list[str], batch: int, output: Path | None) -> None:
+    """Print and write the count."""
+    print(CONVENTION)
+    for path in PATHS:
+        forward, backward = tail(path).totals
+        print(f'  end of a block, {path:<18}{forward:>6} forward{backward:>6} backward '
+              f'{block_units(path):>6} units a bottleneck; {tail(path).traced} by the operators alone')
+        for step in (*tail(path).forward, *tail(path).backward):
+            print(f'      {step.name:<52}{step.reads:>5} read {step.writes:>5} written')
+    print(LAUNCHES)
+    for base in bases:
+        rows = count(base, batch)
+        replace_rows(output or 'results/traffic.csv', rows, ['base', 'batch', 'size', 'layout', 'dtype', 'path'])
+        for row in rows:
+            print(f"  {base:<18}{row['layout']:<15}{row['dtype']:<10}{row['path']:<18}{row['forward_gb']:>8.2f} GB "
+                  f"forward{row['backward_gb']:>8.2f} GB backward  x{row['ratio']:.3f}"
+                  f" (by the operators alone x{row['ratio_traced']:.3f})  tail {row['tail_share']:.0%}")
 
 
 def main() -> None:
@@ -33,7 +56,13 @@ def main() -> None:
     parser.add_argument('--threads', type=int, help="number of PyTorch's threads on the CPU")
     parser.add_argument('--device', default='cpu', help='where to compute, such as cuda:0')
     parser.add_argument('--output', type=Path, help='table to write into; by default results/speed-<device>.csv')
+    parser.add_argument(
+        '--count', nargs='*', metavar='BASE', help="count bytes instead: timm's names of plain residual networks")
     args = parser.parse_args()
+    if args.count is not None:
+        bases = args.count or ['resnet18', 'resnet50', 'resnext50_32x4d', 'resnet101']
+        count_bytes(bases, args.batch or 32, args.output)
+        return
 
     if args.threads:
         torch.set_num_threads(args.threads)

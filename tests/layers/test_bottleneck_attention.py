@@ -33,5 +33,5 @@ def test_widths_and_options():
     assert layer.spatial[3].dilation == (2, 2)
     assert isinstance(layer.channel[1], nn.SiLU)
     assert BottleneckAttention(64, rd_channels=7).spatial[0].out_channels == 7
-    with pytest.raises(ValueError, match='rd_ratio=16 is not allowed'):
+    with pytest.raises(ValueError, match='rd_ratio=16 is not a fraction'):
         BottleneckAttention(64, rd_ratio=16)

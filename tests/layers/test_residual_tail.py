@@ -246,6 +246,22 @@ def test_half_precision_errs_no_more_than_the_modules(call_cost, integration, ho
 
 
 @pytest.mark.parametrize('channels_last', [False, True])
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize('mean', [5.0, 50.0])
+def test_half_precision_gradients_have_no_bias_far_from_zero(mean, dtype, channels_last):
+    net = Tail().train()
+    x, shortcut = (layout(torch.randn(4, 6, 14, 14), channels_last).to(dtype) for _ in range(2))
+    grad = torch.randn_like(x) + 8 * x  # along the map, so that the derivative of the variance is large
+    x = (x + mean).requires_grad_()
+    with torch.autocast('cpu', dtype):
+        ours, = torch.autograd.grad(net(x, shortcut), x, grad)
+    exact = x.detach().double().requires_grad_()
+    reference, = torch.autograd.grad(copy.deepcopy(net).double()(exact, shortcut.double()), exact, grad.double())
+    bias = (ours.double() - reference).mean((0, 2, 3)).abs() / reference.std((0, 2, 3))
+    assert bias.max() < 2e-3  # measured: up to 1.1e-3, the modules' own up to 3e-4
+
+
+@pytest.mark.parametrize('channels_last', [False, True])
 def test_float32_statistics_are_safe_far_from_zero_and_for_constant_channels(channels_last):
     torch.manual_seed(0)
     net = Tail().train()

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from timm_se_plugin.layers.batch_norm_relu import batch_moments
-from timm_se_plugin.layers.selective_kernel import SelectiveKernel, selective_channels
+from timm_se_plugin.layers.selective_kernel import SelectiveKernel, SelectiveKernelAttn, selective_channels
 
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
 BATCH_NORM = (nn.BatchNorm2d,)
@@ -255,9 +255,9 @@ def test_width_rules():
     ({'select': 'max'}, 'softmax, sum'),
     ({'fused': 'yes'}, "'auto'"),
     ({'fused': 0}, "'auto'"),
-    ({'kernels': 3}, 'kernels=3: one size for each of the branches'),
-    ({'groups': (1, 0)}, 'groups=.1, 0.: one positive number'),
-    ({'out_channels': 0}, 'out_channels=0 is not allowed; allowed: a positive integer'),
+    ({'kernels': 3}, 'kernels=3: a sequence of sizes is needed'),
+    ({'groups': (1, 0)}, 'groups=.1, 0.: one positive number is needed'),
+    ({'out_channels': 0}, 'out_channels=0: a positive integer is needed'),
     ({'rd_channels': 0}, 'rd_channels=0'),
     ({'rd_divisor': 0}, 'rd_divisor=0'),
     ({'rd_min_channels': -1}, 'rd_min_channels=-1'),
@@ -427,14 +427,42 @@ def test_backward_twice_and_checkpoint(kernels):
         assert worst(again, expected) < 1e-14
 
 
-def test_a_second_derivative_is_refused_when_fused_and_right_when_not():
-    layer = build()
+@pytest.mark.parametrize('mode', ['train', 'frozen'])
+@pytest.mark.parametrize('kernels', [(3, 5), (3, 5, 7)])
+def test_second_derivatives_are_those_of_the_modules(kernels, mode):
+    layer, x = build(kernels=kernels, mode=mode), batch()
+    products = [
+        torch.autograd.functional.hvp(lambda x, m=m: m(x).pow(3).sum(), x, torch.ones_like(x))[1]
+        for m in (layer, unfused(layer))]
+    assert worst(*([product] for product in products)) < 1e-10
+    results = []
+    for m in (layer, unfused(layer)):
+        y = x.clone().requires_grad_()
+        inputs = [y, *m.parameters()]
+        grads = torch.autograd.grad(m(y).pow(3).sum(), inputs, create_graph=True)
+        penalty = sum(grad.square().sum() for grad in grads)
+        again = torch.autograd.grad(penalty, inputs, allow_unused=True)
+        results.append([*grads, *again])
+    assert worst(*results) < 1e-8
+
+
+@pytest.mark.parametrize('gradients', [True, False])
+@pytest.mark.parametrize('fused', ['auto', False])
+def test_a_hook_that_changes_the_weights_is_obeyed_for_every_branch(fused, gradients):
+    layer = build(mode='frozen', fused=fused)
+    factor = torch.tensor([2.0, 0.25], dtype=torch.float64).view(1, 2, 1, 1, 1)
+    layer.attn.register_forward_hook(lambda module, args, out: out * factor)
     x = batch().requires_grad_()
-    grad, = torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match='once_differentiable'):
-        grad.sum().backward()
-    grad, = torch.autograd.grad(unfused(layer)(x).square().sum(), x, create_graph=True)
-    grad.sum().backward()
+    us = [path(x) for path in layer.paths]
+    weights = SelectiveKernelAttn.forward(layer.attn, sum(u.mean((2, 3), keepdim=True) for u in us)) * factor
+    expected = us[0] * weights[:, 0] + us[1] * weights[:, 1]
+    with torch.set_grad_enabled(gradients):
+        out = layer(x)
+    torch.testing.assert_close(out, expected)
+    if gradients:
+        inputs = [x, *layer.parameters()]
+        grads = [torch.autograd.grad(value.square().sum(), inputs) for value in (out, expected)]
+        assert worst(*grads) < 1e-10
 
 
 def test_frozen_parameters_get_no_gradient():

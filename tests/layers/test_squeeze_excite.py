@@ -99,11 +99,12 @@ def test_autocast_keeps_the_gate_close_to_float32():
 
 
 @pytest.mark.parametrize(('option', 'message'), [
-    ({'squeeze': 'sum'}, "squeeze='sum' is unknown; allowed: avg, max, none"),
-    ({'gate': 'softmax'}, "gate='softmax' is unknown; allowed: sigmoid, "),
-    ({'rd_channels': None, 'rd_ratio': 16}, r'rd_ratio=16 is not allowed; allowed: a fraction in \(0, 1\]'),
-    ({'rd_channels': None, 'rd_ratio': 0}, 'rd_ratio=0 is not allowed'),
-    ({'rd_channels': 0}, 'rd_channels=0 is not allowed; allowed: a positive integer'),
+    ({'squeeze': 'sum'}, "squeeze='sum' is not one of avg, max, none"),
+    ({'init': 'identiy'}, "init='identiy' is not one of default, identity"),
+    ({'gate': 'softmax'}, "gate='softmax' is not one of sigmoid, "),
+    ({'rd_channels': None, 'rd_ratio': 16}, r'rd_ratio=16 is not a fraction in \(0, 1\]; did you mean 1/16\?'),
+    ({'rd_channels': None, 'rd_ratio': 0}, 'rd_ratio=0 is not a fraction'),
+    ({'rd_channels': 0}, 'rd_channels=0: the inner width must be a positive integer'),
     ({'init': 'identity'}, 'a gate that starts at 1 needs double_sigmoid, not Sigmoid'),
 ])
 def test_unknown_choice_is_refused(option, message):

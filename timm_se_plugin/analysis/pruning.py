@@ -1,16 +1,12 @@
 """Pruning of the channels that the gates use least, which the SE paper proposes in its conclusion."""
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import torch
 from timm.layers import GlobalContext
 from torch import Tensor, nn
 
-from ..layers.squeeze_excite import Pointwise
 from .statistics import GateStatistics
 
 __all__ = ['CRITERIA', 'prune_by_gates']
@@ -78,11 +74,10 @@ def prune_by_gates(
     if any(isinstance(module, GlobalContext) for module in pruned.modules()):  # with it Torch-Pruning fills the memory
         raise unknown
     try:
-        with _module_by_module(pruned):
-            pruner = tp.pruner.BasePruner(
-                pruned, x, importance=importance, pruning_ratio=share, ignored_layers=_outputs(pruned))
-            for group in pruner.step(interactive=True):
-                group.prune()
+        pruner = tp.pruner.BasePruner(
+            pruned, x, importance=importance, pruning_ratio=share, ignored_layers=_outputs(pruned))
+        for group in pruner.step(interactive=True):
+            group.prune()
         _tell_widths(pruned, x)
     except (ArithmeticError, LookupError, RuntimeError) as error:
         raise unknown from error
@@ -119,21 +114,3 @@ def _last_layer(attention: nn.Module) -> Any:
 def _outputs(model: nn.Module) -> list[nn.Module]:
     """The layers whose outputs are those of the network, which keep their number."""
     return [module for module in model.modules() if isinstance(module, nn.Linear)]
-
-
-@contextmanager
-def _module_by_module(model: nn.Module) -> Iterator[None]:
-    """Run each layer as a module that Torch-Pruning knows: no fused tail, and plain convolutions for ``Pointwise``."""
-    fused = {module: module.fused for module in model.modules() if hasattr(module, 'fused')}
-    products = [module for module in model.modules() if isinstance(module, Pointwise)]
-    for module in fused:
-        module.fused = False  # type: ignore[assignment]
-    for module in products:
-        module.forward = partial(nn.Conv2d.forward, module)  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        for module, value in fused.items():
-            module.fused = value  # type: ignore[assignment]
-        for module in products:
-            del module.forward

@@ -5,13 +5,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .squeeze_excite import SqueezeExcite
-
-__all__ = ['has_hooks', 'is_plain_conv', 'learns', 'why_not_batch_norm', 'why_not_eager', 'why_not_squeeze_excite']
+__all__ = [
+    'has_hooks', 'is_frozen', 'is_plain_conv', 'learns', 'why_not_batch_norm', 'why_not_eager']
 
 
 def has_hooks(*modules: nn.Module | None) -> bool:
-    """Whether somebody waits for one of these modules to be called: by a hook, or in the place of its forward."""
+    """Whether hooks, or a replaced ``forward``, would go unheard if one of these modules were not called."""
     for module in modules:
         if module is not None and (
                 'forward' in module.__dict__ or module._forward_hooks or module._forward_pre_hooks
@@ -24,30 +23,30 @@ def has_hooks(*modules: nn.Module | None) -> bool:
 
 
 def is_plain_conv(conv: Any) -> bool:
-    """Whether this is an ``nn.Conv2d`` whose output is new and seen by nobody but the caller."""
+    """Whether this is an ``nn.Conv2d`` without hooks: its output is a new tensor that the caller alone holds."""
     return type(conv) is nn.Conv2d and not has_hooks(conv)
 
 
-def why_not_batch_norm(bn: Any) -> str:
-    """Why this is not an ``nn.BatchNorm2d`` with weight, bias and running statistics; empty if it is."""
-    if type(bn) is not nn.BatchNorm2d:  # a subclass may do anything; so may a parametrised one
+def is_frozen(bn: nn.Module) -> bool:
+    """Whether bn is what torchvision and timm's ``freeze_batch_norm_2d`` put in BatchNorm's place."""
+    return type(bn).__name__ == 'FrozenBatchNorm2d'
+
+
+def why_not_batch_norm(bn: Any, synchronised: bool = False) -> str:
+    """Why this is not an ``nn.BatchNorm2d`` with weight, bias and running statistics; an empty string if it is one.
+
+    ``synchronised`` admits ``nn.SyncBatchNorm`` too.
+    """
+    # Exact types: a subclass, and the class that torch's parametrisation makes, may compute anything.
+    if type(bn) is not nn.BatchNorm2d and not (synchronised and type(bn) is nn.SyncBatchNorm):
         return f'the norm is a {type(bn).__name__}, not a BatchNorm2d'
     if not bn.affine or bn.running_mean is None or not bn.track_running_stats:
         return 'BatchNorm has no affine parameters or no running statistics'
     return ''
 
 
-def why_not_squeeze_excite(se: Any) -> str:
-    """Why this does not scale by ``excite`` of the average over the map; empty if it does."""
-    kind = type(se)
-    if not isinstance(se, SqueezeExcite) or kind.forward is not SqueezeExcite.forward or \
-            kind.squeeze is not SqueezeExcite.squeeze:
-        return f'the attention is a {kind.__name__}, not known to scale by the excitation of an average'
-    return '' if se.squeeze_type == 'avg' else f'the squeeze is {se.squeeze_type!r}, not the average'
-
-
 def why_not_eager(x: Tensor) -> str:
-    """Why operators and derivatives of our own cannot take this input; empty if they can."""
+    """Why the operators and derivatives of this package cannot take this input; an empty string if they can."""
     if torch._C._are_functorch_transforms_active():
         return 'torch.func transforms the network'
     if torch.autograd.forward_ad._current_level >= 0:
@@ -60,7 +59,7 @@ def why_not_eager(x: Tensor) -> str:
 
 
 def learns(bn: nn.Module, x: Tensor) -> bool:
-    """``bn.training``; while fx traces the network, what reads it whenever the graph runs, as a call of bn would."""
+    """``bn.training``; under fx a node that reads ``bn.training`` whenever the traced graph runs."""
     if isinstance(x, torch.fx.Proxy):
         return x.tracer.create_proxy('get_attr', x.tracer.path_of_module(bn), (), {}).training  # type: ignore
     return bn.training

@@ -1,4 +1,4 @@
-"""What BatchNorm remembers of its batches."""
+"""BatchNorm's running statistics."""
 
 import torch
 from torch import Tensor
@@ -12,8 +12,7 @@ def update_running_stats(
         running_var: Tensor,
         num_batches_tracked: Tensor | None,
         mean: Tensor,
-        var: Tensor,
-        count: int,
+        unbiased_var: Tensor,
         momentum: float | None,
 ) -> None:
     """Move the running statistics towards the batch's, as ``nn.BatchNorm2d`` does: with the unbiased variance.
@@ -23,13 +22,12 @@ def update_running_stats(
         running_var: (C,), changed.
         num_batches_tracked: batches so far, changed; without ``momentum`` the statistics are averages over them.
         mean: (C,) of the batch.
-        var: (C,) of the batch, biased.
-        count: values per channel in the batch, two or more.
+        unbiased_var: (C,) of the batch: the biased variance times ``count / (count - 1)``.
         momentum: share of the batch; None for the average over all batches.
     """
     if num_batches_tracked is not None:
         num_batches_tracked.add_(1)
-    for running, value in ((running_mean, mean), (running_var, var * (count / (count - 1)))):
+    for running, value in ((running_mean, mean), (running_var, unbiased_var)):
         value = value.to(running.dtype)
         if momentum is not None:
             running.lerp_(value, momentum)

@@ -15,16 +15,16 @@ from torch.autograd import Function
 __all__ = ['add_act_', 'moments', 'scale_add_act', 'statistics_dtype']
 
 _native = torch.ops.aten
-_CALL_COST = 2**14  # of a kernel, in elements that it could have read
+_CALL_COST = 2**14  # what calling an operator costs, in elements that the operator could read in that time
 
 
 def statistics_dtype(y: Tensor) -> torch.dtype:
-    """float32 at least."""
+    """The type of y's statistics: float32, or float64 for a map in float64."""
     return torch.float64 if y.dtype == torch.float64 else torch.float32
 
 
 def _by_sample(y: Tensor) -> bool:
-    """Whether calls of BatchNorm's kernels for a sample each cost less than what they save: in channels_last on CPU."""
+    """Whether a call of BatchNorm's operator for each sample is the cheapest: large maps in channels_last on a CPU."""
     return (y.device.type == 'cpu' and y.is_contiguous(memory_format=torch.channels_last)
             and y[0].numel() >= _CALL_COST)
 
@@ -32,9 +32,10 @@ def _by_sample(y: Tensor) -> bool:
 def _sample_moments(y: Tensor) -> tuple[Tensor, Tensor]:
     """Mean per sample and channel (N, C), and biased variance per channel (C,), by the cheapest safe operators."""
     dtype = statistics_dtype(y)
-    unused = y.new_empty(y.shape[1], dtype=dtype)  # running statistics, whose type is that of the kernel's results
+    unused = y.new_empty(y.shape[1], dtype=dtype)  # running statistics: the operator's results have their type
     if y.device.type == 'cpu' and y.is_contiguous():
-        # The difference of squares loses digits where the mean dwarfs the deviation: trusted only where it does not.
+        # E[y^2] - E[y]^2 loses digits where the mean is far larger than the deviation, so it is used only elsewhere.
+        # The test makes the host wait for the result, which costs nothing on a CPU.
         m = y.mean((2, 3), dtype=dtype)
         square = torch.linalg.vector_norm(y, dim=(2, 3), dtype=dtype).square_().mean(0).div_(y[0, 0].numel())
         mean_square = m.mean(0).square_()
@@ -42,7 +43,7 @@ def _sample_moments(y: Tensor) -> tuple[Tensor, Tensor]:
         if (16 * var >= mean_square).all():
             return m, var
     elif _by_sample(y):
-        # BatchNorm's kernel, a sample at a time, so that one reading gives both.
+        # One reading of a sample by BatchNorm's operator gives both its mean and its variance.
         stats = [torch.batch_norm_update_stats(sample, unused, unused, 0.0) for sample in y.split(1)]
         m, v = (torch.stack(values) for values in zip(*stats, strict=True))
         return m, v.mean(0).add_((m - m.mean(0)).square_().mean(0))
@@ -56,7 +57,7 @@ def _moments(y: Tensor, batch: bool) -> tuple[Tensor, Tensor | None]:
 
 
 class _Moments(Function):
-    """y passes through, so that its gradient arrives here with those of the moments, and is finished in place."""
+    """y passes through, so that its gradient arrives here with those of the moments, which are added in place."""
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, batch: bool) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -71,8 +72,10 @@ class _Moments(Function):
         slope = None
         if gvar is not None:
             y, m = ctx.saved_tensors
-            slope = gvar * (2 / (m.shape[0] * ctx.size))
-            shift = shift - slope * m.mean(0)
+            slope, mean = gvar * (2 / (m.shape[0] * ctx.size)), m.mean(0)
+            if y.dtype.itemsize < 4 and not torch.is_grad_enabled():
+                return gy.add_(_scaled(y, slope.expand_as(shift), shift, mean)), None
+            shift = shift - slope * mean
             slope = slope.to(y.dtype)[:, None, None]
         shift = shift.to(gy.dtype)[:, :, None, None]
         if torch.is_grad_enabled():  # a second derivative is wanted
@@ -127,6 +130,18 @@ def _affine(
     return torch.addcmul(bias[:, :, None, None], y, weight[:, :, None, None], out=out)
 
 
+def _scaled(x: Tensor, weight: Tensor, bias: Tensor | None = None, mean: Tensor | None = None) -> Tensor:
+    """``weight * (x - mean) + bias`` with factors in float32, whatever the type of x.
+
+    Rounded to half precision, a factor would be off by the same amount at all positions of a channel: a bias that
+    the sums of a gradient don't lose.
+    """
+    zero = weight.new_zeros(weight.shape[1])
+    mean = zero if mean is None else mean
+    bias = torch.zeros_like(weight) if bias is None else bias
+    return _affine(x, weight.contiguous(), bias, mean, torch.ones_like(zero), 0.0, False)
+
+
 def _affine_backward(
         g: Tensor, y: Tensor, weight: Tensor, mean: Tensor, var: Tensor, eps: float, needs_y: bool,
 ) -> tuple[Tensor | None, Tensor, Tensor]:
@@ -146,12 +161,17 @@ def _affine_backward(
     else:
         gbias = g.sum((2, 3), dtype=weight.dtype)
         gweight = (y - mean[:, None, None]).mul_(g).sum((2, 3), dtype=weight.dtype) * invstd
-    return g * (weight * invstd).to(g.dtype)[:, :, None, None] if needs_y else None, gweight, gbias
+    if not needs_y:
+        return None, gweight, gbias
+    if g.dtype.itemsize < 4:
+        return _scaled(g, weight * invstd), gweight, gbias
+    return g * (weight * invstd).to(g.dtype)[:, :, None, None], gweight, gbias
 
 
 def add_act_(x: Tensor, shortcut: Tensor, relu: bool) -> Tensor:
     """``relu(x + shortcut)``, or the sum alone, in x's memory."""
-    if torch.jit.is_scripting() or torch.compiler.is_compiling() or not relu:  # exporters don't know _add_relu_
+    # Exporters do not know _add_relu_.
+    if torch.jit.is_scripting() or torch.jit.is_tracing() or torch.compiler.is_compiling() or not relu:
         x = x.add_(shortcut)
         return x.relu_() if relu else x
     differentiable = torch.is_grad_enabled() and (x.requires_grad or shortcut.requires_grad)
@@ -235,7 +255,7 @@ def scale_add_act(
 ) -> Tensor:
     """``relu(weight * (y - mean) / sqrt(var + eps) + bias + shortcut_gate * shortcut)``; mean and var are constants.
 
-    The result may take y's place in memory if ``inplace`` and no gradient is recorded.
+    With ``inplace``, and where no gradient is recorded, the result may take y's memory.
 
     Shape: y and shortcut (N, C, H, W); weight, bias and shortcut_gate (N, C); mean and var (C,) -> (N, C, H, W).
     """

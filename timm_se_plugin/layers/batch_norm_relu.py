@@ -1,25 +1,25 @@
-"""BatchNorm, ReLU and the mean over the map, with nothing stored but the input."""
+"""BatchNorm, ReLU and the mean over the map, of which autograd keeps the input alone."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ._running_statistics import update_running_stats
-from .in_place_norm import batch_norm_
+from ._second_order import differentiable_gradients
+from .norm_act import batch_norm_
 from .squeeze_excite import spatial_mean
 
-__all__ = ['batch_moments', 'batch_norm_relu', 'recompute']
+__all__ = ['batch_moments', 'batch_norm_relu', 'differentiable_branch', 'recompute']
 
 
 def batch_moments(y: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance per channel, in float32 at least. Shape: (N, C, H, W) -> (C,), (C,)."""
     dtype = torch.promote_types(y.dtype, torch.float32)
-    if y.is_cpu and y.is_contiguous():  # torch's own pass costs 2.5 times these three, and is quick in channels_last
+    if y.is_cpu and y.is_contiguous():  # where batch_norm_update_stats takes 2.5 times as long
         mean = y.mean((2, 3), dtype=dtype).mean(0)
         deviation = torch.linalg.vector_norm(y - mean.view(-1, 1, 1), dim=(2, 3))
         return mean, deviation.square_().mean(0).div_(y.shape[2] * y.shape[3])
-    running = y.new_ones(2, y.shape[1], dtype=dtype)  # without it, half precision would give its moments in half
+    running = y.new_ones(2, y.shape[1], dtype=dtype)  # the operator's results have the type of these
     mean, var = torch.batch_norm_update_stats(y, running[0], running[1], 0.0)
     return mean, var
 
@@ -27,6 +27,13 @@ def batch_moments(y: Tensor) -> tuple[Tensor, Tensor]:
 def recompute(recipe: list[Tensor], eps: float) -> Tensor:
     """U again, from what :func:`batch_norm_relu` returned."""
     return _before_relu(recipe, eps).relu_()
+
+
+def differentiable_branch(recipe: list[Tensor], training: bool, eps: float) -> Tensor:
+    """U again, as a function of y, weight and bias that PyTorch can differentiate, through the statistics too."""
+    y, weight, bias, mean, var = recipe
+    running_mean, running_var = (None, None) if training else (mean, var)
+    return F.batch_norm(y, running_mean, running_var, weight, bias, training, 0.0, eps).relu()
 
 
 def _before_relu(recipe: list[Tensor], eps: float) -> Tensor:
@@ -46,9 +53,16 @@ class _BatchNormReLU(torch.autograd.Function):
         return u, spatial_mean(u)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad_u, grad_mean):
-        y, weight, _, mean, var = recipe = ctx.saved_tensors
+        y, weight, bias, mean, var = recipe = ctx.saved_tensors
+        if torch.is_grad_enabled():  # a second derivative is wanted
+            def formula(y, weight, bias):
+                u = differentiable_branch([y, weight, bias, mean, var], ctx.training, ctx.eps)
+                return u, spatial_mean(u)
+
+            grads = differentiable_gradients(
+                formula, (y, weight, bias), ctx.needs_input_grad[:3], (grad_u, grad_mean))
+            return *grads, None, None, None, None, None
         if grad_u is None:
             grad_u = torch.zeros_like(y)
         elif not ctx.private:
@@ -77,10 +91,10 @@ def batch_norm_relu(
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     """``U = relu(batch_norm(y))``, its mean over the map, and what U can be computed from again.
 
-    Module by module, autograd keeps y and U until the backward pass. Here it keeps y, which the convolution's output
-    is anyway. The running statistics move as in ``nn.BatchNorm2d``; with ``training=False`` they normalise.
-    ``private`` says that nobody else holds y, nor the gradient of U: without gradients y becomes U in place, and in
-    the backward pass the gradient of U becomes that of y. A new large tensor costs as much as a pass over it.
+    Module by module, autograd keeps y and U until the backward pass. Here it keeps y alone. The running statistics move
+    as in ``nn.BatchNorm2d``; with ``training=False`` they normalise. ``private`` says that nobody else holds y, nor the
+    gradient of U. Then U takes y's memory where no gradient is recorded, and in the backward pass the gradient of y
+    takes that of U, since a new large tensor costs as much as a pass over it.
 
     Shape: (N, C, H, W) -> (N, C, H, W), (N, C, 1, 1), [y, weight, bias, mean, var], which is empty without gradients.
 
@@ -130,7 +144,8 @@ def _batch_norm_relu(
             raise ValueError(f'BatchNorm needs more than one value per channel in training, got {tuple(y.shape)}')
         with torch.no_grad():
             mean, var = batch_moments(y)
-        update_running_stats(running_mean, running_var, num_batches_tracked, mean, var, count, momentum)
+        update_running_stats(
+            running_mean, running_var, num_batches_tracked, mean, var * (count / (count - 1)), momentum)
     else:
         mean, var = running_mean.to(dtype), running_var.to(dtype)
     recipe = [y, weight.to(dtype), bias.to(dtype), mean, var]

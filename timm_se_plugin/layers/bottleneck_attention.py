@@ -50,7 +50,7 @@ class BottleneckAttention(nn.Module):
         dd: dict[str, Any] = {'device': device, 'dtype': dtype}
         width = reduced_channels(channels, rd_ratio, rd_divisor) if rd_channels is None else rd_channels
         if width < 1:
-            raise ValueError(f'rd_channels={rd_channels!r} is not allowed; allowed: 1 or more')
+            raise ValueError(f'rd_channels={rd_channels!r}: the inner width must be 1 or more')
         self.channel = nn.Sequential(  # equation 3: its norm is the last layer
             nn.Conv2d(channels, width, 1, **dd),
             act_layer(inplace=True),

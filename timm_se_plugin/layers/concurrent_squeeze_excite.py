@@ -5,7 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .squeeze_excite import GATES, SqueezeExcite
+from .squeeze_excite import GATES, INITS, SqueezeExcite, check_option
+from .zero_start import start_at_zero
 
 __all__ = ['ConcurrentSqueezeExcite', 'SpatialSqueezeExcite']
 
@@ -40,8 +41,8 @@ class SpatialSqueezeExcite(nn.Module):
             dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if gate not in GATES:
-            raise ValueError(f'gate={gate!r} is unknown; allowed: {", ".join(GATES)}')
+        check_option('gate', gate, GATES)
+        check_option('init', init, INITS)
         self.conv = nn.Conv2d(channels, 1, 1, bias=bias, device=device, dtype=dtype)
         self.gate = GATES[gate]()
         self.init = init
@@ -50,9 +51,7 @@ class SpatialSqueezeExcite(nn.Module):
 
     def init_identity(self) -> None:
         """Zero the convolution, so that every position has the gate's value at 0."""
-        nn.init.zeros_(self.conv.weight)
-        if self.conv.bias is not None:
-            nn.init.zeros_(self.conv.bias)
+        start_at_zero(self.conv)
 
     def forward(self, x: Tensor) -> Tensor:
         """Recalibrate the positions of x."""
@@ -100,6 +99,7 @@ class ConcurrentSqueezeExcite(nn.Module):
         self.cse = SqueezeExcite(
             channels, rd_ratio, rd_channels, rd_divisor, bias=bias, act_layer=act_layer, gate=gate, **dd)
         self.sse = SpatialSqueezeExcite(channels, bias=bias, gate=gate, **dd)
+        check_option('init', init, INITS)
         self.init = init
         if init == 'identity':
             self.init_identity()
@@ -111,11 +111,10 @@ class ConcurrentSqueezeExcite(nn.Module):
             ValueError: the gate is not 1/2 at 0.
         """
         if not isinstance(self.cse.gate, nn.Sigmoid | nn.Hardsigmoid):
-            raise ValueError(f'two halves that start at 1/2 need sigmoid, not {type(self.cse.gate).__name__}')
+            raise ValueError(
+                f'two gates that start at 1/2 need sigmoid or hard_sigmoid, not {type(self.cse.gate).__name__}')
         self.sse.init_identity()
-        nn.init.zeros_(self.cse.fc2.weight)
-        if self.cse.fc2.bias is not None:
-            nn.init.zeros_(self.cse.fc2.bias)
+        start_at_zero(self.cse.fc2)
 
     def forward(self, x: Tensor) -> Tensor:
         """Recalibrate x by channel and by position."""

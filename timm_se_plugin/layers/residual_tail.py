@@ -6,9 +6,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ._bypass import has_hooks, is_plain_conv, learns, why_not_batch_norm, why_not_eager, why_not_squeeze_excite
+from ._bypass import (
+    has_hooks,
+    is_frozen,
+    is_plain_conv,
+    learns,
+    why_not_batch_norm,
+    why_not_eager,
+)
 from ._running_statistics import update_running_stats
 from ._tail_functions import moments, scale_add_act, statistics_dtype
+from .kernels import has_kernels
+from .squeeze_excite import why_not_squeeze_excite
 
 __all__ = ['can_fuse', 'residual_tail']
 
@@ -21,20 +30,15 @@ def _is_exporting() -> bool:
     return getattr(torch.compiler, '_is_exporting_flag', torch.compiler._is_compiling_flag)
 
 
-def _is_frozen(bn: nn.Module) -> bool:
-    """Whether bn is what torchvision and timm's ``freeze_batch_norm_2d`` put in BatchNorm's place."""
-    return type(bn).__name__ == 'FrozenBatchNorm2d'
-
-
 def _is_pointwise(conv: Any) -> bool:
     return conv.kernel_size == (1, 1) and conv.stride == (1, 1) and conv.padding == (0, 0) and conv.groups == 1
 
 
 def _obstacle(x: Tensor, bn: Any, se: Any, drop_path: Any) -> str:
-    """Why the tail has to run module by module; empty if it has not."""
+    """Why the tail has to run module by module; an empty string if it can be fused."""
     if torch.jit.is_tracing() or _is_exporting():
         return 'the network is being traced or exported'
-    obstacle = '' if _is_frozen(bn) else why_not_batch_norm(bn)
+    obstacle = '' if is_frozen(bn) else why_not_batch_norm(bn, synchronised=has_kernels(x))
     if obstacle:
         return obstacle
     obstacle = '' if se is None else why_not_squeeze_excite(se)
@@ -45,7 +49,7 @@ def _obstacle(x: Tensor, bn: Any, se: Any, drop_path: Any) -> str:
     if has_hooks(bn, se, drop_path):
         return 'a hook is registered on a module that the fused tail bypasses'
     if isinstance(x, torch.fx.Proxy) or torch.compiler.is_compiling():
-        return ''  # the rest concerns the eager kernels
+        return ''  # what follows concerns eager mode alone
     return why_not_eager(x)
 
 
@@ -58,7 +62,9 @@ def can_fuse(
 ) -> bool:
     """Whether :func:`residual_tail` gives what these modules give one after the other.
 
-    Ask at every call: modules are replaced (``convert_sync_batchnorm``) and hooked at any time.
+    Ask at every call, since modules may be replaced (``convert_sync_batchnorm``) or hooked at any time. Whether fusing
+    is worthwhile is another question: without attention, stochastic depth and a shortcut's gate nothing is multiplied,
+    and only the kernels of a GPU (:func:`~timm_se_plugin.layers.kernels.has_kernels`) take less time than the modules.
 
     Args:
         x: BatchNorm's input.
@@ -83,6 +89,12 @@ def _is_cheaper_squeeze(conv_input: Tensor, y: Tensor) -> bool:
     N, channels, height, width = y.shape
     positions = N * height * width
     return conv_input.shape[1] * (positions + channels) < channels * positions
+
+
+def _mean_behind(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Mean over positions of what a 1x1 convolution makes of x: the convolution of the mean. Shape: (N, C)."""
+    dtype = statistics_dtype(x)
+    return F.linear(x.mean((2, 3), dtype=dtype).to(weight.dtype), weight.flatten(1), bias).to(dtype)
 
 
 def normalize_squeeze(
@@ -121,18 +133,26 @@ def normalize_squeeze(
         assert batch_var is not None  # for the type checkers, TorchScript's too
         batch_mean = m.mean(0)
         mean, var = batch_mean.detach(), batch_var.detach()
-        update_running_stats(running_mean, running_var, num_batches_tracked, mean, var, count, momentum)
+        update_running_stats(
+            running_mean, running_var, num_batches_tracked, mean, var * (count / (count - 1)), momentum)
         scale = scale * (batch_var + eps).rsqrt()
         offset = offset + scale * (mean - batch_mean)  # adds 0, and the derivative of the mean
         var = torch.ones_like(mean) - eps
     elif squeeze:
         if conv_input is not None and conv_weight is not None and _is_cheaper_squeeze(conv_input, y):
-            m = conv_input.mean((2, 3), dtype=dtype).to(conv_weight.dtype)
-            m = F.linear(m, conv_weight.flatten(1), conv_bias).to(dtype)
+            m = _mean_behind(conv_input, conv_weight, conv_bias)
         else:
             y, m, _ = moments(y, False)
     z = torch.batch_norm(m, scale, offset, mean, var, False, 0.0, eps, False)
     return y, z.to(y.dtype).view(m.shape[0], -1, 1, 1), scale, offset, mean, var
+
+
+def _kept(y: Tensor, drop_prob: float, scale_by_keep: bool) -> Tensor:
+    """Factor (N, 1) of stochastic depth, from the random numbers that timm's ``drop_path`` draws."""
+    keep = y.new_empty((y.shape[0], 1)).bernoulli_(1 - drop_prob)
+    if drop_prob < 1 and scale_by_keep:
+        keep.div_(1 - drop_prob)
+    return keep
 
 
 def recalibrate_add_act(
@@ -153,13 +173,37 @@ def recalibrate_add_act(
     """What remains, with the values of :func:`normalize_squeeze`, a gate (N, C, 1, 1) and stochastic depth."""
     factor = scale.new_ones((y.shape[0], 1)) if gate is None else gate.flatten(1)
     if drop_prob > 0:
-        keep = y.new_empty((y.shape[0], 1)).bernoulli_(1 - drop_prob)  # the random numbers that timm's drop_path draws
-        if drop_prob < 1 and scale_by_keep:
-            keep.div_(1 - drop_prob)
-        factor = factor * keep
+        factor = factor * _kept(y, drop_prob, scale_by_keep)
     if shortcut_gate is not None:
         shortcut_gate = shortcut_gate.flatten(1)
     return scale_add_act(y, scale * factor, offset * factor, mean, var, eps, shortcut, shortcut_gate, relu, inplace)
+
+
+def _by_kernels(
+        x: Tensor, shortcut: Tensor | None, bn: Any, se: Any, drop_prob: float, scale_by_keep: bool, relu: bool,
+        shortcut_gate: Tensor | None, inplace: bool, conv_input: Tensor | None, conv_weight: Tensor | None,
+        conv_bias: Tensor | None,
+) -> Tensor:
+    from .kernels import functions  # imports Triton
+
+    narrow = (se is not None and conv_input is not None and conv_weight is not None
+              and _is_cheaper_squeeze(conv_input, x))
+    normalized = functions.normalize(x, bn, 'linear' if se is not None and not narrow else '')
+    factor = None
+    if se is not None:
+        z = normalized.pooled
+        if narrow:
+            m = _mean_behind(conv_input, conv_weight, conv_bias)  # type: ignore[arg-type]
+            z = (normalized.weight * ((m - normalized.mean) * normalized.invstd) + normalized.bias).to(x.dtype)
+        assert z is not None  # it was asked for
+        factor = se.excite(z[..., None, None]).flatten(1)
+    if drop_prob > 0:
+        keep = _kept(x, drop_prob, scale_by_keep)
+        factor = keep if factor is None else factor * keep
+    if shortcut_gate is not None:
+        shortcut_gate = shortcut_gate.flatten(1)
+    return functions.scale_shift_add(
+        normalized, factor, shortcut, shortcut_gate, functions.RELU_LAST if relu else functions.NO_RELU, inplace)
 
 
 torch.fx.wrap('normalize_squeeze')  # leaves under fx: they look at strides, modes and devices
@@ -177,7 +221,7 @@ def residual_tail(
         conv: Any = None,
         conv_input: Tensor | None = None,
 ) -> Tensor:
-    """``act(drop_path(se(bn(x))) + shortcut_gate * shortcut)`` without forming ``bn(x)``.
+    """``act(drop_path(se(bn(x))) + shortcut_gate * shortcut)``, where ``bn(x)`` is never stored.
 
     Squeeze-and-Excitation (https://arxiv.org/abs/1709.01507), equations 2 to 4, after a BatchNorm: the squeeze of an
     affine map is the affine map of the squeeze, so the gate is known before BatchNorm is applied, and multiplies its
@@ -191,7 +235,8 @@ def residual_tail(
     Args:
         x: output of the block's last convolution.
         shortcut: what is added; None where nothing is (``3x3`` integration, Figure 5).
-        bn: BatchNorm2d: batch statistics in training (its running statistics are updated), else the running ones.
+        bn: BatchNorm2d, on a GPU SyncBatchNorm too: batch statistics in training (the running statistics are updated),
+            else the running ones.
         se: attention, or None (``pre``, ``post``, ``identity``).
         drop_path: stochastic depth, or None.
         act: activation, or None.
@@ -204,11 +249,17 @@ def residual_tail(
     Raises:
         ValueError: one value per channel in training, as BatchNorm2d does.
     """
-    training = not _is_frozen(bn) and learns(bn, x)
+    training = not is_frozen(bn) and learns(bn, x)
     plain_conv = is_plain_conv(conv)
     drop_prob = drop_path.drop_prob if hasattr(drop_path, 'drop_prob') and drop_path.training else 0.0
+    scale_by_keep = getattr(drop_path, 'scale_by_keep', True)
     relu = type(act) is nn.ReLU and not has_hooks(act)
     weight, bias = (conv.weight, conv.bias) if plain_conv and _is_pointwise(conv) else (None, None)
+    if has_kernels(x):
+        x = _by_kernels(
+            x, shortcut, bn, se, drop_prob, scale_by_keep, relu, shortcut_gate, plain_conv,
+            None if weight is None or training else conv_input, weight, bias)
+        return x if relu or act is None else act(x)
     x, z, scale, offset, mean, var = normalize_squeeze(
         x, bn.weight, bn.bias, bn.running_mean, bn.running_var, getattr(bn, 'num_batches_tracked', None),
         getattr(bn, 'momentum', None), bn.eps, training, se is not None,
@@ -216,5 +267,5 @@ def residual_tail(
     inplace = plain_conv and not isinstance(x, torch.fx.Proxy)
     x = recalibrate_add_act(
         x, None if se is None else se.excite(z), scale, offset, mean, var, bn.eps,
-        drop_prob, getattr(drop_path, 'scale_by_keep', True), shortcut, shortcut_gate, relu, inplace)
+        drop_prob, scale_by_keep, shortcut, shortcut_gate, relu, inplace)
     return x if relu or act is None else act(x)

@@ -6,15 +6,17 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from ._bypass import has_hooks, is_plain_conv, learns, why_not_batch_norm, why_not_eager
-from .batch_norm_relu import batch_norm_relu, recompute
-from .squeeze_excite import Pointwise, reduced_channels, spatial_mean
+from ._second_order import differentiable_gradients
+from .batch_norm_relu import batch_norm_relu, differentiable_branch, recompute
+from .kernels import has_kernels
+from .pointwise import pointwise
+from .squeeze_excite import reduced_channels, spatial_mean
 
 __all__ = ['SELECTS', 'SelectiveKernel', 'SelectiveKernelAttn', 'SelectiveKernelBranch', 'selective_channels']
 
-# Leaves under fx, which looks for them in the module that calls them.
+# These functions become single nodes under fx, which looks for their names in the module that calls them.
 torch.fx.wrap('batch_norm_relu')
 torch.fx.wrap('select')
 torch.fx.wrap('spatial_mean')
@@ -42,10 +44,11 @@ def selective_channels(
 
 
 def _convolve(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    """``conv(x)``. With a stride as large as its dilation it reads every second pixel, say, and no other.
+    """``conv(x)``.
 
-    A convolution of these pixels alone gives the same, and its derivatives have quick kernels on the CPU, which a
-    dilated one with a stride has not.
+    A convolution whose stride equals its dilation, 2 for instance, reads every second pixel and no other. A convolution
+    without dilation over these pixels gives the same, and its derivatives have quick kernels on the CPU; those of a
+    dilated convolution with a stride are slow.
     """
     step, padding = conv.stride[0], conv.padding
     if (step > 1 and conv.stride == conv.dilation == (step, step) and conv.padding_mode == 'zeros'
@@ -88,8 +91,8 @@ class SelectiveKernelBranch(nn.Module):
             self.aa = aa_layer(channels=out_channels, stride=stride, device=device, dtype=dtype)
 
     @torch.jit.unused
-    def why_not_fused(self) -> str:
-        """Why norm and activation cannot be computed again in the backward pass; empty if they can."""
+    def why_not_fused(self, x: Tensor) -> str:
+        """Why norm and activation cannot be computed again in the backward pass; an empty string if they can."""
         if type(self.act) is not nn.ReLU:
             return f'the activation is {type(self.act).__name__}, not nn.ReLU'
         if self.drop is not None:
@@ -98,19 +101,21 @@ class SelectiveKernelBranch(nn.Module):
             return 'an anti-aliasing layer'
         if has_hooks(self, self.bn, self.act):
             return 'hooks on modules that would not be called'
-        return why_not_batch_norm(self.bn)
+        return why_not_batch_norm(self.bn, synchronised=has_kernels(x))
 
     @torch.jit.unused
-    def forward_fused(self, x: Tensor, private: bool) -> tuple[Tensor, Tensor, list[Tensor]]:
+    def convolve(self, x: Tensor) -> Tensor:
+        """The convolution's output."""
+        plain = is_plain_conv(self.conv) and not isinstance(x, torch.fx.Proxy)
+        return _convolve(self.conv, x) if plain else self.conv(x)
+
+    @torch.jit.unused
+    def normalize(self, y: Tensor, private: bool) -> tuple[Tensor, Tensor, list[Tensor]]:
         """U of one branch, its mean over the map, and what U can be computed from again."""
         bn: Any = self.bn
-        # A replaced convolution may return its input, and a hook may have kept the output.
-        plain = is_plain_conv(self.conv)
-        y = _convolve(self.conv, x) if plain and not isinstance(x, torch.fx.Proxy) else self.conv(x)
-        private = private and plain
         return batch_norm_relu(
             y, bn.weight, bn.bias, bn.running_mean, bn.running_var, bn.num_batches_tracked,
-            learns(bn, x), bn.momentum, bn.eps, private)
+            learns(bn, y), bn.momentum, bn.eps, private and is_plain_conv(self.conv))
 
     def forward(self, x: Tensor) -> Tensor:
         """U of one branch. Shape: (N, C_in, H, W) -> (N, C, H / stride, W / stride)."""
@@ -126,9 +131,9 @@ class SelectiveKernelBranch(nn.Module):
 class SelectiveKernelAttn(nn.Module):
     """Weights of the branches from their pooled sum, equations 3 to 5: ``softmax(fc_select(relu(bn(fc_reduce(z)))))``.
 
-    A forward hook here sees the weights. Of two branches only the first one's weight is read, and the second's taken
-    as one minus it. Both layers are 1x1 convolutions without bias, and the norm is BatchNorm whatever the branches
-    have: a norm over groups of channels would have one value to normalise.
+    A forward hook here sees the weights, and what it returns is used for every branch. Both layers are 1x1
+    convolutions without bias, and the norm is BatchNorm whatever the branches have: a norm over groups of channels
+    would have one value to normalise.
 
     One sample in training leaves BatchNorm one value per channel and no variance (timm raises). Here that batch is
     normalised by the running statistics, which it does not move. In a scripted or traced module torch's own refusal
@@ -156,13 +161,17 @@ class SelectiveKernelAttn(nn.Module):
     ) -> None:
         super().__init__()
         self.num_paths = num_paths
-        self.fc_reduce = Pointwise(channels, attn_channels, 1, bias=False, device=device, dtype=dtype)
+        self.fc_reduce = nn.Conv2d(channels, attn_channels, 1, bias=False, device=device, dtype=dtype)
         self.bn = nn.BatchNorm2d(attn_channels, device=device, dtype=dtype)
         self.act = act_layer(inplace=True)
-        self.fc_select = Pointwise(attn_channels, channels * num_paths, 1, bias=False, device=device, dtype=dtype)
+        self.fc_select = nn.Conv2d(attn_channels, channels * num_paths, 1, bias=False, device=device, dtype=dtype)
 
     @torch.jit.unused
-    def norm(self, z: Tensor) -> Tensor:
+    def _logits(self, z: Tensor) -> Tensor:
+        return pointwise(self.fc_select, self.act(self._norm(pointwise(self.fc_reduce, z))))
+
+    @torch.jit.unused
+    def _norm(self, z: Tensor) -> Tensor:
         """BatchNorm, by the running statistics where the batch has none."""
         bn = self.bn
         if (bn.training and not isinstance(z, torch.fx.Proxy) and z.shape[0] == 1 and not why_not_batch_norm(bn)
@@ -172,10 +181,17 @@ class SelectiveKernelAttn(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         """Weights of the branches."""
-        z = self.fc_reduce(z)
-        z = self.bn(z) if torch.jit.is_scripting() else self.norm(z)
-        z = self.fc_select(self.act(z))
+        if torch.jit.is_scripting():
+            z = self.fc_select(self.act(self.bn(self.fc_reduce(z))))
+        else:
+            z = self._logits(z)
         return z.unflatten(1, (self.num_paths, -1)).softmax(1)
+
+
+def _as_map(pooled: Tensor | None) -> Tensor:
+    """Shape: (N, C) -> (N, C, 1, 1)."""
+    assert pooled is not None  # it was asked for
+    return pooled[..., None, None]
 
 
 def _sum(terms: list[Tensor]) -> Tensor:
@@ -185,10 +201,10 @@ def _sum(terms: list[Tensor]) -> Tensor:
     return total
 
 
-def _weighted_sum(weights: Tensor, us: list[Tensor]) -> Tensor:
-    """Equation 6; with two branches, whose weights sum to one, a single pass."""
+def _weighted_sum(weights: Tensor, us: list[Tensor], normalised: bool) -> Tensor:
+    """Equation 6. The weights of two branches, if ``normalised`` to a sum of one, need a single pass."""
     weights = weights.to(us[0].dtype)
-    if len(us) == 2:
+    if len(us) == 2 and normalised:
         return torch.lerp(us[1], us[0], weights[:, 0])
     v = us[0] * weights[:, 0]
     for i in range(1, len(us)):
@@ -200,20 +216,25 @@ class _Select(torch.autograd.Function):
     """The weighted sum of branches that are computed again, from their recipes, in the backward pass."""
 
     @staticmethod
-    def forward(ctx, weights, eps, *tensors):
+    def forward(ctx, weights, eps, training, normalised, *tensors):
         M = len(eps)
-        ctx.eps = eps
+        ctx.eps, ctx.training, ctx.normalised = eps, training, normalised
         ctx.save_for_backward(weights, *tensors[M:])
-        return _weighted_sum(weights, list(tensors[:M]))
+        return _weighted_sum(weights, list(tensors[:M]), normalised)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad):
         weights, *recipes = ctx.saved_tensors
         M = len(ctx.eps)
+        if torch.is_grad_enabled():  # a second derivative is wanted
+            us = [differentiable_branch(recipes[5 * i:5 * i + 5], ctx.training[i], ctx.eps[i]) for i in range(M)]
+            grads = differentiable_gradients(
+                lambda weights, *us: (_weighted_sum(weights, list(us), ctx.normalised),), (weights, *us),
+                [True] * (M + 1), (grad,))
+            return grads[0], None, None, None, *grads[1:], *[None] * len(recipes)
         w = weights.to(grad.dtype)
         us = [recompute(recipes[5 * i:5 * i + 5], ctx.eps[i]) for i in range(M)]
-        if M == 2:  # as in the sum, the second weight is one minus the first
+        if M == 2 and ctx.normalised:  # as in the sum, the second weight is one minus the first
             first = us[0].sub_(us[1]).mul_(grad).sum((2, 3), keepdim=True, dtype=weights.dtype)
             sums = [first, torch.zeros_like(first)]
             torch.mul(grad, w[:, 0], out=us[0])
@@ -222,7 +243,7 @@ class _Select(torch.autograd.Function):
             sums = [u.mul_(grad).sum((2, 3), keepdim=True, dtype=weights.dtype) for u in us]
             for i, u in enumerate(us):
                 torch.mul(grad, w[:, i], out=u)
-        return torch.stack(sums, 1), None, *us, *[None] * len(recipes)
+        return torch.stack(sums, 1), None, None, None, *us, *[None] * len(recipes)
 
 
 def select(
@@ -230,24 +251,31 @@ def select(
         us: list[Tensor],
         recipes: list[list[Tensor]],
         eps: list[float],
+        training: list[bool],
         private: bool,
+        normalised: bool,
 ) -> Tensor:
     """Weighted sum of the branches, equation 6, that keeps their recipes instead of them.
 
     ``private`` says that nobody else holds the branches: without gradients one of them becomes the sum in place.
+    ``normalised`` says that the weights are a softmax over the branches.
 
     Shape: (N, M, C, 1, 1), M times (N, C, H, W) -> (N, C, H, W).
     """
     if torch.jit.is_scripting() or not torch.is_grad_enabled():
-        if private and len(us) == 2:
+        if private and normalised and len(us) == 2:
             return torch.lerp(us[1], us[0], weights[:, 0].to(us[0].dtype), out=us[1])
-        return _weighted_sum(weights, us)
-    return _select(weights, us, recipes, eps)
+        return _weighted_sum(weights, us, normalised)
+    return _select(weights, us, recipes, eps, training, normalised)
 
 
 @torch.jit.unused
-def _select(weights: Tensor, us: list[Tensor], recipes: list[list[Tensor]], eps: list[float]) -> Tensor:
-    return _Select.apply(weights, eps, *us, *[tensor for recipe in recipes for tensor in recipe])
+def _select(
+        weights: Tensor, us: list[Tensor], recipes: list[list[Tensor]], eps: list[float], training: list[bool],
+        normalised: bool,
+) -> Tensor:
+    tensors = [tensor for recipe in recipes for tensor in recipe]
+    return _Select.apply(weights, eps, training, normalised, *us, *tensors)
 
 
 class SelectiveKernel(nn.Module):
@@ -323,17 +351,18 @@ class SelectiveKernel(nn.Module):
             'rd_channels': rd_channels, 'rd_divisor': rd_divisor, 'rd_min_channels': rd_min_channels}
         for name, count in counts.items():
             if count is not None and count < 1:
-                raise ValueError(f'{name}={count} is not allowed; allowed: a positive integer')
+                raise ValueError(f'{name}={count}: a positive integer is needed')
         if isinstance(kernels, int):
-            raise ValueError(f'kernels={kernels}: one size for each of the branches, at least two')
+            raise ValueError(f'kernels={kernels}: a sequence of sizes is needed, one for each of two or more branches')
         M = len(kernels)
         groups = [groups] * M if isinstance(groups, int) else list(groups)
         if M < 2:
             raise ValueError(f'kernels={tuple(kernels)}: at least two branches are needed to select from')
         if any(k < 1 or k % 2 == 0 for k in kernels):
-            raise ValueError(f'kernels={tuple(kernels)}: sizes are odd and positive')
+            raise ValueError(f'kernels={tuple(kernels)}: every size must be odd and positive')
         if len(groups) != M or any(g < 1 for g in groups):
-            raise ValueError(f'groups={tuple(groups)}: one positive number, or one for each of the {M} kernels')
+            raise ValueError(
+                f'groups={tuple(groups)}: one positive number is needed, or one for each of the {M} kernels')
         if split_input and in_channels % M:
             raise ValueError(
                 f'split_input=True: {in_channels} input channels do not divide by {M} branches; allowed: False, or as '
@@ -371,24 +400,51 @@ class SelectiveKernel(nn.Module):
             reason = reason or why_not_eager(x)
         paths: Any = self.paths
         for path in paths:
-            reason = reason or path.why_not_fused()
+            reason = reason or path.why_not_fused(x)
         if reason and self.fused is True:
             raise ValueError(f"fused=True (attn_fused) is impossible: {reason}; allowed here: 'auto', False")
         return not reason
 
     @torch.jit.unused
+    def _is_softmax(self) -> bool:
+        """Whether the attention's output is its own softmax, that no hook and no other class can have changed."""
+        return type(self.attn) is SelectiveKernelAttn and not has_hooks(self.attn)
+
+    @torch.jit.unused
     def _forward_fused(self, xs: list[Tensor]) -> Tensor:
-        us, means, recipes, eps = [], [], [], []
-        private = not isinstance(xs[0], torch.fx.Proxy)  # a traced graph may be asked for any of its values
+        attn: Any = self.attn
         paths: Any = self.paths
-        for i, path in enumerate(paths):
-            u, mean, recipe = path.forward_fused(xs[i], private)
+        ys = [path.convolve(xs[i]) for i, path in enumerate(paths)]  # fx iterates over no split
+        if all(has_kernels(y) for y in ys):
+            return self._forward_by_kernels(ys)
+        us, means, recipes = [], [], []
+        private = not isinstance(xs[0], torch.fx.Proxy)  # a traced graph may be asked for any of its values
+        for path, y in zip(paths, ys, strict=True):
+            u, mean, recipe = path.normalize(y, private)
             us.append(u)
             means.append(mean)
             recipes.append(recipe)
-            eps.append(path.bn.eps)
+        eps, training = [path.bn.eps for path in paths], [learns(path.bn, xs[0]) for path in paths]
+        return select(attn(_sum(means)), us, recipes, eps, training, private, self._is_softmax())
+
+    @torch.jit.unused
+    def _forward_by_kernels(self, ys: list[Tensor]) -> Tensor:
+        """The means and the weighted sum of the branches, from the convolutions' outputs: no branch is ever stored.
+
+        Two branches take 9 reads and writes of a map where the modules take 15, and 10 in the backward pass.
+        """
+        from .kernels import functions  # imports Triton
+
         attn: Any = self.attn
-        return select(attn(_sum(means)), us, recipes, eps, private)
+        paths: Any = self.paths
+        branches = [functions.normalize(y, path.bn, 'relu') for path, y in zip(paths, ys, strict=True)]
+        weights = attn(_sum([_as_map(branch.pooled) for branch in branches])).flatten(2)
+        v = None
+        for i, (path, branch) in enumerate(zip(paths, branches, strict=True)):
+            v = functions.scale_shift_add(
+                branch, weights[:, i], v, None, functions.RELU_FIRST, inplace=is_plain_conv(path.conv))
+        assert v is not None  # there are two branches at least
+        return v
 
     def forward(self, x: Tensor) -> Tensor:
         """Split (equation 1), fuse (equations 2 to 4) and select (equations 5 and 6)."""
@@ -398,4 +454,5 @@ class SelectiveKernel(nn.Module):
         us = [path(xs[i]) for i, path in enumerate(self.paths)]
         if self.attn is None:
             return _sum(us)
-        return _weighted_sum(self.attn(_sum([spatial_mean(u) for u in us])), us)
+        normalised = False if torch.jit.is_scripting() else self._is_softmax()
+        return _weighted_sum(self.attn(_sum([spatial_mean(u) for u in us])), us, normalised)

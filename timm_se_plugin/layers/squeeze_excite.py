@@ -1,12 +1,18 @@
 """Squeeze-and-Excitation (Hu et al., arXiv 1709.01507)."""
 
-from collections.abc import Callable
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-__all__ = ['GATES', 'SQUEEZES', 'DoubleSigmoid', 'Pointwise', 'SqueezeExcite', 'reduced_channels', 'spatial_mean']
+from .pointwise import pointwise
+from .zero_start import start_at_zero
+
+__all__ = [
+    'GATES', 'SQUEEZES', 'DoubleSigmoid', 'SqueezeExcite', 'check_option', 'reduced_channels', 'spatial_mean',
+    'why_not_squeeze_excite',
+]
 
 
 class DoubleSigmoid(nn.Module):
@@ -17,23 +23,8 @@ class DoubleSigmoid(nn.Module):
         return 2 * x.sigmoid()
 
 
-class Pointwise(nn.Conv2d):
-    """A 1x1 convolution on a 1x1 map: a matrix product, which costs a third of the call.
-
-    The weight has a matrix's strides in every memory format, as its gradient does: DistributedDataParallel would warn.
-    """
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
-        super()._apply(fn, recurse)
-        self.weight.data = self.weight.data.flatten(1)[..., None, None]
-        return self
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Apply it. Shape: (N, C_in, 1, 1) -> (N, C_out, 1, 1)."""
-        return F.linear(x.flatten(1), self.weight.flatten(1), self.bias).unflatten(1, (-1, 1, 1))
-
-
 SQUEEZES = ('avg', 'max', 'none')
+INITS = ('default', 'identity')
 GATES: dict[str, type[nn.Module]] = {
     'sigmoid': nn.Sigmoid,
     'tanh': nn.Tanh,
@@ -41,6 +32,12 @@ GATES: dict[str, type[nn.Module]] = {
     'hard_sigmoid': nn.Hardsigmoid,
     'double_sigmoid': DoubleSigmoid,
 }
+
+
+def check_option(name: str, value: Any, choices: Iterable[str]) -> None:
+    """Raise ValueError unless an option has one of its values."""
+    if value not in choices:
+        raise ValueError(f'{name}={value!r} is not one of {", ".join(choices)}')
 
 
 def spatial_mean(x: Tensor) -> Tensor:
@@ -54,7 +51,7 @@ def spatial_mean(x: Tensor) -> Tensor:
     return x.mean((2, 3), keepdim=True)
 
 
-torch.fx.wrap('spatial_mean')  # a leaf under fx, where x has no dtype to look at
+torch.fx.wrap('spatial_mean')  # under fx x is a proxy, whose dtype is not known yet
 
 
 def reduced_channels(channels: int, rd_ratio: float, rd_divisor: int = 1) -> int:
@@ -67,7 +64,8 @@ def reduced_channels(channels: int, rd_ratio: float, rd_divisor: int = 1) -> int
         ValueError: a ratio outside (0, 1].
     """
     if not 0 < rd_ratio <= 1:
-        raise ValueError(f'rd_ratio={rd_ratio} is not allowed; allowed: a fraction in (0, 1]')
+        hint = f'; did you mean 1/{rd_ratio:g}?' if rd_ratio > 1 else ''
+        raise ValueError(f'rd_ratio={rd_ratio} is not a fraction in (0, 1]{hint}')
     width = channels * rd_ratio
     if rd_divisor == 1:
         return max(1, int(width + 1e-6))  # 1e-6: 3 * (1 / 3) may fall short of 1
@@ -98,8 +96,8 @@ class SqueezeExcite(nn.Module):
         dtype: their type.
 
     Raises:
-        ValueError: an unknown ``squeeze`` or ``gate``, a ratio outside (0, 1], a width below 1, or a gate that is not
-            1 at 0 with ``init='identity'``.
+        ValueError: an unknown ``squeeze``, ``gate`` or ``init``, a ratio outside (0, 1], a width below 1, or a gate
+            that is not 1 at 0 with ``init='identity'``.
     """
 
     def __init__(
@@ -117,19 +115,17 @@ class SqueezeExcite(nn.Module):
             dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if squeeze not in SQUEEZES:
-            raise ValueError(f'squeeze={squeeze!r} is unknown; allowed: {", ".join(SQUEEZES)}')
-        if gate not in GATES:
-            raise ValueError(f'gate={gate!r} is unknown; allowed: {", ".join(GATES)}')
+        check_option('squeeze', squeeze, SQUEEZES)
+        check_option('gate', gate, GATES)
+        check_option('init', init, INITS)
         if rd_channels is None:
             rd_channels = reduced_channels(channels, rd_ratio, rd_divisor)
         if rd_channels < 1:
-            raise ValueError(f'rd_channels={rd_channels} is not allowed; allowed: a positive integer')
+            raise ValueError(f'rd_channels={rd_channels}: the inner width must be a positive integer')
         self.squeeze_type = squeeze
-        linear = nn.Conv2d if squeeze == 'none' else Pointwise
-        self.fc1 = linear(channels, rd_channels, 1, bias=bias, device=device, dtype=dtype)
+        self.fc1 = nn.Conv2d(channels, rd_channels, 1, bias=bias, device=device, dtype=dtype)
         self.act = act_layer(inplace=True)
-        self.fc2 = linear(rd_channels, channels, 1, bias=bias, device=device, dtype=dtype)
+        self.fc2 = nn.Conv2d(rd_channels, channels, 1, bias=bias, device=device, dtype=dtype)
         self.gate = GATES[gate]()
         self.init = init
         if init == 'identity':
@@ -143,9 +139,7 @@ class SqueezeExcite(nn.Module):
         """
         if not isinstance(self.gate, DoubleSigmoid):
             raise ValueError(f'a gate that starts at 1 needs double_sigmoid, not {type(self.gate).__name__}')
-        nn.init.zeros_(self.fc2.weight)
-        if self.fc2.bias is not None:
-            nn.init.zeros_(self.fc2.bias)
+        start_at_zero(self.fc2)
 
     def squeeze(self, x: Tensor) -> Tensor:
         """Global information, equation 2. Shape: (N, C, H, W) -> (N, C, 1, 1), or unchanged for ``'none'``."""
@@ -157,8 +151,23 @@ class SqueezeExcite(nn.Module):
 
     def excite(self, z: Tensor) -> Tensor:
         """Gate from the squeezed input, equation 3. Shape: (N, C, 1, 1) -> (N, C, 1, 1)."""
-        return self.gate(self.fc2(self.act(self.fc1(z))))
+        if torch.jit.is_scripting() or self.squeeze_type == 'none':
+            return self.gate(self.fc2(self.act(self.fc1(z))))
+        return self._excite_pooled(z)
+
+    @torch.jit.unused
+    def _excite_pooled(self, z: Tensor) -> Tensor:
+        return self.gate(pointwise(self.fc2, self.act(pointwise(self.fc1, z))))
 
     def forward(self, x: Tensor) -> Tensor:
         """Recalibrate x, equation 4."""
         return x * self.excite(self.squeeze(x))
+
+
+def why_not_squeeze_excite(se: Any) -> str:
+    """Why this does not scale by ``excite`` of the average over the map; an empty string if it does."""
+    kind = type(se)
+    if not isinstance(se, SqueezeExcite) or kind.forward is not SqueezeExcite.forward or \
+            kind.squeeze is not SqueezeExcite.squeeze:
+        return f'the attention is a {kind.__name__}, not known to scale by the excitation of an average'
+    return '' if se.squeeze_type == 'avg' else f'the squeeze is {se.squeeze_type!r}, not the average'

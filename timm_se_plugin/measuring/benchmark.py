@@ -16,7 +16,7 @@ from ..placement import fuse_for_inference
 from .complexity import saved_bytes
 from .provenance import provenance
 
-__all__ = ['Case', 'measure', 'suite']
+__all__ = ['Case', 'measure', 'prepared_step', 'suite']
 
 MODES = ('inference', 'train', 'frozen')
 LAYOUTS = {'nchw': torch.contiguous_format, 'channels_last': torch.channels_last}
@@ -123,6 +123,19 @@ def _step(model: nn.Module, x: Tensor, y: Tensor, case: Case) -> Callable[[], No
     return infer if case.mode == 'inference' else train
 
 
+def _images(case: Case, device: str) -> tuple[Tensor, Tensor]:
+    """Images and classes."""
+    torch.manual_seed(0)
+    x = torch.randn(case.batch, 3, case.height, case.width, device=device).to(memory_format=LAYOUTS[case.layout])
+    return x, torch.arange(case.batch, device=device)
+
+
+def prepared_step(case: Case, device: str, variant: str) -> Callable[[], None]:
+    """One step of a variant, for a profiler."""
+    model = _prepared(_networks(case)[variant][0](), case, device)
+    return _step(model, *_images(case, device), case)
+
+
 def measure(
         case: Case, rounds: int = 15, warmup: int = 3, device: str = 'cpu', variants: Iterable[str] = (),
 ) -> list[dict[str, Any]]:
@@ -152,9 +165,7 @@ def measure(
         raise ValueError(f'the case has no variant {", ".join(sorted(unknown))}; its variants: {", ".join(networks)}')
     chosen |= {networks[name][1] for name in chosen}
     networks = {name: network for name, network in networks.items() if not chosen or name in chosen}
-    torch.manual_seed(0)
-    x = torch.randn(case.batch, 3, case.height, case.width, device=device).to(memory_format=LAYOUTS[case.layout])
-    y = torch.arange(case.batch, device=device)
+    x, y = _images(case, device)
     models = {name: _prepared(build(), case, device) for name, (build, _) in networks.items()}
     keeps = case.mode != 'inference' and case.dtype == 'float32' and not case.compiled
     saved = {name: saved_bytes(model, x) if keeps else 0 for name, model in models.items()}

@@ -18,6 +18,7 @@ from ..layers import (
     SqueezeExcite,
 )
 from ..layers.squeeze_excite import GATES, reduced_channels
+from ..layers.zero_start import start_at_zero
 
 __all__ = ['ATTENTIONS', 'Attention', 'attention_layers', 'names_that_start_at_identity', 'record_of',
            'register_attention', 'start_at_identity']
@@ -212,7 +213,4 @@ def start_at_identity(layer: Any) -> None:
     assert record is not None  # called for layers that a record made
     layer.init = 'identity'
     for name in record.last_layers:
-        last = layer.get_submodule(name)
-        nn.init.zeros_(last.weight)
-        if last.bias is not None:
-            nn.init.zeros_(last.bias)
+        start_at_zero(layer.get_submodule(name))

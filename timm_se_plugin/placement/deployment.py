@@ -12,9 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ..layers import SqueezeExcite
-from ..layers._bypass import has_hooks, why_not_squeeze_excite
+from ..layers._bypass import has_hooks
 from ..layers._tail_functions import add_act_
-from ..layers.squeeze_excite import Pointwise
+from ..layers.squeeze_excite import why_not_squeeze_excite
 from .residual import AttentionBasicBlock, AttentionBottleneck
 from .structure import image_size, run_structure, structure_of
 
@@ -136,7 +136,7 @@ def _deployed(block: Any) -> nn.Module | None:
     is_mergeable = (
         isinstance(block.bn3, nn.Identity) and type(conv) is nn.Conv2d and conv.kernel_size == (1, 1)
         and conv.stride == (1, 1) and conv.groups == 1 and conv.bias is not None and not has_hooks(conv, first)
-        and type(first) in (Pointwise, nn.Conv2d) and isinstance(first.weight, nn.Parameter)
+        and type(first) is nn.Conv2d and isinstance(first.weight, nn.Parameter)
         and kind.excite is SqueezeExcite.excite)
     return _DeployedBottleneck(block) if is_mergeable else None
 
@@ -151,7 +151,8 @@ def scaled_conv_add_act(
 ) -> Tensor:
     """``relu(gate * conv2d(x, weight, bias) + shortcut)`` for a 1x1 convolution; gate has shape (N, C, 1, 1)."""
     assert bias is not None  # of the folded norm; for TorchScript
-    if x.shape[0] == 1 and x.shape[2] * x.shape[3] > weight.shape[1]:  # the weights are smaller than the output
+    is_fixed = not (torch.jit.is_tracing() or torch.compiler.is_compiling())  # else the batch would become a constant
+    if is_fixed and x.shape[0] == 1 and x.shape[2] * x.shape[3] > weight.shape[1]:  # the weights are the smaller tensor
         return add_act_(F.conv2d(x, weight * gate.view(-1, 1, 1, 1), bias * gate.flatten()), shortcut, relu)
     return scaled_add_act(F.conv2d(x, weight, bias), gate, shortcut, relu)
 
@@ -174,7 +175,7 @@ class _DeployedBottleneck(nn.Module):
         self.downsample = block.downsample
         self.se = block.se
         fc1, conv3 = block.se.fc1, block.conv3
-        merged: Any = Pointwise(conv3.in_channels, fc1.out_channels, 1).to(fc1.weight)
+        merged: Any = nn.Conv2d(conv3.in_channels, fc1.out_channels, 1).to(fc1.weight)
         merged.weight.copy_((fc1.weight.flatten(1).double() @ conv3.weight.flatten(1).double())[:, :, None, None])
         merged.bias.copy_(fc1.weight.flatten(1).double() @ conv3.bias.double() + (0 if fc1.bias is None else fc1.bias))
         self.se.fc1 = merged.requires_grad_(False)

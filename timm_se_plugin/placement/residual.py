@@ -6,7 +6,9 @@ import torch
 from timm.models.resnet import BasicBlock, Bottleneck
 from torch import Tensor, nn
 
-from ..layers.in_place_norm import normalize
+from ..layers._bypass import has_hooks
+from ..layers.kernels import has_kernels
+from ..layers.norm_act import norm_act
 from ..layers.residual_tail import can_fuse, residual_tail
 from .finding import restart_identity
 from .spec import AttentionSpec
@@ -62,9 +64,7 @@ class AttentionBasicBlock(BasicBlock):
             return self.module_by_module(x)
         shortcut = x
         x = self.se(x) if self.integration == 'pre' else x
-        x = normalize(self.conv1(x), self.bn1, self.conv1)
-        x = self.se(x) if self.integration == '3x3' else x
-        x = self.conv2(self.aa(self.act1(self.drop_block(x))))
+        x = self.conv2(_middle(self, x, self.conv1, self.bn1, self.act1))
         return _tail(self, x, shortcut, self.conv2, None, self.bn2, self.act2)
 
     def zero_init_last(self) -> None:
@@ -121,16 +121,35 @@ class AttentionBottleneck(Bottleneck):
             return self.module_by_module(x)
         shortcut = x
         x = self.se(x) if self.integration == 'pre' else x
-        x = self.act1(normalize(self.conv1(x), self.bn1, self.conv1))
-        x = normalize(self.conv2(x), self.bn2, self.conv2)
-        x = self.se(x) if self.integration == '3x3' else x
-        narrow = self.aa(self.act2(self.drop_block(x)))
+        x = norm_act(self.conv1(x), self.bn1, self.act1, self.conv1)
+        narrow = _middle(self, x, self.conv2, self.bn2, self.act2)
         return _tail(self, self.conv3(narrow), shortcut, self.conv3, narrow, self.bn3, self.act3)
 
     def zero_init_last(self) -> None:
         """As timm's, which its ``init_weights`` calls after it has drawn the weights: the identity starts anew too."""
         super().zero_init_last()
         restart_identity(self)
+
+
+def _middle(block: Any, x: Tensor, conv: nn.Module, bn: nn.Module, act: nn.Module) -> Tensor:
+    """The (first) 3x3 convolution of a block with what follows until the next convolution."""
+    if block.integration == '3x3' or type(block.drop_block) is not nn.Identity:
+        x = norm_act(conv(x), bn, None, conv)
+        x = block.se(x) if block.integration == '3x3' else x
+        return block.aa(act(block.drop_block(x)))
+    return block.aa(norm_act(conv(x), bn, act, conv))
+
+
+def _shortcut(downsample: nn.Module | None, x: Tensor) -> Tensor:
+    """What is added: the input, or its projection, whose norm is computed like those inside the block."""
+    if downsample is None:
+        return x
+    if type(downsample) is not nn.Sequential or has_hooks(downsample) or len(downsample) < 2:
+        return downsample(x)
+    *first, conv, bn = downsample
+    for module in first:
+        x = module(x)
+    return norm_act(conv(x), bn, None, conv)
 
 
 def _tail(
@@ -140,10 +159,9 @@ def _tail(
     """What remains of a block after its last convolution; module by module where something stands in the way."""
     place, drop_path = block.integration, block.drop_path
     se = block.se if place == 'standard' else None
-    if block.downsample is not None:
-        shortcut = block.downsample(shortcut)
-    is_scaled = se is not None or drop_path is not None or place == 'identity'
-    # Where nothing is multiplied, the modules keep as much for the backward pass and take less time.
+    shortcut = _shortcut(block.downsample, shortcut)
+    # On a CPU, where nothing is multiplied, the modules keep as much for the backward pass and take less time.
+    is_scaled = se is not None or drop_path is not None or place == 'identity' or has_kernels(x)
     if is_scaled and can_fuse(x, bn, se, drop_path, block.fused):
         gate = None
         if place == 'identity' and can_fuse(x, bn, block.se):  # the gate joins the addition
@@ -152,7 +170,7 @@ def _tail(
             shortcut = block.se(shortcut)
         x = residual_tail(x, shortcut, bn, se, drop_path, act, shortcut_gate=gate, conv=conv, conv_input=conv_input)
     else:
-        x = normalize(x, bn, conv)
+        x = norm_act(x, bn, None, conv)
         x = x if se is None else se(x)
         x = x if drop_path is None else drop_path(x)
         x += block.se(shortcut) if place == 'identity' else shortcut

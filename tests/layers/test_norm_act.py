@@ -5,7 +5,7 @@ import timm
 import torch
 from torch import fx, nn
 
-from timm_se_plugin.layers.in_place_norm import normalize
+from timm_se_plugin.layers.norm_act import norm_act
 
 
 def modules(dtype=torch.float64):
@@ -25,7 +25,7 @@ def test_gives_what_the_module_gives_in_the_memory_of_its_input(layout, samples,
     conv, bn = modules(dtype)
     x = conv(torch.randn(samples, 3, 9, 8, dtype=dtype).contiguous(memory_format=layout))
     expected = bn(x)
-    out = normalize(x, bn, conv)
+    out = norm_act(x, bn, conv=conv)
     assert torch.equal(out, expected)
     assert out.data_ptr() == x.data_ptr()
     assert out.stride() == expected.stride()
@@ -37,7 +37,7 @@ def test_works_under_autocast():
     with torch.autocast('cpu', torch.bfloat16):
         x = conv(torch.randn(2, 3, 9, 8))
         expected = bn(x)
-        out = normalize(x, bn, conv)
+        out = norm_act(x, bn, conv=conv)
         assert torch.equal(out, expected)
         assert out.data_ptr() == x.data_ptr()
     assert x.dtype == torch.bfloat16
@@ -64,7 +64,7 @@ def test_leaves_its_input_alone_where_somebody_may_hold_it(change):
     conv, bn = change(*modules())
     x = torch.randn(2, 6, 5, 5, dtype=torch.float64)
     before = x.clone()
-    normalize(x, bn, conv)
+    norm_act(x, bn, conv=conv)
     assert torch.equal(x, before)
 
 
@@ -74,9 +74,9 @@ def test_a_norm_of_another_width_is_refused_as_the_module_refuses_it(channels):
     conv, bn = modules()
     x = conv(torch.randn(2, 3, 5, 5, dtype=torch.float64))
     with pytest.raises(RuntimeError, match='should contain 6 elements'):
-        normalize(x, nn.BatchNorm2d(channels, dtype=torch.float64).eval(), conv)
+        norm_act(x, nn.BatchNorm2d(channels, dtype=torch.float64).eval(), conv=conv)
     with pytest.raises(ValueError, match='expected 4D input'):
-        normalize(x[0], bn, conv)
+        norm_act(x[0], bn, conv=conv)
     block = timm.create_model('se_resnet18_plugin').layer1[0].eval()
     block.bn2 = nn.BatchNorm2d(channels).eval()
     with pytest.raises(RuntimeError, match='should contain 64 elements'):
@@ -86,7 +86,7 @@ def test_a_norm_of_another_width_is_refused_as_the_module_refuses_it(channels):
 def test_is_the_module_where_gradients_are_recorded_and_under_fx():
     conv, bn = modules()
     x = conv(torch.randn(2, 3, 5, 5, dtype=torch.float64))
-    assert normalize(x, bn, conv).grad_fn.name() == 'NativeBatchNormBackward0'
+    assert norm_act(x, bn, conv=conv).grad_fn.name() == 'NativeBatchNormBackward0'
     with torch.no_grad():
         graph = fx.symbolic_trace(timm.create_model('se_resnet18_plugin', layers=(1, 1, 1, 1)).eval()).graph
     assert sum(node.op == 'call_module' and 'bn1' in str(node.target) for node in graph.nodes) == 5
@@ -102,6 +102,6 @@ def test_networks_call_fewer_norms_only_where_they_are_fused(name, fused, monkey
     with torch.no_grad():
         model(torch.zeros(1, 3, 64, 64))
     norms = sum(type(module) is nn.BatchNorm2d for module in model.modules())
-    inside = sum('.downsample.' not in key and key != 'bn1' and '.attn.' not in key and type(module) is nn.BatchNorm2d
+    inside = sum(key != 'bn1' and '.attn.' not in key and type(module) is nn.BatchNorm2d
                  for key, module in model.named_modules())
     assert len(calls) == (norms if fused is False else norms - inside)

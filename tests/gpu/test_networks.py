@@ -1,0 +1,198 @@
+"""Networks on a GPU: fused against module by module, and what people do with them there.
+
+With TIMM_SE_REHEARSAL=1 the tests run on the CPU, as far as it has what they need.
+"""
+
+import copy
+import os
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.checkpoint import checkpoint_sequential
+
+import timm_se_plugin  # noqa: F401  (registers the models)
+from timm_se_plugin.layers.kernels import has_kernels
+
+REHEARSAL = os.environ.get('TIMM_SE_REHEARSAL') == '1'
+DEVICE = 'cpu' if REHEARSAL else 'cuda'
+LAYOUTS = (torch.contiguous_format, torch.channels_last)
+NAMES = ('se_resnet18_plugin', 'se_resnet50_plugin', 'se_resnext50_32x4d_plugin', 'sk_resnet18_plugin')
+pytestmark = [
+    pytest.mark.gpu, pytest.mark.skipif(not (REHEARSAL or torch.cuda.is_available()), reason='no GPU')]
+needs_gpu = pytest.mark.skipif(REHEARSAL, reason='a CPU has none')
+
+
+@pytest.fixture(autouse=True)
+def _exact():
+    allowed = torch.backends.cudnn.allow_tf32  # as it is by default in convolutions, not in matrix products
+    torch.backends.cudnn.allow_tf32 = False
+    yield
+    torch.backends.cudnn.allow_tf32 = allowed
+
+
+def network(name='se_resnet18_plugin', layout=LAYOUTS[0], **options):
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=10, layers=(1, 1, 1, 1), zero_init_last=False, **options)
+    return model.to(DEVICE).to(memory_format=layout)
+
+
+def batch(layout=LAYOUTS[0], samples=4):
+    x = torch.randn(samples, 3, 64, 64, device=DEVICE).contiguous(memory_format=layout)
+    return x, torch.arange(samples, device=DEVICE)
+
+
+def step(model, x, y, dtype=None):
+    with torch.autocast(DEVICE, dtype or torch.bfloat16, enabled=dtype is not None):
+        out = model(x)
+    F.cross_entropy(out.float(), y).backward()
+    return {'out': out.detach(), **{n: p.grad for n, p in model.named_parameters()}, **dict(model.named_buffers())}
+
+
+def distance(results, reference):
+    return {name: ((results[name].double() - value.double()).norm() / value.double().norm().clamp(min=1e-6)).item()
+            for name, value in reference.items() if value.is_floating_point()}
+
+
+@needs_gpu
+def test_a_gpus_maps_have_kernels():
+    assert has_kernels(torch.zeros(1, 2, 3, 4, device=DEVICE))
+
+
+@pytest.mark.parametrize('layout', LAYOUTS, ids=['nchw', 'channels_last'])
+@pytest.mark.parametrize('mode', ['train', 'frozen', 'eval'])
+@pytest.mark.parametrize('name', NAMES)
+def test_a_network_equals_its_modules(name, mode, layout):
+    x, y = batch(layout)
+    results = []
+    for fused in ('auto', False):
+        model = network(name, layout, attn_fused=fused).train(mode != 'eval')
+        if mode == 'frozen':
+            for module in model.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.eval()
+        results.append(step(model, x, y))
+    errors = distance(*results)
+    assert max(errors.values()) < 2e-2, max(errors, key=errors.get)  # float32 through some 20 norms and ReLUs
+    assert errors['out'] < 1e-4
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize('layout', LAYOUTS, ids=['nchw', 'channels_last'])
+def test_mixed_precision_errs_no_more_than_the_modules(layout, dtype):
+    x, y = batch(layout)
+    exact = step(network(layout=layout, attn_fused=False), x, y)
+    ours, modules = (distance(step(network(layout=layout, attn_fused=fused), x, y, dtype), exact)
+                     for fused in ('auto', False))
+    assert sum(ours.values()) < 1.3 * sum(modules.values())
+
+
+@needs_gpu
+def test_grad_scaler_trains_and_skips_what_overflows():
+    model = network().train()
+    optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
+    scaler = torch.amp.GradScaler(DEVICE, init_scale=2.0**40)
+    x, y = batch()
+    losses = []
+    for _ in range(60):
+        optimizer.zero_grad()
+        with torch.autocast(DEVICE, torch.float16):
+            loss = F.cross_entropy(model(x), y)
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        losses.append(loss.item())
+    assert scaler.get_scale() < 2.0**40  # infinite gradients were seen
+    assert losses[-1] < 0.1 * losses[0]
+
+
+@needs_gpu
+@pytest.mark.parametrize('name', NAMES[:2] + NAMES[3:])
+def test_a_training_step_is_captured_as_a_graph(name):
+    x, y = batch()
+    model = network(name).train()
+    expected = copy.deepcopy(model)
+    optimizers = [torch.optim.SGD(m.parameters(), 0.01) for m in (model, expected)]
+    before = copy.deepcopy(model.state_dict())
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            optimizers[0].zero_grad(set_to_none=True)
+            F.cross_entropy(model(x), y).backward()
+            optimizers[0].step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    optimizers[0].zero_grad(set_to_none=True)
+    with torch.cuda.graph(graph):
+        F.cross_entropy(model(x), y).backward()
+        optimizers[0].step()
+    model.load_state_dict(before)
+    for _ in range(3):
+        graph.replay()
+        optimizers[1].zero_grad(set_to_none=True)
+        F.cross_entropy(expected(x), y).backward()
+        optimizers[1].step()
+    for (key, value), theirs in zip(model.state_dict().items(), expected.state_dict().values(), strict=True):
+        torch.testing.assert_close(value, theirs, rtol=1e-3, atol=1e-4, msg=key)
+
+
+@needs_gpu
+def test_no_step_waits_for_the_gpu():
+    x, y = batch()
+    model = network().train()
+    step(model, x, y)
+    model.zero_grad(set_to_none=True)
+    torch.cuda.set_sync_debug_mode('error')
+    try:
+        F.cross_entropy(model(x), y).backward()
+    finally:
+        torch.cuda.set_sync_debug_mode('default')
+
+
+@pytest.mark.parametrize('name', NAMES[:1] + NAMES[3:])
+def test_equal_steps_give_equal_bits(name, monkeypatch):
+    monkeypatch.setenv('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
+    x, y = batch()
+    torch.use_deterministic_algorithms(True)
+    try:
+        first, second = (step(network(name).train(), x, y) for _ in range(2))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_checkpointing_changes_no_gradient():
+    x, y = batch()
+    results = []
+    for on in (True, False):
+        model = network().train()
+        model.set_grad_checkpointing(on)
+        results.append({k: v for k, v in step(model, x, y).items() if 'running' not in k and 'batches' not in k})
+    assert max(distance(*results).values()) < 1e-4
+    model = network().train()
+    maps = torch.randn(2, 64, 16, 16, device=DEVICE, requires_grad=True)
+    out = checkpoint_sequential(model.layer1, 1, maps, use_reentrant=True)
+    torch.testing.assert_close(out, model.layer1(maps))
+
+
+@needs_gpu
+def test_two_streams_and_every_device_compute_the_same():
+    x, _ = batch()
+    model = network().eval()
+    with torch.no_grad():
+        expected = model(x)
+        streams = [torch.cuda.Stream() for _ in range(2)]
+        torch.cuda.synchronize()
+        outs = []
+        for stream in streams:
+            with torch.cuda.stream(stream):
+                outs.append(model(x))
+        torch.cuda.synchronize()
+        for out in outs:
+            assert torch.equal(out, expected)
+        for i in range(1, torch.cuda.device_count()):
+            moved = copy.deepcopy(model).to(f'cuda:{i}')
+            torch.testing.assert_close(moved(x.to(f'cuda:{i}')).to(DEVICE), expected)

@@ -1,0 +1,95 @@
+"""The count of bytes against the figures that were worked out by hand."""
+
+import pytest
+import torch
+from timm.layers import SEModule
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from timm_se_plugin.layers.residual_tail import residual_tail
+from timm_se_plugin.layers.squeeze_excite import SqueezeExcite
+from timm_se_plugin.measuring.traffic import PATHS, block_units, count, middle, tail
+
+
+@pytest.mark.parametrize(('path', 'layout', 'forward', 'backward'), [
+    ('plain', 'channels_last', 8, 8), ('timm', 'channels_last', 11, 16.5), ('operators', 'channels_last', 9, 16),
+    ('operators', 'nchw', 9, 13), ('kernels', 'channels_last', 4, 7), ('plain by kernels', 'nchw', 4, 7)])
+def test_a_tail_moves_what_its_operators_read_and_write(path, layout, forward, backward):
+    assert tail(path, layout).totals == (forward, backward)
+
+
+def test_the_middle_of_a_block_takes_13_units_and_8_by_kernels():
+    assert middle('plain').totals == middle('timm').totals == (5, 8)
+    assert middle('kernels').totals == (3, 5)
+    assert middle('plain', relu=False).totals == (3, 5)
+
+
+@pytest.mark.parametrize(('path', 'units'), [
+    ('plain', 34.5), ('timm', 46), ('operators', 43.5), ('tail by kernels', 29.5), ('kernels', 27)])
+def test_a_whole_bottleneck(path, units):
+    assert block_units(path) == units
+
+
+def test_a_network_is_its_blocks_and_what_surrounds_them():
+    rows = {(row['layout'], row['dtype'], row['path']): row for row in count('resnet50', batch=32)}
+    assert len(rows) == 6 * len(PATHS)
+    of = {path: rows['channels_last', 'float32', path] for path in PATHS}
+    assert of['plain']['ratio'] == 1
+    # The stem, the downsamples and the strides move the ratios of a bottleneck by a few per cent.
+    for path in PATHS:
+        assert of[path]['ratio'] == pytest.approx(block_units(path) / block_units('plain'), abs=0.08), path
+    half = rows['channels_last', 'float16', 'timm']
+    assert half['forward_gb'] == pytest.approx(of['timm']['forward_gb'] / 2, abs=1e-3)
+    # The last norms of the 16 blocks: 3 maps of 256 channels, 4 of 512, 6 of 1024, 3 of 2048, from 56 to 7 pixels.
+    values = 32 * (3 * 256 * 56**2 + 4 * 512 * 28**2 + 6 * 1024 * 14**2 + 3 * 2048 * 7**2)
+    total = of['plain']['forward_gb'] + of['plain']['backward_gb']
+    assert of['plain']['tail_share'] == pytest.approx(16 * 4 * values / 1e9 / total, abs=1e-3)
+
+
+def test_a_network_of_other_blocks_is_refused():
+    with pytest.raises(ValueError, match='mobilenetv3_small_100 has none of'):
+        count('mobilenetv3_small_100')
+
+
+class Passes(TorchDispatchMode):
+    """Name, maps read and maps written of each operator that computes."""
+
+    def __init__(self, size):
+        super().__init__()
+        self.size, self.seen = size, []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__
+        # A broadcast tensor has a map's shape and not its memory. The leaf that stands for the shortcut is copied.
+        reads, writes = (sum(isinstance(x, Tensor) and x.numel() == self.size
+                             and x.untyped_storage().nbytes() >= 4 * self.size for x in tree_leaves(tree))
+                         for tree in ((args, kwargs), out))
+        if (reads or writes) and not func.is_view and name not in ('new_empty_strided', 'copy_', 'detach'):
+            self.seen.append((name, reads, writes))
+        return out
+
+
+@pytest.mark.parametrize(('path', 'layout', 'sum_of_operators'), [
+    ('timm', 'channels_last', 29), ('operators', 'channels_last', 26), ('operators', 'nchw', 21)])
+def test_the_operators_of_a_backward_pass_are_those_that_autograd_runs(path, layout, sum_of_operators):
+    memory = torch.channels_last if layout == 'channels_last' else torch.contiguous_format
+    y, shortcut = (torch.randn(4, 8, 14, 14).contiguous(memory_format=memory).requires_grad_() for _ in range(2))
+    bn, act = nn.BatchNorm2d(8), nn.ReLU(inplace=True)
+    if path == 'timm':
+        out = SEModule(8)(bn(y))
+        out += shortcut
+        out = act(out)
+    else:
+        out = residual_tail(y, shortcut, bn, SqueezeExcite(8), None, act)
+    grad = torch.randn_like(out)
+    with Passes(y.numel()) as passes:
+        out.backward(grad)
+    units = tail(path, layout)
+
+    def elementwise(steps):  # BatchNorm reads its input more often than once
+        return sorted(step for step in steps if 'batch_norm' not in step[0])
+
+    assert elementwise(passes.seen) == elementwise((s.name, s.reads, s.writes) for s in units.backward)
+    assert units.traced == sum_of_operators

@@ -1,0 +1,39 @@
+"""Second derivatives of functions whose first derivative is written by hand."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+__all__ = ['differentiable_gradients']
+
+
+def differentiable_gradients(
+        formula: Callable[..., Sequence[Tensor | None]],
+        inputs: Sequence[Tensor | None],
+        needed: Sequence[bool],
+        grads: Sequence[Tensor | None],
+) -> list[Tensor | None]:
+    """Gradients of the inputs by PyTorch's own derivatives of a formula, which can be derived again.
+
+    Args:
+        formula: the outputs of the inputs, by operators that PyTorch differentiates twice.
+        inputs: tensors as ``ctx.saved_tensors`` returns them, in the graph of what computed them.
+        needed: whether the gradient of each input is asked for.
+        grads: gradients of the outputs.
+    """
+    with torch.enable_grad():
+        # A view of each, as one tensor may be two of the inputs.
+        inputs = [x if x is None else x.view_as(x) for x in inputs]
+        outputs = [(out, grad) for out, grad in zip(formula(*inputs), grads, strict=True)
+                   if out is not None and grad is not None and out.requires_grad]
+        wanted = {i: x for i, x in enumerate(inputs) if x is not None and needed[i]}
+        found: Sequence[Tensor | None] = [None] * len(wanted)
+        if outputs and wanted:
+            found = torch.autograd.grad(
+                [out for out, _ in outputs], list(wanted.values()), [grad for _, grad in outputs],
+                create_graph=True, allow_unused=True)
+    results: list[Tensor | None] = [None] * len(inputs)
+    for i, gradient in zip(wanted, found, strict=True):
+        results[i] = gradient
+    return results

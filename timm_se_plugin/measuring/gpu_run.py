@@ -1,0 +1,115 @@
+"""Everything that a borrowed GPU is to tell: the tests that need it, the speed table, and a profile by kernel."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..files.tables import replace_rows, write_table
+from .benchmark import Case, measure, prepared_step
+from .provenance import provenance
+
+__all__ = ['cases', 'run']
+
+_LEFT_FOR_A_CASE = 20  # seconds: with less left, no other case is begun
+
+
+def cases() -> Iterator[Case]:
+    """The cases of the speed table for a GPU, the most telling first."""
+    networks: list[dict[str, Any]] = [
+        {}, {'base': 'resnext50_32x4d'}, {'base': 'resnet50', 'attn': 'sk', 'split_input': True}]
+    for compiled in (False, True):
+        for batch in (128, 32, 256, 1):
+            for layout, dtype in (
+                    ('channels_last', 'float16'), ('channels_last', 'bfloat16'), ('nchw', 'float32'),
+                    ('channels_last', 'float32'), ('nchw', 'float16'), ('nchw', 'bfloat16')):
+                for mode in ('train', 'inference'):
+                    for network in networks:
+                        yield Case(mode=mode, batch=batch, layout=layout, dtype=dtype, compiled=compiled, **network)
+
+
+def _tests(device: str, tests: Path, seconds: float) -> int:
+    """Run the tests in a process of their own; returns pytest's exit code, or 124 if their time ran out."""
+    environment = dict(os.environ)
+    chosen = [tests / 'gpu']
+    if device == 'cpu':
+        environment['TIMM_SE_REHEARSAL'] = '1'
+    else:
+        chosen.insert(0, tests / 'layers' / 'kernels' / 'interpreted.py')
+    # Warnings of other versions of PyTorch than CI's are no failures here.
+    command = [sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', '-W', 'default', *map(str, chosen)]
+    try:
+        return subprocess.run(command, env=environment, timeout=seconds, check=False).returncode
+    except subprocess.TimeoutExpired:
+        return 124
+
+
+def _profile(case: Case, device: str, variant: str) -> list[dict[str, Any]]:
+    """Time of each kernel, or on a CPU of each operator, in a step after the warm-up."""
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if device != 'cpu':
+        activities = [torch.profiler.ProfilerActivity.CUDA]
+    step = prepared_step(case, device, variant)
+    for _ in range(3):
+        step()
+    with torch.profiler.profile(activities=activities) as profiler:
+        step()
+        if device != 'cpu':
+            torch.cuda.synchronize()
+    rows = []
+    for event in profiler.key_averages():
+        microseconds = event.self_cpu_time_total if device == 'cpu' else event.self_device_time_total
+        if microseconds:
+            rows.append({'variant': variant, 'kernel': event.key, 'calls': event.count, 'microseconds': microseconds})
+    return sorted(rows, key=lambda row: -row['microseconds'])
+
+
+def run(device: str, minutes: float, output: Path, tests: Path | None = None, rounds: int = 9) -> None:
+    """Tests, one profile, and as many cases of the speed table as the time allows. Each case is kept as it ends.
+
+    Args:
+        device: ``'cuda'``, or ``'cpu'`` for a rehearsal with tiny images and batches.
+        minutes: for everything; the tests get at most 40 % of them.
+        output: folder of ``speed-<device>.csv``, ``profile-<device>.csv``.
+        tests: the folder of the tests, where they are to run.
+        rounds: turns of each measurement.
+    """
+    deadline = time.monotonic() + 60 * minutes
+    rehearsal = device == 'cpu'
+    chosen = list(cases())
+    if rehearsal:
+        small = [case for case in chosen if case.batch == 1 and not case.compiled]
+        chosen = [replace(case, batch=2, height=32, width=32) for case in small]
+    print(provenance(torch.device(device)), flush=True)
+    if tests is not None:
+        code = _tests(device, tests, 24 * minutes)
+        print(f'tests: exit code {code}' + (', their time ran out' if code == 124 else ''), flush=True)
+    keys = [*(field.name for field in fields(Case)), 'variant']
+    profiled = False
+    for i, case in enumerate(chosen, start=1):
+        if deadline - time.monotonic() < (0 if rehearsal else _LEFT_FOR_A_CASE):
+            print(f'{i - 1} of {len(chosen)} cases measured, then the time was over', flush=True)
+            return
+        try:
+            rows = measure(case, rounds, device=device, variants=('timm', 'unfused', 'fused'))
+        except torch.OutOfMemoryError as error:
+            print(f'[{i}/{len(chosen)}] {asdict(case)}: {error}', flush=True)
+            continue
+        finally:
+            torch._dynamo.reset()
+            if not rehearsal:
+                torch.cuda.empty_cache()
+        replace_rows(output / f'speed-{device}.csv', rows, keys)
+        ratios = '  '.join(f"{row['variant']} {row['milliseconds']} ms x{row['ratio']}" for row in rows)
+        print(f'[{i}/{len(chosen)}] {case.base} {case.attn} {case.mode} {case.batch} {case.layout} {case.dtype}'
+              f'{" compiled" if case.compiled else ""}: {ratios}', flush=True)
+        if not profiled:
+            profiled = True
+            profiles = [row for variant in ('plain', 'timm', 'fused') for row in _profile(case, device, variant)]
+            write_table(output / f'profile-{device}.csv', profiles)
