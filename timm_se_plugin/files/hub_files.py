@@ -2,7 +2,7 @@
 
 import json
 import re
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from huggingface_hub import hf_hub_download
@@ -11,8 +11,8 @@ from huggingface_hub.utils.sha import sha_fileobj
 from safetensors import SafetensorError, safe_open
 
 __all__ = [
-    'CONFIG', 'FOLDER', 'HUB', 'SAVED_AT', 'WEIGHTS', 'fetch', 'hub_name', 'read_config_json', 'saved_file',
-    'tensor_shapes',
+    'CONFIG', 'FOLDER', 'HUB', 'SAVED_AT', 'WEIGHTS', 'check_file_name', 'fetch', 'hub_name', 'read_config_json',
+    'saved_file', 'tensor_shapes',
 ]
 
 WEIGHTS, CONFIG = 'model.safetensors', 'config.json'
@@ -46,6 +46,16 @@ def saved_file(place: str, name: str) -> Path:
     return path
 
 
+def check_file_name(name: str) -> None:
+    """Refuse the name of a file outside its repository: huggingface-hub before 1.27 opens an absolute path.
+
+    Raises:
+        ValueError: the name is an absolute path, or has ``..`` in it.
+    """
+    if any(path.anchor or '..' in path.parts for path in (PurePosixPath(name), PureWindowsPath(name))):
+        raise ValueError(f'{name!r} names a file outside the repository; give its path from the top of the repository')
+
+
 def fetch(repo: str, name: str) -> Path:
     """Path of a file of a Hub repository in the cache, into which the file is downloaded if it is not there.
 
@@ -56,9 +66,10 @@ def fetch(repo: str, name: str) -> Path:
     Raises:
         FileNotFoundError: the repository has no such file, or offline mode is on and the file is not in the cache.
         ConnectionError: the Hub gives no usable answer, and the file is not in the cache.
-        ValueError: the content is not what the Hub announced.
+        ValueError: the name is not that of a file in a repository, or the content is not what the Hub announced.
         HfHubHTTPError: the repository or the revision does not exist, or access is denied; the message says which.
     """
+    check_file_name(name)
     repo_id, _, revision = repo.partition('@')
     try:
         path = Path(hf_hub_download(repo_id, name, revision=revision or None, library_name='timm_se_plugin'))

@@ -8,7 +8,7 @@ import torch
 from timm.models import PretrainedCfg
 from torch import nn
 
-from ..files.hub_files import WEIGHTS, fetch, tensor_shapes
+from ..files.hub_files import WEIGHTS, check_file_name, fetch, tensor_shapes
 from .state_dicts import Misfit
 
 __all__ = ['check_saved_weights']
@@ -24,7 +24,7 @@ def check_saved_weights(cfg: PretrainedCfg, build: Callable[[bool], nn.Module]) 
         build: makes the model. Called with False, for a model without weights, and on the meta device, without memory.
 
     Raises:
-        ValueError: the file is broken, or has a tensor of another shape than the model.
+        ValueError: the file is broken, lies outside its repository, or has a tensor of another shape than the model.
         ConnectionError: as :func:`fetch`, which also raises ``HfHubHTTPError``.
     """
     path = _weights_file(cfg)
@@ -46,6 +46,8 @@ def _weights_file(cfg: PretrainedCfg) -> Path | None:
     if cfg.source == 'local-dir':
         path = Path(str(cfg.file), WEIGHTS)
         return path if path.is_file() else None
+    if cfg.hf_hub_filename:
+        check_file_name(cfg.hf_hub_filename)
     from_hub = cfg.source == 'hf-hub' or not (cfg.state_dict or cfg.file)
     if not from_hub or not cfg.hf_hub_id or cfg.hf_hub_filename:
         return None
