@@ -39,7 +39,9 @@ def test_there_are_nine_legacy_networks():
 
 
 @pytest.mark.parametrize('depth', [DEPTH, pytest.param({}, marks=pytest.mark.slow)], ids=['shallow', 'whole'])
-@pytest.mark.parametrize('name', LEGACY)
+@pytest.mark.parametrize('name', [
+    pytest.param(name, marks=[pytest.mark.slow] if any(d in name for d in ('101', '152', '154')) else [])
+    for name in LEGACY])
 def test_legacy_networks_and_cadenes_names(name, depth, tmp_path):
     original = randomised(timm.create_model(name, **depth))
     assert any(key.startswith('layer0.') for key in original.state_dict())
