@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 ONEDL := .venv-onedl/bin
 
-.PHONY: demo test test-all lint bench tables clean
+.PHONY: demo test test-all kernels floors lint bench tables clean
 
 .venv/.installed: EXTRAS := dev,train,analysis,mmdet,export
 .venv-onedl/.installed: EXTRAS := dev,train,onedl
@@ -25,6 +25,12 @@ test-all: .venv/.installed .venv-onedl/.installed  ## every name and size, and d
 	$(BIN)/python -m pytest -n 2
 	$(ONEDL)/python -m pytest -n 2 tests/detection
 
+kernels: .venv/.installed  ## the Triton kernels without a GPU: every value by the interpreter, compiled for every GPU
+	$(BIN)/python -m pytest -n 2 tests/layers/kernels
+
+floors: .venv/.installed  ## a selection with the oldest and the newest releases; writes docs/tested-versions.md
+	$(BIN)/python tools/run_floors.py
+
 lint: .venv/.installed
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m mypy
@@ -37,4 +43,4 @@ tables: .venv/.installed  ## README and plots from the CSV files in results/
 	$(BIN)/python tools/update_tables.py
 
 clean:
-	rm -rf .venv .venv-onedl build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-onedl .venv-floors build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

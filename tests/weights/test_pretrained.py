@@ -8,13 +8,13 @@ import timm
 import torch
 from parity import images, randomised, saved
 from safetensors.torch import load_file, save_file
-from timm.models import save_for_hf
 
 from timm_se_plugin import AttentionSpec
 from timm_se_plugin.layers import SqueezeExcite
 from timm_se_plugin.models._registry import architectures
 from timm_se_plugin.placement import ATTENTIONS
 from timm_se_plugin.placement.attentions import names_that_start_at_identity
+from timm_se_plugin.weights import write_model
 
 
 @pytest.fixture(scope='module')
@@ -235,17 +235,17 @@ def test_a_legacy_file_does_not_load_into_the_modern_network(tmp_path):
 
 def test_a_saved_model_refuses_another_specification_and_a_saved_plain_one_gains_attention(tmp_path):
     se = timm.create_model('se_resnet10t_plugin', attn_gate='tanh')
-    save_for_hf(se, tmp_path / 'se', safe_serialization=True)
+    write_model(se, tmp_path / 'se')
     with pytest.raises(ValueError, match=r"attn_gate='relu' \(the weights have 'tanh'\)"):
         timm.create_model(f'local-dir:{tmp_path / "se"}', pretrained=True, attn_gate='relu')
     plain = timm.create_model('resnet10t_plugin')
-    save_for_hf(plain, tmp_path / 'plain', safe_serialization=True)
+    write_model(plain, tmp_path / 'plain')
     model = timm.create_model(f'local-dir:{tmp_path / "plain"}', pretrained=True, attn='se')
     torch.testing.assert_close(logits(model), logits(plain), rtol=1e-5, atol=1e-5)
 
 
 def test_a_saved_model_may_be_built_with_another_attention_without_its_weights(tmp_path):
-    save_for_hf(timm.create_model('resnet10t_plugin', attn='se'), tmp_path, safe_serialization=True)
+    write_model(timm.create_model('resnet10t_plugin', attn='se'), tmp_path)
     name = f'local-dir:{tmp_path}'
     assert AttentionSpec.of(timm.create_model(name, attn='none')) is None
     assert AttentionSpec.of(timm.create_model(name, attn='eca')) == AttentionSpec('eca')
@@ -255,7 +255,7 @@ def test_a_saved_model_may_be_built_with_another_attention_without_its_weights(t
 
 def test_saved_configuration_is_complete_whatever_was_asked(attended, tmp_path):
     model = create('se_resnet50_plugin.a1_in1k', attended[1], layers=(1, 1, 1, 1))
-    save_for_hf(model, tmp_path, safe_serialization=True)
+    write_model(model, tmp_path)
     args = json.loads((tmp_path / 'config.json').read_text())['model_args']
     assert AttentionSpec.from_kwargs({k: v for k, v in args.items() if k.startswith('attn')}) == AttentionSpec.of(model)
     reloaded = timm.create_model(f'local-dir:{tmp_path}', pretrained=True)

@@ -21,8 +21,15 @@ from .squeeze_excite import why_not_squeeze_excite
 
 __all__ = ['can_fuse', 'residual_tail']
 
-# torch 2.6 has no is_exporting; there a compiled network runs module by module too.
-_is_exporting = getattr(torch.compiler, 'is_exporting', torch.compiler.is_compiling)
+
+def _is_exporting() -> bool:
+    """Whether ``torch.export`` traces the network; ``torch.compile`` is another matter.
+
+    The flags behind ``torch.compiler.is_exporting`` are read: torch 2.6 has no such function, and before torch 2.13
+    dynamo takes its answer to be True (pytorch pull request 176499), so that no compiled network would be fused.
+    An export of torch 2.6 with ``strict=True`` shows in neither flag: its program has the fused formulas.
+    """
+    return getattr(torch.compiler, '_is_exporting_flag', torch.compiler._is_compiling_flag)
 
 
 def _is_pointwise(conv: Any) -> bool:

@@ -41,8 +41,10 @@ def build(arch: Architecture, pretrained: bool = False, **kwargs: Any) -> nn.Mod
     options = split_attention_kwargs(kwargs)
     pruned_widths = kwargs.pop('pruned_widths', None)
     cfg = pretrained_cfg(arch, kwargs.pop('pretrained_cfg', None), kwargs.pop('pretrained_cfg_overlay', None))
-    saved_args = kwargs.get('pretrained_model_args')
-    if cfg.source in SAVED_SOURCES and 'pretrained_model_args' not in signature(build_model_with_cfg).parameters:
+    saved_args = kwargs.pop('pretrained_model_args', None)
+    if 'pretrained_model_args' in signature(build_model_with_cfg).parameters:
+        kwargs['pretrained_model_args'] = saved_args
+    elif cfg.source in SAVED_SOURCES:
         # timm before 1.0.31 does not say what was saved, and adapts a first convolution of other than three channels,
         # though the weights have the channels that were saved.
         saved_args = read_config_json(f'{cfg.source}:{cfg.hf_hub_id or cfg.file}').get('model_args')
