@@ -2,16 +2,19 @@
 PYTHON ?= python3
 BIN := .venv/bin
 ONEDL := .venv-onedl/bin
+INTEROP := .venv-interop/bin
 
-.PHONY: demo test test-all kernels floors lint bench tables clean
+.PHONY: demo test test-all kernels floors interop lint bench tables clean
 
 .venv/.installed: EXTRAS := dev,train,analysis,mmdet,export
 .venv-onedl/.installed: EXTRAS := dev,train,onedl
-.venv/.installed .venv-onedl/.installed: %/.installed: pyproject.toml
+.venv-interop/.installed: EXTRAS := dev,interop
+.venv/.installed .venv-onedl/.installed .venv-interop/.installed: %/.installed: pyproject.toml
 	test -x $*/bin/python || $(PYTHON) -m venv $*
 	$*/bin/python -m pip install --quiet --upgrade "pip>=24"
 	$*/bin/python -m pip install --quiet --editable ".[$(EXTRAS)]"
-	$*/bin/python -W ignore -c "import mmengine"  # yapf writes a cache at its first import: not by two test processes at once
+	# yapf writes a cache when mmengine is first imported: not by two test processes at once.
+	$*/bin/python -W ignore -c "import importlib.util as u; u.find_spec('mmengine') and __import__('mmengine')"
 	touch $@
 
 demo: .venv/.installed  ## train SE-ResNet-18 and ResNet-18 on real images, save, load back; then find digits in scenes
@@ -31,6 +34,9 @@ kernels: .venv/.installed  ## the Triton kernels without a GPU: every value by t
 floors: .venv/.installed  ## a selection with the oldest and the newest releases; writes docs/tested-versions.md
 	$(BIN)/python tools/run_floors.py
 
+interop: .venv-interop/.installed  ## the networks with the libraries of docs/works-with.md
+	$(INTEROP)/python -m pytest tests/interop
+
 lint: .venv/.installed
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m mypy
@@ -43,4 +49,4 @@ tables: .venv/.installed  ## README and plots from the CSV files in results/
 	$(BIN)/python tools/update_tables.py
 
 clean:
-	rm -rf .venv .venv-onedl .venv-floors build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-onedl .venv-interop .venv-floors build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
