@@ -28,6 +28,7 @@ def hub(monkeypatch, tmp_path):
         # A session of huggingface-hub 0 read the mode when it was made.
         getattr(utils, 'reset_sessions', lambda: None)()
         yield server
+        getattr(utils, 'reset_sessions', lambda: None)()
 
 
 @pytest.fixture(autouse=True)

@@ -4,11 +4,10 @@ import json
 import pkgutil
 import subprocess
 import sys
-from inspect import signature
 from pathlib import Path
 
 import pytest
-from timm.models import save_for_hf
+from parity import IS_OLD_TIMM
 
 import timm_se_plugin
 
@@ -18,7 +17,7 @@ ROOMS = {
     'timm_se_plugin.detection': 'mmdet',
     'timm_se_plugin.layers.kernels.passes': 'triton',   # which torch brings where there are kernels to run
 }
-if 'data_config' not in signature(save_for_hf).parameters:  # timm before 1.0.31
+if IS_OLD_TIMM:
     ROOMS |= {'timm_se_plugin.training': 'train', 'timm_se_plugin.analysis': 'train'}
 
 CODE = """

@@ -120,7 +120,7 @@ def page(rows: list[tuple[str, str, str, dict[str, str]]]) -> str:
         '# Tested versions', '',
         'This page is written by `make floors`, which installs the oldest and the newest releases that',
         '`pyproject.toml` admits, and runs a selection of the tests with each. `make test` runs the quick suite with',
-        'the newest. `[train]` needs a newer timm than the rest of the package, hence the column of its own.', '',
+        'what pip finds. `[train]` needs a newer timm than the rest of the package, hence the column of its own.', '',
         f'Run on {platform.system()}, {platform.machine()}, without a GPU.', '',
         '| | ' + ' | '.join(f'{name}: {what}' for name, what, *_ in rows) + ' |', '|---' * (len(rows) + 1) + '|',
         *(f'| {name} | ' + ' | '.join(found.get(name, '') for *_, found in rows) + ' |' for name in names),

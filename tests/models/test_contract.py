@@ -4,13 +4,12 @@ import copy
 import json
 import pickle
 import re
-from inspect import signature
 
 import pytest
 import timm
 import torch
 from networks import parametrised_names, resnets, shallow
-from parity import images, relative_error, saved
+from parity import images, needs_new_timm, relative_error, saved
 from timm.models import FeatureGraphNet, save_for_hf
 from timm.optim import create_optimizer_v2
 from torch import fx
@@ -182,8 +181,7 @@ def test_layer_decay_puts_attention_with_its_block(name):
     assert len(set.union(*blocks.values())) == len(blocks)
 
 
-@pytest.mark.skipif('data_config' not in signature(save_for_hf).parameters,
-                    reason='timm records what a model was built with from 1.0.31')
+@needs_new_timm
 @names
 def test_saved_folder_reproduces_the_model(name, tmp_path):
     model = shallow(name, num_classes=5, in_chans=1).eval()

@@ -7,7 +7,7 @@ import pytest
 import timm
 import torch
 import torchvision
-from parity import images, randomised, relative_error
+from parity import images, needs_new_timm, randomised, relative_error
 from safetensors.torch import load_file, save_file
 
 from timm_se_plugin.models._registry import architectures
@@ -307,8 +307,7 @@ def test_a_checkpoint_that_would_run_code_is_refused(tmp_path, monkeypatch):
     assert not (tmp_path / 'attacked').exists()
 
 
-@pytest.mark.skipif(not hasattr(timm.create_model('test_resnet'), '_model_args'),
-                    reason='timm records what its models were built with from 1.0.31')
+@needs_new_timm
 def test_a_saved_model_is_converted_and_its_preprocessing_kept(tmp_path):
     original = randomised(timm.create_model('seresnet18', num_classes=7, in_chans=1))
     write_model(original, tmp_path / 'timm', data_config={'mean': (0.25,)})

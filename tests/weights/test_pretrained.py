@@ -6,7 +6,7 @@ import re
 import pytest
 import timm
 import torch
-from parity import images, randomised, saved
+from parity import IS_OLD_TIMM, images, randomised, saved
 from safetensors.torch import load_file, save_file
 
 from timm_se_plugin import AttentionSpec
@@ -76,7 +76,7 @@ def test_every_se_name_starts_from_each_published_tag_of_its_base():
                 assert (ours[tag].hf_hub_id, ours[tag].url, ours[tag].input_size) == (
                     cfg.hf_hub_id, cfg.url, cfg.input_size)
                 started += 1
-    assert started > 300
+    assert started >= 300
 
 
 def test_a_plain_tag_starts_a_network_with_attention(plain, attended):
@@ -113,6 +113,8 @@ WAYS = {
 
 @pytest.mark.parametrize('way', WAYS)
 def test_a_tag_is_known_however_its_configuration_arrives(way, attended, plain):
+    if way == 'script' and IS_OLD_TIMM:
+        pytest.skip('timm has resolve_model_input_args from 1.0.31')
     kwargs = WAYS[way]('se_resnet50_plugin', attended[1])
     with pytest.raises(ValueError, match=r"attn_gate='tanh' \(the weights have 'sigmoid'\)"):
         timm.create_model('se_resnet50_plugin', pretrained=True, attn_gate='tanh', layers=(1, 1, 1, 1), **kwargs)
