@@ -32,6 +32,13 @@ def hub(monkeypatch, tmp_path):
 
 
 @pytest.fixture(autouse=True)
+def _small_maps_are_fused(request, monkeypatch):
+    """Tests compute small maps, which ``attn_fused='auto'`` leaves to the modules, as if they were large."""
+    if 'sizes_matter' not in request.keywords:
+        monkeypatch.setattr('timm_se_plugin.layers.residual_tail.is_worthwhile', lambda x: True)
+
+
+@pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
 

@@ -79,12 +79,17 @@ def install(name: str) -> Path:
 
 
 def interpreter(version: str) -> str:
-    """A Python of that version: a command, one of pyenv's, or else the number, with which uv looks or fetches one."""
+    """A Python of that version: a command, one of pyenv's or of uv's, or else the one that runs this."""
     pyenv = Path(os.environ.get('PYENV_ROOT', Path.home() / '.pyenv'), 'versions')
     for path in (shutil.which(f'python{version}'), *sorted(pyenv.glob(f'{version}.*/bin/python{version}'))):
         if path and subprocess.run([path, '--version'], capture_output=True, check=False).returncode == 0:
             return str(path)
-    return version
+    found = subprocess.run(['uv', 'python', 'find', version], capture_output=True, text=True, check=False) \
+        if shutil.which('uv') else None
+    if found and found.returncode == 0:
+        return found.stdout.strip()
+    print(f'there is no Python {version}; {platform.python_version()} takes its place', flush=True)
+    return sys.executable
 
 
 def run(python: Path, tests: list[str], overlay: Path | None) -> tuple[int, str]:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ..layers._bypass import has_hooks
 from ..layers.kernels import has_kernels
 from ..layers.norm_act import norm_act
-from ..layers.residual_tail import can_fuse, residual_tail
+from ..layers.residual_tail import can_fuse, residual_tail, why_not_fused
 from .finding import restart_identity
 from .spec import AttentionSpec
 
@@ -166,7 +166,7 @@ def _tail(
     is_scaled = se is not None or drop_path is not None or place == 'identity' or has_kernels(x)
     if is_scaled and can_fuse(x, bn, se, drop_path, block.fused):
         gate = None
-        if place == 'identity' and can_fuse(x, bn, block.se):  # the gate joins the addition
+        if place == 'identity' and not why_not_fused(x, bn, block.se):  # the gate joins the addition
             gate = block.se.excite(block.se.squeeze(shortcut))
         elif place == 'identity':
             shortcut = block.se(shortcut)
