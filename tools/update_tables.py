@@ -190,12 +190,11 @@ def facts_table() -> str:
         body.append([f'time, {case}', '1', f'{float(ours["ratio"]):.2f}', f'{float(timms["ratio"]):.2f}'])
     timms, ours = (speed[_FACTS[0]][variant]['saved_bytes_ratio'] for variant in ('timm', 'fused'))
     body.append([f'memory kept for the backward pass, {_FACTS[0]}', '1', f'{float(ours):.3f}', f'{float(timms):.3f}'])
-    runs = [row for row in read('cifar10.csv') if not row['options'] and row['epochs'] == '15']
     cifar = [row for row in read('cifar10.csv') if not row['options'] and row['epochs'] == '15']
     for what, rows, key, names, factor, digits in (
             ('top-1 %, ResNet-20 on CIFAR-10, 15 epochs', cifar, 'top1', '{}resnet20_cifar_plugin', 100, 2),
-            ('mAP, Faster R-CNN with ResNet-18 on BCCD, 8 epochs', read('bccd.csv'), 'map', 'faster-rcnn_{}r18_fpn_bccd',
-             1, 3)):
+            ('mAP, Faster R-CNN with ResNet-18 on BCCD, 8 epochs', read('bccd.csv'), 'map',
+             'faster-rcnn_{}r18_fpn_bccd', 1, 3)):
         found = [[factor * float(row[key]) for row in rows if row['model'] == names.format(se)] for se in (
             '', 'se-' if 'rcnn' in names else 'se_')]
         seeds = ' and '.join(sorted({str(len(values)) for values in found}))
