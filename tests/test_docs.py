@@ -89,7 +89,7 @@ def test_commands_and_their_options_exist(words):
 def test_options_in_sentences_exist():
     sources = [path for folder in ('timm_se_plugin', 'tools') for path in (ROOT / folder).rglob('*.py')]
     known = set(re.findall(r"'(--[a-z][\w-]*)'", ''.join(path.read_text(encoding='utf-8') for path in sources)))
-    elsewhere = {'--help', '--device-modules', '--offline'}     # argparse's, the trainer's of timm, and timm-se doctor's
+    elsewhere = {'--help', '--device-modules', '--offline'}     # of argparse, timm's trainer and timm-se doctor
     named = {option for page in PAGES for text in re.findall(r'`([^`\n]+)`', BLOCK.sub('', page.read_text(
         encoding='utf-8'))) for option in re.findall(r'(?<![\w-])--[a-z][\w-]*', text)}
     assert len(named) > 30
