@@ -3,13 +3,15 @@ PYTHON ?= python3
 BIN := .venv/bin
 ONEDL := .venv-onedl/bin
 INTEROP := .venv-interop/bin
+DOCS := .venv-docs/bin
 
-.PHONY: demo test test-all kernels floors interop lint bench tables clean
+.PHONY: demo test test-all kernels floors interop docs lint bench tables clean
 
 .venv/.installed: EXTRAS := dev,train,analysis,mmdet,export
 .venv-onedl/.installed: EXTRAS := dev,train,onedl
 .venv-interop/.installed: EXTRAS := dev,interop
-.venv/.installed .venv-onedl/.installed .venv-interop/.installed: %/.installed: pyproject.toml
+.venv-docs/.installed: EXTRAS := docs
+.venv/.installed .venv-onedl/.installed .venv-interop/.installed .venv-docs/.installed: %/.installed: pyproject.toml
 	test -x $*/bin/python || $(PYTHON) -m venv $*
 	$*/bin/python -m pip install --quiet --upgrade "pip>=24"
 	$*/bin/python -m pip install --quiet --editable ".[$(EXTRAS)]"
@@ -37,6 +39,9 @@ floors: .venv/.installed  ## a selection with the oldest and the newest releases
 interop: .venv-interop/.installed  ## the networks with the libraries of docs/works-with.md
 	$(INTEROP)/python -m pytest tests/interop
 
+docs: .venv-docs/.installed  ## the pages of docs/ as a site in site/; a broken link is an error
+	$(DOCS)/python -m mkdocs build --strict
+
 lint: .venv/.installed
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m mypy
@@ -45,8 +50,8 @@ lint: .venv/.installed
 bench: .venv/.installed  ## the speed table; nothing else may run meanwhile
 	$(BIN)/python tools/benchmark_speed.py
 
-tables: .venv/.installed  ## README and plots from the CSV files in results/
+tables: .venv/.installed  ## the tables of README and docs, and plots, from the CSV files in results/
 	$(BIN)/python tools/update_tables.py
 
 clean:
-	rm -rf .venv .venv-onedl .venv-interop .venv-floors build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-onedl .venv-interop .venv-docs .venv-floors build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
