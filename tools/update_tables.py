@@ -188,8 +188,8 @@ def facts_table() -> str:
     for case in _FACTS:
         timms, ours = speed[case]['timm'], speed[case]['fused']
         body.append([f'time, {case}', '1', f'{float(ours["ratio"]):.2f}', f'{float(timms["ratio"]):.2f}'])
-    kept = [f'{float(speed[_FACTS[0]][variant]["saved_bytes_ratio"]):.3f}' for variant in ('fused', 'timm')]
-    body.append([f'memory kept for the backward pass, {_FACTS[0]}', '1', *kept])
+    kept = [float(speed[_FACTS[0]][variant]['saved_bytes_ratio']) for variant in ('fused', 'timm')]
+    body.append([f'memory kept for the backward pass, {_FACTS[0]}', '1', *(f'{ratio:.3f}' for ratio in kept)])
     cifar = [row for row in read('cifar10.csv') if not row['options'] and row['epochs'] == '15']
     for what, rows, key, names, factor, digits in (
             ('top-1 %, ResNet-20 on CIFAR-10, 15 epochs', cifar, 'top1', '{}resnet20_cifar_plugin', 100, 2),
@@ -203,9 +203,22 @@ def facts_table() -> str:
     return markdown(['', 'plain network', 'with attention, here', "with timm's own modules"], body)
 
 
+def runtimes_table() -> str:
+    """Ratios to the plain network in the same runtime, batch by batch."""
+    found: dict[tuple[str, str], dict[tuple[str, str], str]] = {}
+    for row in read('runtimes-cpu.csv'):
+        cells = found.setdefault((row['network'], row['runtime']), {})
+        cells[row['batch'], row['variant']] = f"{float(row['ratio']):.2f}"
+    columns = [(batch, variant) for batch in ('1', '8') for variant in ('timm', 'ours', 'timm, folded', 'ours, folded')]
+    return markdown(
+        ['network', 'runtime', *(f'{variant}, batch {batch}' for batch, variant in columns)],
+        [[*key, *(values.get(column, '') for column in columns)] for key, values in found.items()])
+
+
 TABLES: dict[str, Callable[[], str]] = {
     'facts': facts_table,
     'speed-cpu': lambda: speed_table('cpu'),
+    'runtimes-cpu': runtimes_table,
     'speed-cuda': lambda: speed_table('cuda'),
     'cifar10': lambda: training_table('cifar10.csv'),
     'flowers': lambda: training_table('flowers.csv'),

@@ -83,7 +83,7 @@ def build(arch: Architecture, pretrained: bool = False, **kwargs: Any) -> nn.Mod
 
     source = source_of(arch, cfg)
     kwargs.setdefault('pretrained_filter_fn', checkpoint_filter(
-        source.key_map if source else None, new_attention=gains_attention, their_filter=arch.checkpoint_filter))
+        source.key_map if source else None, new_attention=gains_attention, base_filter=arch.checkpoint_filter))
     feature_cfg = kwargs.pop('feature_cfg', arch.feature_cfg)
 
     def built(pretrained: bool) -> nn.Module:

@@ -185,7 +185,7 @@ class AttentionSpec:
         }
 
     def recalibrates(self, stage: int) -> bool:
-        """Whether the blocks of a stage get an attention layer (SE and its like)."""
+        """Whether the blocks of a stage get an attention layer (SE and other recalibrations)."""
         return self.record.recalibrates and self.sites is None and stage in self.stages
 
     def selects_kernels(self, stage: int) -> bool:

@@ -373,7 +373,7 @@ def _refuse_shared(model: nn.Module, places: Iterable[_Place]) -> None:
 def _channels(
         model: nn.Module, spec: AttentionSpec, places: list[_Place], input_size: tuple[int, int, int] | None,
 ) -> dict[_Place, int]:
-    """Channels of each place, seen in a pass that computes nothing; timm's residual blocks know theirs."""
+    """Channels of each place, seen in a pass that computes nothing; timm's residual blocks name their own channels."""
     known = {place: attention_channels(place.module, spec.integration) for place in places if place.tensor == 'block'}
     observed = [place for place in places if place.tensor != 'block']
     if not observed:
