@@ -112,6 +112,12 @@ class ProgressHook(Hook):
         self.bar.close()
 
 
+def _tells_the_user(record: logging.LogRecord) -> bool:
+    """Whether a line of the log is not MMEngine's about a class of its own, which its own hooks use."""
+    return record.getMessage() != ('"FileClient" will be deprecated in future. Please use io functions in '
+                                   'https://mmengine.readthedocs.io/en/latest/api/fileio.html#file-io')
+
+
 def _runner(config: Config, splits: tuple[str, ...], strict: bool, check_pictures: bool) -> Runner:
     setup_cache_size_limit_of_dynamo()
     for split in splits:
@@ -124,6 +130,7 @@ def _runner(config: Config, splits: tuple[str, ...], strict: bool, check_picture
             raise FileNotFoundError(f'the annotations {path} of {split}_dataloader do not exist; say where they are by '
                                     f'--cfg-options {split}_dataloader.dataset.data_root=…')
     runner = RUNNERS.build(config) if 'runner_type' in config else Runner.from_cfg(config)
+    runner.logger.addFilter(_tells_the_user)
     # An entry in custom_hooks would be saved with the configuration, and MMDetection's own tools could not build it.
     runner.register_hook(CheckInputHook(strict, check_pictures))
     return runner

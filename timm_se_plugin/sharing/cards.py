@@ -86,7 +86,7 @@ from timm_se_plugin.detection.hub import pull_detector
 detector = pull_detector('{place}')
 found = inference_detector(detector, 'picture.jpg').pred_instances
 
-# or: python tools/detect_image.py {place} pictures/ --output found""",
+# or: timm-se detect predict {place} pictures/ --output found""",
         rows=(
             ('Detector', network.type),
             ('Backbone', f"`{network.backbone.get('model_name', network.backbone.type)}`"),
