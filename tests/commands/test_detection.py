@@ -80,6 +80,47 @@ def test_a_pushed_detector_is_predicted_with(demo, tmp_path, printed, hub):
     assert found[0] == found[1]
 
 
+def test_a_dry_run_shows_the_configuration(demo, capsys):
+    main(['push', str(demo[0] / 'detector'), 'user/digits', '--dry-run'])
+    assert '===== detector.py' in capsys.readouterr().out
+
+
+def test_a_refused_resume_leaves_the_configuration_of_the_folder(demo, tmp_path):
+    import shutil
+    work = tmp_path / 'detector'
+    shutil.copytree(demo[0] / 'detector', work)
+    (work / 'last_checkpoint').write_text(str(work / 'epoch_1.pth'))
+    before = (work / f'{CONFIG}.py').read_bytes()
+    with pytest.raises(SystemExit, match='is not of this detector'):
+        main(['detect', 'train', CONFIG, '--work-dir', str(work), '--resume',
+              *on(demo[0], 'train', 'val', 'test'), 'model.backbone.attn=sk', 'train_cfg.max_epochs=2',
+              'log_level=ERROR', 'visualizer.name=refused'])
+    assert (work / f'{CONFIG}.py').read_bytes() == before
+
+
+def test_offline_a_configuration_says_how_to_go_without_weights(demo):
+    with pytest.raises(SystemExit, match=r'cannot be fetched \(.*--cfg-options model.backbone.pretrained=False'):
+        main(['detect', 'train', CONFIG, *on(demo[0], 'train', 'val', 'test'), 'model.backbone.pretrained=a1_in1k',
+              'model.backbone.model_name=resnet18', 'log_level=ERROR', 'visualizer.name=offline', '--work-dir',
+              str(demo[0] / 'offline')])
+
+
+def test_missing_annotations_are_asked_for_where_they_are_read_twice(tmp_path):
+    with pytest.raises(SystemExit, match=r'val_dataloader.dataset.data_root=… val_evaluator.ann_file=…'):
+        main(['detect', 'train', CONFIG, '--work-dir', str(tmp_path), '--cfg-options',
+              f'val_dataloader.dataset.data_root={tmp_path}', 'train_dataloader.dataset.ann_file='])
+
+
+def test_a_card_names_depth_and_plugin_layers():
+    from mmengine.config import Config
+
+    from timm_se_plugin.detection.configs import read_config
+    from timm_se_plugin.sharing.cards import _plugins
+    backbone = read_config('faster-rcnn_r50-se-r16-c2-c5_fpn_1x_coco').model.backbone
+    assert _plugins(backbone) == '`SEPlugin(rd_ratio=0.0625)` after conv3'
+    assert _plugins(Config(dict(type='ResNet', depth=50))) is None
+
+
 def test_cost_is_against_the_plain_detector(printed, tmp_path):
     rows = printed('detect', 'cost', CONFIG, '--height', '64', '--width', '64', '--rounds', '2', '--output',
                    tmp_path / 'cost.csv')

@@ -16,9 +16,9 @@ __all__ = ['COMMANDS', 'command_parser', 'main', 'parse', 'run']
 
 # 'detect train' is the module detect_train, and so on.
 COMMANDS = (
-    'train', 'evaluate', 'analyze', 'ablate', 'prune',
+    'train', 'evaluate', 'predict', 'analyze', 'ablate', 'prune',
     'detect train', 'detect test', 'detect predict', 'detect compare', 'detect cost', 'detect demo',
-    'convert', 'push', 'pull', 'models', 'sites', 'complexity', 'bench', 'demo', 'doctor')
+    'convert', 'export', 'push', 'pull', 'models', 'sites', 'complexity', 'bench', 'demo', 'doctor')
 _GROUPS = {'detect': 'Train, test and use detectors of MMDetection.'}
 _LOGGED = '%(asctime)s %(message)s'
 

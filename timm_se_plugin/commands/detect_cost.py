@@ -45,6 +45,8 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     for key in rows[0]:
         print(f'{key:<28}' + ''.join(f'{row[key]:>16,}' if isinstance(row[key], int) else f'{row[key]:>16}'
                                      for row in rows))
+    print('step_seconds is the median of the steps; step_ratio is the median of the ratios of two steps in turn, and '
+          'need not be the ratio of the two medians')
     if args.output:
         case = {'config': args.config, 'options': ' '.join(f'{k}={v}' for k, v in args.cfg_options.items()),
                 'batch': args.batch, 'height': args.height, 'width': args.width, 'device': args.device}

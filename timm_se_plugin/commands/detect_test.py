@@ -5,7 +5,7 @@ timm-se detect test faster-rcnn_se-r18_fpn_bccd work_dirs/faster-rcnn_se-r18_fpn
 
 import argparse
 
-from .detector_options import add_config, add_launcher, add_picture_check, set_local_rank
+from .detector_options import add_config, add_launcher, add_picture_check, launcher
 
 __all__ = ['add_arguments', 'run']
 
@@ -25,6 +25,5 @@ def run(args: argparse.Namespace) -> dict[str, float]:
     from ..detection.configs import read_config
     from ..detection.running import test_detector
 
-    set_local_rank(args)
     return test_detector(read_config(args.config, args.cfg_options, args.work_dir), args.checkpoint, args.out,
-                         args.launcher, check_pictures=not args.no_picture_check)
+                         launcher(args), check_pictures=not args.no_picture_check)

@@ -1,12 +1,12 @@
 """Train a detector.
 
 timm-se detect train faster-rcnn_se-r18_fpn_bccd
-torchrun --nproc-per-node 8 -m timm_se_plugin detect train faster-rcnn_se-r50_fpn_1x_coco --launcher pytorch
+torchrun --nproc-per-node 8 -m timm_se_plugin detect train faster-rcnn_se-r50_fpn_1x_coco
 """
 
 import argparse
 
-from .detector_options import add_config, add_launcher, add_picture_check, set_local_rank
+from .detector_options import add_config, add_launcher, add_picture_check, launcher
 
 __all__ = ['add_arguments', 'run']
 
@@ -34,11 +34,10 @@ def run(args: argparse.Namespace) -> dict[str, str]:
     from ..detection.records import record_run
     from ..detection.running import train_detector
 
-    set_local_rank(args)
     config = read_config(args.config, args.cfg_options, args.work_dir)
     if args.seed is not None:
         config.randomness = {**config.get('randomness', {}), 'seed': args.seed}
-    runner = train_detector(config, args.resume, args.amp, args.auto_scale_lr, args.launcher,
+    runner = train_detector(config, args.resume, args.amp, args.auto_scale_lr, launcher(args),
                             check_pictures=not args.no_picture_check)
     if args.record and is_main_process():
         record_run(runner, args.record)

@@ -4,7 +4,7 @@ import argparse
 import os
 from typing import Any
 
-__all__ = ['ConfigOptions', 'add_config', 'add_launcher', 'add_picture_check', 'set_local_rank']
+__all__ = ['ConfigOptions', 'add_config', 'add_launcher', 'add_picture_check', 'launcher']
 
 
 class ConfigOptions(argparse.Action):
@@ -31,11 +31,12 @@ def add_picture_check(parser: argparse.ArgumentParser) -> None:
 
 def add_launcher(parser: argparse.ArgumentParser) -> None:
     """Add ``--launcher``, and ``--local-rank``, which older launchers give."""
-    parser.add_argument('--launcher', choices=('none', 'pytorch', 'slurm', 'mpi'), default='none',
-                        help='what started the processes, if there are several')
+    parser.add_argument('--launcher', choices=('none', 'pytorch', 'slurm', 'mpi'),
+                        help='what started the processes, if there are several; torchrun is recognised')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
 
 
-def set_local_rank(args: argparse.Namespace) -> None:
-    """Tell MMEngine the rank that a launcher gave as an option."""
+def launcher(args: argparse.Namespace) -> str:
+    """What started the processes. MMEngine is told the rank that a launcher gave as an option."""
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    return args.launcher or ('pytorch' if 'TORCHELASTIC_RUN_ID' in os.environ else 'none')

@@ -22,6 +22,6 @@ def network(args: argparse.Namespace) -> tuple[Any, tuple[int, int, int] | None]
     import timm
 
     from ..models.names import check_model
-    check_model(args.model)
+    check_model(args.model, args.model_kwargs)
     model = timm.create_model(args.model, device='meta', **args.model_kwargs)
     return model, tuple(args.input_size) if args.input_size else None

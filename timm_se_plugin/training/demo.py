@@ -14,7 +14,6 @@ import timm
 import torch
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
-from timm.models import save_for_hf
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from torch import Tensor, nn
@@ -22,6 +21,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from ..measuring.complexity import complexity, saved_bytes
+from ..weights.folders import write_model
 
 __all__ = ['demo']
 
@@ -137,9 +137,9 @@ def demo(output: Path, epochs: int = 6, batch_size: int = 64, size: int = 64, se
 
     model = models['se_resnet18_plugin']
     folder = output / 'se_resnet18_digits'
-    save_for_hf(
-        model, str(folder), safe_serialization=True, model_config={'label_names': [str(i) for i in range(10)]},
-        data_config={'input_size': (1, size, size), 'mean': (MEAN,), 'std': (STD,)})
+    write_model(
+        model, folder, {'label_names': [str(i) for i in range(10)]},
+        {'input_size': (1, size, size), 'mean': (MEAN,), 'std': (STD,)})
     name = f'local-dir:{folder}'
     before, after = (predictions(m, test_x) for m in (model, timm.create_model(name, pretrained=True)))
     print(f"saved; timm.create_model('{name}', pretrained=True) gives it back")

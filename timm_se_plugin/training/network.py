@@ -33,7 +33,7 @@ def evaluated_network(options: Namespace, process: Process) -> Any:
     Raises:
         ValueError: an unknown model, or a checkpoint of another model.
     """
-    check_model(options.model)
+    check_model(options.model, options.model_kwargs)
     model = timm.create_model(
         options.model, pretrained=options.pretrained, num_classes=options.num_classes,
         **channel_kwargs(vars(options)))

@@ -87,6 +87,11 @@ def _add_data(root: argparse.ArgumentParser) -> None:
     add('--target-key', metavar='NAME', help='column of the labels in a data set with columns; label if not given')
     switch('--dataset-download', help='download the data set where its source can (torch/…)')
     add('--val-split', default='validation', metavar='NAME', help='split to evaluate on')
+    add('--val-share', type=_number(float, lambda x: 0 <= x < 1, 'a number from 0 to below 1'), default=0.0,
+        metavar='X',
+        help='share of the pictures of each class to evaluate on, where --data-dir is a folder of classes without '
+             'splits; a picture stays in its part when others come and go; 0 for data that has splits')
+    add('--val-share-seed', type=_natural, default=0, metavar='N', help='seed that chooses the pictures of --val-share')
     add('--val-num-samples', type=_count, metavar='N',
         help='images in --val-split, which a stream (wds/, hfids/) has to be told')
     add('--class-map', default='', metavar='FILE',
