@@ -3,7 +3,7 @@
 Data: the folder $TIMM_SE_DATA/bccd, or data/bccd without that variable, with images/ and
 instances_{train,val,test}.json.
 
-Run: python tools/train_detector.py faster-rcnn_r18_fpn_bccd --seed 0 --record results/bccd.csv
+Run: timm-se detect train faster-rcnn_r18_fpn_bccd --seed 0 --record results/bccd.csv
 Hardware: 2 CPU cores. Result: results/bccd.csv.
 """
 

@@ -2,7 +2,7 @@
 
 The gates start at 1, so that training starts from the features of mmdet's R50, in its frozen first stage too.
 
-Run: torchrun --nproc-per-node 8 tools/train_detector.py faster-rcnn_r50-se-r16-c2-c5_fpn_1x_coco --launcher pytorch
+Run: torchrun --nproc-per-node 8 -m timm_se_plugin detect train faster-rcnn_r50-se-r16-c2-c5_fpn_1x_coco
 Hardware: 8 GPUs of 16 GB, 2 images each (fewer: --auto-scale-lr). Result: not yet run.
 """
 

@@ -3,7 +3,7 @@
 torchvision's weights, which gain SE whose gates start at 1. The stem of Inception does not pad: maps are a little
 smaller than the picture divided by the stride, and the neck resizes each to the size of the next finer one.
 
-Run: torchrun --nproc-per-node 8 tools/train_detector.py faster-rcnn_se-inception-v3_fpn_1x_coco --launcher pytorch
+Run: torchrun --nproc-per-node 8 -m timm_se_plugin detect train faster-rcnn_se-inception-v3_fpn_1x_coco
 Hardware: 8 GPUs of 16 GB, 2 images each (fewer: --auto-scale-lr). Result: not yet run.
 """
 

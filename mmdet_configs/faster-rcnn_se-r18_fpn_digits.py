@@ -1,8 +1,8 @@
 """Small Faster R-CNN with an SE-ResNet-18 on scenes of handwritten digits, from scratch; the demo's detector.
 
-tools/demo_detection.py writes the scenes, trains and prints the result. To train again on the same scenes:
+timm-se detect demo writes the scenes, trains and prints the result. To train again on the same scenes:
 
-Run: python tools/train_detector.py faster-rcnn_se-r18_fpn_digits
+Run: timm-se detect train faster-rcnn_se-r18_fpn_digits
 Hardware: 2 CPU cores, two minutes. Result: what the demo prints.
 """
 

@@ -3,7 +3,7 @@
 torchvision's weights, as in mmdet's configuration. They gain SE whose gates start at 1, so that training starts from
 the same features as mmdet's.
 
-Run: torchrun --nproc-per-node 8 tools/train_detector.py faster-rcnn_se-r50_fpn_1x_coco --launcher pytorch
+Run: torchrun --nproc-per-node 8 -m timm_se_plugin detect train faster-rcnn_se-r50_fpn_1x_coco
 Hardware: 8 GPUs of 16 GB, 2 images each (fewer: --auto-scale-lr). Result: not yet run.
 """
 

@@ -1,6 +1,6 @@
 """Faster R-CNN with an SE-ResNeXt-50 (32x4d), COCO, 24 epochs.
 
-Run: torchrun --nproc-per-node 8 tools/train_detector.py faster-rcnn_se-x50-32x4d_fpn_2x_coco --launcher pytorch
+Run: torchrun --nproc-per-node 8 -m timm_se_plugin detect train faster-rcnn_se-x50-32x4d_fpn_2x_coco
 Hardware: 8 GPUs of 16 GB, 2 images each (fewer: --auto-scale-lr). Result: not yet run.
 """
 

@@ -1,6 +1,6 @@
 """Faster R-CNN with an SK-ResNet-18 on BCCD (blood cells), from scratch, 8 epochs.
 
-Run: python tools/train_detector.py faster-rcnn_sk-r18_fpn_bccd --seed 0 --record results/bccd.csv
+Run: timm-se detect train faster-rcnn_sk-r18_fpn_bccd --seed 0 --record results/bccd.csv
 Hardware: 2 CPU cores. Result: results/bccd.csv.
 """
 

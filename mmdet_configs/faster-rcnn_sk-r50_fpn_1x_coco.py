@@ -4,7 +4,7 @@ No published weights fit this backbone, and those of a plain network cannot gain
 from scratch with synchronised BatchNorm, unless you give weights of your own by
 --cfg-options model.backbone.pretrained=local-dir:<folder of a saved sk_resnet50_plugin>.
 
-Run: torchrun --nproc-per-node 8 tools/train_detector.py faster-rcnn_sk-r50_fpn_1x_coco --launcher pytorch
+Run: torchrun --nproc-per-node 8 -m timm_se_plugin detect train faster-rcnn_sk-r50_fpn_1x_coco
 Hardware: 8 GPUs of 16 GB, 2 images each (fewer: --auto-scale-lr). Result: not yet run.
 """
 

@@ -1,6 +1,6 @@
 """Faster R-CNN with an SK-ResNet-50, COCO, 24 epochs.
 
-Run: torchrun --nproc-per-node 8 tools/train_detector.py faster-rcnn_sk-r50_fpn_2x_coco --launcher pytorch
+Run: torchrun --nproc-per-node 8 -m timm_se_plugin detect train faster-rcnn_sk-r50_fpn_2x_coco
 Hardware: 8 GPUs of 16 GB, 2 images each (fewer: --auto-scale-lr). Result: not yet run.
 """
 

@@ -1,7 +1,6 @@
 """The pages cannot lie: their Python runs, and the commands and options that they name exist."""
 
 import contextlib
-import importlib.util
 import io
 import re
 import shlex
@@ -9,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from timm_se_plugin.commands import COMMANDS, main
 from timm_se_plugin.placement import ATTENTIONS
 
 ROOT = Path(__file__).parent.parent
@@ -69,9 +69,6 @@ def test_tools_and_their_options_exist(words):
 
 @pytest.mark.parametrize('words', [words for words in NAMED if words[0] in ('timm-se', '-m')], ids=' '.join)
 def test_commands_and_their_options_exist(words):
-    if importlib.util.find_spec('timm_se_plugin.commands') is None:
-        pytest.skip('this version has no timm-se')
-    from timm_se_plugin.commands import COMMANDS, main
     given = list(words[1:] if words[0] == 'timm-se' else words[2:])
     if not given or given[0].startswith('-'):
         return
@@ -89,7 +86,7 @@ def test_commands_and_their_options_exist(words):
 def test_options_in_sentences_exist():
     sources = [path for folder in ('timm_se_plugin', 'tools') for path in (ROOT / folder).rglob('*.py')]
     known = set(re.findall(r"'(--[a-z][\w-]*)'", ''.join(path.read_text(encoding='utf-8') for path in sources)))
-    elsewhere = {'--help', '--device-modules', '--offline'}     # of argparse, timm's trainer and timm-se doctor
+    elsewhere = {'--help', '--device-modules'}     # of argparse and of timm's trainer
     named = {option for page in PAGES for text in re.findall(r'`([^`\n]+)`', BLOCK.sub('', page.read_text(
         encoding='utf-8'))) for option in re.findall(r'(?<![\w-])--[a-z][\w-]*', text)}
     assert len(named) > 30

@@ -1,44 +1,6 @@
-"""Remove the channels that a trained network's gates use least, fine-tune, and tabulate accuracy against MACs.
+"""The command timm-se prune."""
 
-python tools/prune_by_gates.py work_dirs/run/last.pth.tar --shares 0.25 0.5 --criteria mean random --epochs 3
-"""
-
-import argparse
-import logging
-from pathlib import Path
-
-import timm_se_plugin  # noqa: F401  (registers the models)
-from timm_se_plugin.analysis.pruning import CRITERIA
-from timm_se_plugin.analysis.pruning_study import pruning_study
-
-
-def main() -> None:
-    """Read the options and run."""
-    logging.basicConfig(format='%(asctime)s %(message)s', datefmt='%H:%M:%S', level=logging.INFO)
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('checkpoint', help='checkpoint of train_classifier, whose options of data and model are used')
-    parser.add_argument('--shares', type=float, nargs='+', default=[0.25, 0.5], metavar='X',
-                        help='shares of the gated channels to remove, between 0 and 1 (default: 0.25 0.5)')
-    parser.add_argument('--criteria', nargs='+', choices=CRITERIA, default=['mean', 'random'],
-                        help='criteria of the channels: the smallest mean gate, the smallest deviation of the gate, or '
-                             'chance (default: mean random)')
-    parser.add_argument('--epochs', type=int, default=3, metavar='N',
-                        help='epochs of fine-tuning after the pruning (default: %(default)s)')
-    parser.add_argument('--lr', type=float, default=0.01, metavar='X',
-                        help='learning rate at the start of the fine-tuning (default: %(default)s)')
-    parser.add_argument('--data-dir', metavar='DIR', help="folder of the data; the training's if not given")
-    parser.add_argument('--device', metavar='NAME',
-                        help='device, such as cpu or cuda:1; if not given, cuda where there is one, else cpu')
-    parser.add_argument('--results', type=Path, default=Path('work_dirs/pruning.csv'), metavar='CSV',
-                        help='table of the results (default: %(default)s)')
-    parser.add_argument('--output', type=Path, default=Path('work_dirs/pruned'), metavar='DIR',
-                        help="folder for the pruned networks, each a folder that timm.create_model('local-dir:...') "
-                             'loads (default: %(default)s)')
-    args = parser.parse_args()
-    changes = {key: value for key, value in (('data_dir', args.data_dir), ('device', args.device)) if value}
-    pruning_study(args.checkpoint, args.shares, args.criteria, args.epochs, args.lr, args.results, args.output,
-                  **changes)
-
+from timm_se_plugin.commands import main
 
 if __name__ == '__main__':
-    main()
+    main(command='prune')

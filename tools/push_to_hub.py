@@ -1,44 +1,6 @@
-"""Share a saved model, or the model of a training, on the Hugging Face Hub.
+"""The command timm-se push."""
 
-python tools/push_to_hub.py work_dirs/demo/se_resnet18_digits user/se-resnet18-digits --license apache-2.0 --dry-run
-python tools/push_to_hub.py work_dirs/faster-rcnn_se-r18_fpn_bccd user/cells --data "BCCD, train" --private
-"""
-
-import argparse
-from pathlib import Path
-
-from timm_se_plugin import push_to_hub
-from timm_se_plugin.weights.facts import Facts, csv_row
-
-
-def main() -> None:
-    """Read the arguments and share."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('source', help='folder of a saved model, or the work folder of a training')
-    parser.add_argument('repository', help='repository on the Hub, user/name')
-    parser.add_argument('--revision', help='branch, which is made if it does not exist')
-    parser.add_argument('--private', action='store_true', help='make the repository private')
-    parser.add_argument('--message', default='Add model', help='message of the commit')
-    parser.add_argument('--license', help="for the model card: the Hub's identifier of the license, such as apache-2.0")
-    parser.add_argument('--data', help='for the model card: what the model was trained on')
-    parser.add_argument('--recipe', help='for the model card: how the model was trained')
-    parser.add_argument('--results', metavar='CSV', help='for the model card: a table of measured results')
-    parser.add_argument('--results-row', type=int, metavar='N',
-                        help='the row of that table that belongs to the weights: from 1, or from -1 backwards')
-    parser.add_argument('--dry-run', action='store_true', help='show every file and send nothing')
-    args = parser.parse_args()
-    facts = Facts(
-        args.license, args.data, args.recipe, args.results and csv_row(args.results, args.results_row),
-        args.results and Path(args.results).name)
-    shared = push_to_hub(
-        args.source, args.repository, facts, args.revision, args.private, args.message, dry_run=args.dry_run)
-    for name, size in shared.files.items():
-        print(f'{name}: {size:,} bytes')
-    if args.dry_run:
-        for name, text in shared.texts.items():
-            print(f'\n===== {name}\n{text}')
-    print(f'nothing was sent to {args.repository}' if args.dry_run else shared.url)
-
+from timm_se_plugin.commands import main
 
 if __name__ == '__main__':
-    main()
+    main(command='push')

@@ -188,8 +188,8 @@ def facts_table() -> str:
     for case in _FACTS:
         timms, ours = speed[case]['timm'], speed[case]['fused']
         body.append([f'time, {case}', '1', f'{float(ours["ratio"]):.2f}', f'{float(timms["ratio"]):.2f}'])
-    kept = [float(speed[_FACTS[0]][variant]['saved_bytes_ratio']) for variant in ('fused', 'timm')]
-    body.append([f'memory kept for the backward pass, {_FACTS[0]}', '1', *(f'{ratio:.3f}' for ratio in kept)])
+    kept = [f'{float(speed[_FACTS[0]][variant]["saved_bytes_ratio"]):.3f}' for variant in ('fused', 'timm')]
+    body.append([f'memory kept for the backward pass, {_FACTS[0]}', '1', *kept])
     cifar = [row for row in read('cifar10.csv') if not row['options'] and row['epochs'] == '15']
     for what, rows, key, names, factor, digits in (
             ('top-1 %, ResNet-20 on CIFAR-10, 15 epochs', cifar, 'top1', '{}resnet20_cifar_plugin', 100, 2),

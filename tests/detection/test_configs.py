@@ -68,7 +68,7 @@ def test_a_configuration_is_short_and_says_how_to_run_it(path):
     assert len(text.splitlines()) < 25
     assert text.startswith('"""')
     if path in CONFIGS:
-        assert re.search(rf'^Run: .*tools/train_detector.py {path.stem}( |$)', text, re.M)
+        assert re.search(rf'^Run: .*detect train {path.stem}( |$)', text, re.M)
         assert re.search(r'^Hardware: .* Result: ', text, re.M)
         assert configuration(path).default_hooks.checkpoint.type == 'WholeCheckpointHook'
 

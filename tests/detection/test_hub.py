@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import runpy
 import sys
 from pathlib import Path
 
@@ -120,13 +121,10 @@ def test_the_tool_detects_with_a_shared_detector(cells, tmp_path, monkeypatch, c
     import cv2
     cv2.imwrite(str(tmp_path / 'a.png'), np.random.default_rng(0).integers(0, 255, (80, 96, 3), dtype=np.uint8))
     tool = Path(timm_se_plugin.__file__).parents[1] / 'tools' / 'detect_image.py'
-    spec = importlib.util.spec_from_file_location('detect_image', tool)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
     monkeypatch.setattr(sys, 'argv', [
         'detect_image.py', 'hf-hub:me/cells', str(tmp_path / 'a.png'), '--score', '0',
         '--output', str(tmp_path / 'out')])
-    module.main()
+    runpy.run_path(str(tool), run_name='__main__')
     boxes = json.loads((tmp_path / 'out' / 'detections.json').read_text())[0]['detections']
     expected = found_in(pull_detector('hf-hub:me/cells'))
     assert f'{len(expected)} boxes' in capsys.readouterr().out

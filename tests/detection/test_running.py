@@ -71,13 +71,13 @@ def test_a_coco_configuration_trains_validates_tests_resumes_and_detects(coco_fo
 
     annotated = json.loads((coco_folder / 'annotations.json').read_text())['annotations']
     figure = compare(on_folder(coco_folder), last, coco_folder / 'figures' / 'pairs.png', count=3, score=0.)
-    assert figure.shape == (2 * (40 + 8), 2 * (2 * 48 + 8), 3)
+    assert figure.shape == (16 + 2 * (40 + 8), 2 * (2 * 48 + 8), 3)
     assert (cv2.imread(str(coco_folder / 'figures' / 'pairs.png')) == figure).all()
-    assert (figure[48:, 104:] == 255).all()  # three pictures leave a place free
+    assert (figure[64:, 104:] == 255).all()  # three pictures leave a place free
     (x, y, width, height), half = annotated[0]['bbox'], cv2.resize(
         cv2.imread(str(coco_folder / 'images' / '0.png')), (48, 40), interpolation=cv2.INTER_AREA)
     box = [x / 2, y / 2, (x + width) / 2, (y + height) / 2]
-    assert (figure[:40, :48] == draw(half, [box], ['blue'], classes=['blue', 'red'])).all()
+    assert (figure[16:56, :48] == draw(half, [box], ['blue'], classes=['blue', 'red'])).all()
     with pytest.raises(ValueError, match='count=5 is not possible: the test set has 4 pictures'):
         compare(on_folder(coco_folder), last, coco_folder / 'pairs.png', count=5)
 

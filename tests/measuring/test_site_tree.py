@@ -1,7 +1,7 @@
 """The tree of attention's places against the counts that the network gives itself."""
 
-import importlib.util
 import re
+import runpy
 import sys
 from pathlib import Path
 from xml.etree import ElementTree
@@ -47,13 +47,10 @@ def bars(path, colour):
 
 
 def test_tool_prints_the_tree_and_draws_it(tmp_path, monkeypatch, capsys):
-    spec = importlib.util.spec_from_file_location('draw_sites', TOOL)
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
     monkeypatch.setattr(sys, 'argv', [
         'draw_sites.py', 'test_resnet_plugin', '--model-kwargs', 'attn=cbam', 'attn_stages=3',
         '--input-size', '3', '64', '64', '--output', str(tmp_path / 'sites.svg')])
-    tool.main()
+    runpy.run_path(str(TOOL), run_name='__main__')
     printed = capsys.readouterr().out
     assert 'layer3: Sequential + 0.se' in printed
     assert printed.startswith('1 attention layers, image 3x64x64')

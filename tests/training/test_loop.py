@@ -210,7 +210,7 @@ def test_the_rate_follows_the_global_batch_by_timms_rule(digits, tmp_path, opt, 
     (('--mean', '0.5', '0.5'), r'--mean 0.5 0.5 needs one number, or one for each of the 3 channels'),
     (('--opt', 'sgdd'), '--opt sgdd .*not found in registry; timm.optim.list_optimizers'),
     (('--opt-kwargs', 'decay=1'), "--opt sgd with --opt-kwargs {'decay': 1}: .*'decay'"),
-    (('--model', 'se_resnet5_plugin'), '--model se_resnet5_plugin is unknown; did you mean .*se_resnet50_plugin'),
+    (('--model', 'se_resnet5_plugin'), 'model se_resnet5_plugin is unknown; did you mean .*se_resnet50_plugin'),
     pytest.param(('--device', 'cuda'), '--device cuda needs CUDA, .*; --device cpu works', marks=pytest.mark.skipif(
         torch.cuda.is_available(), reason='there is one'))])
 def test_a_mistake_is_named_with_what_is_allowed(digits, tmp_path, options, said):

@@ -41,7 +41,7 @@ def test_the_best_epoch_is_shared_with_its_row(hub, tmp_path):
     assert all(torch.equal(value, weights[key]) for key, value in model.state_dict().items())
     assert tuple(model.pretrained_cfg['mean']) == (0.2, 0.3, 0.4)
     card = shared.texts['README.md']
-    assert '| 1 | 1.0 | 70.0 |' in card
+    assert '| 2 of 3 | 1.0 | 70.0 |' in card
     assert '`short`: epochs 3, opt sgd, lr 0.1, seed 0' in card
     assert '## Data\n\nflowers' in card
     assert not any('somebody' in text or '/home' in text for text in shared.texts.values())

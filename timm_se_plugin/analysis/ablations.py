@@ -7,6 +7,7 @@ import re
 import statistics
 import subprocess
 import sys
+from argparse import Namespace
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -138,9 +139,9 @@ def _check_finished(folder: Path, command: Sequence[str]) -> None:
         return
     import yaml  # of the [train] extra
 
-    from ..training.config import different_options, parse_options
+    from ..training.config import different_options, options_of, parse_options
 
-    then = yaml.safe_load((folder / 'args.yaml').read_text(encoding='utf-8'))
+    then = options_of({'args': Namespace(**yaml.safe_load((folder / 'args.yaml').read_text(encoding='utf-8')))})
     now = yaml.safe_load(yaml.safe_dump(vars(parse_options(command))))  # lists for tuples, as in the file
     if now['num_classes'] is None:  # the run took it from the data
         now['num_classes'] = then['num_classes']

@@ -26,18 +26,8 @@ _logger = logging.getLogger(__name__)
 def parse_analysis(argv: Sequence[str] | None = None) -> Namespace:
     """Options of an analysis: those of an evaluation, and ``--classes``, ``--table`` and ``--pictures``."""
     from ..training import parse_evaluation
-    from ..training.options import evaluation_parser
-
-    parser = evaluation_parser()
-    parser.prog, parser.description = 'analyze_attention', (
-        "Analyse the gates of a classifier, of timm or of the plugin: write a table, the papers' figures and a report.")
-    add = parser.add_argument_group('analysis').add_argument
-    add('--classes', nargs='+', metavar='NAME', help='classes to draw; the first four that have images if not given')
-    add('--table', choices=('csv', 'parquet'), default='csv',
-        help='kind of the table of statistics; parquet needs pyarrow (default: %(default)s)')
-    add('--pictures', type=int, default=12, metavar='N',
-        help='number of the most unusual images in the report (default: %(default)s)')
-    return parse_evaluation(argv, parser)
+    from .options import analysis_parser
+    return parse_evaluation(argv, analysis_parser())
 
 
 def analyze(options: Namespace) -> GateStatistics:
@@ -62,7 +52,7 @@ def analyze(options: Namespace) -> GateStatistics:
     if not options.output:
         raise ValueError('--output is missing: it takes the folder for the table, the figures and the report')
     if options.real_labels is not None:
-        raise ValueError('--real-labels is for evaluate_classifier; the analysis uses the labels of the data')
+        raise ValueError('--real-labels is for timm-se evaluate; the analysis uses the labels of the data')
     folder = Path(options.output)
     check_ending(folder / f'gates.{options.table}')
     with init_process(options) as process:

@@ -8,6 +8,7 @@ import argparse
 import functools
 import importlib.util
 import pickle
+import re
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +18,7 @@ import torch
 
 try:
     import mmdet  # noqa: F401 (for the error below, which names what has to be installed)
+    import pycocotools.coco
     from mmengine.logging import HistoryBuffer
     from mmengine.runner import checkpoint
 except ModuleNotFoundError as error:
@@ -40,6 +42,17 @@ def _statistic(owner: type, name: str) -> Callable:
         raise pickle.UnpicklingError(f'the checkpoint asks for {name!r} of {owner!r}, which MMEngine does not write')
     return getattr(owner, name)
 
+
+# pycocotools prints these lines at each reading of annotations.
+_PROGRESS = re.compile(r'loading annotations into memory\.\.\.|Done \(t=[\d.]+s\)|creating index\.\.\.|index created!')
+
+
+def _print(*texts: Any, **options: Any) -> None:
+    if not (len(texts) == 1 and _PROGRESS.fullmatch(str(texts[0]))):
+        print(*texts, **options)
+
+
+pycocotools.coco.print = _print
 
 # torch.load refuses types that are not on its list. Beside tensors, MMEngine saves the histories of its logs, which are
 # numpy arrays with named statistics, and the best score, which is a numpy scalar. In files that numpy 1 wrote, the

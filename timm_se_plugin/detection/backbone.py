@@ -233,7 +233,12 @@ class TimmAttentionBackbone(BaseModule):
             weights = dict(pretrained_cfg_overlay=dict(file=place))
         else:
             weights = {} if self.pretrained is True else dict(pretrained_cfg=place)
-        trained = self._create(self.feature_info.out_indices, pretrained=True, **weights)
+        try:
+            trained = self._create(self.feature_info.out_indices, pretrained=True, **weights)
+        except OSError as error:
+            raise ConnectionError(
+                f'pretrained={self.pretrained!r} of {self.model_name}: the weights cannot be fetched ({error}); '
+                '--cfg-options model.backbone.pretrained=False starts without them') from error
         different = attention_misfit(self.attn, AttentionSpec.of(trained))
         if different:
             raise ValueError(

@@ -141,7 +141,7 @@ def detector_cost(
                 torch.cuda.synchronize(x.device)
             if turn >= 2:
                 seconds[name].append(time.perf_counter() - start)
-        report(f'turn {turn + 1} of {rounds + 2}')
+        report(f'step {turn - 1} of {rounds}' if turn >= 2 else f'warm-up {turn + 1} of 2')
     for name, row in rows.items():
         row['step_seconds'] = round(statistics.median(seconds[name]), 4)
         pairs = zip(seconds[name], seconds['plain'], strict=True)

@@ -153,6 +153,15 @@ def detect(
     return results
 
 
+def _heads(width: int, places: Sequence[int]) -> np.ndarray:
+    """A strip, (16, width, 3), that says by turns 'annotated' and 'detected' at these places in pixels."""
+    strip = np.full((16, width, 3), 255, np.uint8)
+    for i, x in enumerate(places):
+        cv2.putText(strip, ('annotated', 'detected')[i % 2], (x + 2, 12), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (0, 0, 0), 1,
+                    cv2.LINE_AA)
+    return strip
+
+
 def compare(
         config: Config, checkpoint: str, output: str | Path, count: int = 6, score: float = 0.5, device: str = 'cpu',
 ) -> np.ndarray:
@@ -194,10 +203,13 @@ def compare(
         true_labels = [names[instance['bbox_label']] for instance in info['instances']]
         pairs.append(np.hstack([draw(small, np.divide(true, 2), true_labels, classes=colours),
                                 draw(small, np.divide(boxes, 2), labels, scores, colours)]))
+    widths = [pair.shape[1] // 2 for pair in pairs[:2]]
     height, width = (8 + max(pair.shape[axis] for pair in pairs) for axis in (0, 1))
     figure = np.full(((count + 1) // 2 * height, 2 * width, 3), 255, np.uint8)
     for i, pair in enumerate(pairs):
         figure[i // 2 * height:, i % 2 * width:][:pair.shape[0], :pair.shape[1]] = pair
+    figure = np.vstack([_heads(figure.shape[1], [x for column, half in enumerate(widths)
+                                                 for x in (column * width, column * width + half)]), figure])
     Path(output).parent.mkdir(parents=True, exist_ok=True)
     write_picture(output, figure)
     return figure

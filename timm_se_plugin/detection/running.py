@@ -6,11 +6,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.error import URLError
 
 from mmdet.registry import DATASETS
 from mmdet.utils import setup_cache_size_limit_of_dynamo
 from mmengine.config import Config
-from mmengine.dist import master_only
+from mmengine.dist import is_main_process, master_only
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.registry import HOOKS, RUNNERS
@@ -47,6 +48,7 @@ class CheckInputHook(Hook):
     def __init__(self, strict: bool, pictures: bool = True) -> None:
         self.strict, self.pictures = strict, pictures
         self.classes: Sequence[str] | None = None
+        self.passed = False
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Compare the checkpoint with the model, and keep the names of its classes for the comparison with the data."""
@@ -69,6 +71,7 @@ class CheckInputHook(Hook):
         if 'train' in datasets:
             datasets |= _test_set(runner.cfg)
         check_data(datasets, evaluators, unwrap_model(runner.model), self.classes, self.pictures)
+        self.passed = True
 
 
 def _test_set(config: Config) -> dict[str, Any]:
@@ -112,6 +115,12 @@ class ProgressHook(Hook):
         self.bar.close()
 
 
+def _tells_the_user(record: logging.LogRecord) -> bool:
+    """Whether a line of the log is not MMEngine's about a class of its own, which its own hooks use."""
+    return record.getMessage() != ('"FileClient" will be deprecated in future. Please use io functions in '
+                                   'https://mmengine.readthedocs.io/en/latest/api/fileio.html#file-io')
+
+
 def _runner(config: Config, splits: tuple[str, ...], strict: bool, check_pictures: bool) -> Runner:
     setup_cache_size_limit_of_dynamo()
     for split in splits:
@@ -121,9 +130,11 @@ def _runner(config: Config, splits: tuple[str, ...], strict: bool, check_picture
         path = Path(data.get('data_root') or '', data.get('ann_file') or '')
         if data.get('ann_file') and '://' not in str(data.get('data_root')) and (
                 is_local(str(path), data.get('backend_args')) and not path.is_file()):
+            read = '' if split == 'train' else f' {split}_evaluator.ann_file=…, which the evaluation reads'
             raise FileNotFoundError(f'the annotations {path} of {split}_dataloader do not exist; say where they are by '
-                                    f'--cfg-options {split}_dataloader.dataset.data_root=…')
+                                    f'--cfg-options {split}_dataloader.dataset.data_root=…{read}')
     runner = RUNNERS.build(config) if 'runner_type' in config else Runner.from_cfg(config)
+    runner.logger.addFilter(_tells_the_user)
     # An entry in custom_hooks would be saved with the configuration, and MMDetection's own tools could not build it.
     runner.register_hook(CheckInputHook(strict, check_pictures))
     return runner
@@ -166,6 +177,7 @@ def train_detector(
         ValueError: the data sets, the detector and the checkpoint do not belong together (:mod:`~.data_check`); no
             picture has a box of the classes; the learning rate is to be scaled, and the configuration has no base batch
             size.
+        ConnectionError: the weights that the training starts from cannot be fetched.
     """
     config.launcher = launcher
     if amp:
@@ -178,9 +190,21 @@ def train_detector(
     if resume:
         config.resume = True
         config.load_from = None if resume in (True, 'auto') else resume
+    kept = {path: path.read_bytes() for path in Path(config.work_dir).glob('*.py')}
     runner = _runner(config, ('train', 'val'), bool(config.get('resume')), check_pictures)
-    with _empty_data_explained(config):
-        runner.train()
+    try:
+        with _empty_data_explained(config):
+            runner.train()
+    except Exception as error:
+        passed = any(isinstance(hook, CheckInputHook) and hook.passed for hook in runner.hooks)
+        if is_main_process() and not passed:
+            for path, content in kept.items():  # the Runner has written its own, of a training that was refused
+                path.write_bytes(content)
+        if isinstance(error, URLError):
+            raise ConnectionError(
+                f'the weights that the configuration starts from cannot be fetched: {error.reason}; --cfg-options '
+                'model.backbone.init_cfg=None starts without them') from error
+        raise
     return runner
 
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from ..files.hub_files import read_config_json
 from ..placement import AttentionSpec, place_attention
-from ..placement.record import record_arguments
+from ..placement.record import record_arguments, record_origin
 from ..placement.spec import applicable, is_option, split_attention_kwargs
 from ..placement.surgery import run_blocks_fused, vacate_blocks
 from ..placement.widths import set_widths
@@ -93,6 +93,7 @@ def build(arch: Architecture, pretrained: bool = False, **kwargs: Any) -> nn.Mod
     if pretrained:
         check_saved_weights(cfg, built)
     model = built(pretrained)
+    record_origin(model, published=pretrained)
     record_arguments(model, **{name: value for name, value in kwargs.items()
                                if name not in (*_NOT_RECORDED, 'pretrained_model_args') and value is not None})
     if pruned_widths is not None:

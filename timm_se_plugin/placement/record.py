@@ -8,7 +8,9 @@ from torch import nn
 
 from .spec import AttentionSpec
 
-__all__ = ['OPEN_NAMES', 'TIMM_NAMES', 'is_recorded', 'record_arguments', 'record_attention']
+__all__ = [
+    'OPEN_NAMES', 'TIMM_NAMES', 'began_with_published_weights', 'is_recorded', 'record_arguments', 'record_attention',
+    'record_origin']
 
 _logger = logging.getLogger(__name__)
 
@@ -25,6 +27,17 @@ def record_arguments(model: nn.Module, **arguments: Any) -> None:
     """
     recorded: Any = model
     recorded._model_args = {**getattr(model, '_model_args', {}), **arguments}
+
+
+def record_origin(model: nn.Module, published: bool) -> None:
+    """Let a saved config.json know whether the network began with the weights that its configuration names."""
+    network: Any = model
+    network._began_with_published_weights = published
+
+
+def began_with_published_weights(model: nn.Module) -> bool:
+    """What :func:`record_origin` has recorded; True for a network of which nothing is known."""
+    return bool(getattr(model, '_began_with_published_weights', True))
 
 
 def record_attention(model: nn.Module, spec: AttentionSpec | None) -> None:

@@ -31,7 +31,7 @@ def classifier_card(model: nn.Module, repo_id: str, facts: Facts, revision: str 
     """
     network: Any = model
     architecture = network.pretrained_cfg['architecture']
-    attn = AttentionSpec.of(model)
+    attn, names = AttentionSpec.of(model), network.pretrained_cfg.get('label_names')
     cost = complexity(model)
     size = 'x'.join(map(str, cost.input_size))
     needs_plugin = architecture in architectures
@@ -46,7 +46,7 @@ probabilities = model(transform(image)[None]).softmax(-1)  # image: a PIL image"
         rows=(
             ('Architecture', f'`{architecture}`'),
             ('Attention', _described(attn)),
-            ('Classes', network.num_classes or None),
+            ('Classes', _classes(network.num_classes, names)),
             ('Parameters', f'{cost.params:,}' + (f', {cost.attention_params:,} of them attention' if attn else '')),
             ('MACs', f'{cost.macs:,} for an input of {size}' + (
                 f', {cost.attention_macs:,} of them attention' if attn else '')),
@@ -86,18 +86,36 @@ from timm_se_plugin.detection.hub import pull_detector
 detector = pull_detector('{place}')
 found = inference_detector(detector, 'picture.jpg').pred_instances
 
-# or: python tools/detect_image.py {place} pictures/ --output found""",
+# or: timm-se detect predict {place} pictures/ --output found""",
         rows=(
             ('Detector', network.type),
-            ('Backbone', f"`{network.backbone.get('model_name', network.backbone.type)}`"),
-            ('Attention', _described(getattr(detector.backbone, 'attn', None))),
-            ('Classes', f'{len(classes)}: {", ".join(classes[:20])}{", …" if len(classes) > 20 else ""}'
-             if classes else None),
+            ('Backbone', f'`{network.backbone.get("model_name", network.backbone.type)}`' + (
+                f', depth {network.backbone.depth}' if 'depth' in network.backbone else '')),
+            ('Attention', _described(getattr(detector.backbone, 'attn', None)) or _plugins(network.backbone)),
+            ('Classes', _classes(len(classes), classes)),
             ('Parameters', f'{sum(p.numel() for p in detector.parameters()):,}'),
             ('Saved with', f'timm_se_plugin {__version__}'),
         ),
         repo_id=repo_id, facts=facts, library_name='mmdet', pipeline_tag='object-detection',
         tags=['mmdet', 'timm_se_plugin'])
+
+
+def _classes(number: int, names: Sequence[str] | None) -> str | None:
+    """How many classes there are, and the names of the first twenty."""
+    if not number or not names or len(names) != number:
+        return str(number) if number else None
+    return f'{number}: {", ".join(map(str, names[:20]))}{", …" if number > 20 else ""}'
+
+
+def _plugins(backbone: Any) -> str | None:
+    """The plugin layers of a backbone of MMDetection."""
+    described = []
+    for plugin in backbone.get('plugins') or ():
+        options = {key: value for key, value in plugin['cfg'].items() if key != 'type'}
+        stages = f', stages={tuple(plugin["stages"])!r}' if plugin.get('stages') else ''
+        described.append(f'`{plugin["cfg"]["type"]}({", ".join(f"{k}={v!r}" for k, v in options.items())})` '
+                         f'{plugin["position"].replace("_", " ")}{stages}')
+    return '; '.join(described) or None
 
 
 def _described(attn: AttentionSpec | None) -> str | None:

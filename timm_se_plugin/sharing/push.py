@@ -10,15 +10,12 @@ from torch import nn
 
 from ..files.hub_files import CONFIG, FOLDER, read_config_json
 from ..weights.facts import Facts
-from ..weights.folders import write_model
+from ..weights.folders import DESCRIBED, write_model
 from ..weights.runs import read_run
 from .cards import classifier_card, detector_card
 from .upload import Shared, listed, merged_card, upload
 
 __all__ = ['push_to_hub']
-
-# What timm's config.json may say about a model without needing it to build the model.
-_DESCRIBED = ('label_names', 'label_descriptions', 'license', 'description', 'tags', 'paper_ids', 'paper_name')
 
 
 def push_to_hub(
@@ -62,6 +59,8 @@ def push_to_hub(
             write_detector(model, folder)
             text = detector_card(model, repo_id, facts, revision)
         else:
+            if facts.license:
+                options['model_config'] = {**options.get('model_config', {}), 'license': facts.license}
             text = classifier_card(write_model(model, folder, **options), repo_id, facts, revision)
         card = Path(folder, 'README.md')
         card.write_text(merged_card(None, text) if dry_run else text, encoding='utf-8')
@@ -77,7 +76,7 @@ def _loaded(source: nn.Module | str | Path, facts: Facts) -> tuple[nn.Module, Fa
         place = f'{FOLDER}{path}'
         config = read_config_json(place)
         if 'architecture' in config:
-            described = {name: config[name] for name in _DESCRIBED if name in config}
+            described = {name: config[name] for name in DESCRIBED if name in config}
             return timm.create_model(place, pretrained=True), facts, {'model_config': described}
         from ..detection.hub import pull_detector
         return pull_detector(place), facts, {}

@@ -36,7 +36,7 @@ def listed(folder: str | Path, url: str | None = None) -> Shared:
     """The files in a folder."""
     paths = {path.relative_to(folder).as_posix(): path for path in sorted(Path(folder).rglob('*')) if path.is_file()}
     texts = {name: path.read_text(encoding='utf-8') for name, path in paths.items()
-             if path.suffix in ('.md', '.json', '.csv', '.yaml')}
+             if path.suffix in ('.md', '.json', '.csv', '.yaml', '.py')}
     return Shared({name: path.stat().st_size for name, path in paths.items()}, texts, url)
 
 
@@ -63,7 +63,21 @@ def upload(
     Raises:
         ValueError: `private` is True, and the repository exists and is public.
         HfHubHTTPError: the Hub refuses; the message says why.
+        ConnectionError: the Hub cannot be reached.
     """
+    try:
+        return _sent(folder, repo_id, revision, private, message, token)
+    except Exception as error:
+        # The class is requests', httpx's or httpx2's, as huggingface-hub has it.
+        if not {'ConnectionError', 'TransportError'} & {kind.__name__ for kind in type(error).__mro__}:
+            raise
+        raise ConnectionError(f'{repo_id} is not shared, since the Hub cannot be reached: {error}; run the command '
+                              'again when it can: what has arrived is not sent twice') from error
+
+
+def _sent(
+        folder: str | Path, repo_id: str, revision: str | None, private: bool, message: str, token: str | None,
+) -> Shared:
     api = HfApi(token=token, library_name='timm_se_plugin', library_version=__version__)
     repo_id = api.create_repo(repo_id, private=private or None, exist_ok=True).repo_id
     if private and not api.model_info(repo_id).private:

@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 from argparse import Namespace
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
 from torchvision.transforms import Compose
 
 from .augmentation import Transforms, train_transforms
-from .folders import closest, read_class_map, read_folder, read_tar
+from .folders import closest, read_class_map, read_folder, read_tar, share_of
 from .images import Batches, Images, Picture, seed_of
 from .process import Process
 
@@ -164,6 +164,8 @@ def open_split(options: Namespace, split: str, training: bool) -> Any:
         if not (root and Path(root).exists()):
             found = f'there is nothing at --data-dir {root}' if root else 'no data is given'
             raise ValueError(f'{found}; --data-dir takes the folder of the data, --dataset the name of a data set')
+        if getattr(options, 'val_share', None):
+            return ImageDataset(root, _part(options, split, class_map))
         root = split_root(Path(root), split)
         return ImageDataset(root, (read_tar if root.endswith('.tar') else read_folder)(root, class_map))
     else:
@@ -184,6 +186,19 @@ def open_split(options: Namespace, split: str, training: bool) -> Any:
             builder = dataset.reader.builder
             _check_columns(options, builder.info.features or next(iter(builder.as_streaming_dataset(split))))
         return dataset
+
+
+def _part(options: Namespace, split: str, class_map: Mapping[str, int] | None) -> Any:
+    """The pictures of a folder of classes that are in --val-share, or those that are not."""
+    root, validation = options.data_dir, split == options.val_split
+    if split_root(Path(root), options.val_split) != str(Path(root)) or not Path(root).is_dir():
+        raise ValueError(f'--val-share {options.val_share} is for a folder of classes, and {root} has a split '
+                         f'{options.val_split!r} already; leave it out')
+    reader = read_folder(root, class_map)
+    chosen = share_of(reader.samples, root, options.val_share, options.val_share_seed)
+    reader.samples = [sample for sample, is_chosen in zip(reader.samples, chosen, strict=True)
+                      if is_chosen == validation]
+    return reader
 
 
 def _check_columns(options: Namespace, columns: Iterable[str]) -> None:

@@ -1,9 +1,10 @@
 """Folders with a folder of pictures for each class: what is read, what is left out, and what is refused."""
 
+import hashlib
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
@@ -18,7 +19,7 @@ from timm.data.readers.reader_image_folder import ReaderImageFolder
 from timm.data.readers.reader_image_in_tar import ReaderImageInTar
 from timm.utils.misc import natural_key
 
-__all__ = ['closest', 'picture_endings', 'read_class_map', 'read_folder', 'read_tar']
+__all__ = ['closest', 'picture_endings', 'read_class_map', 'read_folder', 'read_tar', 'share_of']
 
 _logger = logging.getLogger(__name__)
 _OF_SYSTEMS = ('__MACOSX', '__pycache__', '@eaDir')  # macOS, Python, Synology
@@ -91,6 +92,35 @@ def read_folder(root: str, class_map: Mapping[str, int] | None) -> ReaderImageFo
         (_logger.warning if empty or unmapped else _logger.info)(
             '%s: %d pictures of %d classes%s', root, len(reader.samples), len(names) - len(unmapped), left)
     return reader
+
+
+def share_of(samples: Sequence[tuple[str, int]], root: str, share: float, seed: int) -> list[bool]:
+    """Which pictures are in a share that has as large a part of each class, at least one picture of each.
+
+    A picture is chosen by a number that its path below `root` and the seed give: where others come and go, few change
+    sides, and the order of the files and the machine don't matter.
+
+    Args:
+        samples: path and class of each picture.
+        root: folder of the folders of the classes.
+        share: part of each class, between 0 and 1.
+        seed: of the numbers.
+
+    Raises:
+        ValueError: a class has one picture, which cannot be on both sides.
+    """
+    by_class: dict[int, list[tuple[bytes, int]]] = {}
+    for i, (path, target) in enumerate(samples):
+        name = Path(os.path.relpath(path, root)).as_posix()
+        by_class.setdefault(target, []).append((hashlib.sha256(f'{seed}/{name}'.encode()).digest(), i))
+    chosen = [False] * len(samples)
+    for ranked in by_class.values():
+        if len(ranked) < 2:
+            raise ValueError(f'{samples[ranked[0][1]][0]} is the only picture of its class, and --val-share needs two: '
+                             'one to train on and one to evaluate on')
+        for _, i in sorted(ranked)[:min(max(round(share * len(ranked)), 1), len(ranked) - 1)]:
+            chosen[i] = True
+    return chosen
 
 
 def read_tar(root: str, class_map: Mapping[str, int] | None) -> ReaderImageInTar:

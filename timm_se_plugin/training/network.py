@@ -2,7 +2,6 @@
 
 from argparse import Namespace
 from collections.abc import Sequence
-from difflib import get_close_matches
 from typing import Any
 
 import timm
@@ -11,22 +10,11 @@ from timm.data import ImageNetInfo, infer_imagenet_subset
 from timm.models import load_checkpoint
 from torch import nn
 
+from ..models.names import check_model
 from ..weights.runs import channel_kwargs
 from .process import Process
 
-__all__ = ['check_model', 'evaluated_network', 'label_names', 'moved']
-
-
-def check_model(name: str) -> None:
-    """Refuse a name that timm cannot build.
-
-    Raises:
-        ValueError: neither timm nor the plugin has a model of this name.
-    """
-    if ':' not in name and not timm.is_model(name.partition('.')[0]):  # hf-hub: and local-dir: name saved models
-        close = get_close_matches(name, timm.list_models(), 3)
-        hint = f'did you mean {", ".join(close)}?' if close else 'timm.list_models() names all models'
-        raise ValueError(f'--model {name} is unknown; {hint}')
+__all__ = ['evaluated_network', 'label_names', 'moved']
 
 
 def moved(model: nn.Module, options: Namespace, process: Process) -> Any:
@@ -45,7 +33,7 @@ def evaluated_network(options: Namespace, process: Process) -> Any:
     Raises:
         ValueError: an unknown model, or a checkpoint of another model.
     """
-    check_model(options.model)
+    check_model(options.model, options.model_kwargs)
     model = timm.create_model(
         options.model, pretrained=options.pretrained, num_classes=options.num_classes,
         **channel_kwargs(vars(options)))

@@ -6,9 +6,7 @@ from fractions import Fraction
 from functools import partial
 from typing import Any
 
-from timm.utils import ParseKwargs
-
-__all__ = ['RUNTIME', 'evaluation_parser', 'training_parser']
+__all__ = ['RUNTIME', 'KeyValues', 'evaluation_parser', 'training_parser']
 
 _SCHEDULES = ('cosine', 'tanh', 'step', 'constant', 'multistep', 'plateau', 'poly', 'rsqrt', 'none')  # timm's
 _INTERPOLATIONS = ('nearest', 'bilinear', 'bicubic', 'box', 'hamming', 'lanczos')  # Pillow's, as timm names them
@@ -18,6 +16,14 @@ RUNTIME = (
     'config', 'data_dir', 'dataset_download', 'validation_batch_size', 'workers', 'pin_mem', 'cache_images',
     'corrupt_images', 'device', 'dist_backend', 'output', 'experiment', 'resume', 'recovery_interval', 'log_interval',
     'tensorboard', 'results')
+
+
+class KeyValues(argparse.Action):
+    """timm's ``ParseKwargs``, imported when such an option is given: ``--help`` does not wait for it."""
+
+    def __call__(self, *given: Any, **named: Any) -> None:  # noqa: D102
+        from timm.utils import ParseKwargs
+        ParseKwargs.__call__(self, *given, **named)
 
 
 def _number(kind: Callable[[str], Any], test: Callable[[Any], bool], what: str) -> Callable[[str], Any]:
@@ -54,11 +60,11 @@ def _adders(group: Any) -> tuple[Callable[..., Any], Callable[..., Any]]:
     return group.add_argument, partial(group.add_argument, action=argparse.BooleanOptionalAction, default=False)
 
 
-def training_parser(recipes: str) -> argparse.ArgumentParser:
-    """Options of a training run; `recipes` are named in the help."""
-    root = argparse.ArgumentParser(
-        prog='train_classifier', allow_abbrev=False, description='Train a classifier of timm or of the plugin.',
-        epilog=f'recipes: {recipes}')
+def training_parser(recipes: str, root: argparse.ArgumentParser | None = None) -> argparse.ArgumentParser:
+    """Options of a training run, in a parser of their own or added to `root`; `recipes` are named in the help."""
+    root = root or argparse.ArgumentParser(
+        prog='timm-se train', allow_abbrev=False, description='Train a classifier of timm or of the plugin.')
+    root.epilog = f'recipes: {recipes}'
     root.add_argument('--config', metavar='RECIPE', help='YAML file with options, or the name of a packaged recipe')
     _add_data(root)
     _add_model(root)
@@ -81,6 +87,11 @@ def _add_data(root: argparse.ArgumentParser) -> None:
     add('--target-key', metavar='NAME', help='column of the labels in a data set with columns; label if not given')
     switch('--dataset-download', help='download the data set where its source can (torch/…)')
     add('--val-split', default='validation', metavar='NAME', help='split to evaluate on')
+    add('--val-share', type=_number(float, lambda x: 0 <= x < 1, 'a number from 0 to below 1'), default=0.0,
+        metavar='X',
+        help='share of the pictures of each class to evaluate on, where --data-dir is a folder of classes without '
+             'splits; a picture stays in its part when others come and go; 0 for data that has splits')
+    add('--val-share-seed', type=_natural, default=0, metavar='N', help='seed that chooses the pictures of --val-share')
     add('--val-num-samples', type=_count, metavar='N',
         help='images in --val-split, which a stream (wds/, hfids/) has to be told')
     add('--class-map', default='', metavar='FILE',
@@ -115,7 +126,7 @@ def _add_data(root: argparse.ArgumentParser) -> None:
 def _add_model(root: argparse.ArgumentParser) -> None:
     add, switch = _adders(root.add_argument_group('model'))
     add('--model', default='se_resnet50_plugin', metavar='NAME', help='any name of timm.list_models()')
-    add('--model-kwargs', nargs='*', default={}, action=ParseKwargs, metavar='KEY=VALUE',
+    add('--model-kwargs', nargs='*', default={}, action=KeyValues, metavar='KEY=VALUE',
         help='keywords of the model, such as attn=se attn_rd_ratio=1/16')
     add('--num-classes', type=_count, metavar='N', help='number of classes; that of the data if not given')
     switch('--pretrained', help='start from published weights')
@@ -177,7 +188,7 @@ def _add_optimisation(root: argparse.ArgumentParser) -> None:
         help='number of epochs; --cooldown-epochs come in addition, and so do --warmup-epochs with --warmup-prefix')
     add('--opt', default='sgd', metavar='NAME',
         help="optimizer by its name in timm, whose sgd has Nesterov's momentum and whose momentum has the plain one")
-    add('--opt-kwargs', nargs='*', default={}, action=ParseKwargs, metavar='KEY=VALUE',
+    add('--opt-kwargs', nargs='*', default={}, action=KeyValues, metavar='KEY=VALUE',
         help='further keywords of the optimizer')
     add('--lr', type=_positive, metavar='X', help='learning rate, not scaled; used instead of --lr-base')
     add('--lr-base', type=_positive, default=0.1, metavar='X',
@@ -257,14 +268,14 @@ def _add_records(root: argparse.ArgumentParser) -> None:
         help='table that gets a row when the run has finished; the curves go into <table>-curves.csv beside it')
 
 
-def evaluation_parser() -> argparse.ArgumentParser:
-    """Options of an evaluation."""
-    root = argparse.ArgumentParser(
-        prog='evaluate_classifier', allow_abbrev=False,
-        description='Evaluate a classifier of timm or of the plugin, or a checkpoint of train_classifier.')
+def evaluation_parser(root: argparse.ArgumentParser | None = None) -> argparse.ArgumentParser:
+    """Options of an evaluation, in a parser of their own or added to `root`."""
+    root = root or argparse.ArgumentParser(
+        prog='timm-se evaluate', allow_abbrev=False,
+        description='Evaluate a classifier of timm or of the plugin, or a checkpoint of timm-se train.')
     add, switch = _adders(root)
     add('--checkpoint', metavar='FILE',
-        help='weights to evaluate; a checkpoint of train_classifier brings its options of model and data, unless they '
+        help='weights to evaluate; a checkpoint of timm-se train brings its options of model and data, unless they '
              'are given here')
     switch('--use-ema', default=True, help='evaluate the averaged weights of the checkpoint, if it has some')
     _add_data(root)

@@ -283,7 +283,7 @@ class Run:
     def create_model(self, name: str, model_kwargs: dict[str, Any], pretrained: bool) -> nn.Module:
         """A network on the device, as the options describe it, with BatchNorm that is not synchronised yet."""
         options = self.options
-        check_model(name)
+        check_model(name, model_kwargs)
         model = timm.create_model(
             name, pretrained=pretrained, num_classes=self.classes,
             drop_path_rate=options.drop_path, **model_kwargs)  # timm drops keywords that are None
@@ -298,14 +298,14 @@ def _of_scheduler(scheduler: Any) -> Any:
 
 
 def _check_splits(options: Namespace) -> None:
-    if options.dataset or options.train_split == options.val_split:
+    if options.dataset or options.val_share or options.train_split == options.val_split:
         return
     root = Path(options.data_dir)
     if split_root(root, options.train_split) == split_root(root, options.val_split):
         raise ValueError(
             f'{root} has no folders or tar files named {options.train_split} and {options.val_split}, so that the same '
-            'images would train and validate; --data-dir takes the folder that holds both, and --train-split and '
-            '--val-split their names')
+            'images would train and validate; --val-share 0.2 evaluates on a fifth of each class, or --data-dir takes '
+            'the folder that holds both, and --train-split and --val-split their names')
 
 
 def _folder(options: Namespace) -> Path:

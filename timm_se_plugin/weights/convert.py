@@ -9,18 +9,18 @@ from typing import Any
 import timm
 from torch import nn
 
-from ..files.hub_files import SAVED_AT
+from ..files.hub_files import SAVED_AT, read_config_json
 from ..models._published import legacy_keys
 from ..models._registry import architectures
 from ..models.state_dicts import Misfit, StateDict, attention_misfit
 from ..placement import AttentionSpec, attention_modules
 from .caffe import INPUT
-from .folders import write_model
+from .folders import DESCRIBED, write_model
 from .layouts import is_elsewhere, layout_of, renamed, sizes, with_names, without_prefix
 from .mm_config import backbone_attention, backbone_config
 from .padding import padded_behind, pads_shortcuts
 from .reading import read_weights
-from .runs import build_model, data_config
+from .runs import build_model, data_config, own_arguments
 from .same_function import check_same_function
 
 __all__ = ['PADDINGS', 'Conversion', 'convert', 'convert_file', 'convert_to_timm']
@@ -205,13 +205,15 @@ def convert_file(
         renames: as for :func:`convert`.
         padding: as for :func:`convert`.
         **model_kwargs: arguments of the new model, such as ``attn='se', attn_init='identity'``. By default it has the
-            weights' number of classes and input channels.
+            weights' number of classes and input channels, and the attention of the run that wrote the weights if
+            that trained the same name.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: as :func:`convert` and :func:`convert_to_timm`.
     """
     data_config: dict[str, Any] | None
+    described: dict[str, Any] = {}
     if str(weights).startswith(SAVED_AT):
         saved: Any = timm.create_model(str(weights), pretrained=True)
         if model not in architectures:
@@ -220,20 +222,25 @@ def convert_file(
             target = timm.create_model(
                 model, **{'num_classes': saved.num_classes, 'in_chans': saved.in_chans, **model_kwargs})
             conversion = convert(saved.state_dict(), target, saved)
+        config = read_config_json(str(weights))
+        described = {name: config[name] for name in DESCRIBED if name in config}
         data_config = {key: saved.pretrained_cfg[key] for key in ('mean', 'std', 'interpolation', 'crop_pct')}
     else:
         state, meta = read_weights(weights)
         tidied, _ = _tidied(state, meta, renames)
-        target = timm.create_model(model, **{**sizes(tidied), **model_kwargs})
+        target = timm.create_model(model, **{**sizes(tidied), **own_arguments(meta, model, model_kwargs)})
         original, data_config = _source_of(source, tidied, meta)
         conversion = convert(state, target, original, meta, renames, padding)
+        described = {'label_names': meta['label_names']} if meta.get('label_names') else {}
         if conversion.layout == 'caffe':
             data_config = INPUT
     if data_config is None:
         cfg: Any = target.pretrained_cfg
         conversion = replace(conversion, notes=(
             *conversion.notes, f"assumed that images are normalised by mean {cfg['mean']} and std {cfg['std']}"))
-    write_model(target, folder, data_config=data_config)
+    if len(described.get('label_names') or ()) != getattr(target, 'num_classes', None):
+        described = {name: value for name, value in described.items() if not name.startswith('label_')}
+    write_model(target, folder, described, data_config)
     Path(folder, 'conversion.json').write_text(json.dumps(conversion.to_dict(), indent=1), encoding='utf-8')
     return conversion
 

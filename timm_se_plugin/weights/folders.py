@@ -16,10 +16,13 @@ from torch import nn
 from ..files.hub_files import FOLDER
 from ..files.version import __version__
 from ..placement import AttentionSpec
-from ..placement.record import TIMM_NAMES, record_arguments
+from ..placement.record import TIMM_NAMES, began_with_published_weights, record_arguments
 from ..placement.widths import changed_widths
 
-__all__ = ['plugin_config', 'write_model']
+__all__ = ['DESCRIBED', 'plugin_config', 'write_model']
+
+# What timm's config.json may say about a model without needing it to build the model.
+DESCRIBED = ('label_names', 'label_descriptions', 'license', 'description', 'tags', 'paper_ids', 'paper_name')
 
 
 def plugin_config(attn: AttentionSpec | None) -> dict[str, Any]:
@@ -61,7 +64,7 @@ def write_model(
         network, str(folder), safe_serialization=True,
         model_config={**(model_config or {}), 'timm_se_plugin': plugin_config(AttentionSpec.of(network))},
         **_timm_arguments(network, dict(data_config or {})))
-    _leave_classes_to_host(Path(folder) / 'config.json')
+    _tidy(Path(folder) / 'config.json', began_with_published_weights(network))
     name = network.pretrained_cfg['architecture']
     try:
         loaded: Any = timm.create_model(f'{FOLDER}{folder}', pretrained=True).eval()
@@ -89,14 +92,21 @@ def _record_widths(network: Any) -> None:
         network.pretrained_cfg = {**network.pretrained_cfg, 'architecture': TIMM_NAMES.get(name, name)}
 
 
-def _leave_classes_to_host(path: Path) -> None:
-    """Take the number of classes out of the model's arguments: it stands beside them.
+def _tidy(path: Path, published: bool) -> None:
+    """Take out of a config.json what timm writes there and is not so.
 
-    timm reads it from there, and transformers gives its own beside the arguments, which may not name it twice.
+    The number of classes stands beside the model's arguments, from which transformers gives its own, and may not be
+    named twice. timm's configuration of a name has a tag, a license and a paper, which are those of its published
+    weights, and no facts about a network that began without them.
     """
     config = json.loads(path.read_text(encoding='utf-8'))
-    if config.get('model_args', {}).pop('num_classes', None) is not None:
-        path.write_text(json.dumps(config, indent=2), encoding='utf-8')
+    config.get('model_args', {}).pop('num_classes', None)
+    if not published:
+        for key in ('tag', 'origin_url', 'paper_ids', 'paper_name', 'notes', 'license', 'description'):
+            config['pretrained_cfg'].pop(key, None)
+    if 'license' in config:
+        config['pretrained_cfg']['license'] = config['license']
+    path.write_text(json.dumps(config, indent=2), encoding='utf-8')
 
 
 def _timm_arguments(network: Any, data_config: dict[str, Any]) -> dict[str, Any]:

@@ -11,11 +11,13 @@ from torch import nn
 from ..files.tables import read_table
 from ..models._registry import architectures
 from ..models._resolution import resolve
+from ..placement.record import record_origin
 from ..placement.spec import split_attention_kwargs
 from .facts import Facts
 from .reading import read_weights
 
-__all__ = ['TrainedClassifier', 'build_model', 'channel_kwargs', 'data_config', 'model_kwargs', 'read_run']
+__all__ = ['TrainedClassifier', 'build_model', 'channel_kwargs', 'data_config', 'model_kwargs', 'own_arguments',
+    'read_run']
 
 # The options, by timm's names, that a model card repeats as the recipe.
 _RECIPE = (
@@ -60,6 +62,7 @@ def read_run(folder: str | Path) -> TrainedClassifier | None:
         raise ValueError(f"{paths[0]} does not say which model it belongs to, as timm's checkpoints do in args")
     model = build_model(args)
     model.load_state_dict(weights)
+    record_origin(model, published=bool(args.get('pretrained')))
     facts = _facts(args, Path(folder, 'summary.csv'), said.get('epoch'))
     names = said.get('label_names')
     known = isinstance(names, list) and len(names) == model.num_classes
@@ -137,6 +140,20 @@ def model_kwargs(args: Mapping[str, Any]) -> dict[str, Any]:
     return kwargs
 
 
+def own_arguments(said: Mapping[str, Any], name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of a network for a run's weights: the run's own for the name that it trained, and those `given`.
+
+    Args:
+        said: what the checkpoint says, as :func:`~.reading.read_weights` returns it.
+        name: name of the network.
+        given: arguments that go before the run's; an ``attn`` among them replaces the run's attention.
+    """
+    args = said.get('args') or {}
+    if str(args.get('model')).partition('.')[0] != name or 'attn' in given:
+        return dict(given)
+    return {**model_kwargs(args), **given}
+
+
 def _facts(args: Mapping[str, Any], summary: Path, epoch: int | None) -> Facts:
     data = args.get('dataset') or Path(args.get('data_dir') or '').name
     args = {**args, 'lr_base': None, 'lr_base_size': None} if args.get('lr') else args
@@ -145,5 +162,7 @@ def _facts(args: Mapping[str, Any], summary: Path, epoch: int | None) -> Facts:
     if args.get('config'):
         recipe = f"`{Path(args['config']).stem}`: {recipe}"
     rows = [row for row in read_table(summary) if row.get('epoch') == str(epoch)]
-    return Facts(data=data or None, recipe=recipe or None, results=rows[-1] if rows else None,
+    results = {**rows[-1], 'epoch': f'{int(epoch or 0) + 1} of {args["epochs"]}' if 'epochs' in args else
+               str(int(epoch or 0) + 1)} if rows else None
+    return Facts(data=data or None, recipe=recipe or None, results=results,
                  results_file=summary.name if rows else None)

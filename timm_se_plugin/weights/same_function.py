@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..models.state_dicts import Misfit
-from ..placement import attention_modules
+from ..models.state_dicts import Misfit, attention_misfit
+from ..placement import AttentionSpec, attention_modules
 from .layouts import layout_of, renamed
 
 __all__ = ['check_same_function']
@@ -39,7 +39,9 @@ def check_same_function(model: nn.Module, reference: nn.Module, gains_attention:
     gained = tuple(f'{site}.' for site in attention_modules(model)) if gains_attention else ()
     misfit = Misfit.of(given, own, ignored=[key for key in own if key.startswith(gained)])
     if misfit:
-        raise ValueError(f'weights of {reference_name} do not fit {name}: {misfit}')
+        own_attn, other_attn = AttentionSpec.of(model), AttentionSpec.of(reference)
+        different = attention_misfit(own_attn, other_attn) if own_attn and other_attn else ''
+        raise ValueError(f'weights of {reference_name} do not fit {name}: {different or misfit}')
     generator = torch.Generator().manual_seed(0)
     for tensor in weights.values():  # which are the tensors in `given`
         if tensor.is_floating_point():

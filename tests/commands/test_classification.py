@@ -1,0 +1,103 @@
+"""The commands of classifiers, each run on real digits in the order in which a user runs them."""
+
+import csv
+import json
+import subprocess
+import sys
+
+import pytest
+import timm
+from digit_runs import TINY
+
+from timm_se_plugin.commands import main
+
+
+@pytest.fixture(scope='module')
+def trained(digits, tmp_path_factory):
+    """Folder of a run that `timm-se train` left, and its row of results."""
+    folder = tmp_path_factory.mktemp('runs')
+    main(['train', *TINY, '--data-dir', str(digits), '--val-split', 'val', '--output', str(folder), '--experiment',
+          'run', '--results', str(folder / 'results.csv')])
+    return folder / 'run'
+
+
+def test_train_leaves_a_run_and_a_row(trained):
+    assert (trained / 'model_best.pth.tar').is_file()
+    with open(trained.parent / 'results.csv', encoding='utf-8') as file:
+        assert [row['model'] for row in csv.DictReader(file)] == ['se_test_resnet_plugin']
+
+
+def test_python_m_reads_a_recipe_and_prints_the_row(digits, tmp_path):
+    command = [sys.executable, '-m', 'timm_se_plugin', 'train', '--config', 'cifar10-short', *TINY, '--epochs', '1',
+               '--data-dir', str(digits), '--val-split', 'val', '--output', str(tmp_path), '--warmup-epochs', '0',
+               '--json']
+    row = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert row['recipe'] == 'cifar10-short'
+    assert row['epochs'] == 1
+    assert (tmp_path / 'cifar10-short').is_dir()
+
+
+def test_evaluate_measures_what_the_training_measured(trained, printed):
+    with open(trained / 'summary.csv', encoding='utf-8') as file:
+        last = list(csv.DictReader(file))[-1]
+    metrics = printed('evaluate', '--checkpoint', trained / 'last.pth.tar')
+    assert metrics['images'] == 50
+    assert metrics['top1'] == pytest.approx(float(last['val_top1']))
+
+
+def test_analyze_writes_the_report(trained, printed, tmp_path):
+    assert printed('analyze', '--checkpoint', trained / 'last.pth.tar', '--output', tmp_path / 'gates') == {
+        'output': str(tmp_path / 'gates')}
+    assert (tmp_path / 'gates' / 'report.html').is_file()
+
+
+def test_prune_tabulates_accuracy_against_macs(trained, printed, tmp_path):
+    pytest.importorskip('torch_pruning', reason='the [analysis] extra')
+    rows = printed('prune', trained / 'last.pth.tar', '--shares', '0.25', '--criteria', 'mean', '--epochs', '1',
+                   '--results', tmp_path / 'pruning.csv', '--output', tmp_path / 'pruned')
+    assert [row['criterion'] for row in rows] == ['whole', 'mean']
+    assert rows[1]['macs'] < rows[0]['macs']
+
+
+def test_ablate_passes_other_options_to_the_training(digits, printed, tmp_path):
+    recipe = tmp_path / 'tiny.yaml'
+    recipe.write_text('epochs: 1\nbatch_size: 16\nimg_size: 32\nworkers: 0\n')
+    rows = printed('ablate', 'squeeze', '--config', recipe, '--model', 'se_test_resnet_plugin', '--seeds', '0',
+                   '--output', tmp_path / 'runs', '--results', tmp_path / 'table.csv', '--data-dir', digits,
+                   '--val-split', 'val')
+    assert [row['row'] for row in rows] == ['max', 'avg']
+    assert (tmp_path / 'table-squeeze.png').is_file()
+
+
+def test_push_and_pull_carry_a_run_through_the_hub(trained, printed, hub, tmp_path, capsys):
+    shown = printed('push', trained, 'user/digits', '--license', 'mit', '--dry-run')
+    assert shown['url'] is None
+    assert not hub.repos
+    pushed = printed('push', trained, 'user/digits', '--license', 'mit')
+    assert set(pushed['files']) == set(shown['files'])
+    pulled = printed('pull', 'user/digits', tmp_path / 'pulled')
+    assert set(pulled['files']) == {'config.json', 'model.safetensors'}
+    model = timm.create_model(f'local-dir:{tmp_path / "pulled"}', pretrained=True)
+    assert model.num_classes == len(model.pretrained_cfg['label_names'])
+    with pytest.raises(SystemExit, match='is not an empty folder; give another one'):
+        main(['pull', 'user/digits', str(tmp_path / 'pulled')])
+    with pytest.raises(SystemExit, match=r'(?s)timm-se: .*nobody/nothing'):
+        main(['pull', 'nobody/nothing', str(tmp_path / 'nothing')])
+
+
+def test_convert_goes_to_timms_network_and_back(printed, tmp_path):
+    timms = timm.create_model('seresnet18', num_classes=3)
+    from safetensors.torch import save_file
+    save_file(timms.state_dict(), tmp_path / 'weights.safetensors')
+    said = printed('convert', tmp_path / 'weights.safetensors', 'se_resnet18_plugin', tmp_path / 'ours',
+                   '--model-kwargs', 'attn_rd_divisor=8')
+    assert not said['unused']
+    assert not said['missing']
+    printed('convert', f'local-dir:{tmp_path / "ours"}', 'seresnet18', tmp_path / 'timms')
+    assert (tmp_path / 'timms' / 'model.safetensors').is_file()
+
+
+def test_the_demo_gives_back_what_it_saved(tmp_path, capsys):
+    main(['demo', '--output', str(tmp_path), '--epochs', '1', '--size', '16'])
+    assert 'largest difference of 3600 predicted probabilities: 0.0' in capsys.readouterr().out
+    assert (tmp_path / 'predictions.png').is_file()

@@ -1,0 +1,112 @@
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import timm_se_plugin
+from timm_se_plugin.commands import COMMANDS, command_parser, main
+
+PACKAGE = Path(timm_se_plugin.__file__).parent
+START = (f"import runpy, sys; start = runpy.run_path({str(PACKAGE / 'commands' / '_launcher.py')!r})['main']\n"
+         'try: start()\nexcept SystemExit: pass\n'
+         "print('\\nheavy:', [name for name in ('torch', 'timm', 'mmengine', 'matplotlib') if name in sys.modules])")
+
+
+def started(*words: str) -> str:
+    """What the console script prints, and which heavy packages it has imported."""
+    return subprocess.run([sys.executable, '-c', START, *words], capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.parametrize('words', [('--help',), ('--version',), ('train', '--help'), ('detect', 'train', '--help'),
+                                   ('analyze', '--help'), ('train', '--epochs', 'many')])
+def test_a_command_line_is_read_without_pytorch(words):
+    assert 'heavy: []' in started(*words)
+
+
+def test_a_command_runs_after_the_package_is_imported_as_always():
+    out = started('sites', 'se_resnet18_plugin')
+    assert '8 attention layers' in out
+    assert "heavy: ['torch', 'timm'" in out
+
+
+def test_the_version_is_the_packages(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(['--version'])
+    assert end.value.code == 0
+    assert capsys.readouterr().out == f'timm-se {timm_se_plugin.__version__}\n'
+
+
+def test_every_module_of_a_command_is_a_command():
+    shared = {'__init__', '_launcher', 'chatter', 'command_line', 'detector_options', 'network_options'}
+    modules = {path.stem for path in (PACKAGE / 'commands').glob('*.py')} - shared
+    assert modules == {command.replace(' ', '_') for command in COMMANDS}
+
+
+@pytest.mark.parametrize('command', COMMANDS)
+def test_help_begins_with_what_the_command_does(command, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(['--help'], command)
+    assert end.value.code == 0
+    text = capsys.readouterr().out
+    assert text.startswith(f'usage: timm-se {command} ')
+    assert re.search(r'^[A-Z][^.]+\.$', text, re.M | re.S)
+
+
+@pytest.mark.parametrize('tool', sorted((PACKAGE.parent / 'tools').glob('*.py')), ids=lambda path: path.stem)
+def test_a_tool_is_a_command(tool):
+    text = tool.read_text()
+    found = re.search(r"main\(command='([a-z ]+)", text)
+    if found is None:
+        assert tool.stem in ('update_tables', 'update_timm_resnets', 'run_on_gpu', 'measure_start_up')
+    else:
+        assert found[1].strip() in COMMANDS
+        assert len(text.splitlines()) < 8
+
+
+def test_an_unknown_option_names_the_command(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(['sites', 'resnet18', '--frobnicate'])
+    assert end.value.code == 2
+    assert 'timm-se sites: error: unrecognized arguments: --frobnicate' in capsys.readouterr().err
+
+
+def test_an_error_is_a_message_and_with_traceback_an_exception():
+    with pytest.raises(SystemExit, match='timm-se: the model se_resnet5_plugin is unknown; did you mean'):
+        main(['sites', 'se_resnet5_plugin'])
+    with pytest.raises(ValueError, match='se_resnet5_plugin is unknown'):
+        main(['--traceback', 'sites', 'se_resnet5_plugin'])
+
+
+def test_json_is_all_that_stands_on_the_standard_output(capsys):
+    main(['sites', 'se_resnet18_plugin', '--json'])
+    out, err = capsys.readouterr()
+    assert len(json.loads(out)['sites']) == 8
+    assert '8 attention layers' in err
+
+
+def test_completion_knows_the_commands_and_their_options(capsys):
+    pytest.importorskip('shtab', reason='the [completion] extra')
+    with pytest.raises(SystemExit) as end:
+        main(['--completion', 'bash'])
+    assert end.value.code == 0
+    script = capsys.readouterr().out
+    assert '--model-ema-decay' in script
+    assert '--auto-scale-lr' in script
+
+
+def test_bench_offers_the_choices_of_the_benchmark():
+    from timm_se_plugin.analysis.pruning import CRITERIA
+    from timm_se_plugin.measuring.benchmark import DTYPES, LAYOUTS, MODES
+    from timm_se_plugin.weights.convert import PADDINGS
+
+    groups = next(action.choices for action in command_parser()._actions if isinstance(action.choices, dict))
+    choices = {(command, action.dest): action.choices for command in ('bench', 'prune', 'convert')
+               for action in groups[command]._actions}
+    assert choices['bench', 'mode'] == MODES
+    assert choices['bench', 'layout'] == tuple(LAYOUTS)
+    assert choices['bench', 'dtype'] == tuple(DTYPES)
+    assert choices['prune', 'criteria'] == CRITERIA
+    assert choices['convert', 'padding'] == PADDINGS

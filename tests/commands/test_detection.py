@@ -1,0 +1,128 @@
+"""The commands of detectors, each run on scenes of real digits in the order in which a user runs them."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+
+import pytest
+
+from timm_se_plugin.commands import main
+
+if importlib.util.find_spec('mmdet') is None:
+    pytest.skip('needs the [mmdet] or the [onedl] extra', allow_module_level=True)
+
+pytestmark = pytest.mark.mmdet
+CONFIG = 'faster-rcnn_se-r18_fpn_digits'
+
+
+@pytest.fixture(scope='module')
+def demo(tmp_path_factory):
+    """Folder of `timm-se detect demo`, and what the command printed on its two outputs."""
+    pytest.importorskip('sklearn', reason='the digits come with scikit-learn: the [train] extra')
+    folder = tmp_path_factory.mktemp('demo')
+    ended = subprocess.run(
+        [sys.executable, '-m', 'timm_se_plugin', 'detect', 'demo', '--output', str(folder), '--scenes', '12',
+         '--epochs', '1'], capture_output=True, text=True, check=True)
+    return folder, ended.stdout, ended.stderr
+
+
+def on(folder, *splits):
+    """Options that point the configuration to the scenes."""
+    return ['--cfg-options', *(option for split in splits for option in (
+        f'{split}_dataloader.dataset.data_root={folder / "scenes"}',
+        f'{split}_evaluator.ann_file={folder / "scenes" / "instances_val.json"}'))]
+
+
+def test_the_demo_leaves_a_picture_and_no_chatter_of_other_packages(demo):
+    folder, out, err = demo
+    assert (folder / 'detections.png').is_file()
+    assert 'On scenes of digits that were not trained on: mAP' in out
+    for chatter in ('pkg_resources', 'FileClient', 'creating index', 'index created', 'annotations into memory'):
+        assert chatter not in out + err
+
+
+def test_a_training_is_resumed_recorded_and_tested(demo, tmp_path, printed):
+    folder, _, _ = demo
+    done = printed('detect', 'train', CONFIG, '--work-dir', tmp_path, '--seed', '1', '--record', tmp_path / 'table.csv',
+                   *on(folder, 'train', 'val', 'test'), 'train_cfg.max_epochs=1', 'log_level=ERROR')
+    assert done == {'work_dir': str(tmp_path)}
+    assert (tmp_path / 'epoch_1.pth').is_file()
+    assert (tmp_path / 'table.csv').read_text().splitlines()[1].startswith(f'{CONFIG},1,1,')
+    metrics = printed('detect', 'test', CONFIG, tmp_path / 'epoch_1.pth', '--work-dir', tmp_path / 'test',
+                      *on(folder, 'test'), 'log_level=ERROR', 'visualizer.name=tested')
+    assert 0 <= metrics['coco/bbox_mAP'] <= 1
+
+
+def test_predict_and_compare_draw(demo, tmp_path, printed):
+    folder, _, _ = demo
+    checkpoint = folder / 'detector' / 'epoch_1.pth'
+    found = printed('detect', 'predict', CONFIG, checkpoint, folder / 'scenes' / 'images', '--score', '0.01',
+                    '--output', tmp_path / 'found')
+    assert found == json.loads((tmp_path / 'found' / 'detections.json').read_text())
+    main(['detect', 'compare', CONFIG, str(checkpoint), '--output', str(tmp_path / 'pairs.png'), '--count', '2',
+          *on(folder, 'test')])
+    assert (tmp_path / 'pairs.png').is_file()
+    with pytest.raises(SystemExit, match='is the only path given; give a checkpoint and at least one picture'):
+        main(['detect', 'predict', CONFIG, str(checkpoint)])
+
+
+def test_a_pushed_detector_is_predicted_with(demo, tmp_path, printed, hub):
+    folder, _, _ = demo
+    printed('push', folder / 'detector', 'user/digits')
+    assert set(printed('pull', 'user/digits', tmp_path / 'pulled')['files']) == {
+        'config.json', 'model.safetensors', 'detector.py'}
+    card = hub.repos['user/digits'].files('main')['README.md'].decode()
+    assert 'timm-se detect predict hf-hub:user/digits pictures/ --output found' in card
+    picture = next((folder / 'scenes' / 'images').iterdir())
+    found = [printed('detect', 'predict', place, picture, '--output', tmp_path / 'found')
+             for place in ('hf-hub:user/digits', f'local-dir:{tmp_path / "pulled"}')]
+    assert found[0] == found[1]
+
+
+def test_a_dry_run_shows_the_configuration(demo, capsys):
+    main(['push', str(demo[0] / 'detector'), 'user/digits', '--dry-run'])
+    assert '===== detector.py' in capsys.readouterr().out
+
+
+def test_a_refused_resume_leaves_the_configuration_of_the_folder(demo, tmp_path):
+    import shutil
+    work = tmp_path / 'detector'
+    shutil.copytree(demo[0] / 'detector', work)
+    (work / 'last_checkpoint').write_text(str(work / 'epoch_1.pth'))
+    before = (work / f'{CONFIG}.py').read_bytes()
+    with pytest.raises(SystemExit, match='is not of this detector'):
+        main(['detect', 'train', CONFIG, '--work-dir', str(work), '--resume',
+              *on(demo[0], 'train', 'val', 'test'), 'model.backbone.attn=sk', 'train_cfg.max_epochs=2',
+              'log_level=ERROR', 'visualizer.name=refused'])
+    assert (work / f'{CONFIG}.py').read_bytes() == before
+
+
+def test_offline_a_configuration_says_how_to_go_without_weights(demo):
+    with pytest.raises(SystemExit, match=r'cannot be fetched \(.*--cfg-options model.backbone.pretrained=False'):
+        main(['detect', 'train', CONFIG, *on(demo[0], 'train', 'val', 'test'), 'model.backbone.pretrained=a1_in1k',
+              'model.backbone.model_name=resnet18', 'log_level=ERROR', 'visualizer.name=offline', '--work-dir',
+              str(demo[0] / 'offline')])
+
+
+def test_missing_annotations_are_asked_for_where_they_are_read_twice(tmp_path):
+    with pytest.raises(SystemExit, match=r'val_dataloader.dataset.data_root=… val_evaluator.ann_file=…'):
+        main(['detect', 'train', CONFIG, '--work-dir', str(tmp_path), '--cfg-options',
+              f'val_dataloader.dataset.data_root={tmp_path}', 'train_dataloader.dataset.ann_file='])
+
+
+def test_a_card_names_depth_and_plugin_layers():
+    from mmengine.config import Config
+
+    from timm_se_plugin.detection.configs import read_config
+    from timm_se_plugin.sharing.cards import _plugins
+    backbone = read_config('faster-rcnn_r50-se-r16-c2-c5_fpn_1x_coco').model.backbone
+    assert _plugins(backbone) == '`SEPlugin(rd_ratio=0.0625)` after conv3'
+    assert _plugins(Config(dict(type='ResNet', depth=50))) is None
+
+
+def test_cost_is_against_the_plain_detector(printed, tmp_path):
+    rows = printed('detect', 'cost', CONFIG, '--height', '64', '--width', '64', '--rounds', '2', '--output',
+                   tmp_path / 'cost.csv')
+    assert [row['model'] for row in rows] == ['plain', 'attention']
+    assert rows[1]['attention_params'] > rows[0]['attention_params'] == 0

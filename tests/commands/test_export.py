@@ -1,0 +1,80 @@
+import json
+
+import pytest
+import timm
+import torch
+from digit_runs import TINY
+
+from timm_se_plugin.commands import main
+from timm_se_plugin.training.prediction import open_classifier
+from timm_se_plugin.weights.folders import write_model
+
+onnx = pytest.importorskip('onnx', reason='needs the [export] extra')
+pytest.importorskip('onnxruntime', reason='needs the [export] extra')
+pytest.importorskip('onnxscript', reason='needs the [export] extra')
+pytestmark = pytest.mark.filterwarnings('ignore')  # the exporter's own deprecations
+
+
+@pytest.fixture(scope='module')
+def trained(digits, tmp_path_factory):
+    """Folder of a run."""
+    folder = tmp_path_factory.mktemp('runs')
+    main(['train', *TINY, '--data-dir', str(digits), '--val-split', 'val', '--output', str(folder), '--experiment',
+          'run'])
+    return folder / 'run'
+
+
+def test_an_exported_run_predicts_the_same(trained, digits, printed, tmp_path):
+    file = tmp_path / 'digits.onnx'
+    done = printed('export', trained, file, '--pictures', digits / 'val')
+    assert done['dynamic_batch']
+    assert done['pictures'] == 32
+    assert done['largest_difference'] < 1e-5
+    rows = [printed('predict', digits / 'val', '--model', place, '--batch-size', size)
+            for place, size in ((trained, 32), (file, 32), (file, 1))]
+    assert [[c['label'] for c in row['classes']] for row in rows[0]] == [
+        [c['label'] for c in row['classes']] for row in rows[1]]
+    assert rows[1] == rows[2] or all(abs(a['classes'][0]['score'] - b['classes'][0]['score']) < 1e-5
+                                     for a, b in zip(rows[1], rows[2], strict=True))
+    said = json.loads(onnx.load(file).metadata_props[0].value)
+    assert said['label_names'] == [str(i) for i in range(10)]
+    assert said['input_size'] == [3, 32, 32]
+
+
+@pytest.mark.parametrize(('name', 'options'), [('sk_test_resnet_plugin', {}), ('test_resnet_plugin', {'attn': 'cbam'}),
+                                               ('se_resnet20_cifar_plugin', {'in_chans': 1})])
+def test_every_kind_of_network_is_exported(name, options, digits, printed, tmp_path):
+    write_model(timm.create_model(name, num_classes=3, **options), tmp_path / 'saved')
+    done = printed('export', tmp_path / 'saved', tmp_path / 'a.onnx', '--pictures', digits / 'val' / '3')
+    assert done['largest_difference'] < 1e-5
+    assert (tmp_path / 'a.onnx').stat().st_size == done['bytes']
+
+
+def test_a_file_that_computes_something_else_is_not_written(trained, digits, tmp_path, monkeypatch):
+    from timm_se_plugin.training import onnx_file
+    classifier = open_classifier(str(trained))
+    exported = onnx_file._exported
+
+    def export_another(model, *args):
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.mul_(1.5)
+        exported(model, *args)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.div_(1.5)
+    monkeypatch.setattr(onnx_file, '_exported', export_another)
+    with pytest.raises(ValueError, match='is not written: ONNX Runtime gives probabilities that differ'):
+        onnx_file.export_onnx(classifier, tmp_path / 'a.onnx', [digits / 'val'])
+    assert not (tmp_path / 'a.onnx').exists()
+
+
+def test_what_is_no_file_of_export_is_refused(digits, tmp_path):
+    picture = str(next((digits / 'val' / '3').iterdir()))
+    (tmp_path / 'broken.onnx').write_bytes(b'no model')
+    with pytest.raises(SystemExit, match='is not an ONNX file that ONNX Runtime reads'):
+        main(['predict', picture, '--model', str(tmp_path / 'broken.onnx')])
+    torch.onnx.export(torch.nn.Flatten(), (torch.zeros(1, 3, 4, 4),), str(tmp_path / 'other.onnx'), dynamo=True,
+                      verbose=False)
+    with pytest.raises(SystemExit, match='does not say what its pictures need; timm-se export writes files that do'):
+        main(['predict', picture, '--model', str(tmp_path / 'other.onnx')])

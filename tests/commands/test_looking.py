@@ -1,0 +1,60 @@
+"""Commands that look at networks and at the machine."""
+
+import csv
+
+import pytest
+
+from timm_se_plugin.commands import main
+
+
+def test_models_finds_names_by_a_part_and_says_which_have_weights(printed):
+    rows = {row['name']: row for row in printed('models', 'seresnet50')}
+    assert rows['seresnet50_plugin']['attention'] == 'se'
+    assert 'a1_in1k' in rows['seresnet50_plugin']['weights']
+    assert not [name for name in rows if not name.endswith('_plugin')]
+    assert printed('models', 'resnet20_cifar*') == [
+        {'name': 'resnet20_cifar_plugin', 'attention': None, 'weights': []}]
+    with pytest.raises(SystemExit, match="no network with weights has a name like 'resnet20_cifar'"):
+        main(['models', 'resnet20_cifar', '--pretrained'])
+    assert [row['name'] for row in printed('models', 'seresnet50', '--all')
+            if not row['name'].endswith('_plugin')]
+
+
+def test_sites_draws_the_network(capsys, tmp_path):
+    main(['sites', 'resnet18_plugin', '--model-kwargs', 'attn=eca', 'attn_stages=3', '--output',
+          str(tmp_path / 'sites.png')])
+    assert capsys.readouterr().out.startswith('2 attention layers')
+    assert (tmp_path / 'sites.png').read_bytes().startswith(b'\x89PNG')
+
+
+def test_complexity_counts_what_the_papers_count(printed, tmp_path):
+    assert printed('complexity', 'se_resnet50_plugin')['params'] == 28_088_024
+    main(['complexity', '--published', '--output', str(tmp_path / 'table.csv')])
+    with open(tmp_path / 'table.csv', encoding='utf-8') as file:
+        assert 'SE-ResNet-50' in {row['network'] for row in csv.DictReader(file)}
+    with pytest.raises(SystemExit, match='give the name of one network, or --published'):
+        main(['complexity'])
+
+
+def test_bench_measures_one_case(printed, tmp_path):
+    rows = printed('bench', '--base', 'resnet18', '--batch', '1', '--height', '32', '--width', '32', '--rounds',
+                   '2', '--variants', 'fused', '--output', str(tmp_path / 'speed.csv'))
+    assert {row['variant'] for row in rows} >= {'plain', 'fused'}
+    assert (tmp_path / 'speed.csv').is_file()
+
+
+def test_bench_counts_bytes(printed, tmp_path):
+    rows = printed('bench', '--count', 'resnet18', '--output', str(tmp_path / 'traffic.csv'))
+    assert {row['base'] for row in rows} == {'resnet18'}
+
+
+def test_doctor_names_versions_extras_and_the_hub(printed, monkeypatch):
+    from huggingface_hub import constants
+
+    found = printed('doctor')
+    assert found['Versions']['timm'].startswith('1.')
+    assert set(found) == {'Versions', 'Extras', 'Processors', 'Attention', 'Hugging Face Hub', 'Caches'}
+    assert 'offline mode is on' in found['Hugging Face Hub'][constants.ENDPOINT]
+    monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', False)
+    monkeypatch.setattr(constants, 'ENDPOINT', 'http://127.0.0.1:9')
+    assert 'does not answer' in printed('doctor')['Hugging Face Hub']['http://127.0.0.1:9']

@@ -1,0 +1,113 @@
+import csv
+import json
+import shutil
+
+import pytest
+import timm
+from digit_runs import TINY
+from PIL import Image
+
+from timm_se_plugin.commands import main
+from timm_se_plugin.weights.folders import write_model
+
+
+@pytest.fixture(scope='module')
+def trained(digits, tmp_path_factory):
+    """Folder of a run whose validation set is a share of each class of one folder without splits."""
+    folder = tmp_path_factory.mktemp('runs')
+    main(['train', *TINY, '--epochs', '3', '--data-dir', str(digits / 'train'), '--val-share', '0.25', '--output',
+          str(folder), '--experiment', 'run'])
+    return folder / 'run'
+
+
+def right(rows):
+    """Share of the pictures whose best class is the name of their folder."""
+    best = [(row['file'].split('/')[-2], row['classes'][0]['label']) for row in rows]
+    return sum(true == said for true, said in best) / len(best)
+
+
+@pytest.mark.parametrize('batch_size', [1, 32])
+def test_a_run_predicts_what_its_evaluation_measured(trained, digits, printed, batch_size):
+    rows = printed('predict', digits / 'val', '--model', trained, '--top', '3', '--batch-size', str(batch_size))
+    metrics = printed('evaluate', '--checkpoint', trained / 'model_best.pth.tar', '--data-dir', digits, '--val-split',
+                      'val', '--val-share', '0')
+    assert len(rows) == 50
+    assert all(len(row['classes']) == 3 for row in rows)
+    assert right(rows) == pytest.approx(metrics['top1'])
+
+
+def test_a_shared_model_predicts_the_same_and_files_are_written(trained, digits, printed, hub, tmp_path):
+    pictures = sorted((digits / 'val' / '3').iterdir())
+    rows = printed('predict', *pictures, '--model', trained, '--output', tmp_path / 'found.csv', '--sheet',
+                   tmp_path / 'sheet.png')
+    with open(tmp_path / 'found.csv', encoding='utf-8') as file:
+        table = list(csv.DictReader(file))
+    assert [row['label'] for row in table[:5]] == [found['label'] for found in rows[0]['classes']]
+    assert len(table) == 5 * len(pictures)
+    with Image.open(tmp_path / 'sheet.png') as sheet:
+        assert sheet.width == 160 * min(6, len(pictures))
+    printed('push', trained, 'user/digits')
+    shared = printed('predict', *pictures, '--model', 'hf-hub:user/digits', '--output', tmp_path / 'found.json')
+    assert [row['classes'][0]['label'] for row in shared] == [row['classes'][0]['label'] for row in rows]
+    assert json.loads((tmp_path / 'found.json').read_text()) == shared
+
+
+def test_broken_files_are_named_and_passed_over_and_pictures_of_all_kinds_are_read(trained, digits, printed, tmp_path,
+                                                                                  caplog):
+    picture = next((digits / 'val' / '3').iterdir())
+    inner = tmp_path / 'inner' / 'most'
+    inner.mkdir(parents=True)
+    shutil.copy(picture, inner)
+    for mode, name in (('CMYK', 'a.jpg'), ('L', 'b.png'), ('RGBA', 'c.webp'), ('P', 'd.gif')):
+        Image.open(picture).convert(mode).save(tmp_path / name)
+    (tmp_path / 'broken.png').write_bytes(picture.read_bytes()[:60])
+    (tmp_path / 'notes.txt').write_text('no picture')
+    rows = printed('predict', tmp_path, '--model', trained)
+    assert len(rows) == 5
+    assert 'broken.png cannot be read' in caplog.text
+    with pytest.raises(SystemExit, match='none of the 1 files is a picture that can be read'):
+        main(['predict', str(tmp_path / 'broken.png'), '--model', str(trained)])
+
+
+def test_a_model_that_cannot_predict_says_why(digits, tmp_path):
+    picture = str(next((digits / 'val' / '3').iterdir()))
+    for model, message in (('se_resnet20_cifar_plugin', 'has no published weights'), (str(tmp_path), 'no config.json'),
+                           ('resnet1', 'did you mean')):
+        with pytest.raises(SystemExit, match=message):
+            main(['predict', picture, '--model', model])
+
+
+def test_a_saved_folder_needs_no_prefix_and_imagenets_classes_have_words(digits, printed, tmp_path):
+    write_model(timm.create_model('se_test_resnet_plugin'), tmp_path / 'saved')
+    rows = printed('predict', next((digits / 'val' / '3').iterdir()), '--model', tmp_path / 'saved', '--top', '1000')
+    assert any('tench' in found['label'] for found in rows[0]['classes'])
+
+
+def test_a_share_is_stratified_stable_and_apart_from_the_training(digits):
+    from argparse import Namespace
+
+    from timm_se_plugin.training import parse_options
+    from timm_se_plugin.training.data import open_split
+
+    def files(split, **changes):
+        options = parse_options(['--data-dir', str(digits / 'train'), '--val-share', '0.25'])
+        return open_split(Namespace(**{**vars(options), **changes}), split, split == 'train').reader.samples
+
+    val, train = files('validation'), files('train')
+    assert not set(val) & set(train)
+    assert len(val) + len(train) == 96
+    for target in range(10):
+        mine, others = (sum(1 for _, t in part if t == target) for part in (val, train))
+        assert mine == round(0.25 * (mine + others))
+    assert files('validation') == val
+    assert files('validation', val_share_seed=1) != val
+
+
+def test_a_share_is_refused_where_there_are_splits_or_single_pictures(digits, tmp_path):
+    with pytest.raises(SystemExit, match="has a split 'val' already; leave it out"):
+        main(['train', *TINY, '--data-dir', str(digits), '--val-split', 'val', '--val-share', '0.2'])
+    for name in 'ab':
+        (tmp_path / name).mkdir()
+        shutil.copy(next((digits / 'val' / '3').iterdir()), tmp_path / name / 'one.png')
+    with pytest.raises(SystemExit, match='is the only picture of its class, and --val-share needs two'):
+        main(['train', *TINY, '--data-dir', str(tmp_path), '--val-share', '0.2'])

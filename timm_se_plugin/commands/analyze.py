@@ -1,0 +1,25 @@
+"""Analyse the gates of a trained network: a table, the papers' figures and a report in one HTML file.
+
+timm-se analyze --checkpoint work_dirs/run/last.pth.tar --output work_dirs/analysis
+timm-se analyze --model seresnet50 --pretrained --data-dir imagenet --output work_dirs/analysis
+"""
+
+import argparse
+
+from ..analysis.options import analysis_parser
+
+__all__ = ['add_arguments', 'run']
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of :func:`~timm_se_plugin.analysis.parse_analysis`, which reads the checkpoint's too."""
+    parser.usage = '%(prog)s [OPTIONS]'  # there are more than a screen shows
+    analysis_parser(parser)
+
+
+def run(args: argparse.Namespace) -> dict[str, str]:
+    """Analyse, and return where the results are."""
+    from ..analysis import analyze, parse_analysis
+    options = parse_analysis(args.words)
+    analyze(options)
+    return {'output': options.output}

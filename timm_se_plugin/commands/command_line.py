@@ -1,0 +1,129 @@
+"""From the words of a command line to the module of a command."""
+
+import argparse
+import contextlib
+import importlib
+import json
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from .chatter import silence_chatter
+
+__all__ = ['COMMANDS', 'command_parser', 'main', 'parse', 'run']
+
+# 'detect train' is the module detect_train, and so on.
+COMMANDS = (
+    'train', 'evaluate', 'predict', 'analyze', 'ablate', 'prune',
+    'detect train', 'detect test', 'detect predict', 'detect compare', 'detect cost', 'detect demo',
+    'convert', 'export', 'push', 'pull', 'models', 'sites', 'complexity', 'bench', 'demo', 'doctor')
+_GROUPS = {'detect': 'Train, test and use detectors of MMDetection.'}
+_LOGGED = '%(asctime)s %(message)s'
+
+
+class _Version(argparse.Action):
+    """Print the version of the package."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        from ..files.version import __version__
+        print(f'timm-se {__version__}')
+        parser.exit()
+
+
+class _Completion(argparse.Action):
+    """Print a script that completes the words of this command in a shell."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: Any, shell: Any, option: str | None = None) -> None:
+        try:
+            import shtab
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(
+                'shtab is not installed; --completion needs `pip install "timm-se-plugin[completion]"`') from error
+        print(shtab.complete(parser, shell))
+        parser.exit()
+
+
+def _module(command: str) -> Any:
+    return importlib.import_module(f'.{command.replace(" ", "_")}', __package__)
+
+
+def command_parser() -> argparse.ArgumentParser:
+    """The parser of the whole command; it imports nothing that takes long."""
+    root = argparse.ArgumentParser(
+        prog='timm-se', allow_abbrev=False,
+        description='Channel attention for timm and MMDetection: train, evaluate, analyse, detect, convert and share.',
+        epilog='timm-se COMMAND --help lists the options of a command.')
+    root.add_argument('--version', action=_Version, nargs=0, help='print the version')
+    root.add_argument('--traceback', action='store_true', help='show where in the code an error was raised')
+    root.add_argument('--completion', action=_Completion, choices=('bash', 'zsh', 'tcsh'),
+                      help='print a script that completes this command in a shell')
+    groups = {'': root.add_subparsers(metavar='COMMAND', required=True)}
+    for command in COMMANDS:
+        group, _, name = command.rpartition(' ')
+        if group not in groups:
+            inner = groups[''].add_parser(group, help=_sentence(_GROUPS[group]), description=_GROUPS[group])
+            groups[group] = inner.add_subparsers(metavar='COMMAND', required=True)
+        module = _module(command)
+        parser = groups[group].add_parser(
+            name, help=_sentence(module.__doc__), description=module.__doc__, allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter)
+        parser.set_defaults(command=command, parser=parser)
+        module.add_arguments(parser)
+        parser.add_argument('--json', action='store_true', help='print the result as JSON, and all else to stderr')
+    return root
+
+
+def _sentence(text: str) -> str:
+    return text.strip().partition('\n\n')[0].replace('\n', ' ').rstrip('.').replace('%', '%%')
+
+
+def parse(words: Sequence[str] | None = None, command: str = '') -> argparse.Namespace:
+    """Read a command line. ``words`` of the result are those behind the name of the command.
+
+    Args:
+        words: the command line; that of this process if None.
+        command: the beginning of the command line, such as ``'detect train'``.
+    """
+    silence_chatter()
+    given = [*command.split(), *(sys.argv[1:] if words is None else words)]
+    args: argparse.Namespace
+    with _errors_said('--traceback' in given):
+        args, args.others = command_parser().parse_known_args(given)
+    if args.others and not getattr(args, 'takes_others', False):
+        args.parser.error(f'unrecognized arguments: {" ".join(args.others)}')
+    behind = given.index(args.command.split()[-1]) + 1
+    args.words = [word for word in given[behind:] if word != '--json']
+    return args
+
+
+def run(args: argparse.Namespace) -> None:
+    """Run a command that :func:`parse` has read. An error that its user can mend is a message, without a traceback."""
+    logging.basicConfig(format=_LOGGED, datefmt='%H:%M:%S', level=logging.WARNING)
+    logging.getLogger('timm_se_plugin').setLevel(logging.INFO)
+    with _errors_said(args.traceback):
+        with contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext():
+            result = _module(args.command).run(args)
+        if args.json:
+            print(json.dumps(result, indent=1, default=str))
+
+
+def main(words: Sequence[str] | None = None, command: str = '') -> None:
+    """Read and run a command line; the arguments are those of :func:`parse`."""
+    run(parse(words, command))
+
+
+@contextlib.contextmanager
+def _errors_said(traceback: bool) -> Any:
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (ValueError, OSError, ImportError, RuntimeError) as error:
+        # A RuntimeError of torch or another package is not written for the user of this command.
+        theirs = isinstance(error, RuntimeError) and not type(error).__module__.startswith('timm_se_plugin')
+        if traceback or theirs:
+            raise
+        sys.exit(f'timm-se: {error or type(error).__name__}')

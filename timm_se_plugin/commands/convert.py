@@ -1,0 +1,48 @@
+"""Convert weights that circulate into a model of the plugin, or a saved model back into timm's.
+
+The names of timm, torchvision, Cadene, Caffe's SENet, mmpretrain, MMDetection and the public CIFAR repositories are
+known; --rename is for others.
+
+timm-se convert se_resnet50-ce0d4300.pth legacy_seresnet50_plugin converted
+timm-se convert resnet50.pth resnet50_plugin converted --model-kwargs attn=se attn_init=identity
+timm-se convert resnet20-12fca82f.th resnet20_cifar_plugin converted
+timm-se convert local-dir:converted legacy_seresnet50 timms
+
+The result has timm's format: timm.create_model('local-dir:converted', pretrained=True) loads it.
+"""
+
+import argparse
+import importlib.util
+from typing import Any
+
+from ..training.options import KeyValues
+
+__all__ = ['add_arguments', 'run']
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options."""
+    parser.add_argument('weights', help='a file; or a saved model, as local-dir:folder or hf-hub:user/repo')
+    parser.add_argument('model', help="the plugin's name of the network; or timm's name, to convert a saved model back")
+    parser.add_argument('folder', help='folder to write into; conversion.json in it says what became of every key')
+    parser.add_argument('--source', help="timm's name of the network that a file's weights belong to; the "
+                                         'new model then has to compute the same function')
+    parser.add_argument('--rename', nargs='*', default={}, action=KeyValues, metavar='OLD=NEW',
+                        help='other names for parts of keys, such as linear=fc')
+    parser.add_argument('--padding', choices=('both', 'behind'),
+                        help='where shortcuts without parameters put the zeros for new channels in the network that '
+                             'the weights belong to: all behind, or half of them before; by default both for the names '
+                             'of the public CIFAR repositories and behind for others')
+    parser.add_argument('--model-kwargs', nargs='*', default={}, action=KeyValues, metavar='KEY=VALUE',
+                        help='arguments of the new model, such as attn=se')
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Convert, and return what became of every key."""
+    if importlib.util.find_spec('mmdet'):  # lets torch.load read what MMEngine saves beside the weights
+        from .. import detection  # noqa: F401
+    from ..weights.convert import convert_file
+    conversion = convert_file(
+        args.weights, args.model, args.folder, args.source, args.rename, args.padding, **args.model_kwargs)
+    print(conversion)
+    return conversion.to_dict()

@@ -1,0 +1,30 @@
+"""Draw pictures of a test set, with the annotated boxes on the left and the detected ones on the right.
+
+timm-se detect compare faster-rcnn_se-r18_fpn_bccd <checkpoint> --output results/bccd-detections.jpg
+"""
+
+import argparse
+
+from .detector_options import add_config
+
+__all__ = ['add_arguments', 'run']
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options."""
+    add_config(parser)
+    parser.add_argument('checkpoint', help='weights of the detector')
+    parser.add_argument('--output', default='work_dirs/comparison.png', help='picture file to write')
+    parser.add_argument('--count', type=int, default=6, help='number of pictures')
+    parser.add_argument('--score', type=float, default=0.5, help='lowest score of a detection that is drawn')
+    parser.add_argument('--device', default='cpu', help='where to compute, such as cuda:0')
+
+
+def run(args: argparse.Namespace) -> dict[str, str]:
+    """Draw, and return where the picture is."""
+    from ..detection.configs import read_config
+    from ..detection.inference import compare
+    compare(read_config(args.config, args.cfg_options), args.checkpoint, args.output, args.count, args.score,
+            args.device)
+    print(f'written to {args.output}')
+    return {'output': args.output}

@@ -1,0 +1,42 @@
+"""Options that several commands of detectors have."""
+
+import argparse
+import os
+from typing import Any
+
+__all__ = ['ConfigOptions', 'add_config', 'add_launcher', 'add_picture_check', 'launcher']
+
+
+class ConfigOptions(argparse.Action):
+    """MMEngine's ``DictAction``, imported when such an option is given: ``--help`` does not wait for it."""
+
+    def __call__(self, *given: Any, **named: Any) -> None:  # noqa: D102
+        from mmengine.config import DictAction
+        DictAction(self.option_strings, self.dest, nargs='+')(*given, **named)
+
+
+def add_config(parser: argparse.ArgumentParser, more: str = '', example: str = 'model.backbone.attn=sk') -> None:
+    """Add the configuration, with `more` in its help, and ``--cfg-options``, with an example."""
+    parser.add_argument('config', help=f'configuration: a file, or the name of one in mmdet_configs{more}')
+    parser.add_argument('--cfg-options', nargs='+', action=ConfigOptions, default={}, metavar='KEY=VALUE',
+                        help=f'change values of the configuration, as in {example}')
+
+
+def add_picture_check(parser: argparse.ArgumentParser) -> None:
+    """Add ``--no-picture-check``."""
+    parser.add_argument('--no-picture-check', action='store_true',
+                        help='do not compare the picture files with the annotations before the first step; the check '
+                             'reads the header of each file')
+
+
+def add_launcher(parser: argparse.ArgumentParser) -> None:
+    """Add ``--launcher``, and ``--local-rank``, which older launchers give."""
+    parser.add_argument('--launcher', choices=('none', 'pytorch', 'slurm', 'mpi'),
+                        help='what started the processes, if there are several; torchrun is recognised')
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
+
+
+def launcher(args: argparse.Namespace) -> str:
+    """What started the processes. MMEngine is told the rank that a launcher gave as an option."""
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    return args.launcher or ('pytorch' if 'TORCHELASTIC_RUN_ID' in os.environ else 'none')

@@ -1,0 +1,66 @@
+"""Predict the classes of pictures by a trained, saved, shared or published classifier.
+
+timm-se predict pictures/ --model work_dirs/run
+timm-se predict cat.jpg dog.webp --model hf-hub:user/repo --top 3 --json
+timm-se predict pictures/ --model seresnet50.a2_in1k --output predictions.csv --sheet sheet.jpg
+
+Folders are searched with the folders in them. A file that is no whole picture is named and passed over.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+__all__ = ['add_arguments', 'run']
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options."""
+    parser.add_argument('pictures', nargs='+', metavar='PICTURE', help='picture files, and folders of pictures')
+    parser.add_argument('--model', required=True, metavar='NAME',
+                        help='folder of a run or of a saved model, hf-hub:user/repo, local-dir:folder, an .onnx file '
+                             "of timm-se export, or timm's name of a network with published weights")
+    parser.add_argument('--top', type=int, default=5, metavar='N', help='number of classes (default: %(default)s)')
+    parser.add_argument('--output', type=Path, metavar='FILE',
+                        help='.csv or .json file to write; a .csv file has a row for each class of a picture')
+    parser.add_argument('--sheet', type=Path, metavar='FILE',
+                        help='picture file to draw the pictures with their best class into')
+    parser.add_argument('--batch-size', type=int, default=32, metavar='N',
+                        help='pictures that are computed at once (default: %(default)s)')
+    parser.add_argument('--device', default='cpu', help='where to compute, such as cuda:0 (default: %(default)s)')
+
+
+def run(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Predict, print and write, and return the predictions.
+
+    Raises:
+        ValueError: an ending that is not written, or no file is a picture.
+    """
+    import json
+
+    from ..files.tables import write_table
+    from ..files.writing import write_atomically
+    from ..training.prediction import draw_sheet, open_classifier, pictures_of, predict
+
+    if args.output and args.output.suffix not in ('.csv', '.json'):
+        raise ValueError(f'--output {args.output} ends in neither .csv nor .json')
+    if args.top < 1 or args.batch_size < 1:
+        raise ValueError(f'--top {args.top} and --batch-size {args.batch_size} have to be 1 or more')
+    files = pictures_of(args.pictures)
+    predictions = []
+    for found in predict(open_classifier(args.model, args.device), files, args.top, args.batch_size, args.device):
+        print(f'{found.file}: ' + ', '.join(f'{label} {score:.3f}' for label, score in found.classes), flush=True)
+        predictions.append(found)
+    if not predictions:
+        raise ValueError(f'none of the {len(files)} files is a picture that can be read')
+    results = [found.to_dict() for found in predictions]
+    if args.output and args.output.suffix == '.json':
+        write_atomically(args.output, json.dumps(results, indent=1, ensure_ascii=False).encode())
+    elif args.output:
+        write_table(args.output, [{'file': found.file, 'rank': rank, 'label': label, 'score': score}
+                                  for found in predictions for rank, (label, score) in enumerate(found.classes, 1)])
+    if args.sheet:
+        draw_sheet(predictions, args.sheet)
+    for path in filter(None, (args.output, args.sheet)):
+        print(f'written to {path}')
+    return results

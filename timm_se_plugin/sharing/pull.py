@@ -1,0 +1,48 @@
+"""Fetch what was shared, checked, into a folder."""
+
+import shutil
+from pathlib import Path
+
+import timm
+
+from ..files.hub_files import CONFIG, WEIGHTS, read_config_json, saved_file, tensor_shapes
+
+__all__ = ['pull_from_hub']
+
+
+def pull_from_hub(place: str, folder: str | Path) -> dict[str, int]:
+    """Fetch a shared model or detector into a folder, which ``'local-dir:folder'`` then names.
+
+    The model is built with its weights before anything is written.
+
+    Args:
+        place: ``'hf-hub:user/repo'``, ``'hf-hub:user/repo@revision'`` or ``'local-dir:folder'``.
+        folder: the folder to write into, which is new or empty.
+
+    Returns:
+        The size of each file in bytes.
+
+    Raises:
+        ValueError: the folder holds files, or the model is refused; the message says why.
+        FileNotFoundError: a file of the model does not exist.
+        ConnectionError: the Hub cannot be reached, and the files are not in the cache.
+    """
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f'{folder} exists and is not an empty folder; give another one')
+    names = [CONFIG, WEIGHTS]
+    described = read_config_json(place)
+    if described.get('task') == 'object-detection':
+        from ..detection.hub import DETECTOR, pull_detector
+        pull_detector(place)
+        names.append(DETECTOR)
+    elif 'architecture' in described:
+        tensor_shapes(saved_file(place, WEIGHTS))
+        timm.create_model(place, pretrained=True)
+    else:
+        raise ValueError(f'{place} is neither a model of timm nor a detector of timm_se_plugin: its {CONFIG} names no '
+                         'architecture')
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        shutil.copyfile(saved_file(place, name), folder / name)
+    return {name: (folder / name).stat().st_size for name in names}

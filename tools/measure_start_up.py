@@ -1,0 +1,31 @@
+"""Measure how long the command timm-se takes until its help is on the screen, beside an empty Python program.
+
+python tools/measure_start_up.py            prints medians of 20 turns
+"""
+
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+LAUNCHER = Path(__file__).resolve().parents[1] / 'timm_se_plugin' / 'commands' / '_launcher.py'
+START = f"import runpy, sys; sys.argv[0] = 'timm-se'; runpy.run_path({str(LAUNCHER)!r})['main']()"
+CASES = {'python -c pass': ['pass'], **{
+    f'timm-se {words}': [START, *words.split()] for words in ('--help', '--version', 'train --help', 'detect --help')}}
+
+
+def main() -> None:
+    """Measure in turns, so that a slow moment of the machine meets every case."""
+    seconds: dict[str, list[float]] = {case: [] for case in CASES}
+    for _ in range(20):
+        for case, words in CASES.items():
+            start = time.perf_counter()
+            subprocess.run([sys.executable, '-c', *words], stdout=subprocess.DEVNULL, check=True)
+            seconds[case].append(time.perf_counter() - start)
+    for case, times in seconds.items():
+        print(f'{case:<24}{statistics.median(times):>8.3f} s, at most {max(times):.3f} s')
+
+
+if __name__ == '__main__':
+    main()
