@@ -2,16 +2,21 @@
 PYTHON ?= python3
 BIN := .venv/bin
 ONEDL := .venv-onedl/bin
+INTEROP := .venv-interop/bin
+DOCS := .venv-docs/bin
 
-.PHONY: demo test test-all lint bench tables clean
+.PHONY: demo test test-all kernels floors interop docs lint bench tables clean
 
 .venv/.installed: EXTRAS := dev,train,analysis,mmdet,export
 .venv-onedl/.installed: EXTRAS := dev,train,onedl
-.venv/.installed .venv-onedl/.installed: %/.installed: pyproject.toml
+.venv-interop/.installed: EXTRAS := dev,interop
+.venv-docs/.installed: EXTRAS := docs
+.venv/.installed .venv-onedl/.installed .venv-interop/.installed .venv-docs/.installed: %/.installed: pyproject.toml
 	test -x $*/bin/python || $(PYTHON) -m venv $*
 	$*/bin/python -m pip install --quiet --upgrade "pip>=24"
 	$*/bin/python -m pip install --quiet --editable ".[$(EXTRAS)]"
-	$*/bin/python -W ignore -c "import mmengine"  # yapf writes a cache at its first import: not by two test processes at once
+	# yapf writes a cache when mmengine is first imported: not by two test processes at once.
+	$*/bin/python -W ignore -c "import importlib.util as u; u.find_spec('mmengine') and __import__('mmengine')"
 	touch $@
 
 demo: .venv/.installed  ## train SE-ResNet-18 and ResNet-18 on real images, save, load back; then find digits in scenes
@@ -25,6 +30,18 @@ test-all: .venv/.installed .venv-onedl/.installed  ## every name and size, and d
 	$(BIN)/python -m pytest -n 2
 	$(ONEDL)/python -m pytest -n 2 tests/detection
 
+kernels: .venv/.installed  ## the Triton kernels without a GPU: every value by the interpreter, compiled for every GPU
+	$(BIN)/python -m pytest -n 2 tests/layers/kernels
+
+floors: .venv/.installed  ## a selection with the oldest and the newest releases; writes docs/tested-versions.md
+	$(BIN)/python tools/run_floors.py
+
+interop: .venv-interop/.installed  ## the networks with the libraries of docs/works-with.md
+	$(INTEROP)/python -m pytest tests/interop
+
+docs: .venv-docs/.installed  ## the pages of docs/ as a site in site/; a broken link is an error
+	$(DOCS)/python -m mkdocs build --strict
+
 lint: .venv/.installed
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m mypy
@@ -33,8 +50,8 @@ lint: .venv/.installed
 bench: .venv/.installed  ## the speed table; nothing else may run meanwhile
 	$(BIN)/python tools/benchmark_speed.py
 
-tables: .venv/.installed  ## README and plots from the CSV files in results/
+tables: .venv/.installed  ## the tables of README and docs, and plots, from the CSV files in results/
 	$(BIN)/python tools/update_tables.py
 
 clean:
-	rm -rf .venv .venv-onedl build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-onedl .venv-interop .venv-docs .venv-floors build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -10,7 +10,7 @@ os.environ['HF_HUB_OFFLINE'] = '1'  # a test that would need the network fails a
 def hub(monkeypatch, tmp_path):
     """A Hub on loopback that huggingface_hub talks to, with an empty cache."""
     import hub_server
-    from huggingface_hub import constants
+    from huggingface_hub import constants, file_download, utils
 
     with hub_server.hub() as server:
         changed = {
@@ -19,10 +19,23 @@ def hub(monkeypatch, tmp_path):
             'HF_HUB_CACHE': str(tmp_path / 'hub-cache'), 'HF_TOKEN_PATH': str(tmp_path / 'no-token'),
             'HF_HUB_OFFLINE': False, 'HF_HUB_DISABLE_XET': True, 'HF_HUB_DISABLE_TELEMETRY': True}
         for name, value in changed.items():
-            monkeypatch.setattr(constants, name, value)
+            monkeypatch.setattr(constants, name, value, raising=False)  # huggingface-hub 0.30 has not all of them
+        # The module that downloads has its own copy of this name in huggingface-hub 0.30.
+        name = 'HUGGINGFACE_CO_URL_TEMPLATE'
+        monkeypatch.setattr(file_download, name, changed[name], raising=False)
         for name in ('HF_TOKEN', 'HUGGING_FACE_HUB_TOKEN'):
             monkeypatch.delenv(name, raising=False)
+        # A session of huggingface-hub 0 read the mode when it was made.
+        getattr(utils, 'reset_sessions', lambda: None)()
         yield server
+        getattr(utils, 'reset_sessions', lambda: None)()
+
+
+@pytest.fixture(autouse=True)
+def _small_maps_are_fused(request, monkeypatch):
+    """Tests compute small maps, which ``attn_fused='auto'`` leaves to the modules, as if they were large."""
+    if 'sizes_matter' not in request.keywords:
+        monkeypatch.setattr('timm_se_plugin.layers.residual_tail.is_worthwhile', lambda x: True)
 
 
 @pytest.fixture(autouse=True)

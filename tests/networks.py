@@ -62,9 +62,13 @@ def one_per_structure() -> list[str]:
     return sorted(chosen.values())
 
 
+# Alone in their structure, and a minute of the quick suite together: their width is no choice.
+WIDE = ('ecaresnet50d_pruned_plugin', 'legacy_senet154_plugin')
+
+
 def parametrised_names() -> Iterable[Any]:
-    """Every name; those of a structure that another name already has are slow tests."""
-    quick = one_per_structure()
+    """Every name; those of a structure that another name already has, and the widest, are slow tests."""
+    quick = set(one_per_structure()) - set(WIDE)
     return [pytest.param(name, marks=[] if name in quick else pytest.mark.slow) for name in resnets()]
 
 

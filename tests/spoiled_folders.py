@@ -79,6 +79,8 @@ FOLDERS: dict[str, Callable[[Path], object]] = {
     'a class more': lambda folder: _as_class(folder, 'yellow'),
     'a class renamed': lambda folder: (folder / 'blue').rename(folder / 'amber'),
     'a class misspelt': lambda folder: (folder / 'green').rename(folder / 'gren'),
+    'a class with an accent': lambda folder: (folder / 'green').rename(folder / 'gr\u00fcn'),
+    'a class with an accent of its own': lambda folder: (folder / 'green').rename(folder / 'gru\u0308n'),
     'a class emptied': lambda folder: [path.unlink() for path in (folder / 'green').iterdir()],
     'flat': _flatten,
     'a stray picture': lambda folder: (folder / 'stray.png').write_bytes((folder / 'red' / '00.png').read_bytes()),

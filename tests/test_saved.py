@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from parity import needs_new_timm
 from safetensors.torch import load_file
 
 import timm_se_plugin
@@ -58,6 +59,7 @@ def test_saved_training_run_is_shared(tmp_path):
     assert {'model.safetensors', 'config.json', 'README.md'} <= written.files.keys()
 
 
+@needs_new_timm
 def test_saved_training_run_is_evaluated(tmp_path):
     pytest.importorskip('sklearn', reason='the digits come with scikit-learn: the [train] extra')
     from digit_runs import save_digits, summary

@@ -1,4 +1,4 @@
-"""Fill the tables of README.md and results/README.md from the CSV files in results/, and draw the plots.
+"""Fill the tables of README.md, results/README.md and docs/ from the CSV files in results/, and draw the plots.
 
 A table stands between `<!-- table: NAME -->` and `<!-- end -->`. With --check nothing is written, and the exit status
 is 1 if a table differs from its CSV file.
@@ -176,8 +176,49 @@ def pruning_table() -> str:
                      'top-1 %, pruned', 'fine-tuned'], body)
 
 
+# What the README says of speed and accuracy: the cases of speed-cpu.csv, and the trainings.
+_FACTS = (
+    'SE-resnet50: train, 8x224x224, channels last', 'SE-resnet50: inference, 8x224x224, channels last',
+    'SE-resnet50: inference, 1x224x224, nchw', 'SK-resnext50_32x4d: train, 8x224x224, channels last')
+
+
+def facts_table() -> str:
+    """A few rows of the other tables."""
+    speed, body = _cases(read('speed-cpu.csv')), []
+    for case in _FACTS:
+        timms, ours = speed[case]['timm'], speed[case]['fused']
+        body.append([f'time, {case}', '1', f'{float(ours["ratio"]):.2f}', f'{float(timms["ratio"]):.2f}'])
+    kept = [float(speed[_FACTS[0]][variant]['saved_bytes_ratio']) for variant in ('fused', 'timm')]
+    body.append([f'memory kept for the backward pass, {_FACTS[0]}', '1', *(f'{ratio:.3f}' for ratio in kept)])
+    cifar = [row for row in read('cifar10.csv') if not row['options'] and row['epochs'] == '15']
+    for what, rows, key, names, factor, digits in (
+            ('top-1 %, ResNet-20 on CIFAR-10, 15 epochs', cifar, 'top1', '{}resnet20_cifar_plugin', 100, 2),
+            ('mAP, Faster R-CNN with ResNet-18 on BCCD, 8 epochs', read('bccd.csv'), 'map',
+             'faster-rcnn_{}r18_fpn_bccd', 1, 3)):
+        found = [[factor * float(row[key]) for row in rows if row['model'] == names.format(se)] for se in (
+            '', 'se-' if 'rcnn' in names else 'se_')]
+        seeds = ' and '.join(sorted({str(len(values)) for values in found}))
+        body.append([f'{what} ({seeds} {"seed" if seeds == "1" else "seeds"} each)',
+                     *(f'{statistics.mean(values):.{digits}f}' for values in found), ''])
+    return markdown(['', 'plain network', 'with attention, here', "with timm's own modules"], body)
+
+
+def runtimes_table() -> str:
+    """Ratios to the plain network in the same runtime, batch by batch."""
+    found: dict[tuple[str, str], dict[tuple[str, str], str]] = {}
+    for row in read('runtimes-cpu.csv'):
+        cells = found.setdefault((row['network'], row['runtime']), {})
+        cells[row['batch'], row['variant']] = f"{float(row['ratio']):.2f}"
+    columns = [(batch, variant) for batch in ('1', '8') for variant in ('timm', 'ours', 'timm, folded', 'ours, folded')]
+    return markdown(
+        ['network', 'runtime', *(f'{variant}, batch {batch}' for batch, variant in columns)],
+        [[*key, *(values.get(column, '') for column in columns)] for key, values in found.items()])
+
+
 TABLES: dict[str, Callable[[], str]] = {
+    'facts': facts_table,
     'speed-cpu': lambda: speed_table('cpu'),
+    'runtimes-cpu': runtimes_table,
     'speed-cuda': lambda: speed_table('cuda'),
     'cifar10': lambda: training_table('cifar10.csv'),
     'flowers': lambda: training_table('flowers.csv'),
@@ -202,7 +243,7 @@ def main() -> int:
     parser.add_argument('--check', action='store_true', help='write nothing, and exit with 1 if a table is stale')
     args = parser.parse_args()
     stale = []
-    for path in (ROOT / 'README.md', ROOT / 'results' / 'README.md'):
+    for path in (ROOT / 'README.md', ROOT / 'results' / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))):
         old = path.read_text(encoding='utf-8')
         new = filled(old)
         if new != old:

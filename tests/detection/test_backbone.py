@@ -10,7 +10,6 @@ import timm
 import torch
 from parity import randomised
 from safetensors.torch import save_file
-from timm.models._hub import save_for_hf
 from torch import nn
 
 if importlib.util.find_spec('mmdet') is None:
@@ -23,6 +22,7 @@ from mmengine.runner.checkpoint import load_checkpoint
 from timm_se_plugin.detection import TimmAttentionBackbone
 from timm_se_plugin.measuring.complexity import saved_bytes
 from timm_se_plugin.placement import attention_modules
+from timm_se_plugin.weights import write_model
 
 pytestmark = pytest.mark.mmdet
 
@@ -233,7 +233,7 @@ def test_an_architecture_does_not_depend_on_whether_weights_are_loaded(plain_fil
 
 def test_a_saved_model_loads_with_the_options_it_was_saved_with(plain, tmp_path):
     se = randomised(timm.create_model('se_resnet18_plugin', attn_gate='tanh'))
-    save_for_hf(se, tmp_path / 'se', safe_serialization=True)
+    write_model(se, tmp_path / 'se')
     place = f'local-dir:{tmp_path / "se"}'
     model = build('se_resnet18_plugin', attn_gate='tanh', pretrained=place, frozen_stages=4)
     assert learning(model) == set()
@@ -242,7 +242,7 @@ def test_a_saved_model_loads_with_the_options_it_was_saved_with(plain, tmp_path)
         build('se_resnet18_plugin', pretrained=place)
     with pytest.raises(ValueError, match='holds a se_resnet18_plugin, whose weights do not fit resnet34_plugin'):
         build('resnet34', pretrained=place)
-    save_for_hf(plain, tmp_path / 'plain', safe_serialization=True)
+    timm.models.save_for_hf(plain, tmp_path / 'plain', safe_serialization=True)
     warm = build(attn='se', pretrained=f'local-dir:{tmp_path / "plain"}')
     for out, theirs in zip(features(warm), features(build(pretrained=f'local-dir:{tmp_path / "plain"}')), strict=True):
         torch.testing.assert_close(out, theirs, rtol=1e-5, atol=1e-5)

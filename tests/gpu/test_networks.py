@@ -5,6 +5,7 @@ With TIMM_SE_REHEARSAL=1 the tests run on the CPU, as far as it has what they ne
 
 import copy
 import os
+from pathlib import Path
 
 import pytest
 import timm
@@ -19,7 +20,8 @@ from timm_se_plugin.layers.kernels import has_kernels
 REHEARSAL = os.environ.get('TIMM_SE_REHEARSAL') == '1'
 DEVICE = 'cpu' if REHEARSAL else 'cuda'
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
-NAMES = ('se_resnet18_plugin', 'se_resnet50_plugin', 'se_resnext50_32x4d_plugin', 'sk_resnet18_plugin')
+NAMES = ('se_resnet18_plugin', 'se_resnet50_plugin', 'se_resnext50_32x4d_plugin', 'sk_resnet18_plugin',
+         'resnet18_plugin', 'resnet50_plugin')  # the last two without attention
 pytestmark = [
     pytest.mark.gpu, pytest.mark.skipif(not (REHEARSAL or torch.cuda.is_available()), reason='no GPU')]
 needs_gpu = pytest.mark.skipif(REHEARSAL, reason='a CPU has none')
@@ -109,7 +111,7 @@ def test_grad_scaler_trains_and_skips_what_overflows():
 
 
 @needs_gpu
-@pytest.mark.parametrize('name', NAMES[:2] + NAMES[3:])
+@pytest.mark.parametrize('name', NAMES[:2] + NAMES[3:4])
 def test_a_training_step_is_captured_as_a_graph(name):
     x, y = batch()
     model = network(name).train()
@@ -152,7 +154,7 @@ def test_no_step_waits_for_the_gpu():
         torch.cuda.set_sync_debug_mode('default')
 
 
-@pytest.mark.parametrize('name', NAMES[:1] + NAMES[3:])
+@pytest.mark.parametrize('name', NAMES[:1] + NAMES[3:4])
 def test_equal_steps_give_equal_bits(name, monkeypatch):
     monkeypatch.setenv('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
     x, y = batch()
@@ -196,3 +198,48 @@ def test_two_streams_and_every_device_compute_the_same():
         for i in range(1, torch.cuda.device_count()):
             moved = copy.deepcopy(model).to(f'cuda:{i}')
             torch.testing.assert_close(moved(x.to(f'cuda:{i}')).to(DEVICE), expected)
+
+
+def test_a_faster_rcnn_takes_a_step_and_detects():
+    """RoIAlign and NMS are torchvision's, forward and backward, on the GPU."""
+    pytest.importorskip('torchvision')
+    from torchvision.models.detection import FasterRCNN
+    from torchvision.models.detection.backbone_utils import BackboneWithFPN
+    results = []
+    for fused in ('auto', False):
+        body = network(attn_fused=fused)
+        levels = {f'layer{i}': str(i) for i in range(1, 5)}
+        torch.manual_seed(0)
+        detector = FasterRCNN(
+            BackboneWithFPN(body, levels, [64, 128, 256, 512], 64), 3, min_size=128, max_size=128,
+            rpn_post_nms_top_n_train=50, box_detections_per_img=10).to(DEVICE).train()
+        images = [torch.rand(3, 128, 128, device=DEVICE, generator=torch.Generator(DEVICE).manual_seed(i))
+                  for i in range(2)]
+        targets = [{'boxes': torch.tensor([[10.0, 10.0, 70.0, 80.0]], device=DEVICE),
+                    'labels': torch.tensor([1], device=DEVICE)}] * 2
+        torch.manual_seed(1)  # of the samples of proposals
+        losses = detector(images, targets)
+        sum(losses.values()).backward()
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in body.layer4.parameters())
+        results.append({name: loss.detach() for name, loss in losses.items()})
+        with torch.no_grad():
+            assert all(len(found['boxes']) <= 10 for found in detector.eval()(images))
+    for name, loss in results[0].items():
+        torch.testing.assert_close(loss, results[1][name], rtol=2e-2, atol=1e-3, msg=name)
+
+
+def test_two_epochs_in_mixed_precision_learn(tmp_path):
+    """CIFAR-10 where TIMM_SE_DATA has it, else scikit-learn's digits."""
+    pytest.importorskip('timm', minversion='1.0.31', reason='the [train] extra')
+    cifar10 = Path(os.environ.get('TIMM_SE_DATA', 'none'), 'cifar10')
+    if cifar10.is_dir() and not REHEARSAL:
+        arguments, floor = ['--config', 'cifar10-short', '--data-dir', str(cifar10)], 0.4
+    else:
+        pytest.importorskip('sklearn')
+        from digit_runs import TINY, save_digits
+        arguments, floor = [*TINY, '--data-dir', str(save_digits(tmp_path / 'digits', 960, 200))], 0.3
+    from timm_se_plugin.training import parse_options, train_classifier
+    row = train_classifier(parse_options([
+        *arguments, '--epochs', '2', '--device', DEVICE, '--amp', '--amp-dtype', 'bfloat16', '--output', str(tmp_path),
+        '--experiment', 'run']))
+    assert row['top1'] > floor

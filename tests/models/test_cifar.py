@@ -4,7 +4,7 @@ import pytest
 import timm
 import torch
 from networks import shallow
-from parity import assert_same_network, images, randomised, relative_error
+from parity import IS_OLD_TIMM, assert_same_network, images, randomised, relative_error
 from torch import nn
 
 from timm_se_plugin import AttentionSpec, fuse_for_inference
@@ -254,7 +254,7 @@ def test_intermediates_and_pruning_count_four_levels():
         assert model(x).shape == (1, 10)
         assert model.prune_intermediate_layers([1, 2]) == [1, 2]
         assert model(x).shape == (1, 32, 16, 16)
-        assert model.num_features == 32
+        assert IS_OLD_TIMM or model.num_features == 32  # timm tells it from 1.0.31
 
 
 def test_attention_is_on_three_stages_unless_told_otherwise():

@@ -9,14 +9,17 @@ from functools import partial
 import pytest
 import timm
 import torch
+from parity import gradients, images, randomised
 from timm.layers import SEModule
 from torch import nn
 
 import timm_se_plugin
-from timm_se_plugin import AttentionSpec
+from timm_se_plugin import AttentionSpec, add_attention, remove_attention
 from timm_se_plugin.layers import SelectiveKernel, SqueezeExcite
 from timm_se_plugin.models._registry import architectures
 from timm_se_plugin.models._timm_resnets import observed, timm_resnets
+from timm_se_plugin.placement.residual import AttentionBasicBlock, AttentionBottleneck
+from timm_se_plugin.weights import write_model
 
 
 def layers(model, kind=SqueezeExcite):
@@ -173,3 +176,30 @@ def test_legacy_networks_keep_the_norms_options_and_take_kernels_beside_their_st
     assert (bn2.eps, bn2.momentum) == (1e-3, 0.01)
     block = timm.create_model('legacy_seresnet50_plugin', attn='sk', layers=(1, 1, 1, 1)).layer2[0]
     assert (block.conv1.stride, block.conv2.paths[0].conv.stride) == ((2, 2), (1, 1))
+
+
+@pytest.mark.parametrize('name', ['resnet18', 'resnet50'])
+def test_a_plain_network_runs_its_blocks_fused_when_asked(name, tmp_path):
+    sizes = {'layers': (1, 1, 1, 1), 'channels': (8, 16, 24, 32), 'num_classes': 3}
+    reference = randomised(timm.create_model(name, **sizes)).double()
+    model = timm.create_model(f'{name}_plugin', attn_fused=True, **sizes).double()
+    model.load_state_dict(reference.state_dict())
+    out, found = gradients(model, images(2, 3, 64, 64))
+    expected_out, expected = gradients(reference, images(2, 3, 64, 64))
+    torch.testing.assert_close(out, expected_out, rtol=1e-9, atol=1e-9)
+    for key, value in expected.items():
+        torch.testing.assert_close(found[key], value, rtol=1e-8, atol=1e-9)
+    assert AttentionSpec.of(model) is None
+    loaded = write_model(model.float(), tmp_path)
+    assert {block.fused for block in loaded.modules() if isinstance(block, AttentionBasicBlock | AttentionBottleneck)
+            } == {True}
+    add_attention(loaded, 'se')
+    remove_attention(loaded)
+    assert not any(isinstance(block, AttentionBasicBlock | AttentionBottleneck) for block in loaded.modules())
+
+
+def test_attn_fused_alone_is_refused_where_it_does_nothing():
+    with pytest.raises(ValueError, match="attn_fused='always' is not one of auto, True, False"):
+        timm.create_model('resnet18_plugin', attn_fused='always')
+    with pytest.raises(ValueError, match="concerns timm's residual blocks, and a CheckpointedInceptionV3 has none"):
+        timm.create_model('inception_v3_plugin', attn_fused=True)

@@ -87,7 +87,8 @@ def bn_inception(model, plain, x):
 
 
 @pytest.mark.parametrize('composed', [
-    bn_inception, inception_v3, pytest.param(inception_v4, marks=pytest.mark.slow), inception_resnet_v2],
+    bn_inception, inception_v3, pytest.param(inception_v4, marks=pytest.mark.slow),
+    pytest.param(inception_resnet_v2, marks=pytest.mark.slow)],
     ids=lambda composed: composed.__name__)
 def test_matches_timms_modules_with_timms_attention_in_float64(composed):
     base = composed.__name__

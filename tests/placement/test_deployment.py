@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 import timm
 import torch
-from networks import one_per_structure, shallow
+from networks import WIDE, one_per_structure, shallow
 from parity import images, randomised, relative_error
 from timm.layers import StdConv2d
 from torch import fx, nn
@@ -21,7 +21,8 @@ def deployed(name, **kwargs):
 
 
 @pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize('name', one_per_structure())
+@pytest.mark.parametrize('name', [
+    pytest.param(name, marks=[pytest.mark.slow] if name in WIDE else []) for name in one_per_structure()])
 def test_computes_the_same(name, memory_format):
     model = randomised(shallow(name)).double().eval()
     fused = fuse_for_inference(model).to(memory_format=memory_format)

@@ -9,7 +9,6 @@ import timm
 import torch
 from parity import images, randomised
 from timm.layers import convert_sync_batchnorm
-from timm.models import save_for_hf
 from timm.models.resnet import BasicBlock, Bottleneck
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -19,6 +18,7 @@ from timm_se_plugin import AttentionSpec, add_attention, remove_attention
 from timm_se_plugin.layers import BottleneckAttention, SqueezeExcite
 from timm_se_plugin.placement import ATTENTIONS, AttentionBasicBlock, AttentionBottleneck, fuse_for_inference
 from timm_se_plugin.placement.attentions import names_that_start_at_identity
+from timm_se_plugin.weights import write_model
 
 
 def resnet(**kwargs):
@@ -141,7 +141,7 @@ def test_sites_are_a_flag_too_and_come_back(x, tmp_path):
     assert [name for name, m in model.named_modules() if isinstance(m, BottleneckAttention)] == [
         f'layer{stage}.se' for stage in (1, 2, 3)]
     assert {type(m) for m in model.modules()} >= {BasicBlock, Bottleneck}
-    save_for_hf(model, tmp_path, safe_serialization=True)
+    write_model(model, tmp_path)
     again = timm.create_model(f'local-dir:{tmp_path}', pretrained=True).eval()
     with torch.no_grad():
         assert torch.equal(again(x), model(x))
@@ -151,7 +151,7 @@ def test_sites_are_a_flag_too_and_come_back(x, tmp_path):
 def test_a_network_that_gained_attention_saves_and_comes_back(base, x, tmp_path):
     model = timm.create_model(base, num_classes=5)
     add_attention(model, 'se', rd_ratio=1 / 4)
-    save_for_hf(model, tmp_path, safe_serialization=True)
+    write_model(model, tmp_path)
     again = timm.create_model(f'local-dir:{tmp_path}', pretrained=True).eval()
     assert AttentionSpec.of(again) == AttentionSpec('se', rd_ratio=1 / 4)
     with torch.no_grad():
@@ -161,7 +161,7 @@ def test_a_network_that_gained_attention_saves_and_comes_back(base, x, tmp_path)
 def test_a_network_that_lost_attention_saves_and_comes_back(x, tmp_path):
     model = timm.create_model('se_mobilenetv2_035_plugin', num_classes=5).eval()
     remove_attention(model)
-    save_for_hf(model, tmp_path, safe_serialization=True)
+    write_model(model, tmp_path)
     again = timm.create_model(f'local-dir:{tmp_path}', pretrained=True).eval()
     assert AttentionSpec.of(again) is None
     with torch.no_grad():
@@ -305,7 +305,7 @@ def test_a_cifar_network_gains_what_its_flag_gives(base, options, found, tmp_pat
     assert {int(re.search(r'(?:layer|stages.)(\d)', name)[1]) + ('stages' in name) for name in added} == set(found)
     flagged = timm.create_model(base, attn='se', **{f'attn_{key}': value for key, value in options.items()})
     assert {key for key in flagged.state_dict()} == set(model.state_dict())
-    timm.models.save_for_hf(model, tmp_path, safe_serialization=True)
+    write_model(model, tmp_path)
     again = timm.create_model(f'local-dir:{tmp_path}', pretrained=True)
     assert AttentionSpec.of(again) == AttentionSpec.of(model)
     x = images(2, 3, 32, 32).float()

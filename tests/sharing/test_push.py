@@ -193,7 +193,7 @@ def test_labels_and_preprocessing_travel(tmp_path):
     write_model(small(), tmp_path, model_config={'label_names': list('abcde')},
                 data_config={'mean': (0.1,) * 3, 'input_size': (3, 64, 64)})
     cfg = timm.create_model(f'local-dir:{tmp_path}', pretrained=True).pretrained_cfg
-    assert (cfg['label_names'], cfg['mean'], cfg['input_size']) == (list('abcde'), [0.1] * 3, (3, 64, 64))
+    assert (cfg['label_names'], cfg['mean'], tuple(cfg['input_size'])) == (list('abcde'), [0.1] * 3, (3, 64, 64))
 
 
 # The card.

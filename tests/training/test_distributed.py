@@ -38,6 +38,7 @@ def test_two_processes_train_as_one_with_the_same_global_batch(digits, tmp_path)
         assert float(rows[0][key]) == pytest.approx(float(rows[1][key]), rel=1e-6), key
 
 
+@pytest.mark.slow
 def test_statistics_of_both_processes_are_saved_before_and_after_the_evaluation(digits, tmp_path):
     # Of the first BatchNorm and a single step the mean of the means of two halves is that of the whole.
     arguments = ('--data-dir', str(digits), '--epochs', '1', '--model-ema', '--model-ema-decay', '0.5')
@@ -50,6 +51,7 @@ def test_statistics_of_both_processes_are_saved_before_and_after_the_evaluation(
             torch.testing.assert_close(mean, expected, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_processes_that_find_different_checkpoints_are_refused(digits, tmp_path):
     arguments = ('--data-dir', str(digits), '--batch-size', '8', '--epochs', '1')
     run(*2 * [job(tmp_path / 'first' / 'run', *arguments)])

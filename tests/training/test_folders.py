@@ -61,6 +61,23 @@ def test_a_class_map_gives_renamed_classes_their_indices(trained, colours, tmp_p
     assert evaluate(trained, colours, '--class-map', str(tmp_path / 'map.txt'))['top1'] == 1
 
 
+@pytest.mark.parametrize('arguments', [(), ('--class-map', 'map.txt')])
+def test_an_accent_is_the_same_in_either_spelling(colours, tmp_path, monkeypatch, arguments):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'map.txt').write_text('blue\ngr\u00fcn\nred\n', encoding='utf-8')
+    spoil(colours / 'train', 'a class with an accent of its own')
+    spoil(colours / 'validation', 'a class with an accent')
+    assert train(colours, tmp_path / 'run', *arguments)['top1'] == 1
+
+
+def test_a_class_map_for_torchvision_is_refused(tmp_path):
+    (tmp_path / 'map.txt').write_text('cat\ndog\n')
+    given = parse_options(['--dataset', 'torch/cifar10', '--data-dir', str(tmp_path), '--class-map',
+                           str(tmp_path / 'map.txt')])
+    with pytest.raises(ValueError, match='--class-map has no effect on torch/cifar10'):
+        open_split(given, 'train', training=True)
+
+
 def test_a_network_for_imagenet_knows_its_folders_by_their_names(tmp_path):
     from timm.data import ImageNetInfo
     data = save_colours(tmp_path / 'data', train=0, val=1)
@@ -124,7 +141,8 @@ def test_hidden_entries_are_passed_over(trained, colours, caplog, kind, packed):
     caplog.set_level('INFO')
     metrics = evaluate(trained, colours)
     assert (metrics['images'], metrics['top1']) == (48, 1)
-    assert packed or caplog.text.count('48 pictures of 3 classes; left out: 1 hidden entries (') == 1
+    left = '1 hidden entries are left out' if packed else '48 pictures of 3 classes; left out: 1 hidden entries ('
+    assert caplog.text.count(left) == 1
 
 
 def test_what_is_left_out_is_counted_by_reason(colours, caplog):

@@ -36,7 +36,7 @@ def wait_for(condition, process):
         time.sleep(0.002)
 
 
-@pytest.mark.parametrize('workers', ['0', '1'])
+@pytest.mark.parametrize('workers', ['0', pytest.param('1', marks=pytest.mark.slow)])
 def test_sigterm_to_every_process_saves_and_the_run_continues_to_the_same_weights(
         digits, undisturbed, tmp_path, workers):
     folder = tmp_path / 'run'

@@ -60,6 +60,7 @@ def test_a_run_leaves_what_it_was_and_how_it_went(digits, tmp_path, one_round):
     assert int(written['parameters']) == sum(p.numel() for p in model.parameters())
 
 
+@pytest.mark.slow
 def test_a_compiled_run_trains_the_same_network(digits, tmp_path):
     from torch._dynamo.utils import counters
     options = '--epochs', '1', '--no-deterministic', '--model-dtype', 'float64'

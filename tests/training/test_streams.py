@@ -77,7 +77,8 @@ def test_a_run_on_a_stream_is_reproducible(shards, tmp_path):
 
 
 @pytest.mark.parametrize(('source', 'lengths'), [
-    ('hfds', ()), ('hfids', ('--train-num-samples', '96', '--val-num-samples', '50'))])
+    ('hfds', ()),
+    pytest.param('hfids', ('--train-num-samples', '96', '--val-num-samples', '50'), marks=pytest.mark.slow)])
 def test_data_of_hugging_faces_library_trains_and_is_continued(digits, tmp_path, monkeypatch, source, lengths):
     datasets = pytest.importorskip('datasets', reason='hfds/ and hfids/ need datasets: the [train] extra')
     monkeypatch.setattr(datasets.config, 'HF_HUB_OFFLINE', True)

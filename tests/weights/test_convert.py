@@ -7,10 +7,11 @@ import pytest
 import timm
 import torch
 import torchvision
-from parity import images, randomised, relative_error
+from parity import images, needs_new_timm, randomised, relative_error
 from safetensors.torch import load_file, save_file
 
 from timm_se_plugin.models._registry import architectures
+from timm_se_plugin.weights import write_model
 from timm_se_plugin.weights.convert import convert, convert_file, convert_to_timm
 from timm_se_plugin.weights.layouts import layout_of
 from timm_se_plugin.weights.reading import read_weights
@@ -38,7 +39,9 @@ def test_there_are_nine_legacy_networks():
 
 
 @pytest.mark.parametrize('depth', [DEPTH, pytest.param({}, marks=pytest.mark.slow)], ids=['shallow', 'whole'])
-@pytest.mark.parametrize('name', LEGACY)
+@pytest.mark.parametrize('name', [
+    pytest.param(name, marks=[pytest.mark.slow] if any(d in name for d in ('101', '152', '154')) else [])
+    for name in LEGACY])
 def test_legacy_networks_and_cadenes_names(name, depth, tmp_path):
     original = randomised(timm.create_model(name, **depth))
     assert any(key.startswith('layer0.') for key in original.state_dict())
@@ -304,9 +307,10 @@ def test_a_checkpoint_that_would_run_code_is_refused(tmp_path, monkeypatch):
     assert not (tmp_path / 'attacked').exists()
 
 
+@needs_new_timm
 def test_a_saved_model_is_converted_and_its_preprocessing_kept(tmp_path):
     original = randomised(timm.create_model('seresnet18', num_classes=7, in_chans=1))
-    timm.models.save_for_hf(original, tmp_path / 'timm', safe_serialization=True, data_config={'mean': (0.25,)})
+    write_model(original, tmp_path / 'timm', data_config={'mean': (0.25,)})
     convert_file(f'local-dir:{tmp_path / "timm"}', 'se_resnet18_plugin', tmp_path / 'ours', attn_rd_divisor=8)
     conversion = convert_file(f'local-dir:{tmp_path / "ours"}', 'seresnet18', tmp_path / 'back')
     assert len(conversion.mapped) == len(original.state_dict())

@@ -6,15 +6,15 @@ import re
 import pytest
 import timm
 import torch
-from parity import images, randomised, saved
+from parity import IS_OLD_TIMM, images, randomised, saved
 from safetensors.torch import load_file, save_file
-from timm.models import save_for_hf
 
 from timm_se_plugin import AttentionSpec
 from timm_se_plugin.layers import SqueezeExcite
 from timm_se_plugin.models._registry import architectures
 from timm_se_plugin.placement import ATTENTIONS
 from timm_se_plugin.placement.attentions import names_that_start_at_identity
+from timm_se_plugin.weights import write_model
 
 
 @pytest.fixture(scope='module')
@@ -76,7 +76,7 @@ def test_every_se_name_starts_from_each_published_tag_of_its_base():
                 assert (ours[tag].hf_hub_id, ours[tag].url, ours[tag].input_size) == (
                     cfg.hf_hub_id, cfg.url, cfg.input_size)
                 started += 1
-    assert started > 300
+    assert started >= 300
 
 
 def test_a_plain_tag_starts_a_network_with_attention(plain, attended):
@@ -113,6 +113,8 @@ WAYS = {
 
 @pytest.mark.parametrize('way', WAYS)
 def test_a_tag_is_known_however_its_configuration_arrives(way, attended, plain):
+    if way == 'script' and IS_OLD_TIMM:
+        pytest.skip('timm has resolve_model_input_args from 1.0.31')
     kwargs = WAYS[way]('se_resnet50_plugin', attended[1])
     with pytest.raises(ValueError, match=r"attn_gate='tanh' \(the weights have 'sigmoid'\)"):
         timm.create_model('se_resnet50_plugin', pretrained=True, attn_gate='tanh', layers=(1, 1, 1, 1), **kwargs)
@@ -235,17 +237,17 @@ def test_a_legacy_file_does_not_load_into_the_modern_network(tmp_path):
 
 def test_a_saved_model_refuses_another_specification_and_a_saved_plain_one_gains_attention(tmp_path):
     se = timm.create_model('se_resnet10t_plugin', attn_gate='tanh')
-    save_for_hf(se, tmp_path / 'se', safe_serialization=True)
+    write_model(se, tmp_path / 'se')
     with pytest.raises(ValueError, match=r"attn_gate='relu' \(the weights have 'tanh'\)"):
         timm.create_model(f'local-dir:{tmp_path / "se"}', pretrained=True, attn_gate='relu')
     plain = timm.create_model('resnet10t_plugin')
-    save_for_hf(plain, tmp_path / 'plain', safe_serialization=True)
+    write_model(plain, tmp_path / 'plain')
     model = timm.create_model(f'local-dir:{tmp_path / "plain"}', pretrained=True, attn='se')
     torch.testing.assert_close(logits(model), logits(plain), rtol=1e-5, atol=1e-5)
 
 
 def test_a_saved_model_may_be_built_with_another_attention_without_its_weights(tmp_path):
-    save_for_hf(timm.create_model('resnet10t_plugin', attn='se'), tmp_path, safe_serialization=True)
+    write_model(timm.create_model('resnet10t_plugin', attn='se'), tmp_path)
     name = f'local-dir:{tmp_path}'
     assert AttentionSpec.of(timm.create_model(name, attn='none')) is None
     assert AttentionSpec.of(timm.create_model(name, attn='eca')) == AttentionSpec('eca')
@@ -255,7 +257,7 @@ def test_a_saved_model_may_be_built_with_another_attention_without_its_weights(t
 
 def test_saved_configuration_is_complete_whatever_was_asked(attended, tmp_path):
     model = create('se_resnet50_plugin.a1_in1k', attended[1], layers=(1, 1, 1, 1))
-    save_for_hf(model, tmp_path, safe_serialization=True)
+    write_model(model, tmp_path)
     args = json.loads((tmp_path / 'config.json').read_text())['model_args']
     assert AttentionSpec.from_kwargs({k: v for k, v in args.items() if k.startswith('attn')}) == AttentionSpec.of(model)
     reloaded = timm.create_model(f'local-dir:{tmp_path}', pretrained=True)

@@ -61,5 +61,5 @@ def why_not_eager(x: Tensor) -> str:
 def learns(bn: nn.Module, x: Tensor) -> bool:
     """``bn.training``; under fx a node that reads ``bn.training`` whenever the traced graph runs."""
     if isinstance(x, torch.fx.Proxy):
-        return x.tracer.create_proxy('get_attr', f'{x.tracer.path_of_module(bn)}.training', (), {})  # type: ignore
+        return x.tracer.create_proxy('get_attr', x.tracer.path_of_module(bn), (), {}).training  # type: ignore
     return bn.training

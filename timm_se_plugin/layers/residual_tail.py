@@ -19,17 +19,24 @@ from ._tail_functions import moments, scale_add_act, statistics_dtype
 from .kernels import has_kernels
 from .squeeze_excite import why_not_squeeze_excite
 
-__all__ = ['can_fuse', 'residual_tail']
+__all__ = ['can_fuse', 'is_worthwhile', 'residual_tail', 'why_not_fused']
 
-# torch 2.6 has no is_exporting; there a compiled network runs module by module too.
-_is_exporting = getattr(torch.compiler, 'is_exporting', torch.compiler.is_compiling)
+
+def _is_exporting() -> bool:
+    """Whether ``torch.export`` traces the network; ``torch.compile`` is another matter.
+
+    The flags behind ``torch.compiler.is_exporting`` are read: torch 2.6 has no such function, and before torch 2.13
+    dynamo takes its answer to be True (pytorch pull request 176499), so that no compiled network would be fused.
+    An export of torch 2.6 with ``strict=True`` shows in neither flag: its program has the fused formulas.
+    """
+    return getattr(torch.compiler, '_is_exporting_flag', torch.compiler._is_compiling_flag)
 
 
 def _is_pointwise(conv: Any) -> bool:
     return conv.kernel_size == (1, 1) and conv.stride == (1, 1) and conv.padding == (0, 0) and conv.groups == 1
 
 
-def _obstacle(x: Tensor, bn: Any, se: Any, drop_path: Any) -> str:
+def why_not_fused(x: Tensor, bn: Any, se: Any = None, drop_path: Any = None) -> str:
     """Why the tail has to run module by module; an empty string if it can be fused."""
     if torch.jit.is_tracing() or _is_exporting():
         return 'the network is being traced or exported'
@@ -48,6 +55,26 @@ def _obstacle(x: Tensor, bn: Any, se: Any, drop_path: Any) -> str:
     return why_not_eager(x)
 
 
+# Elements of a map from which the fused tail takes less time than the modules, on a CPU in eager mode, by whether
+# gradients are recorded, the values have 16 bits, and the memory format is channels_last; results/tail-cpu.csv has the
+# measurements. Small maps pay for more calls than they save reads.
+_WORTHWHILE = {
+    (True, False, False): 2**18, (True, False, True): 2**19, (True, True, False): 2**20, (True, True, True): 2**19,
+    (False, False, False): 2**20, (False, False, True): 2**18, (False, True, False): 2**20, (False, True, True): 2**20,
+}
+_COUNTED = 16  # samples at most, with 16 bits in channels_last: more of them, each with a small map, are no gain
+
+
+def is_worthwhile(x: Tensor) -> bool:
+    """Whether fusing the tail behind a map saves time: always but for small maps on a CPU in eager mode."""
+    if isinstance(x, torch.fx.Proxy) or torch.compiler.is_compiling() or not x.is_cpu or x.dim() != 4:
+        return True
+    is_half = x.element_size() == 2
+    is_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    samples = min(x.shape[0], _COUNTED) if is_half and is_last else x.shape[0]
+    return samples * x[0].numel() >= _WORTHWHILE[torch.is_grad_enabled(), is_half, is_last]
+
+
 def can_fuse(
         x: Tensor,
         bn: nn.Module,
@@ -57,23 +84,23 @@ def can_fuse(
 ) -> bool:
     """Whether :func:`residual_tail` gives what these modules give one after the other.
 
-    Ask at every call, since modules may be replaced (``convert_sync_batchnorm``) or hooked at any time. Whether fusing
-    is worthwhile is another question: without attention, stochastic depth and a shortcut's gate nothing is multiplied,
-    and only the kernels of a GPU (:func:`~timm_se_plugin.layers.kernels.has_kernels`) take less time than the modules.
+    Ask at every call, since modules may be replaced (``convert_sync_batchnorm``) or hooked at any time. Without
+    attention, stochastic depth and a shortcut's gate nothing is multiplied, and only the kernels of a GPU
+    (:func:`~timm_se_plugin.layers.kernels.has_kernels`) take less time than the modules.
 
     Args:
         x: BatchNorm's input.
         bn: the last BatchNorm of the block.
         se: its attention: a :class:`SqueezeExcite` that squeezes by the average, or None.
         drop_path: stochastic depth with timm's attributes, or None.
-        fused: ``'auto'``; False to refuse; True to insist.
+        fused: ``'auto'`` where it saves time too; False to refuse; True to insist.
 
     Raises:
         ValueError: ``fused=True`` where the tail cannot be fused, with the reason.
     """
-    if not fused:
+    if not fused or (fused == 'auto' and not is_worthwhile(x)):
         return False
-    obstacle = _obstacle(x, bn, se, drop_path)
+    obstacle = why_not_fused(x, bn, se, drop_path)
     if obstacle and fused is True:
         raise ValueError(f"attn_fused=True, but {obstacle}; 'auto' and False are allowed here")
     return not obstacle

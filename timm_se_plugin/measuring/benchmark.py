@@ -82,6 +82,7 @@ def _networks(case: Case) -> dict[str, tuple[Callable[[], nn.Module], str]]:
 
     networks: dict[str, tuple[Callable[[], nn.Module], str]] = {
         'plain': (lambda: timm.create_model(case.base), 'plain'),
+        'plain fused': (lambda: timm.create_model(f'{case.base}_plugin', attn_fused=True), 'plain'),
         'timm': (timms, 'plain'),
         'unfused': (lambda: attended(attn_fused=False), 'plain'),
         'fused': (attended, 'plain'),
@@ -146,8 +147,8 @@ def measure(
         rounds: number of measured turns.
         warmup: number of turns before them.
         device: ``'cpu'`` or a CUDA device.
-        variants: some of plain, timm, unfused, fused, floor, plain folded, timm folded and deployed; the variants that
-            they are compared with are measured too. All of them if empty.
+        variants: some of plain, plain fused, timm, unfused, fused, floor, plain folded, timm folded and deployed; the
+            variants that they are compared with are measured too. All of them if empty.
 
     Returns:
         A row for each variant: the case, the versions, the median milliseconds, and ratios to the reference variant.

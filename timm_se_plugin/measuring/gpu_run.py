@@ -97,7 +97,7 @@ def run(device: str, minutes: float, output: Path, tests: Path | None = None, ro
             print(f'{i - 1} of {len(chosen)} cases measured, then the time was over', flush=True)
             return
         try:
-            rows = measure(case, rounds, device=device, variants=('timm', 'unfused', 'fused'))
+            rows = measure(case, rounds, device=device, variants=('plain fused', 'timm', 'unfused', 'fused'))
         except torch.OutOfMemoryError as error:
             print(f'[{i}/{len(chosen)}] {asdict(case)}: {error}', flush=True)
             continue
@@ -111,5 +111,6 @@ def run(device: str, minutes: float, output: Path, tests: Path | None = None, ro
               f'{" compiled" if case.compiled else ""}: {ratios}', flush=True)
         if not profiled:
             profiled = True
-            profiles = [row for variant in ('plain', 'timm', 'fused') for row in _profile(case, device, variant)]
+            profiles = [row for variant in ('plain', 'plain fused', 'timm', 'fused')
+                        for row in _profile(case, device, variant)]
             write_table(output / f'profile-{device}.csv', profiles)

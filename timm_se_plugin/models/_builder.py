@@ -12,7 +12,7 @@ from ..files.hub_files import read_config_json
 from ..placement import AttentionSpec, place_attention
 from ..placement.record import record_arguments, record_origin
 from ..placement.spec import applicable, is_option, split_attention_kwargs
-from ..placement.surgery import vacate_blocks
+from ..placement.surgery import run_blocks_fused, vacate_blocks
 from ..placement.widths import set_widths
 from ._architecture import Architecture
 from ._resolution import SAVED_SOURCES, pretrained_cfg, requested, resolve, source_of
@@ -41,8 +41,10 @@ def build(arch: Architecture, pretrained: bool = False, **kwargs: Any) -> nn.Mod
     options = split_attention_kwargs(kwargs)
     pruned_widths = kwargs.pop('pruned_widths', None)
     cfg = pretrained_cfg(arch, kwargs.pop('pretrained_cfg', None), kwargs.pop('pretrained_cfg_overlay', None))
-    saved_args = kwargs.get('pretrained_model_args')
-    if cfg.source in SAVED_SOURCES and 'pretrained_model_args' not in signature(build_model_with_cfg).parameters:
+    saved_args = kwargs.pop('pretrained_model_args', None)
+    if 'pretrained_model_args' in signature(build_model_with_cfg).parameters:
+        kwargs['pretrained_model_args'] = saved_args
+    elif cfg.source in SAVED_SOURCES:
         # timm before 1.0.31 does not say what was saved, and adapts a first convolution of other than three channels,
         # though the weights have the channels that were saved.
         saved_args = read_config_json(f'{cfg.source}:{cfg.hf_hub_id or cfg.file}').get('model_args')
@@ -73,13 +75,15 @@ def build(arch: Architecture, pretrained: bool = False, **kwargs: Any) -> nn.Mod
             vacate_blocks(model)
         if placed is not None:
             place_attention(model, placed)
+        elif attn is None and 'attn_fused' in options:
+            run_blocks_fused(model, options['attn_fused'])
         if pruned_widths is not None:
             set_widths(model, pruned_widths)
         return model
 
     source = source_of(arch, cfg)
     kwargs.setdefault('pretrained_filter_fn', checkpoint_filter(
-        source.key_map if source else None, new_attention=gains_attention, their_filter=arch.checkpoint_filter))
+        source.key_map if source else None, new_attention=gains_attention, base_filter=arch.checkpoint_filter))
     feature_cfg = kwargs.pop('feature_cfg', arch.feature_cfg)
 
     def built(pretrained: bool) -> nn.Module:
@@ -96,8 +100,8 @@ def build(arch: Architecture, pretrained: bool = False, **kwargs: Any) -> nn.Mod
         record_arguments(model, pruned_widths=pruned_widths)
     if placed is not None:
         record_arguments(model, **placed.to_kwargs())
-    elif 'attn' in options:
-        record_arguments(model, attn='none')
+    elif options:
+        record_arguments(model, **{**options, 'attn': 'none'})
     return model
 
 

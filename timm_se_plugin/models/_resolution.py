@@ -32,9 +32,13 @@ def requested(arch: Architecture, options: Mapping[str, Any]) -> AttentionSpec |
         options: ``attn`` and its options.
 
     Raises:
-        ValueError: an option without ``attn``, or an attention that the name does not accept.
+        ValueError: an option without ``attn`` (but for ``attn_fused``, which plain residual blocks have too), or an
+            attention that the name does not accept.
     """
     attn = options.get('attn')
+    if arch.accepts_attn and options.keys() <= {'attn', 'attn_fused'} and (
+            attn == 'none' or (attn is None and arch.attn is None)):
+        return None
     if attn is None and arch.accepts_attn:
         for name in options:
             hint = (f'say which attention with attn={" | ".join(ATTENTIONS)}' if is_option(name)

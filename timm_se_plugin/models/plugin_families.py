@@ -30,7 +30,7 @@ def _register_all() -> None:
         missing = family.missing_classes()
         if bases and missing:
             warnings.warn(f'timm {timm.__version__} has no {", ".join(missing)}: timm_se_plugin leaves out the names '
-                          f'{bases[0]}_plugin and its like', stacklevel=2)
+                          f'{bases[0]}_plugin and others of the family', stacklevel=2)
             continue
         module, _, function = family.checkpoint_filter.rpartition('.')
         common: dict[str, Any] = {

@@ -88,7 +88,7 @@ def attention_misfit(
 def checkpoint_filter(
         key_map: Callable[[StateDict], StateDict] | None = None,
         new_attention: bool = False,
-        their_filter: Callable[..., StateDict] | None = None,
+        base_filter: Callable[..., StateDict] | None = None,
 ) -> Callable[[StateDict, nn.Module], StateDict]:
     """Filter for timm's ``pretrained_filter_fn`` that refuses weights which do not fit.
 
@@ -100,7 +100,7 @@ def checkpoint_filter(
         key_map: renames the checkpoint's keys; leaves the model's own alone.
         new_attention: the checkpoint is a plain network's: exactly the attention's keys are missing, and keep their
             initial values.
-        their_filter: timm's own filter for the network, which comes first; it takes the checkpoint, or the checkpoint
+        base_filter: timm's own filter for the network, which comes first; it takes the checkpoint, or the checkpoint
             and the model.
 
     Returns:
@@ -108,9 +108,9 @@ def checkpoint_filter(
     """
 
     def apply(state_dict: StateDict, model: nn.Module) -> StateDict:
-        if their_filter is not None:
-            takes_model = len(signature(their_filter).parameters) > 1
-            state_dict = their_filter(state_dict, model) if takes_model else their_filter(state_dict)
+        if base_filter is not None:
+            takes_model = len(signature(base_filter).parameters) > 1
+            state_dict = base_filter(state_dict, model) if takes_model else base_filter(state_dict)
         if key_map is not None:
             state_dict = key_map(state_dict)
         own = model.state_dict()

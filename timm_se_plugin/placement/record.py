@@ -46,6 +46,9 @@ def record_attention(model: nn.Module, spec: AttentionSpec | None) -> None:
     A plain network of timm's is recorded under the plugin's name for it, where there is one: the name that builds it
     again.
     """
+    recorded: Any = model
+    recorded._model_args = {name: value for name, value in getattr(model, '_model_args', {}).items()
+                            if not name.startswith('attn_')}
     record_arguments(model, **(spec.to_kwargs() if spec else {'attn': 'none'}))
     cfg: Any = getattr(model, 'pretrained_cfg', None) or {}
     name = cfg.get('architecture') or ''

@@ -9,12 +9,14 @@ from torch import Tensor, nn
 from ..layers._bypass import has_hooks
 from ..layers.kernels import has_kernels
 from ..layers.norm_act import norm_act
-from ..layers.residual_tail import can_fuse, residual_tail
+from ..layers.residual_tail import can_fuse, residual_tail, why_not_fused
 from .finding import restart_identity
 from .spec import AttentionSpec
 
 __all__ = [
-    'AttentionBasicBlock', 'AttentionBottleneck', 'attend', 'attention_channels', 'detach', 'initialise_as_timm']
+    'AttentionBasicBlock', 'AttentionBottleneck', 'attend', 'attention_channels', 'detach', 'initialise_as_timm',
+    'run_fused',
+]
 
 
 class AttentionBasicBlock(BasicBlock):
@@ -164,7 +166,7 @@ def _tail(
     is_scaled = se is not None or drop_path is not None or place == 'identity' or has_kernels(x)
     if is_scaled and can_fuse(x, bn, se, drop_path, block.fused):
         gate = None
-        if place == 'identity' and can_fuse(x, bn, block.se):  # the gate joins the addition
+        if place == 'identity' and not why_not_fused(x, bn, block.se):  # the gate joins the addition
             gate = block.se.excite(block.se.squeeze(shortcut))
         elif place == 'identity':
             shortcut = block.se(shortcut)
@@ -207,11 +209,20 @@ def initialise_as_timm(layer: nn.Module) -> None:
     restart_identity(layer)
 
 
-def attend(block: Any, attn: AttentionSpec, attention: nn.Module | None) -> None:
-    """Give timm's block its attention, or the fused path alone to a block with a Selective Kernel."""
-    block.se = nn.Identity() if attention is None else attention
-    block.fused, block.integration = attn.fused, 'none' if attention is None else attn.integration
-    _become(block, _WITH_ATTENTION[type(block)])
+def attend(block: Any, attn: AttentionSpec, attention: nn.Module) -> None:
+    """Give a residual block its attention."""
+    _prepare(block, attention, attn.integration, attn.fused)
+
+
+def run_fused(block: Any, fused: bool | str) -> None:
+    """Give a residual block the fused path alone: one without attention, or with a Selective Kernel."""
+    _prepare(block, nn.Identity(), 'none', fused)
+
+
+def _prepare(block: Any, attention: nn.Module, integration: str, fused: bool | str) -> None:
+    block.se, block.integration, block.fused = attention, integration, fused
+    if type(block) in _WITH_ATTENTION:
+        _become(block, _WITH_ATTENTION[type(block)])
 
 
 def detach(block: Any) -> nn.Module:

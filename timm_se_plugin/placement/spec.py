@@ -185,7 +185,7 @@ class AttentionSpec:
         }
 
     def recalibrates(self, stage: int) -> bool:
-        """Whether the blocks of a stage get an attention layer (SE and its like)."""
+        """Whether the blocks of a stage get an attention layer (SE and other recalibrations)."""
         return self.record.recalibrates and self.sites is None and stage in self.stages
 
     def selects_kernels(self, stage: int) -> bool:
@@ -229,12 +229,12 @@ def split_attention_kwargs(kwargs: dict[str, Any]) -> dict[str, Any]:
 
 
 def applicable(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of a built model that its attention has.
+    """The options of a built model that its attention has; without attention ``attn_fused`` alone.
 
     timm records what a saved model was built with beside what the user then asked for, another attention maybe.
     """
     record = ATTENTIONS.get(options.get('attn', 'none'))
-    names = ('attn', *(f'attn_{option}' for option in (record.names if record else ())))
+    names = ('attn', *(f'attn_{option}' for option in (record.names if record else ('fused',))))
     return {name: options[name] for name in names if name in options}
 
 

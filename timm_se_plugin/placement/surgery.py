@@ -23,12 +23,14 @@ from .residual import (
     attention_channels,
     detach,
     initialise_as_timm,
+    run_fused,
 )
 from .selective import select_kernels
 from .spec import INTEGRATIONS, AttentionSpec
 from .structure import image_size, run_structure, structure_of
 
-__all__ = ['add_attention', 'check_stages', 'last_stage', 'place_attention', 'remove_attention', 'vacate_blocks']
+__all__ = ['add_attention', 'check_stages', 'last_stage', 'place_attention', 'remove_attention', 'run_blocks_fused',
+           'vacate_blocks']
 
 
 class _Kernel(NamedTuple):
@@ -133,7 +135,7 @@ def place_attention(
         raise
     for kernel in kernels:
         if is_of_type(kernel.module, RESIDUAL_BLOCKS):
-            attend(kernel.module, spec, None)
+            run_fused(kernel.module, spec.fused)
     record_attention(model, spec)
     return added
 
@@ -163,7 +165,7 @@ def remove_attention(model: nn.Module) -> dict[str, nn.Module]:
     if left:
         for block in model.modules():
             if is_of_type(block, RESIDUAL_BLOCKS) and any(isinstance(m, SelectiveKernel) for m in block.children()):
-                attend(block, left, None)
+                run_fused(block, left.fused)
     record_attention(model, left)
     return removed
 
@@ -235,6 +237,22 @@ def _vacate(block: Any, empty: type[nn.Module] | None) -> None:
         block.se = empty()
 
 
+def run_blocks_fused(model: nn.Module, fused: bool | str) -> None:
+    """Let the residual blocks of a network without attention run as those with attention do.
+
+    Raises:
+        ValueError: another value of `fused`; ``True`` for a network without timm's residual blocks.
+    """
+    if not isinstance(fused, bool) and fused != 'auto':
+        raise ValueError(f"attn_fused={fused!r} is not one of auto, True, False")
+    blocks = [block for block in model.modules() if is_of_type(block, RESIDUAL_BLOCKS)]
+    if fused is True and not blocks:
+        raise ValueError(f"attn_fused={fused!r} without attn concerns timm's residual blocks, and a "
+                         f'{type(model).__name__} has none; leave it out')
+    for block in blocks:
+        run_fused(block, fused)
+
+
 def vacate_blocks(model: nn.Module) -> None:
     """Take the attention that timm has built out of the residual blocks of a network."""
     for block in model.modules():
@@ -283,7 +301,7 @@ def _known_name(place: '_Place | _Kernel', order: dict[str, int]) -> str:
 def _at(modules: dict[str, nn.Module], site: Site) -> Iterator[_Place]:
     for block_name, block in modules.items():
         if site.tensor == 'block':
-            if is_of_type(block, site.blocks):
+            if is_of_type(block, site.blocks) or _is_plain(block):
                 yield _Place(block_name, block, 'block')
         elif not is_of(block, site.blocks):
             continue
@@ -294,6 +312,12 @@ def _at(modules: dict[str, nn.Module], site: Site) -> Iterator[_Place]:
             for name, module in block.named_modules():
                 if re.fullmatch(site.module, name) and site.where(block, module):
                     yield _Place('.'.join(filter(None, (block_name, name))), module, site.tensor)
+
+
+def _is_plain(block: nn.Module) -> bool:
+    """Whether a block runs fused without attention (:func:`run_blocks_fused`)."""
+    return isinstance(block, AttentionBasicBlock | AttentionBottleneck) and block.integration == 'none' and not any(
+        isinstance(child, SelectiveKernel) for child in block.children())
 
 
 def _matching(model: nn.Module, pattern: str) -> tuple[list[_Place], list[_Kernel]]:
@@ -349,7 +373,7 @@ def _refuse_shared(model: nn.Module, places: Iterable[_Place]) -> None:
 def _channels(
         model: nn.Module, spec: AttentionSpec, places: list[_Place], input_size: tuple[int, int, int] | None,
 ) -> dict[_Place, int]:
-    """Channels of each place, seen in a pass that computes nothing; timm's residual blocks know theirs."""
+    """Channels of each place, seen in a pass that computes nothing; timm's residual blocks name their own channels."""
     known = {place: attention_channels(place.module, spec.integration) for place in places if place.tensor == 'block'}
     observed = [place for place in places if place.tensor != 'block']
     if not observed:

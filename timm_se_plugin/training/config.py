@@ -15,7 +15,7 @@ from ..weights.runs import model_kwargs
 from .options import RUNTIME, evaluation_parser, training_parser
 
 __all__ = [
-    'different_options', 'list_recipes', 'options_of', 'own_options', 'parse_evaluation', 'parse_options',
+    'BEFORE', 'different_options', 'list_recipes', 'options_of', 'own_options', 'parse_evaluation', 'parse_options',
     'read_recipe']
 
 _PICKLED = ('.pth', '.tar', '.pt')
@@ -24,7 +24,7 @@ _WEIGHTS = (*_PICKLED, '.safetensors', '.bin', '.npz')
 _COLUMNS = (
     'model', 'model_kwargs', 'seed', 'epochs', 'batch_size', 'grad_accum_steps', 'amp', 'amp_dtype', 'torchcompile')
 # What runs did before there was an option for it, and what timm's own do.
-_BEFORE = {'exif_orientation': False}
+BEFORE = {'exif_orientation': False}
 _RECIPES = resources.files(__package__) / 'recipes'
 
 
@@ -88,7 +88,7 @@ def own_options(options: argparse.Namespace) -> str:
 
 def options_of(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     """Options that a checkpoint was trained with; those that its release did not have yet are as it worked then."""
-    return {**vars(parse_options([])), **_BEFORE, **vars(checkpoint['args'])}
+    return {**vars(parse_options([])), **BEFORE, **vars(checkpoint['args'])}
 
 
 def different_options(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -119,7 +119,7 @@ def parse_evaluation(
         raise ValueError(f'--checkpoint {checkpoint} is not a file of weights, which ends in {", ".join(_WEIGHTS)}')
     if checkpoint and checkpoint.endswith(_PICKLED):
         said = read_weights(checkpoint)[1]
-        trained, names = {**_BEFORE, **said['args']} if 'args' in said else {}, said.get('label_names')
+        trained, names = {**BEFORE, **said['args']} if 'args' in said else {}, said.get('label_names')
         # The machine, which may be another one; and what the names of the classes replace.
         others = {'output', 'pretrained', 'device', 'dist_backend', *(('class_map',) if names else ())}
         own = {action.dest for action in parser._actions} - others

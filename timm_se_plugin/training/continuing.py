@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from .checkpoint import newest_whole, read_checkpoint
-from .config import different_options, options_of
+from .config import BEFORE, different_options, options_of
 from .data import STREAMS
 from .process import Process
 
@@ -45,6 +45,8 @@ def continued(options: Namespace, state: dict[str, Any], process: Process, path:
     same = all(then[key] == getattr(options, key) for key in batch)
     is_stream = options.dataset.partition('/')[0].lower() in STREAMS
     ignored = () if now == before and not (kept or same) else batch
+    kept_ways = {key: value for key, value in BEFORE.items() if not hasattr(state['args'], key)}
+    options = Namespace(**{**vars(options), **kept_ways})
     different = [text for text in different_options(then, vars(options))
                  if text.partition('=')[0] not in (*ignored, 'epochs')]
     if is_stream and now != before:

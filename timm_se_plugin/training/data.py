@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import numpy as np
 import torch
@@ -168,6 +169,8 @@ def open_split(options: Namespace, split: str, training: bool) -> Any:
         root = split_root(Path(root), split)
         return ImageDataset(root, (read_tar if root.endswith('.tar') else read_folder)(root, class_map))
     else:
+        if class_map and source.lower() == 'torch':
+            raise ValueError(f'--class-map has no effect on {options.dataset}: torchvision gives its classes')
         if not root and source.lower() == 'torch':
             raise ValueError(f'--dataset {options.dataset} needs --data-dir: the folder that the data is in, or is to '
                              'be downloaded to')
@@ -221,16 +224,17 @@ def label_by_name(dataset: Any, names: Sequence[str] | None, split: str) -> None
     found = class_names(dataset)
     if not found or names is None or found == list(names):
         return
-    names = list(names)
-    unknown = [name for name in found if name not in names]
+    found, names = ([normalize('NFC', name) for name in each] for each in (found, names))  # macOS takes accents apart
+    indices = {name: index for index, name in enumerate(names)}
+    unknown = [name for name in found if name not in indices]
     if unknown:
         raise ValueError(
             f'the split {split} has classes that the model does not know: {closest(unknown, names)}; it knows '
             f'{", ".join(names[:10])}{" …" if len(names) > 10 else ""}. Rename or take away what is not meant, or give '
             'each class of the data its index by --class-map')
-    dataset.target_transform = [names.index(name) for name in found].__getitem__
+    dataset.target_transform = [indices[name] for name in found].__getitem__
     dataset.label_names = names
-    absent = [name for name in names if name not in found]
+    absent = sorted(indices.keys() - set(found))
     if absent:
         _logger.info('the split %s has no images of %d of the %d classes: %s', split, len(absent), len(names),
                      closest(absent, []))

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import numpy as np
 from PIL import Image
@@ -49,7 +50,8 @@ def read_class_map(path: str) -> dict[str, int]:
         raise ValueError(f'--class-map {path} is not a file')
     if not path.endswith('.txt'):
         return dict(load_class_map(path))
-    names = [line.strip() for line in Path(path).read_text(encoding='utf-8-sig').rstrip().splitlines()]
+    text = normalize('NFC', Path(path).read_text(encoding='utf-8-sig'))
+    names = [line.strip() for line in text.rstrip().splitlines()]
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise ValueError(f'--class-map {path} has {", ".join(map(repr, twice))} on more than one line')
@@ -133,6 +135,8 @@ def read_tar(root: str, class_map: Mapping[str, int] | None) -> ReaderImageInTar
         except ValueError as error:  # of zip(*[])
             raise ValueError(f'there are no images in {root!r} of a known class') from error
     shown = [not any(map(_is_hidden, sample[0].path.split('/'))) for sample in reader.samples]
+    if not all(shown):
+        _logger.info('%s: %d hidden entries are left out', root, shown.count(False))
     names = [reader.class_idx_to_name[int(target)] for target in reader.targets[shown]]
     if not class_map:
         if '' in names:
@@ -157,7 +161,7 @@ def _listed(root: str) -> tuple[list[tuple[str, str]], list[str], Counter[str], 
         hidden = [name for name in (*folders, *files) if _is_hidden(name)]
         passed += hidden
         folders[:] = [name for name in folders if name not in hidden]
-        name = os.path.basename(folder) if folder != root else ''
+        name = normalize('NFC', os.path.basename(folder)) if folder != root else ''  # macOS takes accents apart
         found = 0
         for file in files:
             ending = os.path.splitext(file)[1].lower()

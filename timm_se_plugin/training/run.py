@@ -69,11 +69,13 @@ class Run:
         options = Namespace(**{
             **vars(options), 'num_classes': self.classes, 'model_kwargs': channel_kwargs(vars(options))})
         self.process, self.folder = process, _folder(options)
-        self.given = options  # a number of processes that is not the run's own changes batch size and accumulation
         path, state = checkpoint_of(options, self.folder)
+        batch = {key: getattr(options, key) for key in ('batch_size', 'grad_accum_steps')}
         if state is not None:
             options = continued(options, state, process, path)
         self.options = options
+        # Other processes than the run began with change its batch; the checkpoint keeps what the command says.
+        self.given = Namespace(**{**vars(options), **batch})
         random_seed(options.seed)
         model = self.create_model(options.model, options.model_kwargs, options.pretrained)
         if options.sync_bn:

@@ -53,7 +53,9 @@ def write_model(
     """
     network: Any = unwrap_model(model)
     if not all(hasattr(network, name) for name in ('pretrained_cfg', '_model_args', 'num_classes')):
-        raise ValueError(f'{type(network).__name__} cannot be written: it is not a model that timm.create_model made')
+        raise ValueError(
+            f'{type(network).__name__} cannot be written: it is not a model that timm.create_model made; timm before '
+            '1.0.31 does not record what its own models were built with, so take the name that ends in _plugin there')
     network = copy.deepcopy(network).cpu().eval()
     _record_widths(network)
     for tensor in (*network.parameters(), *network.buffers()):

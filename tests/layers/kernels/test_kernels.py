@@ -17,6 +17,7 @@ TYPES = {torch.float32: '*fp32', torch.float16: '*fp16', torch.bfloat16: '*bf16'
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_values_by_tritons_interpreter():
     run = subprocess.run(
@@ -164,7 +165,7 @@ def spilled_on_nvidia(compiled, folder):
     return int(words[words.index('spill') - 2])
 
 
-@pytest.mark.parametrize('arch', [80, 90, 100, 'gfx942'])
+@pytest.mark.parametrize('arch', [80, 'gfx942', *(pytest.param(arch, marks=pytest.mark.slow) for arch in (90, 100))])
 def test_every_kernel_compiles_for_a_gpu_and_spills_nothing(arch, monkeypatch, tmp_path):
     triton = pytest.importorskip('triton')
     from triton.backends.compiler import GPUTarget

@@ -1,0 +1,89 @@
+"""The pages cannot lie: their Python runs, and the commands and options that they name exist."""
+
+import contextlib
+import importlib.util
+import io
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
+BLOCK = re.compile(r'(?:<!-- not run: (?P<why>[^\n]+) -->\n)?^```(?P<language>\w*)\n(?P<text>.*?)^```$', re.M | re.S)
+COMMAND = re.compile(r'(?:^|[ `])(timm-se|make|python tools/\w+\.py|python -m timm_se_plugin)((?: [^\n`#]*)?)')
+
+
+def blocks(page, *languages):
+    """Each block of one of these languages: its first line, its text, and why it is not run."""
+    text = page.read_text(encoding='utf-8')
+    for match in BLOCK.finditer(text):
+        if match['language'] in languages:
+            yield text.count('\n', 0, match.start('text')), match['text'], match['why']
+
+
+def commands(page):
+    """The words of each command line in the blocks of a page, and of each command in its sentences."""
+    text = page.read_text(encoding='utf-8')
+    lines = [line for _, block, _ in blocks(page, '') for line in block.replace('\\\n', ' ').splitlines()]
+    lines += re.findall(r'`([^`\n]+)`', BLOCK.sub('', text))
+    for line in lines:
+        for name, rest in COMMAND.findall(line.split('  #')[0]):
+            yield shlex.split(name + rest.split(' && ')[0])
+
+
+NAMED = sorted({tuple(words) for page in PAGES for words in commands(page)})
+
+
+@pytest.mark.parametrize('page', [page for page in PAGES if any(blocks(page, 'python'))], ids=lambda page: page.name)
+@pytest.mark.filterwarnings('ignore::DeprecationWarning', 'ignore::UserWarning', 'ignore::FutureWarning')
+def test_python_of_a_page_runs(page, tmp_path, monkeypatch):
+    """The blocks of a page run one after another, with the names of those before."""
+    monkeypatch.chdir(tmp_path)
+    names = {'__name__': page.stem}
+    for line, text, why in blocks(page, 'python'):
+        if not why:
+            exec(compile('\n' * line + text, str(page), 'exec'), names)
+
+
+def test_pages_have_python():
+    assert sum(not why for page in PAGES for _, _, why in blocks(page, 'python')) >= 20
+
+
+@pytest.mark.parametrize('words', [words for words in NAMED if words[0] == 'make'], ids=' '.join)
+def test_targets_of_make_exist(words):
+    targets = re.findall(r'^([\w-]+):', (ROOT / 'Makefile').read_text(encoding='utf-8'), re.M)
+    assert set(words[1:]) <= set(targets)
+
+
+@pytest.mark.parametrize('words', [words for words in NAMED if words[0] == 'python' and words[1] != '-m'], ids=' '.join)
+def test_tools_and_their_options_exist(words):
+    text = (ROOT / words[1]).read_text(encoding='utf-8')
+    assert all(f"'{word}'" in text for word in words if word.startswith('--'))
+
+
+@pytest.mark.parametrize('words', [words for words in NAMED if words[0] == 'timm-se' or '-m' in words], ids=' '.join)
+def test_commands_and_their_options_exist(words):
+    if importlib.util.find_spec('timm_se_plugin.commands') is None:
+        pytest.skip('this version has no timm-se')
+    from timm_se_plugin.commands import COMMANDS, main
+    given = list(words[1:] if words[0] == 'timm-se' else words[3:])
+    if not given or given[0].startswith('-'):
+        return
+    command = next((name for name in COMMANDS if given[:len(name.split())] == name.split()), None)
+    assert command, f'timm-se has no command {" ".join(given[:2])}'
+    with contextlib.redirect_stdout(io.StringIO()) as text, pytest.raises(SystemExit):
+        main([*command.split(), '--help'])
+    if command == 'ablate':     # passes the options of a training on
+        with contextlib.redirect_stdout(text), pytest.raises(SystemExit):
+            main(['train', '--help'])
+    known = set(re.findall(r'(?<![\w-])--?[a-z][\w-]*', text.getvalue()))
+    assert not [word for word in given if re.match(r'--?[a-z]', word) and word not in known]
+
+
+@pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
+def test_links_and_pictures_of_a_page_exist(page):
+    text = BLOCK.sub('', page.read_text(encoding='utf-8'))
+    targets = [target.partition('#')[0] for target in re.findall(r'\]\(([^)\s]+)\)', text) if '://' not in target]
+    assert not [target for target in targets if target and not (page.parent / target).exists()]

@@ -1,0 +1,128 @@
+"""What attention costs in the runtimes that people serve with, relative to the plain network in the same runtime."""
+
+import copy
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from torch import nn
+
+from ..placement import fuse_for_inference
+from .provenance import provenance
+
+__all__ = ['NETWORKS', 'RUNTIMES', 'measure_runtime']
+
+# The plain network, timm's with attention, and the plugin's with the same weights.
+NETWORKS = {
+    'resnet50 se': ('resnet50', 'seresnet50', {'model_name': 'resnet50_plugin', 'attn': 'se', 'attn_rd_divisor': 8}),
+    'resnext50_32x4d sk': ('resnext50_32x4d', 'skresnext50_32x4d', {
+        'model_name': 'sk_resnext50_32x4d_plugin', 'attn_rd_divisor': 32}),
+}
+RUNTIMES = ('eager', 'compiled', 'onnxruntime, traced', 'onnxruntime, dynamo', 'openvino')
+
+Step = Callable[[torch.Tensor], Any]
+
+
+def _variants(names: tuple[str, str, dict[str, Any]]) -> dict[str, nn.Module]:
+    plain, timms, ours = names
+    models = {'plain': timm.create_model(plain), 'timm': timm.create_model(timms), 'ours': timm.create_model(**ours)}
+    for model in models.values():
+        model.eval()
+    # The norms of every network are folded where the runtime does not do it by itself.
+    return {**models, **{f'{name}, folded': fuse_for_inference(model) for name, model in models.items()}}
+
+
+def _onnx(model: nn.Module, path: Path, size: int, dynamo: bool) -> Path:
+    x = torch.randn(2 if dynamo else 1, 3, size, size)
+    dynamic: dict[str, Any] = {'dynamic_axes': {'x': {0: 'batch'}}}
+    if dynamo:
+        dynamic = {'dynamic_shapes': ({0: torch.export.Dim('batch', min=1)},)}
+    torch.onnx.export(copy.deepcopy(model), (x,), str(path), input_names=['x'], dynamo=dynamo, **dynamic)
+    return path
+
+
+@contextmanager
+def _step(model: nn.Module, runtime: str, size: int, threads: int) -> Iterator[Step]:
+    """A function from a batch to the network's output."""
+    if runtime in ('eager', 'compiled'):
+        called: Any = model.to(memory_format=torch.channels_last)
+        if runtime == 'compiled':
+            called = torch.compile(model, dynamic=False)
+
+        def run(x: torch.Tensor) -> Any:
+            with torch.inference_mode():
+                return called(x.contiguous(memory_format=torch.channels_last))
+
+        yield run
+        return
+    with TemporaryDirectory() as folder:
+        path = _onnx(model, Path(folder, 'model.onnx'), size, runtime.endswith('dynamo'))
+        if runtime == 'openvino':
+            import openvino
+            compiled = openvino.compile_model(str(path), 'CPU', {
+                'INFERENCE_NUM_THREADS': threads, 'INFERENCE_PRECISION_HINT': 'f32', 'PERFORMANCE_HINT': 'LATENCY'})
+            yield lambda x: compiled(x.numpy())[0]
+            return
+        import onnxruntime
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        session = onnxruntime.InferenceSession(str(path), options)
+        yield lambda x: session.run(None, {'x': x.numpy()})[0]
+
+
+def measure_runtime(
+        network: str, runtime: str, batches: tuple[int, ...] = (1, 8), size: int = 224, rounds: int = 15,
+) -> list[dict[str, Any]]:
+    """Time each variant of a network in a runtime, in turns.
+
+    Every step is first compared with the network in eager mode.
+
+    Args:
+        network: one of ``NETWORKS``.
+        runtime: one of ``RUNTIMES``.
+        batches: numbers of images.
+        size: height and width of an image.
+        rounds: number of measured turns.
+
+    Returns:
+        A row for each batch and variant: the median milliseconds, and the median over turns of the ratio to the plain
+        network, or of the folded variants to the folded plain network, with its quartiles.
+
+    Raises:
+        AssertionError: a runtime computes something else than the network.
+    """
+    threads = torch.get_num_threads()
+    models = _variants(NETWORKS[network])
+    rows = []
+    with ExitStack() as stack:
+        steps = {name: stack.enter_context(_step(copy.deepcopy(model), runtime, size, threads))
+                 for name, model in models.items()}
+        for batch in batches:
+            x = torch.randn(batch, 3, size, size)
+            with torch.inference_mode():
+                for name, step in steps.items():
+                    np.testing.assert_allclose(np.asarray(step(x)), models[name](x).numpy(), rtol=1e-2, atol=1e-3)
+            seconds: dict[str, list[float]] = {name: [] for name in steps}
+            names = list(steps)
+            for turn in range(rounds + 2):
+                for name in names[turn % len(names):] + names[:turn % len(names)]:
+                    start = time.perf_counter()
+                    steps[name](x)
+                    seconds[name].append(time.perf_counter() - start)
+            for name, own in seconds.items():
+                reference = seconds['plain, folded' if name.endswith('folded') else 'plain'][2:]
+                low, median, high = statistics.quantiles(
+                    [mine / other for mine, other in zip(own[2:], reference, strict=True)], n=4)
+                rows.append({
+                    'network': network, 'runtime': runtime, 'batch': batch, 'size': size, 'variant': name,
+                    'milliseconds': round(1e3 * statistics.median(own[2:]), 2), 'ratio': round(median, 3),
+                    'ratio_q25': round(low, 3), 'ratio_q75': round(high, 3), 'rounds': rounds,
+                    **provenance(torch.device('cpu'))})
+    return rows

@@ -1,0 +1,137 @@
+"""Run a selection of tests with the oldest and with the newest releases that pyproject.toml admits, and write a page.
+
+    python tools/run_floors.py
+
+The environments are made by uv under .venv-floors/, and docs/tested-versions.md says what ran with what.
+"""
+
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PLACE = ROOT / '.venv-floors'
+PAGE = ROOT / 'docs' / 'tested-versions.md'
+OLD_TIMM = PLACE / 'timm'       # timm's floor alone: [train] asks for a newer timm than the rest of the package
+EXTRAS = {'oldest': 'dev,train,analysis,mmdet', 'newest': 'dev,train,analysis,mmdet,export'}
+PYTHONS = {'oldest': '3.10', 'newest': '3.13'}
+LISTED = (
+    'torch', 'torchvision', 'timm', 'huggingface-hub', 'safetensors', 'filelock', 'numpy', 'pillow', 'matplotlib',
+    'scikit-learn', 'tensorboard', 'webdataset', 'datasets', 'torch-pruning', 'mmdet', 'mmengine', 'mmcv-lite',
+    'pycocotools', 'opencv-python', 'onnx', 'onnxscript', 'onnxruntime')
+
+CORE = [
+    'tests/test_imports.py', 'tests/test_saved.py', 'tests/layers/test_squeeze_excite.py',
+    'tests/layers/test_residual_tail.py::test_scripts_traces_and_exports_the_modules',
+    'tests/layers/test_residual_tail.py::test_a_compiled_network_is_fused',
+    'tests/layers/test_residual_tail.py::test_traced_by_fx_is_bitwise_equal_and_scripts',
+    'tests/models/test_flag.py::test_names_and_modules_shadow_nothing_in_timm', 'tests/models/test_cifar.py',
+    'tests/placement/test_spec.py', 'tests/placement/test_surgery.py', 'tests/weights/test_fetching.py',
+    'tests/weights/test_pretrained.py', 'tests/sharing/test_push.py', 'tests/detection/test_backbone.py',
+    'tests/detection/test_plugin_layers.py',
+]
+TRAINING = ['tests/training/test_checkpoint.py', 'tests/training/test_evaluation.py', 'tests/training/test_records.py']
+NEWEST = [
+    'tests/models/test_onnx.py', 'tests/models/test_flag.py::test_the_table_says_what_the_installed_timm_builds',
+    'tests/models/test_contract.py::test_compiles_without_graph_breaks']
+
+
+def main() -> int:
+    """Make both environments, run the tests in them, and write the page; 1 if a test fails."""
+    rows, failed = [], False
+    for name in PYTHONS:
+        python = install(name)
+        runs = [('core and detection', CORE, OLD_TIMM if name == 'oldest' else None), ('training', TRAINING, None)]
+        if name == 'newest':
+            runs = [('core, detection, training and export', CORE + TRAINING + NEWEST, None)]
+        for what, tests, overlay in runs:
+            print(f'{name} releases: {what}', flush=True)
+            code, result = run(python, tests, overlay)
+            failed |= code != 0
+            rows.append((name, what, result, versions(python, overlay)))
+    if not failed:
+        PAGE.parent.mkdir(exist_ok=True)
+        PAGE.write_text(page(rows), encoding='utf-8')
+    return int(failed)
+
+
+def install(name: str) -> Path:
+    """The interpreter of an environment, which is made or brought up to date."""
+    uv = [shutil.which('uv', path=f'{Path(sys.executable).parent}{os.pathsep}{os.environ["PATH"]}') or 'uv']
+    python = PLACE / name / 'bin' / 'python'
+    if not python.exists():
+        subprocess.run([*uv, 'venv', '--quiet', '--python', interpreter(PYTHONS[name]), PLACE / name], check=True)
+    # Compiled here, a module's invalid escape sequence is no error of the first test that imports the module.
+    options: list[str | Path] = [*uv, 'pip', 'install', '--quiet', '--compile-bytecode', '--python', python]
+    resolution = ['--resolution', 'lowest-direct'] if name == 'oldest' else ['--upgrade']
+    subprocess.run([*options, *resolution, '--editable', f'.[{EXTRAS[name]}]'], cwd=ROOT, check=True)
+    if name == 'oldest':
+        shutil.rmtree(OLD_TIMM, ignore_errors=True)
+        floor = re.search(r'^ +"timm>=([\d.]+),', (ROOT / 'pyproject.toml').read_text(encoding='utf-8'), re.MULTILINE)
+        assert floor is not None
+        subprocess.run([*options, '--no-deps', '--target', OLD_TIMM, f'timm=={floor[1]}'], check=True)
+    return python
+
+
+def interpreter(version: str) -> str:
+    """A Python of that version: a command, one of pyenv's or of uv's, or else the one that runs this."""
+    pyenv = Path(os.environ.get('PYENV_ROOT', Path.home() / '.pyenv'), 'versions')
+    for path in (shutil.which(f'python{version}'), *sorted(pyenv.glob(f'{version}.*/bin/python{version}'))):
+        if path and subprocess.run([path, '--version'], capture_output=True, check=False).returncode == 0:
+            return str(path)
+    found = subprocess.run(['uv', 'python', 'find', version], capture_output=True, text=True, check=False) \
+        if shutil.which('uv') else None
+    if found and found.returncode == 0:
+        return found.stdout.strip()
+    print(f'there is no Python {version}; {platform.python_version()} takes its place', flush=True)
+    return sys.executable
+
+
+def run(python: Path, tests: list[str], overlay: Path | None) -> tuple[int, str]:
+    """The exit code of pytest, and its last line."""
+    environment = {**os.environ, 'PYTHONPATH': str(overlay or '')}
+    process = subprocess.Popen(
+        [python, '-m', 'pytest', '-q', '-n', '2', '-m', 'not slow', '-p', 'no:cacheprovider', *tests],
+        cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    last = ''
+    for line in process.stdout:
+        print(line, end='', flush=True)
+        last = line.strip() or last
+    return process.wait(), re.sub(r' in .*', '', last)
+
+
+def versions(python: Path, overlay: Path | None) -> dict[str, str]:
+    """Releases in an environment by their names."""
+    code = ('import importlib.metadata as m, json, platform; found = {"Python": platform.python_version()}\n'
+            f'for name in {LISTED!r}:\n'
+            '    try: found[name] = m.version(name)\n'
+            '    except m.PackageNotFoundError: pass\n'
+            'print(json.dumps(found))')
+    environment = {**os.environ, 'PYTHONPATH': str(overlay or '')}
+    answer = subprocess.run([python, '-c', code], env=environment, capture_output=True, text=True, check=True)
+    return json.loads(answer.stdout)
+
+
+def page(rows: list[tuple[str, str, str, dict[str, str]]]) -> str:
+    """The page in Markdown: a column for each run, a row for each package."""
+    names = ['Python', *(name for name in LISTED if any(name in found for *_, found in rows))]
+    lines = [
+        '# Tested versions', '',
+        'This page is written by `make floors`, which installs the oldest and the newest releases that',
+        '`pyproject.toml` admits, and runs a selection of the tests with each. `make test` runs the quick suite with',
+        'what pip finds. `[train]` needs a newer timm than the rest of the package, hence the column of its own.', '',
+        f'Run on {platform.system()}, {platform.machine()}, without a GPU.', '',
+        '| | ' + ' | '.join(f'{name}: {what}' for name, what, *_ in rows) + ' |', '|---' * (len(rows) + 1) + '|',
+        *(f'| {name} | ' + ' | '.join(found.get(name, '') for *_, found in rows) + ' |' for name in names),
+        '| result | ' + ' | '.join(result for *_, result, _ in rows) + ' |', '']
+    return '\n'.join(lines)
+
+
+if __name__ == '__main__':
+    sys.exit(main())
