@@ -1,4 +1,4 @@
-"""Detect in pictures, and write each picture with its boxes, and detections.json, into a folder.
+"""Detect in pictures, and write each picture with its boxes, and all boxes as JSON, into a folder.
 
 timm-se detect predict faster-rcnn_se-r18_fpn_bccd work_dirs/.../epoch_8.pth cells.jpg more/ --output found
 timm-se detect predict hf-hub:user/repo cells.jpg more/ --output found
