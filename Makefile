@@ -10,13 +10,18 @@ DOCS := .venv-docs/bin
 .venv/.installed: EXTRAS := dev,train,analysis,mmdet,export
 .venv-onedl/.installed: EXTRAS := dev,train,onedl
 .venv-interop/.installed: EXTRAS := dev,interop
-.venv-docs/.installed: EXTRAS := docs
-.venv/.installed .venv-onedl/.installed .venv-interop/.installed .venv-docs/.installed: %/.installed: pyproject.toml
+.venv/.installed .venv-onedl/.installed .venv-interop/.installed: %/.installed: pyproject.toml
 	test -x $*/bin/python || $(PYTHON) -m venv $*
 	$*/bin/python -m pip install --quiet --upgrade "pip>=24"
 	$*/bin/python -m pip install --quiet --editable ".[$(EXTRAS)]"
 	# yapf writes a cache when mmengine is first imported: not by two test processes at once.
 	$*/bin/python -W ignore -c "import importlib.util as u; u.find_spec('mmengine') and __import__('mmengine')"
+	touch $@
+
+.venv-docs/.installed: pyproject.toml
+	test -x .venv-docs/bin/python || $(PYTHON) -m venv .venv-docs
+	$(DOCS)/python -m pip install --quiet --upgrade "pip>=25.1"  # which reads dependency groups
+	$(DOCS)/python -m pip install --quiet --group docs
 	touch $@
 
 demo: .venv/.installed  ## train SE-ResNet-18 and ResNet-18 on real images, save, load back; then find digits in scenes
