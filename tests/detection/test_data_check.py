@@ -112,6 +112,16 @@ def test_perfect_detections_have_a_perfect_score_in_any_order_of_categories(coco
     ('no boxes', 'is not in the format of COCO instances'),
     ('no sizes', 'is not in the format of COCO instances'),
     ('a list', 'is not a JSON file in the format of COCO instances'),
+    ('no pictures', 'has no images'),
+    ('a box without a number', r'the bbox of annotation 1 is \[5, nan, 20, 20\], and not four numbers'),
+    ('a box without an end', r'the bbox of annotation 1 is \[5, 5, inf, 20\], and not four numbers'),
+    ('a box of five numbers', r'the bbox of annotation 1 is \[5, 5, 20, 20, 1\], and not four numbers'),
+    ('a box of no numbers', r'the bbox of annotation 1 is \[\], and not four numbers'),
+    ('a box of text', r"the bbox of annotation 1 is \['5', '5', '20', '20'\], and not four numbers"),
+    ('a box that is null', 'the bbox of annotation 1 is None, and not four numbers'),
+    ('marks as text', r"annotation 1 has iscrowd='0', which has to be 0 or 1"),
+    ('ignore as text', r"annotation 1 has ignore='false', which has to be 0 or 1"),
+    ('image ids as text', r"none of the 4 boxes belongs to an image of the file: .* image_id='0', .* id 0"),
 ])
 @pytest.mark.parametrize('split', ['train', 'val'])
 def test_annotations_with_another_meaning_are_refused_with_the_file(coco_folder, kind, message, split):
