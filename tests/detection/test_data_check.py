@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import logging
+import re
 
 import pytest
 from detectors import on_folder
@@ -147,6 +148,30 @@ def test_boxes_that_are_left_out_are_said(coco_folder, said, kind, count):
     assert f'{count} boxes are left out' in said[0]
 
 
+@pytest.mark.parametrize(('kind', 'message'), [
+    ('a box given twice', r'1 of 5 boxes are given twice, .*first of them in .*0\.png'),
+    ('a picture given twice', r'1 of 5 pictures are given twice, .*first is .*0\.png')])
+def test_what_is_given_twice_is_said(coco_folder, said, kind, message):
+    change_annotations(coco_folder / 'annotations.json', kind)
+    labels_of(coco_folder)
+    assert re.search(message, said[0])
+
+
+@pytest.mark.parametrize('kind', ['no annotations', 'crowds alone', 'fractions of the picture'])
+def test_training_without_a_box_is_refused_and_a_validation_without_one_is_said(coco_folder, said, kind):
+    (coco_folder / 'other.json').write_bytes((coco_folder / 'annotations.json').read_bytes())
+    change_annotations(coco_folder / 'other.json', kind)
+    config = stopped(coco_folder)
+    config.train_dataloader.dataset.ann_file = 'other.json'
+    with pytest.raises(ValueError, match=r'other\.json\)? has no (box|picture with a box)'):
+        train_detector(config)
+    config = stopped(coco_folder)
+    config.val_dataloader.dataset.ann_file = 'other.json'
+    with pytest.raises(FirstStepError):
+        train_detector(config)
+    assert any(re.search(r'val_dataloader \(.*other.json\) has no box .*metrics mean nothing', text) for text in said)
+
+
 def test_corners_in_the_place_of_width_and_height_are_said(coco_folder, said):
     change_annotations(coco_folder / 'annotations.json', lambda data: data['annotations'][0].update(
         bbox=[40, 40, 60, 39]))
@@ -155,6 +180,30 @@ def test_corners_in_the_place_of_width_and_height_are_said(coco_folder, said):
     change_annotations(coco_folder / 'annotations.json', 'corners for width and height')
     labels_of(coco_folder)
     assert 'make sure that each bbox is x, y, width, height in pixels' in said[-1]
+
+
+MASKS = {'model.roi_head.mask_head.num_classes': 2, 'model.roi_head.mask_head.in_channels': 16,
+         'model.roi_head.mask_head.num_convs': 1, 'model.roi_head.mask_roi_extractor.out_channels': 16}
+
+
+@pytest.mark.parametrize('segmentation', [None, []])
+def test_a_detector_of_masks_refuses_boxes_without_one(coco_folder, segmentation):
+    change_annotations(coco_folder / 'annotations.json', lambda data: data['annotations'][0].update(
+        segmentation=segmentation))
+    with pytest.raises(ValueError, match=r'1 boxes of .*annotations.json have no segmentation, .* in .*0\.png'):
+        train_detector(stopped(coco_folder, 'mask-rcnn_se-r50_fpn_1x_coco', **MASKS))
+    with pytest.raises(FirstStepError):
+        train_detector(stopped(coco_folder))
+
+
+@pytest.mark.parametrize(('segmentation', 'message'), [
+    ([[1, 1, 2, 2]], 'no polygon of three points'), ([[90, 70, 95, 70, 95, 79]], 'lie outside their box')])
+def test_masks_that_are_no_area_or_elsewhere_are_said(coco_folder, said, segmentation, message):
+    change_annotations(coco_folder / 'annotations.json', lambda data: data['annotations'][0].update(
+        segmentation=segmentation))
+    with pytest.raises(FirstStepError):
+        train_detector(stopped(coco_folder, 'mask-rcnn_se-r50_fpn_1x_coco', **MASKS))
+    assert any(re.search(rf'1 segmentations of .*annotations.json .*{message}.* in .*0\.png', text) for text in said)
 
 
 def test_validation_pictures_that_are_trained_on_are_said(coco_folder, said):

@@ -220,6 +220,17 @@ class CocoDataset(mmdet.datasets.CocoDataset):
             print_log(f'{self.ann_file}: {len(beyond)} of {self._boxes} boxes reach beyond their picture, the first of '
                       f'them in {beyond[0]}; make sure that each bbox is x, y, width, height in pixels',
                       logger='current', level=logging.WARNING)
+        twice = [picture['img_path'] for picture in pictures for _, count in Counter(
+            (instance['bbox_label'], *instance['bbox']) for instance in picture['instances']).items() if count > 1]
+        if twice:
+            print_log(f'{self.ann_file}: {len(twice)} of {self._boxes} boxes are given twice, with the same class, the '
+                      f'first of them in {twice[0]}; a detector that finds it once is said to miss the other',
+                      logger='current', level=logging.WARNING)
+        paths = Counter(picture['img_path'] for picture in pictures)
+        if len(paths) < len(pictures):
+            print_log(f'{self.ann_file}: {len(pictures) - len(paths)} of {len(pictures)} pictures are given twice, '
+                      f'with other ids, of which the first is {paths.most_common(1)[0][0]}; the boxes of one are '
+                      'background in the other', logger='current', level=logging.WARNING)
         return pictures
 
     def filter_data(self) -> list[dict]:
