@@ -196,6 +196,7 @@ def test_a_detector_of_masks_refuses_boxes_without_one(coco_folder, segmentation
         train_detector(stopped(coco_folder))
 
 
+@pytest.mark.filterwarnings('ignore:__array__ implementation:DeprecationWarning')  # of mmdet's masks
 @pytest.mark.parametrize(('segmentation', 'message'), [
     ([[1, 1, 2, 2]], 'no polygon of three points'), ([[90, 70, 95, 70, 95, 79]], 'lie outside their box')])
 def test_masks_that_are_no_area_or_elsewhere_are_said(coco_folder, said, segmentation, message):
