@@ -9,6 +9,7 @@ from typing import Any
 
 import timm
 import torch
+from timm.data.readers.reader_image_folder import ReaderImageFolder
 from timm.layers import convert_sync_batchnorm
 from timm.models import safe_model_name
 from timm.scheduler import create_scheduler
@@ -26,9 +27,9 @@ from .data import (
     label_by_name,
     number_of_classes,
     open_split,
-    split_root,
     train_loader,
 )
+from .folders import shared_pictures
 from .images import seed_of
 from .network import check_model, moved
 from .optimizer import make_optimizer
@@ -65,7 +66,7 @@ class Run:
         self.classes, self.label_names = number_of_classes(options, train_data), class_names(train_data)
         val_data = open_split(options, options.val_split, training=False)
         label_by_name(val_data, self.label_names, options.val_split)
-        _check_splits(options)
+        _check_splits(options, train_data, val_data)
         options = Namespace(**{
             **vars(options), 'num_classes': self.classes, 'model_kwargs': channel_kwargs(vars(options))})
         self.process, self.folder = process, _folder(options)
@@ -297,15 +298,20 @@ def _of_scheduler(scheduler: Any) -> Any:
     return getattr(scheduler, 'lr_scheduler', scheduler)
 
 
-def _check_splits(options: Namespace) -> None:
+def _check_splits(options: Namespace, train_data: Any, val_data: Any) -> None:
     if options.dataset or options.train_split == options.val_split:
         return
-    root = Path(options.data_dir)
-    if split_root(root, options.train_split) == split_root(root, options.val_split):
+    train, validation = train_data.reader, val_data.reader
+    if train.root == validation.root:
         raise ValueError(
-            f'{root} has no folders or tar files named {options.train_split} and {options.val_split}, so that the same '
-            'images would train and validate; --data-dir takes the folder that holds both, and --train-split and '
-            '--val-split their names')
+            f'{options.data_dir} has no folders or tar files named {options.train_split} and {options.val_split}, so '
+            'that the same images would train and validate; --data-dir takes the folder that holds both, and '
+            '--train-split and --val-split their names')
+    if isinstance(train, ReaderImageFolder) and isinstance(validation, ReaderImageFolder):
+        shared, looked = shared_pictures(train, validation)
+        if shared:
+            _logger.warning('%d of %d validation pictures that were compared are also trained on, so that the metrics '
+                            'do not say how the network does on new pictures', shared, looked)
 
 
 def _folder(options: Namespace) -> Path:
