@@ -6,11 +6,13 @@ import shutil
 import subprocess
 
 import pytest
+import torch
 from digit_runs import TINY
 from spoiled_folders import COLOURS, FOLDERS, save_colours, spoil
 
 from timm_se_plugin.files.tables import read_table
 from timm_se_plugin.training import evaluate_classifier, parse_evaluation, parse_options, train_classifier
+from timm_se_plugin.training.checkpoint import read_checkpoint
 from timm_se_plugin.training.data import class_names, open_split, split_root
 from timm_se_plugin.training.folders import read_class_map, read_folder
 
@@ -232,6 +234,27 @@ def test_validation_pictures_that_are_trained_on_are_said(colours, tmp_path, cap
         shutil.copytree(colours / 'train', colours / 'validation')
     train(colours, tmp_path / 'run', '--epochs', '1')
     assert '48 of 48 validation pictures that were compared are also trained on' in caplog.text
+
+
+@pytest.mark.parametrize(('kind', 'said'), [
+    ('a class renamed', r"the data lacks 'blue', and has 'amber' instead"),
+    ('a class misspelt', r"the data lacks 'green' \(did you mean 'gren'\?\), and has 'gren' instead"),
+    ('another order', 'the data has the same classes in another order')])
+def test_a_run_is_not_continued_on_other_classes(colours, tmp_path, kind, said):
+    train(colours, tmp_path / 'run', '--epochs', '1')
+    order = []
+    if kind == 'another order':
+        (tmp_path / 'map.txt').write_text('red\ngreen\nblue\n')
+        order = ['--class-map', str(tmp_path / 'map.txt')]
+    else:
+        for split in ('train', 'validation'):
+            spoil(colours / split, kind)
+    state = read_checkpoint(tmp_path / 'run' / 'last.pth.tar')
+    if order:  # the same path, whose content has changed
+        state['args'].class_map = order[1]
+        torch.save(state, tmp_path / 'run' / 'last.pth.tar')
+    with pytest.raises(ValueError, match=rf'last\.pth\.tar is of a run with other classes: {said}'):
+        train(colours, tmp_path / 'run', '--epochs', '2', '--resume', 'auto', *order)
 
 
 def test_other_validation_pictures_of_the_same_names_are_fine(colours, tmp_path, caplog):

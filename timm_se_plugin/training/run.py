@@ -6,6 +6,7 @@ from argparse import Namespace
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import timm
 import torch
@@ -29,7 +30,7 @@ from .data import (
     open_split,
     train_loader,
 )
-from .folders import shared_pictures
+from .folders import closest, shared_pictures
 from .images import seed_of
 from .network import check_model, moved
 from .optimizer import make_optimizer
@@ -74,6 +75,7 @@ class Run:
         batch = {key: getattr(options, key) for key in ('batch_size', 'grad_accum_steps')}
         if state is not None:
             options = continued(options, state, process, path)
+            _check_classes(state.get('label_names'), self.label_names, path)
         self.options = options
         # Other processes than the run began with change its batch; the checkpoint keeps what the command says.
         self.given = Namespace(**{**vars(options), **batch})
@@ -296,6 +298,20 @@ class Run:
 def _of_scheduler(scheduler: Any) -> Any:
     """The scheduler whose ``state_dict`` is complete: of timm's plateau schedule, the one of torch inside it."""
     return getattr(scheduler, 'lr_scheduler', scheduler)
+
+
+def _check_classes(before: list[str] | None, now: list[str] | None, path: Any) -> None:
+    if not before or not now:
+        return
+    before, now = ([normalize('NFC', name) for name in names] for names in (before, now))
+    if before != now:
+        lacking, other = [name for name in before if name not in now], [name for name in now if name not in before]
+        parts = [f'{what} {closest(names, known)}' for what, names, known in (
+            ('lacks', lacking, other), ('has', other, [])) if names]
+        raise ValueError(
+            f'{path} is of a run with other classes: the data '
+            + (', and '.join(parts) + ' instead' * bool(other) if parts else 'has the same classes in another order')
+            + '; continue the run on the classes that it began with, or begin another run')
 
 
 def _check_splits(options: Namespace, train_data: Any, val_data: Any) -> None:
