@@ -4,6 +4,7 @@ import importlib.util
 import json
 import logging
 import re
+import shutil
 
 import pytest
 from detectors import on_folder
@@ -211,6 +212,20 @@ def test_validation_pictures_that_are_trained_on_are_said(coco_folder, said):
     with pytest.raises(FirstStepError):
         train_detector(stopped(coco_folder))
     assert '4 of the 4 pictures of val_dataloader are also trained on' in said[-1]
+
+
+@pytest.mark.parametrize('linked', [False, True])
+def test_copies_of_training_pictures_in_validation_are_said(coco_folder, said, linked):
+    if linked:
+        (coco_folder / 'val').symlink_to('images')
+    else:
+        shutil.copytree(coco_folder / 'images', coco_folder / 'val')
+        PICTURES['upside down by its tag'](coco_folder / 'val' / '3.png')
+    config = stopped(coco_folder)
+    config.val_dataloader.dataset.data_prefix = dict(img='val/')
+    with pytest.raises(FirstStepError):
+        train_detector(config)
+    assert any(f'{4 if linked else 3} of the 4 pictures of val_dataloader are also trained on' in text for text in said)
 
 
 @pytest.mark.parametrize(('classes', 'message'), [

@@ -1,7 +1,9 @@
 """The data sets of a run are compared with one another, the model and the evaluators before the run starts."""
 
+import filecmp
 import json
 import logging
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,8 @@ from .coco import CocoDataset, CocoMetric, category_ids, class_names
 from .picture_check import Picture, check_pictures, pictures_of
 
 __all__ = ['check_data']
+
+_COMPARED = 1000  # how many pictures of a split are compared with training pictures of the same name
 
 
 def check_data(
@@ -39,7 +43,7 @@ def check_data(
     """
     expected, whose = (None if classes is None else class_names(classes, 'the checkpoint')), 'the checkpoint'
     pictured: dict[tuple, Picture] = {}  # train and val sets may share pictures
-    trained_on: set[str] = set()
+    trained_on: dict[str, set[str]] = {}  # the paths of each file name
     for split, dataset in datasets.items():
         of_split: list[Picture] = []
         for base in _parts(dataset):
@@ -59,8 +63,10 @@ def check_data(
             if isinstance(metric, mmdet.evaluation.CocoMetric) and getattr(metric, '_coco_api', None) is not None:
                 _check_metric(metric, f'{split}_evaluator', expected, of_split, f'{split}_dataloader')
         if split == 'train':
-            trained_on = {picture.path for picture in of_split}
-        elif shared := sum(picture.path in trained_on for picture in of_split):
+            for picture in of_split:
+                trained_on.setdefault(Path(picture.path).name, set()).add(picture.path)
+        elif shared := sum(_is_one_of(picture.path, trained_on.get(Path(picture.path).name, set()), i < _COMPARED)
+                           for i, picture in enumerate(of_split)):
             print_log(f'{shared} of the {len(of_split)} pictures of {split}_dataloader are also trained on, so that '
                       'the metrics do not say how the detector does on new pictures', logger='current',
                       level=logging.WARNING)
@@ -68,6 +74,13 @@ def check_data(
             pictured.setdefault((picture.path, picture.size), picture)
     if pictures:
         check_pictures(list(pictured.values()))
+
+
+def _is_one_of(path: str, others: set[str], compare: bool) -> bool:
+    if path in others or not compare or len(others) > 10:  # names like image.png in many folders
+        return path in others
+    return any(os.path.isfile(each) and os.path.isfile(path) and filecmp.cmp(path, each, shallow=False)
+               for each in others)
 
 
 def _compare_classes(names: Sequence[str], where: str, expected: Sequence[str], whose: str) -> None:
