@@ -92,6 +92,13 @@ FOLDERS: dict[str, Callable[[Path], object]] = {
     'checkpoints of a notebook': lambda folder: _as_class(folder, '.ipynb_checkpoints'),
     'an archive of macOS': lambda folder: _as_class(folder, '__MACOSX'),
     'resource forks': lambda folder: (folder / 'red' / '._00.png').write_bytes(b'Mac OS X'),
+    'a class in two cases': lambda folder: _as_class(folder, 'Red'),
+    'a class with a blank': lambda folder: _as_class(folder, 'red '),
+    'a folder of a year in each class': lambda folder: [_as_class(folder, f'{name}/2020') for name in COLOURS],
+    'a link to the folder above': lambda folder: (folder / 'red' / 'loop').symlink_to(folder),
+    'a link to nowhere': lambda folder: (folder / 'pink').symlink_to(folder / 'nowhere'),
+    'a link to another class': lambda folder: (folder / 'pink').symlink_to(folder / 'red'),
+    'a folder in a class': lambda folder: _as_class(folder, 'red/more'),
     'other files': lambda folder: [(folder / 'red' / name).write_text('x') for name in ('a.txt', 'b.csv', 'c.txt')],
 }
 

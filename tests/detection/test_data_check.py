@@ -3,6 +3,8 @@
 import importlib.util
 import json
 import logging
+import re
+import shutil
 
 import pytest
 from detectors import on_folder
@@ -112,6 +114,16 @@ def test_perfect_detections_have_a_perfect_score_in_any_order_of_categories(coco
     ('no boxes', 'is not in the format of COCO instances'),
     ('no sizes', 'is not in the format of COCO instances'),
     ('a list', 'is not a JSON file in the format of COCO instances'),
+    ('no pictures', 'has no images'),
+    ('a box without a number', r'the bbox of annotation 1 is \[5, nan, 20, 20\], and not four numbers'),
+    ('a box without an end', r'the bbox of annotation 1 is \[5, 5, inf, 20\], and not four numbers'),
+    ('a box of five numbers', r'the bbox of annotation 1 is \[5, 5, 20, 20, 1\], and not four numbers'),
+    ('a box of no numbers', r'the bbox of annotation 1 is \[\], and not four numbers'),
+    ('a box of text', r"the bbox of annotation 1 is \['5', '5', '20', '20'\], and not four numbers"),
+    ('a box that is null', 'the bbox of annotation 1 is None, and not four numbers'),
+    ('marks as text', r"annotation 1 has iscrowd='0', which has to be 0 or 1"),
+    ('ignore as text', r"annotation 1 has ignore='false', which has to be 0 or 1"),
+    ('image ids as text', r"none of the 4 boxes belongs to an image of the file: .* image_id='0', .* id 0"),
 ])
 @pytest.mark.parametrize('split', ['train', 'val'])
 def test_annotations_with_another_meaning_are_refused_with_the_file(coco_folder, kind, message, split):
@@ -137,6 +149,30 @@ def test_boxes_that_are_left_out_are_said(coco_folder, said, kind, count):
     assert f'{count} boxes are left out' in said[0]
 
 
+@pytest.mark.parametrize(('kind', 'message'), [
+    ('a box given twice', r'1 of 5 boxes are given twice, .*first of them in .*0\.png'),
+    ('a picture given twice', r'1 of 5 pictures are given twice, .*first is .*0\.png')])
+def test_what_is_given_twice_is_said(coco_folder, said, kind, message):
+    change_annotations(coco_folder / 'annotations.json', kind)
+    labels_of(coco_folder)
+    assert re.search(message, said[0])
+
+
+@pytest.mark.parametrize('kind', ['no annotations', 'crowds alone', 'fractions of the picture'])
+def test_training_without_a_box_is_refused_and_a_validation_without_one_is_said(coco_folder, said, kind):
+    (coco_folder / 'other.json').write_bytes((coco_folder / 'annotations.json').read_bytes())
+    change_annotations(coco_folder / 'other.json', kind)
+    config = stopped(coco_folder)
+    config.train_dataloader.dataset.ann_file = 'other.json'
+    with pytest.raises(ValueError, match=r'other\.json\)? has no (box|picture with a box)'):
+        train_detector(config)
+    config = stopped(coco_folder)
+    config.val_dataloader.dataset.ann_file = 'other.json'
+    with pytest.raises(FirstStepError):
+        train_detector(config)
+    assert any(re.search(r'val_dataloader \(.*other.json\) has no box .*metrics mean nothing', text) for text in said)
+
+
 def test_corners_in_the_place_of_width_and_height_are_said(coco_folder, said):
     change_annotations(coco_folder / 'annotations.json', lambda data: data['annotations'][0].update(
         bbox=[40, 40, 60, 39]))
@@ -147,10 +183,49 @@ def test_corners_in_the_place_of_width_and_height_are_said(coco_folder, said):
     assert 'make sure that each bbox is x, y, width, height in pixels' in said[-1]
 
 
+MASKS = {'model.roi_head.mask_head.num_classes': 2, 'model.roi_head.mask_head.in_channels': 16,
+         'model.roi_head.mask_head.num_convs': 1, 'model.roi_head.mask_roi_extractor.out_channels': 16}
+
+
+@pytest.mark.parametrize('segmentation', [None, []])
+def test_a_detector_of_masks_refuses_boxes_without_one(coco_folder, segmentation):
+    change_annotations(coco_folder / 'annotations.json', lambda data: data['annotations'][0].update(
+        segmentation=segmentation))
+    with pytest.raises(ValueError, match=r'1 boxes of .*annotations.json have no segmentation, .* in .*0\.png'):
+        train_detector(stopped(coco_folder, 'mask-rcnn_se-r50_fpn_1x_coco', **MASKS))
+    with pytest.raises(FirstStepError):
+        train_detector(stopped(coco_folder))
+
+
+@pytest.mark.filterwarnings('ignore:__array__ implementation:DeprecationWarning')  # of mmdet's masks
+@pytest.mark.parametrize(('segmentation', 'message'), [
+    ([[1, 1, 2, 2]], 'no polygon of three points'), ([[90, 70, 95, 70, 95, 79]], 'lie outside their box')])
+def test_masks_that_are_no_area_or_elsewhere_are_said(coco_folder, said, segmentation, message):
+    change_annotations(coco_folder / 'annotations.json', lambda data: data['annotations'][0].update(
+        segmentation=segmentation))
+    with pytest.raises(FirstStepError):
+        train_detector(stopped(coco_folder, 'mask-rcnn_se-r50_fpn_1x_coco', **MASKS))
+    assert any(re.search(rf'1 segmentations of .*annotations.json .*{message}.* in .*0\.png', text) for text in said)
+
+
 def test_validation_pictures_that_are_trained_on_are_said(coco_folder, said):
     with pytest.raises(FirstStepError):
         train_detector(stopped(coco_folder))
     assert '4 of the 4 pictures of val_dataloader are also trained on' in said[-1]
+
+
+@pytest.mark.parametrize('linked', [False, True])
+def test_copies_of_training_pictures_in_validation_are_said(coco_folder, said, linked):
+    if linked:
+        (coco_folder / 'val').symlink_to('images')
+    else:
+        shutil.copytree(coco_folder / 'images', coco_folder / 'val')
+        PICTURES['upside down by its tag'](coco_folder / 'val' / '3.png')
+    config = stopped(coco_folder)
+    config.val_dataloader.dataset.data_prefix = dict(img='val/')
+    with pytest.raises(FirstStepError):
+        train_detector(config)
+    assert any(f'{4 if linked else 3} of the 4 pictures of val_dataloader are also trained on' in text for text in said)
 
 
 @pytest.mark.parametrize(('classes', 'message'), [

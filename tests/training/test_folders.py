@@ -1,16 +1,20 @@
 """Class folders: a class is its name, every picture is read, and what is left out is said."""
 
+import os
+import pickle
 import shutil
 import subprocess
 
 import pytest
+import torch
 from digit_runs import TINY
 from spoiled_folders import COLOURS, FOLDERS, save_colours, spoil
 
 from timm_se_plugin.files.tables import read_table
 from timm_se_plugin.training import evaluate_classifier, parse_evaluation, parse_options, train_classifier
-from timm_se_plugin.training.data import class_names, open_split
-from timm_se_plugin.training.folders import read_folder
+from timm_se_plugin.training.checkpoint import read_checkpoint
+from timm_se_plugin.training.data import class_names, open_split, split_root
+from timm_se_plugin.training.folders import read_class_map, read_folder
 
 
 def train(data, folder, *arguments):
@@ -184,3 +188,85 @@ def test_names_that_differ_in_case_alone_have_one_order(tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / '1.png').touch()
     assert list(read_folder(str(tmp_path), None).class_to_idx) == ['A', 'a', 'B', 'b']
+
+
+@pytest.mark.parametrize(('kind', 'said'), [
+    ('a class in two cases', "'Red' and 'red' differ in letter case or blanks alone"),
+    ('a class with a blank', "'red' and 'red ' differ in letter case or blanks alone"),
+    ('a folder of a year in each class', "the class '2020' is made of 3 folders, blue/2020, green/2020, red/2020"),
+    ('a folder in a class', "the class 'more' lies in the folder of the class 'red'"),
+    ('a link to nowhere', 'left out: 1 links to nothing (pink)'),
+    ('a link to the folder above', 'left out: 1 links to a folder that they lie in (loop)'),
+    ('a link to another class', "the classes 'pink' and 'red' are the same folder")])
+def test_folders_that_hardly_mean_classes_are_said(colours, caplog, kind, said):
+    spoil(colours / 'train', kind)
+    reader = read_folder(str(colours / 'train'), None)
+    assert said in ''.join(record.getMessage() for record in caplog.records if record.levelname == 'WARNING')
+    if 'above' in kind:
+        assert len(reader.samples) == 48
+
+
+@pytest.mark.skipif(not hasattr(os, 'geteuid') or os.geteuid() == 0, reason='root reads every folder')
+def test_a_folder_that_may_not_be_read_is_refused(colours):
+    (colours / 'train' / 'red').chmod(0)
+    with pytest.raises(PermissionError, match='red'):
+        read_folder(str(colours / 'train'), None)
+
+
+@pytest.mark.parametrize(('name', 'content', 'said'), [
+    ('map.txt', b'red\n\nblue\ngreen\n', 'has nothing on line 2'), ('map.txt', b'\n', 'has no line'),
+    ('map.csv', b'red,0\nblue,1\ngreen,2\n', r'is neither a text file, \.txt, with a name on each line'),
+    ('map.txt', 'red\nblue\ngreen'.encode('utf-16'), 'is not text in UTF-8'),
+    ('map.pkl', pickle.dumps({'red': -1, 'blue': 0, 'green': 1}), "gives 'red' the index -1"),
+    ('map.pkl', pickle.dumps({'red': '0', 'blue': '1', 'green': '2'}), "gives 'red' the index '0'")])
+def test_a_class_map_that_gives_no_indices_is_refused(tmp_path, name, content, said):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=f'--class-map .*{said}'):
+        read_class_map(str(tmp_path / name))
+
+
+@pytest.mark.parametrize('linked', [False, True])
+def test_validation_pictures_that_are_trained_on_are_said(colours, tmp_path, caplog, linked):
+    shutil.rmtree(colours / 'validation')
+    if linked:
+        (colours / 'validation').symlink_to('train')
+    else:
+        shutil.copytree(colours / 'train', colours / 'validation')
+    train(colours, tmp_path / 'run', '--epochs', '1')
+    assert '48 of 48 validation pictures that were compared are also trained on' in caplog.text
+
+
+@pytest.mark.parametrize(('kind', 'said'), [
+    ('a class renamed', r"the data lacks 'blue', and has 'amber' instead"),
+    ('a class misspelt', r"the data lacks 'green' \(did you mean 'gren'\?\), and has 'gren' instead"),
+    ('another order', 'the data has the same classes in another order')])
+def test_a_run_is_not_continued_on_other_classes(colours, tmp_path, kind, said):
+    train(colours, tmp_path / 'run', '--epochs', '1')
+    order = []
+    if kind == 'another order':
+        (tmp_path / 'map.txt').write_text('red\ngreen\nblue\n')
+        order = ['--class-map', str(tmp_path / 'map.txt')]
+    else:
+        for split in ('train', 'validation'):
+            spoil(colours / split, kind)
+    state = read_checkpoint(tmp_path / 'run' / 'last.pth.tar')
+    if order:  # the same path, whose content has changed
+        state['args'].class_map = order[1]
+        torch.save(state, tmp_path / 'run' / 'last.pth.tar')
+    with pytest.raises(ValueError, match=rf'last\.pth\.tar is of a run with other classes: {said}'):
+        train(colours, tmp_path / 'run', '--epochs', '2', '--resume', 'auto', *order)
+
+
+def test_other_validation_pictures_of_the_same_names_are_fine(colours, tmp_path, caplog):
+    train(colours, tmp_path / 'run', '--epochs', '1')
+    assert 'also trained on' not in caplog.text
+
+
+@pytest.mark.parametrize(('split', 'twin'), [('train', 'train.tar'), ('validation', 'val')])
+def test_two_sources_of_a_split_are_said(colours, caplog, split, twin):
+    if twin.endswith('.tar'):
+        shutil.make_archive(str(colours / 'train'), 'tar', colours / 'train')
+    else:
+        shutil.copytree(colours / split, colours / twin)
+    read = split_root(colours, split)
+    assert f'the split {split} is read from {read}, and not from' in caplog.text

@@ -6,6 +6,7 @@ in the order of the file, and pass over a name that the file does not have.
 
 import json
 import logging
+import math
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable
@@ -96,6 +97,22 @@ def _boxes_and_names(annotations: dict[str, Any]) -> tuple[Counter, dict[int, st
     return boxes, {category['id']: _comparable(category['name']) for category in annotations.get('categories', [])}
 
 
+class _AnnotationError(ValueError):
+    pass
+
+
+def _check_annotation(annotation: dict[str, Any], where: str) -> None:
+    bbox, id_ = annotation.get('bbox', [0, 0, 0, 0]), annotation.get('id')
+    if not (isinstance(bbox, list) and len(bbox) == 4
+            and all(isinstance(value, (int, float)) and math.isfinite(value) for value in bbox)):
+        raise _AnnotationError(f'{where}: the bbox of annotation {id_!r} is {bbox!r}, and not four numbers; write '
+                               'x, y, width and height in pixels, or remove the annotation')
+    for key in ('iscrowd', 'ignore'):  # '0' would count as true, and the detector would not learn the box
+        if (annotation.get(key) or 0) not in (0, 1):
+            raise _AnnotationError(f'{where}: annotation {id_!r} has {key}={annotation[key]!r}, which has to be 0 or '
+                                   '1, without quotation marks')
+
+
 def read_coco(path: str, where: str) -> COCO:
     """Read annotations in COCO's format, from UTF-8 whatever the locale.
 
@@ -106,8 +123,9 @@ def read_coco(path: str, where: str) -> COCO:
         where: where the file comes from, for the message.
 
     Raises:
-        ValueError: the file is not JSON, or not in COCO's format; images, categories or boxes share an id; boxes belong
-            to categories that are not in the file.
+        ValueError: the file is not JSON, or not in COCO's format; it has no images; images, categories or boxes share
+            an id; a box is not four numbers; boxes belong to categories that are not in the file, or none of them to
+            an image of the file.
     """
     coco = COCO()
     try:
@@ -115,15 +133,20 @@ def read_coco(path: str, where: str) -> COCO:
             coco.dataset = json.load(file)
         for annotation in coco.dataset.get('annotations', []):
             annotation.setdefault('iscrowd', 0)
+            _check_annotation(annotation, where)
             if 'bbox' in annotation:
                 annotation.setdefault('area', annotation['bbox'][2] * annotation['bbox'][3])
         coco.createIndex()
         boxes, names = _boxes_and_names(coco.dataset)
         images = [image['id'] for image in coco.dataset['images']]
         categories = {(category['id'], category['name']) for category in coco.dataset['categories']}
+    except _AnnotationError:
+        raise
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f'{where} is not a JSON file in the format of COCO instances: '
                          f'{type(error).__name__}: {error}') from error
+    if not images:
+        raise ValueError(f'{where} has no images; give the file of a split that has some')
     coco.img_ann_map, coco.cat_img_map = coco.imgToAnns, coco.catToImgs
     for what, count, different in (('images', len(images), len(coco.imgs)),
                                    ('categories', len(categories), len(names)),
@@ -131,6 +154,10 @@ def read_coco(path: str, where: str) -> COCO:
         if different < count:
             raise ValueError(f'{where}: the {count} {what} have {different} different ids, so that some would stand '
                              'for others; give each an id of its own')
+    if boxes and not coco.imgs.keys() & coco.imgToAnns.keys():
+        raise ValueError(f'{where}: none of the {boxes.total()} boxes belongs to an image of the file: the first box '
+                         f'has image_id={next(iter(coco.imgToAnns))!r}, the first image the id {images[0]!r}; give '
+                         'both the same ids, of the same type')
     unlisted = sorted(map(repr, boxes.keys() - names.keys()))
     if unlisted:
         count = sum(boxes[id_] for id_ in boxes.keys() - names.keys())
@@ -193,6 +220,17 @@ class CocoDataset(mmdet.datasets.CocoDataset):
             print_log(f'{self.ann_file}: {len(beyond)} of {self._boxes} boxes reach beyond their picture, the first of '
                       f'them in {beyond[0]}; make sure that each bbox is x, y, width, height in pixels',
                       logger='current', level=logging.WARNING)
+        twice = [picture['img_path'] for picture in pictures for _, count in Counter(
+            (instance['bbox_label'], *instance['bbox']) for instance in picture['instances']).items() if count > 1]
+        if twice:
+            print_log(f'{self.ann_file}: {len(twice)} of {self._boxes} boxes are given twice, with the same class, the '
+                      f'first of them in {twice[0]}; a detector that finds it once is said to miss the other',
+                      logger='current', level=logging.WARNING)
+        paths = Counter(picture['img_path'] for picture in pictures)
+        if len(paths) < len(pictures):
+            print_log(f'{self.ann_file}: {len(pictures) - len(paths)} of {len(pictures)} pictures are given twice, '
+                      f'with other ids, of which the first is {paths.most_common(1)[0][0]}; the boxes of one are '
+                      'background in the other', logger='current', level=logging.WARNING)
         return pictures
 
     def filter_data(self) -> list[dict]:

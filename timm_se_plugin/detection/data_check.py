@@ -1,7 +1,9 @@
 """The data sets of a run are compared with one another, the model and the evaluators before the run starts."""
 
+import filecmp
 import json
 import logging
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,8 @@ from .coco import CocoDataset, CocoMetric, category_ids, class_names
 from .picture_check import Picture, check_pictures, pictures_of
 
 __all__ = ['check_data']
+
+_COMPARED = 1000  # how many pictures of a split are compared with training pictures of the same name
 
 
 def check_data(
@@ -39,7 +43,7 @@ def check_data(
     """
     expected, whose = (None if classes is None else class_names(classes, 'the checkpoint')), 'the checkpoint'
     pictured: dict[tuple, Picture] = {}  # train and val sets may share pictures
-    trained_on: set[str] = set()
+    trained_on: dict[str, set[str]] = {}  # the paths of each file name
     for split, dataset in datasets.items():
         of_split: list[Picture] = []
         for base in _parts(dataset):
@@ -52,13 +56,17 @@ def check_data(
                 _compare_classes(names, where, expected, whose)
                 _check_heads(model, base, names)
                 _check_order(base, names)
+            _check_masks(base)
+        _check_boxes(dataset, split)
         evaluator = evaluators.get(split)
         for metric in evaluator.metrics if expected and isinstance(evaluator, Evaluator) else ():
             if isinstance(metric, mmdet.evaluation.CocoMetric) and getattr(metric, '_coco_api', None) is not None:
                 _check_metric(metric, f'{split}_evaluator', expected, of_split, f'{split}_dataloader')
         if split == 'train':
-            trained_on = {picture.path for picture in of_split}
-        elif shared := sum(picture.path in trained_on for picture in of_split):
+            for picture in of_split:
+                trained_on.setdefault(Path(picture.path).name, set()).add(picture.path)
+        elif shared := sum(_is_one_of(picture.path, trained_on.get(Path(picture.path).name, set()), i < _COMPARED)
+                           for i, picture in enumerate(of_split)):
             print_log(f'{shared} of the {len(of_split)} pictures of {split}_dataloader are also trained on, so that '
                       'the metrics do not say how the detector does on new pictures', logger='current',
                       level=logging.WARNING)
@@ -66,6 +74,13 @@ def check_data(
             pictured.setdefault((picture.path, picture.size), picture)
     if pictures:
         check_pictures(list(pictured.values()))
+
+
+def _is_one_of(path: str, others: set[str], compare: bool) -> bool:
+    if path in others or not compare or len(others) > 10:  # names like image.png in many folders
+        return path in others
+    return any(os.path.isfile(each) and os.path.isfile(path) and filecmp.cmp(path, each, shallow=False)
+               for each in others)
 
 
 def _compare_classes(names: Sequence[str], where: str, expected: Sequence[str], whose: str) -> None:
@@ -105,6 +120,49 @@ def _check_heads(model: nn.Module, dataset: Any, names: tuple[str, ...]) -> None
             raise ValueError(
                 f'{name} has num_classes={count}, and the data has {len(names)} classes; set '
                 f'model.{name}.num_classes={len(names)}, and so in each head of the detector')
+
+
+def _check_boxes(dataset: Any, split: str) -> None:
+    """Check that data has boxes which are neither left out nor of a crowd."""
+    parts = list(_parts(dataset))
+    if all(isinstance(part, CocoDataset) for part in parts) and not any(
+            not box['ignore_flag'] for part in parts for i in range(len(part))
+            for box in part.get_data_info(i)['instances']):
+        text = (f'{split}_dataloader ({", ".join(str(part.ann_file) for part in parts)}) has no box of the classes '
+                'that is neither left out nor marked iscrowd, so that ')
+        if split == 'train':
+            raise ValueError(f'{text}nothing can be learned; give the annotations of the pictures')
+        print_log(f'{text}its metrics mean nothing (COCO writes -1)', logger='current', level=logging.WARNING)
+
+
+def _check_masks(dataset: Any) -> None:
+    """Check the segmentations of a data set whose pipeline loads them."""
+    steps = getattr(getattr(dataset, 'pipeline', None), 'transforms', ())
+    if not (isinstance(dataset, CocoDataset) and any(getattr(step, 'with_mask', False) for step in steps)):
+        return
+    lacking, thin, elsewhere = [], [], []
+    for info in map(dataset.get_data_info, range(len(dataset))):
+        for instance in info['instances']:
+            mask = instance.get('mask')
+            if mask is None:
+                lacking.append(info['img_path'])
+            elif isinstance(mask, list):
+                polygons = [polygon for polygon in mask if len(polygon) >= 6]
+                x, y = ([value for polygon in polygons for value in polygon[i::2]] for i in (0, 1))
+                x1, y1, x2, y2 = instance['bbox']
+                if not polygons:
+                    thin.append(info['img_path'])
+                elif min(x) > x2 or max(x) < x1 or min(y) > y2 or max(y) < y1:
+                    elsewhere.append(info['img_path'])
+    if lacking:
+        raise ValueError(f'{len(lacking)} boxes of {dataset.ann_file} have no segmentation, which the detector learns '
+                         f'its masks from, the first of them in {lacking[0]}; add the segmentations, remove the boxes, '
+                         'or train a detector without masks')
+    for found, what in ((thin, 'have no polygon of three points, so that their boxes are not learned'),
+                        (elsewhere, 'lie outside their box')):
+        if found:
+            print_log(f'{len(found)} segmentations of {dataset.ann_file} {what}, the first of them in {found[0]}',
+                      logger='current', level=logging.WARNING)
 
 
 def _check_order(dataset: Any, names: tuple[str, ...]) -> None:

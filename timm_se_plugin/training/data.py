@@ -248,10 +248,14 @@ def split_root(root: Path, split: str) -> str:
     """
     name = split.partition('[')[0]
     names = (name, *next((names for names in _SPLITS if name in names), ()))
-    found = next((path for path in (*(root / f'{name}.tar' for name in names), *(root / name for name in names))
-                  if path.exists()), None)
+    found = [path for path in (*(root / f'{name}.tar' for name in names), *(root / name for name in names))
+             if path.exists()]
     if found:
-        return str(found)
+        others = [path.name for path in found if path.resolve() != found[0].resolve()]
+        if others:
+            _logger.warning('the split %s is read from %s, and not from %s beside it', split, found[0],
+                            ', '.join(others))
+        return str(found[0])
     if root.is_file() and root.suffix != '.tar':
         raise ValueError(f'--data-dir {root} is neither a folder nor a tar file')
     # A folder without folders in it is a class, even one named train.

@@ -1,11 +1,12 @@
 """Folders with a folder of pictures for each class: what is read, what is left out, and what is refused."""
 
+import filecmp
 import hashlib
 import logging
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,12 @@ from timm.data.readers.reader_image_folder import ReaderImageFolder
 from timm.data.readers.reader_image_in_tar import ReaderImageInTar
 from timm.utils.misc import natural_key
 
-__all__ = ['closest', 'picture_endings', 'read_class_map', 'read_folder', 'read_tar', 'share_of']
+__all__ = [
+    'closest', 'picture_endings', 'read_class_map', 'read_folder', 'read_tar', 'share_of', 'shared_pictures']
 
 _logger = logging.getLogger(__name__)
 _OF_SYSTEMS = ('__MACOSX', '__pycache__', '@eaDir')  # macOS, Python, Synology
+_COMPARED = 1000  # how many validation pictures are compared with training pictures of the same name
 _IDENTIFIED_ALONE = ('BUFR', 'GRIB', 'HDF5', 'MPEG', 'WMF')  # Pillow does not read the pixels of these by itself
 
 
@@ -44,14 +47,29 @@ def read_class_map(path: str) -> dict[str, int]:
     """The index of each class by its name, from a text file with a name on each line or from timm's pickled dict.
 
     Raises:
-        ValueError: there is no such file, or a name stands in it twice.
+        ValueError: there is no such file, it has another format, a line of it is empty, a name stands in it twice, or
+            an index is not a whole number from 0 on.
     """
     if not Path(path).is_file():
         raise ValueError(f'--class-map {path} is not a file')
+    if path.endswith('.pkl'):
+        indices = load_class_map(path)
+        for name, index in indices.items():
+            if not isinstance(index, (int, np.integer)) or index < 0:
+                raise ValueError(f'--class-map {path} gives {name!r} the index {index!r}, which is not 0, 1, 2, …')
+        return dict(indices)
     if not path.endswith('.txt'):
-        return dict(load_class_map(path))
-    text = normalize('NFC', Path(path).read_text(encoding='utf-8-sig'))
+        raise ValueError(f'--class-map {path} is neither a text file, .txt, with a name on each line, the first for '
+                         'the index 0, nor a pickled dict, .pkl')
+    try:
+        text = normalize('NFC', Path(path).read_text(encoding='utf-8-sig'))
+    except UnicodeDecodeError as error:
+        raise ValueError(f'--class-map {path} is not text in UTF-8; save it as such') from error
     names = [line.strip() for line in text.rstrip().splitlines()]
+    if not all(names) or not names:
+        raise ValueError(f'--class-map {path} has ' + (
+            f'nothing on line {names.index("") + 1}, which would be a class without a name; take the line away'
+            if names else 'no line'))
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise ValueError(f'--class-map {path} has {", ".join(map(repr, twice))} on more than one line')
@@ -70,7 +88,7 @@ def read_folder(root: str, class_map: Mapping[str, int] | None) -> ReaderImageFo
     Raises:
         ValueError: no picture, a picture outside the folders of the classes, or a class that `class_map` misspells.
     """
-    pictures, passed, files, empty = _listed(root)
+    pictures, passed, files, empty, links = _listed(root)
     stray = [os.path.basename(path) for path, name in pictures if not name]
     if stray and len(stray) == len(pictures):
         raise ValueError(f'{root} holds {len(stray)} pictures and no folders of classes; put the pictures of each '
@@ -79,7 +97,8 @@ def read_folder(root: str, class_map: Mapping[str, int] | None) -> ReaderImageFo
         raise ValueError(f'{stray[0]} lies beside the folders of the classes in {root}, so that it has no class; move '
                          f'it into one of them or away ({len(stray)} such pictures)')
     if not pictures:
-        raise ValueError(f'there are no images in {root!r}{_left_out(passed, files, empty, Counter())}')
+        raise ValueError(f'there are no images in {root!r}{_left_out(passed, files, empty, links, Counter())}')
+    _say_doubtful(pictures, root)
     names = sorted({name for _, name in pictures}, key=_order)
     indices = _indices(names, class_map, root)
     unmapped = Counter(name for _, name in pictures if name not in indices)
@@ -87,9 +106,9 @@ def read_folder(root: str, class_map: Mapping[str, int] | None) -> ReaderImageFo
     reader.root, reader.class_to_idx = root, indices
     reader.samples = [(path, indices[name]) for path, name in sorted(pictures, key=lambda item: natural_key(item[0]))
                       if name in indices]
-    left = _left_out(passed, files, empty, unmapped)
+    left = _left_out(passed, files, empty, links, unmapped)
     if left:
-        (_logger.warning if empty or unmapped else _logger.info)(
+        (_logger.warning if empty or unmapped or any(links) else _logger.info)(
             '%s: %d pictures of %d classes%s', root, len(reader.samples), len(names) - len(unmapped), left)
     return reader
 
@@ -148,19 +167,45 @@ def read_tar(root: str, class_map: Mapping[str, int] | None) -> ReaderImageInTar
     return reader
 
 
+def shared_pictures(train: Any, validation: Any) -> tuple[int, int]:
+    """How many validation pictures have the class, the name and the content of a training picture.
+
+    Returns:
+        Their number, and that of the validation pictures that were looked at: at most 1000, from all over the folder.
+    """
+    samples = validation.samples[::-(-len(validation.samples) // _COMPARED) or 1]
+    placed = {Path(path).parts[-2:]: path for path, _ in samples}
+    pairs = [(path, placed[place]) for path, _ in train.samples if (place := Path(path).parts[-2:]) in placed]
+    with suppress(OSError):  # the pictures themselves are looked at when they are loaded
+        return len({second for first, second in pairs if filecmp.cmp(first, second, shallow=False)}), len(samples)
+    return 0, len(samples)
+
+
 def _order(name: str) -> tuple[list[Any], str]:
     return natural_key(name), name  # two names that differ in their case alone have the same key in timm
 
 
-def _listed(root: str) -> tuple[list[tuple[str, str]], list[str], Counter[str], list[str]]:
-    """Pictures with their classes; entries passed over; other files by their ending; folders without pictures."""
+def _listed(root: str) -> tuple[
+        list[tuple[str, str]], list[str], Counter[str], list[str], tuple[list[str], list[str]]]:
+    """Pictures with their classes; entries passed over; other files by their ending; folders without pictures; links.
+
+    The links lead to nothing, or to a folder that they lie in, whose pictures would be read again and again.
+    """
     endings, pictures, empty = picture_endings(), [], []
     passed: list[str] = []
     others: Counter[str] = Counter()
-    for folder, folders, files in os.walk(root, followlinks=True):
+    lost: list[str] = []
+    loops: list[str] = []
+
+    def refuse(error: OSError) -> None:  # os.walk by itself passes over a folder that may not be read
+        raise error
+    for folder, folders, files in os.walk(root, onerror=refuse, followlinks=True):
         hidden = [name for name in (*folders, *files) if _is_hidden(name)]
         passed += hidden
-        folders[:] = [name for name in folders if name not in hidden]
+        back = [name for name in folders if os.path.islink(path := os.path.join(folder, name)) and (
+            Path(path).resolve() in (real := Path(folder).resolve(), *real.parents))]
+        loops += [name for name in back if name not in hidden]
+        folders[:] = [name for name in folders if name not in hidden and name not in back]
         name = normalize('NFC', os.path.basename(folder)) if folder != root else ''  # macOS takes accents apart
         found = 0
         for file in files:
@@ -170,21 +215,51 @@ def _listed(root: str) -> tuple[list[tuple[str, str]], list[str], Counter[str], 
             if ending in endings:
                 pictures.append((os.path.join(folder, file), name))
                 found += 1
+            elif not os.path.exists(os.path.join(folder, file)):
+                lost.append(file)
             else:
                 others[ending or 'no ending'] += 1
         if not (found or folders) and name:
             empty.append(name)
-    return pictures, passed, others, empty
+    return pictures, passed, others, empty, (lost, loops)
+
+
+def _say_doubtful(pictures: list[tuple[str, str]], root: str) -> None:
+    """Log which folders hardly mean the classes that timm's rule makes of them."""
+    folders: dict[str, set[str]] = {}
+    for folder, name in {(os.path.dirname(path), name) for path, name in pictures}:
+        folders.setdefault(name, set()).add(os.path.relpath(folder, root))
+    alike: dict[str, list[str]] = {}
+    same: dict[str, list[str]] = {}
+    doubts = []
+    for name in sorted(folders, key=_order):
+        alike.setdefault(''.join(name.casefold().split()), []).append(name)
+        parts = sorted(folders[name])
+        for folder in parts:
+            same.setdefault(os.path.realpath(os.path.join(root, folder)), []).append(name)
+            above = set(Path(folder).parts[:-1]) & folders.keys() - {name}
+            if above:
+                doubts.append(f'the class {name!r} lies in the folder of the class {sorted(above)[0]!r}')
+        if len(parts) > 1:
+            doubts.append(f'the class {name!r} is made of {len(parts)} folders, {", ".join(parts[:5])}')
+    for found, what in ((alike, 'differ in letter case or blanks alone'), (same, 'are the same folder')):
+        doubts += [f'the classes {" and ".join(map(repr, names))} {what}'
+                   for names in map(list, map(dict.fromkeys, found.values())) if len(names) > 1]
+    for doubt in doubts[:5]:
+        _logger.warning('%s: %s; the class of a picture is the name of the folder that holds it', root, doubt)
 
 
 def _is_hidden(name: str) -> bool:
     return (name.startswith('.') and name != '.') or name in _OF_SYSTEMS
 
 
-def _left_out(passed: list[str], files: Counter[str], empty: list[str], unmapped: Counter[str]) -> str:
+def _left_out(passed: list[str], files: Counter[str], empty: list[str],
+              links: tuple[list[str], list[str]], unmapped: Counter[str]) -> str:
     parts = [f'{count} {what} ({", ".join(sorted(set(names))[:5])})' for count, what, names in (
         (len(passed), 'hidden entries', passed), (files.total(), 'files that are no pictures by their ending', files),
         (len(empty), 'folders without a picture', empty),
+        (len(links[0]), 'links to nothing', links[0]),
+        (len(links[1]), 'links to a folder that they lie in', links[1]),
         (unmapped.total(), 'pictures of classes that are not in --class-map', unmapped)) if count]
     return f'; left out: {", ".join(parts)}' if parts else ''
 

@@ -6,9 +6,11 @@ from argparse import Namespace
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import timm
 import torch
+from timm.data.readers.reader_image_folder import ReaderImageFolder
 from timm.layers import convert_sync_batchnorm
 from timm.models import safe_model_name
 from timm.scheduler import create_scheduler
@@ -26,9 +28,9 @@ from .data import (
     label_by_name,
     number_of_classes,
     open_split,
-    split_root,
     train_loader,
 )
+from .folders import closest, shared_pictures
 from .images import seed_of
 from .network import check_model, moved
 from .optimizer import make_optimizer
@@ -65,7 +67,7 @@ class Run:
         self.classes, self.label_names = number_of_classes(options, train_data), class_names(train_data)
         val_data = open_split(options, options.val_split, training=False)
         label_by_name(val_data, self.label_names, options.val_split)
-        _check_splits(options)
+        _check_splits(options, train_data, val_data)
         options = Namespace(**{
             **vars(options), 'num_classes': self.classes, 'model_kwargs': channel_kwargs(vars(options))})
         self.process, self.folder = process, _folder(options)
@@ -73,6 +75,7 @@ class Run:
         batch = {key: getattr(options, key) for key in ('batch_size', 'grad_accum_steps')}
         if state is not None:
             options = continued(options, state, process, path)
+            _check_classes(state.get('label_names'), self.label_names, path)
         self.options = options
         # Other processes than the run began with change its batch; the checkpoint keeps what the command says.
         self.given = Namespace(**{**vars(options), **batch})
@@ -297,15 +300,34 @@ def _of_scheduler(scheduler: Any) -> Any:
     return getattr(scheduler, 'lr_scheduler', scheduler)
 
 
-def _check_splits(options: Namespace) -> None:
+def _check_classes(before: list[str] | None, now: list[str] | None, path: Any) -> None:
+    if not before or not now:
+        return
+    before, now = ([normalize('NFC', name) for name in names] for names in (before, now))
+    if before != now:
+        lacking, other = [name for name in before if name not in now], [name for name in now if name not in before]
+        parts = [f'{what} {closest(names, known)}' for what, names, known in (
+            ('lacks', lacking, other), ('has', other, [])) if names]
+        raise ValueError(
+            f'{path} is of a run with other classes: the data '
+            + (', and '.join(parts) + ' instead' * bool(other) if parts else 'has the same classes in another order')
+            + '; continue the run on the classes that it began with, or begin another run')
+
+
+def _check_splits(options: Namespace, train_data: Any, val_data: Any) -> None:
     if options.dataset or options.val_share or options.train_split == options.val_split:
         return
-    root = Path(options.data_dir)
-    if split_root(root, options.train_split) == split_root(root, options.val_split):
+    train, validation = train_data.reader, val_data.reader
+    if train.root == validation.root:
         raise ValueError(
-            f'{root} has no folders or tar files named {options.train_split} and {options.val_split}, so that the same '
-            'images would train and validate; --val-share 0.2 evaluates on a fifth of each class, or --data-dir takes '
-            'the folder that holds both, and --train-split and --val-split their names')
+            f'{options.data_dir} has no folders or tar files named {options.train_split} and {options.val_split}, so '
+            'that the same images would train and validate; --val-share 0.2 evaluates on a fifth of each class, or '
+            '--data-dir takes the folder that holds both, and --train-split and --val-split their names')
+    if isinstance(train, ReaderImageFolder) and isinstance(validation, ReaderImageFolder):
+        shared, looked = shared_pictures(train, validation)
+        if shared:
+            _logger.warning('%d of %d validation pictures that were compared are also trained on, so that the metrics '
+                            'do not say how the network does on new pictures', shared, looked)
 
 
 def _folder(options: Namespace) -> Path:
