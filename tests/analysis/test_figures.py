@@ -234,7 +234,7 @@ def test_the_tool_writes_table_figures_and_report(tmp_path):
 @pytest.mark.parametrize(('given', 'said'), [
     (['--classes', '0', 'zero'], "no class is called 'zero'; the data has 0, 1, 2"),
     (['--table', 'parquet'], 'needs the package pyarrow'),
-    (['--real-labels'], '--real-labels is for evaluate_classifier')])
+    (['--real-labels'], '--real-labels is for timm-se evaluate')])
 def test_mistakes_are_found_before_the_images_are_read(given, said, tmp_path, monkeypatch):
     pytest.importorskip('sklearn', reason='the digits come with scikit-learn: the [train] extra')
     from digit_runs import save_digits
