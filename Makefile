@@ -28,8 +28,8 @@ demo: .venv/.installed  ## train SE-ResNet-18 and ResNet-18 on real images, save
 	$(BIN)/python tools/demo.py
 	$(BIN)/python tools/demo_detection.py
 
-test: .venv/.installed  ## the quick suite
-	$(BIN)/python -m pytest -n 2 -m "not slow"
+test: .venv/.installed  ## the quick suite; `make interop` runs what needs other libraries
+	$(BIN)/python -m pytest -n 2 -m "not slow" --ignore tests/interop
 
 test-all: .venv/.installed .venv-onedl/.installed  ## every name and size, and detection on both stacks
 	$(BIN)/python -m pytest -n 2
