@@ -18,7 +18,8 @@ ROOMS = {
     'timm_se_plugin.layers.kernels.passes': 'triton',   # which torch brings where there are kernels to run
 }
 if IS_OLD_TIMM:
-    ROOMS |= {'timm_se_plugin.training': 'train', 'timm_se_plugin.analysis': 'train'}
+    ROOMS |= dict.fromkeys(
+        ('timm_se_plugin.training', 'timm_se_plugin.analysis', 'timm_se_plugin.commands'), 'train')
 
 CODE = """
 import importlib, json, sys

@@ -141,7 +141,7 @@ def test_the_cost_of_a_detector_is_compared_with_its_twin_s(monkeypatch):
     assert [plain[name] for name in ('step_seconds', 'step_ratio', 'saved_bytes_ratio')] == [2, 1, 1]
     assert (attended['step_seconds'], attended['step_ratio']) == (3, 1.5)
     assert attended['saved_bytes_ratio'] == round(attended['saved_bytes'] / plain['saved_bytes'], 4) > 1
-    assert lines == [f'turn {turn} of 4' for turn in (1, 2, 3, 4)]
+    assert lines == ['warm-up 1 of 2', 'warm-up 2 of 2', 'step 1 of 2', 'step 2 of 2']
 
 
 @pytest.mark.slow
