@@ -8,7 +8,6 @@ import sys
 import time
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import timm
 import torch
@@ -97,6 +96,7 @@ def table(models: dict[str, nn.Module], seconds: dict[str, list[float]], x: Tens
 
 def picture(path: Path, x: Tensor, y: Tensor, probabilities: Tensor, count: int = 24) -> None:
     """Test images with what the model says; all of its mistakes first, in red."""
+    import matplotlib
     matplotlib.use('Agg')
     from matplotlib import pyplot as plt
 
