@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import timm
 import torch
-from sklearn.model_selection import train_test_split
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from torch import Tensor, nn
@@ -29,6 +28,8 @@ MEAN, STD = 0.305, 0.376  # of the training digits
 def digits(size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Train images, train labels, test images, test labels; images (N, 1, size, size), normalised."""
     from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
     images, labels = load_digits(return_X_y=True)
     x = torch.from_numpy(images).float().view(-1, 1, 8, 8) / 16
     x = F.interpolate(x, size=(size, size), mode='bilinear', align_corners=False)
