@@ -31,6 +31,14 @@ def hub(monkeypatch, tmp_path):
         getattr(utils, 'reset_sessions', lambda: None)()
 
 
+@pytest.fixture(scope='session')
+def digits(tmp_path_factory):
+    """Folder of a few real digits."""
+    pytest.importorskip('sklearn', reason='the digits come with scikit-learn: the [train] extra')
+    from digit_runs import save_digits
+    return save_digits(tmp_path_factory.mktemp('digits'))
+
+
 @pytest.fixture(autouse=True)
 def _small_maps_are_fused(request, monkeypatch):
     """Tests compute small maps, which ``attn_fused='auto'`` leaves to the modules, as if they were large."""

@@ -1,16 +1,8 @@
 import json
 
 import pytest
-from digit_runs import save_digits
 
 from timm_se_plugin.commands import main
-
-
-@pytest.fixture(scope='session')
-def digits(tmp_path_factory):
-    """Folder of a few real digits."""
-    pytest.importorskip('sklearn', reason='the digits come with scikit-learn: the [train] extra')
-    return save_digits(tmp_path_factory.mktemp('digits'))
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import torch
 from digit_runs import TINY
 
 from timm_se_plugin.commands import main
-from timm_se_plugin.training.prediction import open_classifier
+from timm_se_plugin.training.classifiers import open_classifier
 from timm_se_plugin.weights.folders import write_model
 
 onnx = pytest.importorskip('onnx', reason='needs the [export] extra')

@@ -5,6 +5,7 @@ import copy
 import pytest
 import timm
 import torch
+from interop_networks import NETWORKS
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 
@@ -14,11 +15,11 @@ from timm_se_plugin.placement import attention_modules
 EXACT = {'rtol': 1e-4, 'atol': 1e-5}
 
 
-@pytest.fixture
-def excited(model):
-    if not any(name.endswith('.se') for name in attention_modules(model)):
-        pytest.skip('without an excitation')
-    return model
+@pytest.fixture(params=['se_resnet18', 'se_resnet50', 'gained'])
+def excited(request):
+    """Each kind of network that has an excitation."""
+    torch.manual_seed(0)
+    return NETWORKS[request.param]()
 
 
 def test_lora_on_the_excitation_learns_and_is_deployed(excited, x):

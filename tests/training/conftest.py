@@ -1,14 +1,6 @@
 import subprocess
 
 import pytest
-from digit_runs import save_digits
-
-
-@pytest.fixture(scope='session')
-def digits(tmp_path_factory):
-    """Folder of a few real digits."""
-    pytest.importorskip('sklearn', reason='the digits come with scikit-learn: the [train] extra')
-    return save_digits(tmp_path_factory.mktemp('digits'))
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import subprocess
 import pytest
 import torch
 from digit_runs import TINY
-from spoiled_folders import COLOURS, FOLDERS, save_colours, spoil
+from spoiled import COLOURS, FOLDERS, save_colours, spoil
 
 from timm_se_plugin.files.tables import read_table
 from timm_se_plugin.training import evaluate_classifier, parse_evaluation, parse_options, train_classifier

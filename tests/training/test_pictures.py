@@ -8,7 +8,7 @@ import timm
 import torch
 from digit_runs import TINY
 from PIL import Image
-from spoiled_folders import PICTURES, save_colours, saved_anew, sixteen_bits
+from spoiled import PICTURES, save_colours, saved_anew, sixteen_bits
 
 from timm_se_plugin.sharing.push import push_to_hub
 from timm_se_plugin.training import evaluate_classifier, parse_evaluation, parse_options, train_classifier
@@ -42,7 +42,7 @@ def test_pictures_are_upright_unless_it_is_asked_for_timms_way(colours, turned, 
     expected = seen(colours)
     path = sorted(colours.glob('validation/*/*.png'))[turned]
     saved_anew(path, ending=ending)
-    PICTURES['turned'](path.with_suffix(ending))
+    PICTURES['upright by its tag'](path.with_suffix(ending))
     torch.testing.assert_close(seen(colours), expected, rtol=0, atol=0)
     if ending == '.png':  # Pillow always turns TIFF
         assert torch.equal(seen(colours, '--no-exif-orientation')[turned], expected[turned].rot90(1, (1, 2)))

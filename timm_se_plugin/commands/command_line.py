@@ -123,7 +123,7 @@ def _errors_said(traceback: bool) -> Any:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, OSError, ImportError, RuntimeError) as error:
         # A RuntimeError of torch or another package is not written for the user of this command.
-        theirs = isinstance(error, RuntimeError) and not type(error).__module__.startswith('timm_se_plugin')
-        if traceback or theirs:
+        is_foreign = isinstance(error, RuntimeError) and not type(error).__module__.startswith('timm_se_plugin')
+        if traceback or is_foreign:
             raise
         sys.exit(f'timm-se: {error or type(error).__name__}')

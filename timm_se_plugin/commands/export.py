@@ -30,8 +30,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """
     from dataclasses import asdict
 
+    from ..training.classifiers import open_classifier
     from ..training.onnx_file import export_onnx
-    from ..training.prediction import open_classifier
 
     if not args.file.endswith('.onnx'):
         raise ValueError(f'{args.file} does not end in .onnx')

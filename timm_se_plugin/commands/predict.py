@@ -40,7 +40,8 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
 
     from ..files.tables import write_table
     from ..files.writing import write_atomically
-    from ..training.prediction import draw_sheet, open_classifier, pictures_of, predict
+    from ..training.classifiers import open_classifier
+    from ..training.prediction import draw_sheet, pictures_of, predict
 
     if args.output and args.output.suffix not in ('.csv', '.json'):
         raise ValueError(f'--output {args.output} ends in neither .csv nor .json')

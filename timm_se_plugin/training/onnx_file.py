@@ -57,7 +57,7 @@ def export_onnx(classifier: Classifier, file: str | Path, pictures: Iterable[str
     in the order of the logits.
 
     Args:
-        classifier: of :func:`~.prediction.open_classifier`, on the CPU.
+        classifier: of :func:`~.classifiers.open_classifier`, on the CPU.
         file: the file to write.
         pictures: picture files and folders to check it on.
         most: pictures that are compared at most.

@@ -1,0 +1,66 @@
+"""A classifier to predict with, from wherever it lies."""
+
+import logging
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import timm
+from timm.data import ImageNetInfo, infer_imagenet_subset
+
+from ..files.hub_files import CONFIG, FOLDER
+from ..models.names import check_model
+from ..weights.runs import data_config, read_run
+from .onnx_file import open_onnx
+from .prediction import Classifier
+
+__all__ = ['open_classifier']
+
+_logger = logging.getLogger(__name__)
+
+
+def open_classifier(place: str, device: str = 'cpu') -> Classifier:
+    """Load a classifier.
+
+    Args:
+        place: folder of a run or of a saved model, ``'hf-hub:user/repo'``, ``'local-dir:folder'``, an ``.onnx`` file of
+            :func:`~.onnx_file.export_onnx`, or a name of timm, whose published weights are then loaded.
+        device: where to compute.
+
+    Raises:
+        ValueError: an unknown name, a name without published weights, a folder without a model, or a network without
+            classes.
+    """
+    if place.endswith('.onnx'):
+        return open_onnx(place)
+    config: dict[str, Any] | None = None
+    names: Sequence[str] | None = None
+    if os.path.isdir(place) and not os.path.isfile(os.path.join(place, CONFIG)):
+        run = read_run(place)
+        if run is None:
+            raise ValueError(f'{place} has no {CONFIG}, as a saved model has, and no model_best.pth.tar and no '
+                             'last.pth.tar, as a training leaves')
+        model, config, names = run.model, run.data_config, run.label_names
+    else:
+        name = f'{FOLDER}{place}' if os.path.isdir(place) else place
+        check_model(name)
+        if ':' not in name and not timm.models.is_model_pretrained(name):
+            raise ValueError(f'{name} has no published weights, and random ones predict nothing; --model takes the '
+                             'folder of a run or of a saved model too')
+        model = timm.create_model(name, pretrained=True)
+    network: Any = model.to(device).eval()
+    if not network.num_classes:
+        raise ValueError(f'{place} gives features and no classes')
+    names = names or network.pretrained_cfg.get('label_names') or _imagenet(network)
+    if not names or len(names) != network.num_classes:
+        names = [str(i) for i in range(network.num_classes)]
+        _logger.warning('%s has no names of classes, which are called by their numbers', place)
+    return Classifier(network, config or data_config({}, network), names)
+
+
+def _imagenet(model: Any) -> list[str] | None:
+    subset = infer_imagenet_subset(model)
+    if not subset:
+        return None
+    info = ImageNetInfo(subset)
+    return [info.index_to_description(i) for i in range(info.num_classes())]
