@@ -28,7 +28,7 @@ def train(arguments: Sequence[str], log: str) -> None:
     import logging
     import sys
 
-    sys.stderr = open(log, 'a', buffering=1)
+    sys.stderr = open(log, 'a', encoding='utf-8', buffering=1)
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, force=True)
 
     import timm_se_plugin.training
@@ -45,7 +45,7 @@ def job(folder: Path, *arguments: str) -> tuple[tuple[str, ...], str]:
 def said(folder: Path) -> str:
     """What a run said."""
     log = Path(f'{folder}.log')
-    return log.read_text() if log.exists() else ''
+    return log.read_text(encoding='utf-8') if log.exists() else ''
 
 
 def weights(folder: Path, ema: bool = False) -> dict[str, torch.Tensor]:

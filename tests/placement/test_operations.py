@@ -8,8 +8,10 @@ import timm
 import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from parity import images, randomised
+from parity import images, randomised, relative_error
 from torch import nn
+from torch.ao.quantization import get_default_qconfig_mapping
+from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 
 from timm_se_plugin import add_attention, fuse_for_inference, remove_attention
 from timm_se_plugin.placement.attentions import ATTENTIONS
@@ -33,7 +35,8 @@ ADDITIONS = st.fixed_dictionaries({
 })
 OPERATIONS = st.one_of(
     st.tuples(st.just('add'), ADDITIONS),
-    st.tuples(st.sampled_from(['remove', 'fuse', 'save', 'copy', 'hook', 'prune', 'train', 'modules']), st.none()))
+    st.tuples(st.sampled_from(
+        ['remove', 'fuse', 'save', 'copy', 'hook', 'prune', 'train', 'modules', 'quantise']), st.none()))
 
 
 def outputs(model):
@@ -90,6 +93,13 @@ def perform(model, operation, options):
             pruned, images(1, *SIZE), importance=tp.importance.MagnitudeImportance(), pruning_ratio=0.25,
             ignored_layers=[pruned.get_classifier()], round_to=2).step()
         return pruned, False
+    if operation == 'quantise':
+        example = images(2, *SIZE).float()
+        prepared = prepare_fx(copy.deepcopy(model).float(), get_default_qconfig_mapping('x86'), (example,))
+        with torch.no_grad():
+            prepared(example)
+            assert relative_error(convert_fx(prepared)(example).double(), model(example.double())) < 0.5
+        return model, True
     if operation == 'train':
         model.train()(images(2, *SIZE)).square().sum().backward()
         assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())

@@ -21,8 +21,8 @@ FLAT = ('--model', 'test_resnet_plugin', '--model-kwargs', 'attn=se', 'norm_laye
 def run(*jobs):
     """Train in as many processes as there are jobs; the first process's log."""
     processes = start_group(train, *jobs)
-    assert [finish(process) for process in processes] == [0] * len(jobs), Path(jobs[0][1]).read_text()
-    return Path(jobs[0][1]).read_text()
+    assert [finish(process) for process in processes] == [0] * len(jobs), Path(jobs[0][1]).read_text(encoding='utf-8')
+    return Path(jobs[0][1]).read_text(encoding='utf-8')
 
 
 def test_two_processes_train_as_one_with_the_same_global_batch(digits, tmp_path):
@@ -58,7 +58,7 @@ def test_processes_that_find_different_checkpoints_are_refused(digits, tmp_path)
     # The second process looks into a folder of its own, as one on another machine would.
     jobs = [job(tmp_path / folder / 'run', *arguments, '--resume', 'auto') for folder in ('first', 'second')]
     assert [finish(process) for process in start_group(train, *jobs)] == [1, 1]
-    assert 'the processes find different checkpoints in' in Path(jobs[1][1]).read_text()
+    assert 'the processes find different checkpoints in' in Path(jobs[1][1]).read_text(encoding='utf-8')
 
 
 def torchrun(folder, *arguments):
