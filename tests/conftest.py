@@ -39,11 +39,22 @@ def digits(tmp_path_factory):
     return save_digits(tmp_path_factory.mktemp('digits'))
 
 
-@pytest.fixture(autouse=True)
-def _small_maps_are_fused(request, monkeypatch):
+RULE = 'timm_se_plugin.layers.residual_tail.is_worthwhile'
+
+
+@pytest.fixture(scope='session', autouse=True)
+def rule_of_sizes():
     """Tests compute small maps, which ``attn_fused='auto'`` leaves to the modules, as if they were large."""
-    if 'sizes_matter' not in request.keywords:
-        monkeypatch.setattr('timm_se_plugin.layers.residual_tail.is_worthwhile', lambda x: True)
+    from timm_se_plugin.layers.residual_tail import is_worthwhile
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RULE, lambda x: True)
+        yield is_worthwhile
+
+
+@pytest.fixture(autouse=True)
+def _sizes_matter(request, monkeypatch, rule_of_sizes):
+    if 'sizes_matter' in request.keywords:
+        monkeypatch.setattr(RULE, rule_of_sizes)
 
 
 @pytest.fixture(autouse=True)

@@ -82,7 +82,7 @@ def test_a_checkpoint_of_a_gpu_is_used_on_a_machine_without_one(digits, tmp_path
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
     assert evaluate_classifier(parse_evaluation(['--checkpoint', path]))['images'] == 50
     analyze(parse_analysis(['--checkpoint', path, '--output', str(tmp_path / 'analysis'), '--pictures', '2']))
-    rows = pruning_study(path, [0.25], ['mean'], 0, 0.01, tmp_path / 'pruning.csv')
+    rows = pruning_study(path, [0.25], ['mean'], 0, 0.01, tmp_path / 'pruning.csv', tmp_path / 'pruned')
     assert [row['share'] for row in rows] == [0, 0.25]
     with pytest.raises(ValueError, match='--device cuda needs CUDA'):
         evaluate_classifier(parse_evaluation(['--checkpoint', path, '--device', 'cuda']))
