@@ -12,7 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from timm_se_plugin.analysis.ablations import summary
+from timm_se_plugin.analysis.seeds import paired_difference
 from timm_se_plugin.files.tables import read_table
+from timm_se_plugin.training.timing import plain_name
 
 ROOT = Path(__file__).resolve().parent.parent
 Row = dict[str, str]
@@ -101,22 +103,39 @@ def draw_speed(device: str, path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
+def _spread(values: list[float], digits: int) -> str:
+    """Mean and, of several, the standard deviation."""
+    return f'{statistics.mean(values):.{digits}f}' + (
+        f' ± {statistics.stdev(values):.{digits}f}' if len(values) > 1 else '')
+
+
+def _difference(values: dict[str, float], reference: dict[str, float], digits: int) -> str:
+    """Mean paired difference with its 95 % interval where there are two seeds or more."""
+    found = None if values is reference else paired_difference(values, reference)
+    if found is None:
+        return ''
+    interval = '' if found.low is None else f' ({found.low:+.{digits}f} to {found.high:+.{digits}f})'
+    return f'{found.mean:+.{digits}f}{interval}'
+
+
 def training_table(name: str) -> str:
-    """Mean and range of the accuracy of each network over its seeds."""
+    """Accuracy of each network over its seeds, and the difference to the plain network of the same training."""
     runs: dict[tuple[str, str, str, str], list[Row]] = {}
     for row in read(name):
         runs.setdefault((row['model'], row.get('options', ''), row['recipe'], row['epochs']), []).append(row)
+    top1 = {key: {row['seed']: 100 * float(row['top1']) for row in rows} for key, rows in runs.items()}
     body = []
     for (model, options, recipe, epochs), rows in runs.items():
-        top1 = [100 * float(row['top1']) for row in rows]
+        own = top1[model, options, recipe, epochs]
+        without = ' '.join(part for part in options.split() if not part.startswith('attn'))
+        plain = top1.get((plain_name(model) or model, without, recipe, epochs), {})
         times = [float(row['time_ratio']) for row in rows if row['time_ratio']]
         body.append([
-            f'{model} {options}'.strip(), recipe, epochs, str(len(rows)),
-            f'{statistics.mean(top1):.2f}', f'{min(top1):.2f} to {max(top1):.2f}',
-            f'{int(rows[0]["parameters"]):,}', f'{int(rows[0]["macs"]):,}',
+            f'{model} {options}'.strip(), recipe, epochs, str(len(rows)), _spread(list(own.values()), 2),
+            _difference(own, plain, 2), f'{int(rows[0]["parameters"]):,}', f'{int(rows[0]["macs"]):,}',
             f'{statistics.median(times):.2f}' if times else ''])
-    return markdown(
-        ['model', 'recipe', 'epochs', 'seeds', 'top-1 %, mean', 'range', 'parameters', 'MACs', 'step time'], body)
+    return markdown(['model', 'recipe', 'epochs', 'seeds', 'top-1 %', 'minus plain (95 % interval)', 'parameters',
+                     'MACs', 'step time'], body)
 
 
 def bccd_table() -> str:

@@ -6,6 +6,7 @@ import torch
 from timm_se_plugin import AttentionSpec
 from timm_se_plugin.measuring import benchmark
 from timm_se_plugin.measuring.benchmark import Case, measure
+from timm_se_plugin.placement import ATTENTIONS
 
 TINY = {'base': 'resnet18', 'batch': 2, 'height': 32, 'width': 32}
 
@@ -45,3 +46,11 @@ def test_what_cannot_be_measured_is_refused():
         measure(Case(mode='train'), variants=['fusd'])
     with pytest.raises(ValueError, match='rounds=1 is too few'):
         measure(Case(), rounds=1)
+
+
+def test_all_attentions_of_the_flag_are_measured_in_turns(clock):
+    case = Case('resnet20_cifar', 'all', batch=2, height=32, width=32)
+    rows = measure(case, rounds=2, warmup=0, variants=['eca', 'sk+se'])
+    assert [(row['variant'], row['ratio']) for row in rows] == [('plain', 1), ('sk+se', 1.5), ('eca', 1.5)]
+    with pytest.raises(ValueError, match=f'its variants: plain, {", ".join(ATTENTIONS)}$'.replace('+', r'\+')):
+        measure(case, variants=['fused'])

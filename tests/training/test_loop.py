@@ -104,11 +104,14 @@ class Clock:
             self.passes.append(attention)
 
 
-def test_the_time_ratio_is_the_networks_step_by_that_of_its_plain_network(digits, tmp_path, monkeypatch):
+@pytest.mark.parametrize(('model', 'keyword'), [
+    ('se_test_resnet_plugin', 'attn_integration=pre'), ('test_resnet_plugin', 'attn=se')])
+def test_the_time_ratio_is_the_networks_step_by_that_of_its_plain_network(
+        digits, tmp_path, monkeypatch, model, keyword):
     clock = Clock()
     monkeypatch.setattr(timing, 'time', clock)
-    made = Run(parse_options([*TINY, '--data-dir', str(digits), '--output', str(tmp_path), '--model-kwargs',
-                              'attn_integration=pre']), Process(torch.device('cpu')))
+    made = Run(parse_options([*TINY, '--model', model, '--data-dir', str(digits), '--output', str(tmp_path),
+                              '--model-kwargs', keyword]), Process(torch.device('cpu')))
     handle = torch.nn.modules.module.register_module_forward_hook(clock.see)
     ratio = timing.step_time_ratio(made, rounds=1)
     handle.remove()

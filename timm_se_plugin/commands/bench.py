@@ -16,8 +16,8 @@ __all__ = ['add_arguments', 'run']
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
-    parser.add_argument('--base', help="timm's name of the plain network")
-    parser.add_argument('--attn', choices=('se', 'sk'), help='the attention')
+    parser.add_argument('--base', help="name of the plain network, timm's or the plugin's without _plugin")
+    parser.add_argument('--attn', choices=('se', 'sk', 'all'), help='the attention; all: each one of the flag')
     parser.add_argument('--mode', choices=('inference', 'train', 'frozen'),
                         help='frozen: training with BatchNorm on running statistics')
     parser.add_argument('--batch', type=int, help='number of images')

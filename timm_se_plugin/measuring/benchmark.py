@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import timm
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..placement import fuse_for_inference
+from ..placement import ATTENTIONS, fuse_for_inference
 from .complexity import saved_bytes
 from .provenance import provenance
 
@@ -29,8 +30,8 @@ class Case:
     """One measurement.
 
     Args:
-        base: timm's name of the plain network.
-        attn: ``'se'`` or ``'sk'``.
+        base: name of the plain network, timm's or the plugin's without ``_plugin``.
+        attn: ``'se'`` or ``'sk'``, or ``'all'``: the variants are then the attentions of the ``attn`` flag.
         mode: ``'inference'``, ``'train'``, or ``'frozen'`` (training with BatchNorm on running statistics).
         batch: number of images.
         height: height of an image in pixels.
@@ -72,16 +73,21 @@ def _networks(case: Case) -> dict[str, tuple[Callable[[], nn.Module], str]]:
     """The constructor of each variant, and the name of the variant that it is compared with."""
     options = {'attn_split_input': True} if case.split_input else {}
 
-    def attended(**kwargs: Any) -> nn.Module:
-        return timm.create_model(f'{case.base}_plugin', attn=case.attn, **options, **kwargs)
+    def plain() -> nn.Module:
+        return timm.create_model(case.base if timm.is_model(case.base) else f'{case.base}_plugin')
+
+    def attended(attn: str = case.attn, **kwargs: Any) -> nn.Module:
+        return timm.create_model(f'{case.base}_plugin', attn=attn, **options, **kwargs)
 
     def timms() -> nn.Module:
         if case.attn == 'sk':
             return timm.create_model(_TIMM_SK[case.base])
         return timm.create_model(case.base, block_args={'attn_layer': 'se'})
 
+    if case.attn == 'all':
+        return {'plain': (plain, 'plain'), **{attn: (partial(attended, attn), 'plain') for attn in ATTENTIONS}}
     networks: dict[str, tuple[Callable[[], nn.Module], str]] = {
-        'plain': (lambda: timm.create_model(case.base), 'plain'),
+        'plain': (plain, 'plain'),
         'plain fused': (lambda: timm.create_model(f'{case.base}_plugin', attn_fused=True), 'plain'),
         'timm': (timms, 'plain'),
         'unfused': (lambda: attended(attn_fused=False), 'plain'),
@@ -90,7 +96,7 @@ def _networks(case: Case) -> dict[str, tuple[Callable[[], nn.Module], str]]:
     if case.attn == 'sk':  # the sum of the branches, which any selection costs at least
         networks['floor'] = lambda: attended(attn_select='sum'), 'plain'
     if case.mode == 'inference' and not case.compiled:
-        networks['plain folded'] = lambda: fuse_for_inference(timm.create_model(case.base).eval()), 'plain folded'
+        networks['plain folded'] = lambda: fuse_for_inference(plain().eval()), 'plain folded'
         networks['timm folded'] = lambda: fuse_for_inference(timms().eval()), 'plain folded'
         networks['deployed'] = lambda: fuse_for_inference(attended().eval()), 'plain folded'
     return networks
@@ -147,8 +153,9 @@ def measure(
         rounds: number of measured turns.
         warmup: number of turns before them.
         device: ``'cpu'`` or a CUDA device.
-        variants: some of plain, plain fused, timm, unfused, fused, floor, plain folded, timm folded and deployed; the
-            variants that they are compared with are measured too. All of them if empty.
+        variants: some of plain, plain fused, timm, unfused, fused, floor, plain folded, timm folded and deployed, or
+            names of attentions where the case has all of them; the variants that they are compared with are measured
+            too. All of them if empty.
 
     Returns:
         A row for each variant: the case, the versions, the median milliseconds, and ratios to the reference variant.

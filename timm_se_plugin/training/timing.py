@@ -34,12 +34,13 @@ def step_time_ratio(run: Run, rounds: int = 15) -> float | None:
         rounds: number of pairs.
 
     Returns:
-        The ratio; None where the name of the run's network names no attention.
+        The ratio; None for a network without attention, or whose name of another package brings it.
     """
-    plain = plain_name(run.options.model)
+    kwargs = run.options.model_kwargs
+    flagged = run.options.model if kwargs.get('attn', 'none') != 'none' else None
+    plain = plain_name(run.options.model) or flagged
     if plain is None:
         return None
-    kwargs = run.options.model_kwargs
     without = {key: value for key, value in kwargs.items() if not key.startswith('attn')}
     with torch.random.fork_rng():
         models = [run.create_model(name, keywords, pretrained=False).train()
