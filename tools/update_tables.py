@@ -14,6 +14,7 @@ from pathlib import Path
 from timm_se_plugin.analysis.ablations import summary
 from timm_se_plugin.analysis.seeds import paired_difference
 from timm_se_plugin.files.tables import read_table
+from timm_se_plugin.placement import ATTENTIONS
 from timm_se_plugin.training.timing import plain_name
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -138,6 +139,57 @@ def training_table(name: str) -> str:
                      'MACs', 'step time'], body)
 
 
+def _cifar_runs() -> dict[str, list[Row]]:
+    """Trainings of ResNet-20 on CIFAR-10 for 15 epochs by their attention, with the attention's own defaults."""
+    named = {f'{attn}_resnet20_cifar_plugin': attn for attn in ('se', 'sk')}
+    runs: dict[str, list[Row]] = {}
+    for row in read('cifar10.csv'):
+        flag = re.fullmatch(r"(?:attn='(\S+)')?", row['options'])
+        if flag and row['epochs'] == '15' and row['recipe'] == 'cifar10-short':
+            runs.setdefault(flag[1] or named.get(row['model'], 'none'), []).append(row)
+    return runs
+
+
+def attentions_table() -> str:
+    """Every attention on one network: what it costs, and the accuracy over the seeds."""
+    runs, times = _cifar_runs(), {
+        (row['mode'], 'none' if row['variant'] == 'plain' else row['variant']): row
+        for row in read('attentions-cpu.csv')}
+    top1 = {attn: {row['seed']: 100 * float(row['top1']) for row in rows} for attn, rows in runs.items()}
+    body = []
+    for attn in ('none', *(attn for attn in ATTENTIONS if attn in runs)):
+        train, inference = (times.get((mode, attn)) for mode in ('train', 'inference'))
+        body.append([
+            attn, f'{int(runs[attn][0]["parameters"]):,}', f'{int(runs[attn][0]["macs"]):,}',
+            f'{float(train["ratio"]):.2f}' if train else '', f'{float(inference["ratio"]):.2f}' if inference else '',
+            f'{float(train["saved_bytes_ratio"]):.2f}' if train else '', str(len(runs[attn])),
+            _spread(list(top1[attn].values()), 2), _difference(top1[attn], top1['none'], 2)])
+    return markdown(['attention', 'parameters', 'MACs', 'time, training', 'time, inference', 'bytes', 'seeds',
+                     'top-1 %', 'minus plain (95 % interval)'], body)
+
+
+def draw_attentions(path: Path) -> None:
+    """Draw the accuracy of every attention against the time of its training step: the mean, and each seed."""
+    from matplotlib.figure import Figure
+
+    times = {row['variant']: float(row['ratio']) for row in read('attentions-cpu.csv') if row['mode'] == 'train'}
+    figure = Figure(figsize=(8, 5), layout='constrained')
+    axes = figure.subplots()
+    for attn, rows in _cifar_runs().items():
+        time = times.get('plain' if attn == 'none' else attn)
+        if time is None:
+            continue
+        top1 = [100 * float(row['top1']) for row in rows]
+        axes.plot([time] * len(top1), top1, '.', color='tab:gray', markersize=5)
+        axes.plot([time], [statistics.mean(top1)], 'o', color='tab:orange' if attn == 'none' else 'tab:blue')
+        axes.annotate(f'{attn} ({len(top1)})', (time, statistics.mean(top1)), xytext=(6, 3),
+                      textcoords='offset points', fontsize=8)
+    axes.set(xlabel='time of a training step, as a ratio to the plain network', ylabel='top-1 %, CIFAR-10, 15 epochs',
+             title='ResNet-20: mean (large) and each seed (small); in brackets the number of seeds')
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=110)
+
+
 def bccd_table() -> str:
     """Detectors on BCCD's validation set, and the epoch that was best."""
     curves = read('bccd-curves.csv')
@@ -239,6 +291,7 @@ TABLES: dict[str, Callable[[], str]] = {
     'speed-cpu': lambda: speed_table('cpu'),
     'runtimes-cpu': runtimes_table,
     'speed-cuda': lambda: speed_table('cuda'),
+    'attentions': attentions_table,
     'cifar10': lambda: training_table('cifar10.csv'),
     'flowers': lambda: training_table('flowers.csv'),
     'bccd': bccd_table,
@@ -273,6 +326,7 @@ def main() -> int:
         print(f'stale: {", ".join(stale)}; run `make tables`' if stale else 'tables are up to date')
         return int(bool(stale))
     draw_speed('cpu', ROOT / 'results' / 'speed-cpu.png')
+    draw_attentions(ROOT / 'docs' / 'images' / 'attentions.png')
     return 0
 
 
