@@ -24,7 +24,7 @@ DOCS := .venv-docs/bin
 	$(DOCS)/python -m pip install --quiet --group docs
 	touch $@
 
-demo: .venv/.installed  ## train SE-ResNet-18 and ResNet-18 on real images, save, load back; then find digits in scenes
+demo: .venv/.installed  ## a trained network gains SE without losing a prediction, is saved and loaded; digits are found in scenes
 	$(BIN)/python tools/demo.py
 	$(BIN)/python tools/demo_detection.py
 

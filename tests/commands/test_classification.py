@@ -98,6 +98,9 @@ def test_convert_goes_to_timms_network_and_back(printed, tmp_path):
 
 
 def test_the_demo_gives_back_what_it_saved(tmp_path, capsys):
-    main(['demo', '--output', str(tmp_path), '--epochs', '1', '--size', '16'])
-    assert 'largest difference of 3600 predicted probabilities: 0.0' in capsys.readouterr().out
+    main(['demo', '--output', str(tmp_path), '--epochs', '1', '--size', '16', '--seeds', '1'])
+    said = capsys.readouterr().out
+    assert 'It gains SE: 0 of 360 predictions change' in said
+    assert 'largest difference of 3600 predicted probabilities: 0.0' in said
+    assert 'Gates of SE-ResNet-18' in (tmp_path / 'report.html').read_text(encoding='utf-8')
     assert (tmp_path / 'predictions.png').is_file()

@@ -15,7 +15,7 @@ import argparse
 import importlib.util
 from typing import Any
 
-from ..training.options import KeyValues
+from ..files.key_values import KeyValues
 
 __all__ = ['add_arguments', 'run']
 

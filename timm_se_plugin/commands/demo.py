@@ -1,6 +1,7 @@
-"""Train SE-ResNet-18 and the plain ResNet-18 on real digits, compare them, save the first and load it back.
+"""A trained ResNet-18 gains SE without losing a prediction, and both are trained on: accuracy, cost, gates.
 
-The images are scikit-learn's 1,797 handwritten digits. It takes a few minutes on two cores.
+The images are scikit-learn's 1,797 handwritten digits. It takes about two minutes on two cores, and ends with a report
+to open in a browser.
 """
 
 import argparse
@@ -13,15 +14,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
     parser.add_argument('--output', type=Path, default=Path('work_dirs/demo'),
                         help='folder for everything written (default: %(default)s)')
-    parser.add_argument('--epochs', type=int, default=6, help='number of epochs (default: %(default)s)')
+    parser.add_argument('--epochs', type=int, default=3,
+                        help='number of epochs before the network gains attention, and again after it '
+                             '(default: %(default)s)')
     parser.add_argument('--batch-size', type=int, default=64, help='images in a batch (default: %(default)s)')
-    parser.add_argument('--size', type=int, default=64,
+    parser.add_argument('--size', type=int, default=32,
                         help='images are resized to this many pixels (default: %(default)s)')
-    parser.add_argument('--seed', type=int, default=0, help='seed of all random numbers (default: %(default)s)')
+    parser.add_argument('--seeds', type=int, default=3, help='how many seeds, from 0 (default: %(default)s)')
 
 
 def run(args: argparse.Namespace) -> dict[str, str]:
     """Run the demo, and return where everything is."""
-    from ..training.demo import demo
-    demo(args.output, args.epochs, args.batch_size, args.size, args.seed)
-    return {'output': str(args.output)}
+    from ..analysis.demo import demo
+    demo(args.output, args.epochs, args.batch_size, args.size, args.seeds)
+    return {'output': str(args.output), 'report': str(args.output / 'report.html')}

@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from ..training.options import KeyValues
+from ..files.key_values import KeyValues
 
 __all__ = ['add_network', 'network']
 

@@ -6,7 +6,9 @@ from fractions import Fraction
 from functools import partial
 from typing import Any
 
-__all__ = ['RUNTIME', 'KeyValues', 'evaluation_parser', 'training_parser']
+from ..files.key_values import KeyValues
+
+__all__ = ['RUNTIME', 'evaluation_parser', 'training_parser']
 
 _SCHEDULES = ('cosine', 'tanh', 'step', 'constant', 'multistep', 'plateau', 'poly', 'rsqrt', 'none')  # timm's
 _INTERPOLATIONS = ('nearest', 'bilinear', 'bicubic', 'box', 'hamming', 'lanczos')  # Pillow's, as timm names them
@@ -16,14 +18,6 @@ RUNTIME = (
     'config', 'data_dir', 'dataset_download', 'validation_batch_size', 'workers', 'pin_mem', 'cache_images',
     'corrupt_images', 'device', 'dist_backend', 'output', 'experiment', 'resume', 'recovery_interval', 'log_interval',
     'tensorboard', 'results')
-
-
-class KeyValues(argparse.Action):
-    """timm's ``ParseKwargs``, imported when such an option is given: ``--help`` does not wait for it."""
-
-    def __call__(self, *given: Any, **named: Any) -> None:  # noqa: D102
-        from timm.utils import ParseKwargs
-        ParseKwargs.__call__(self, *given, **named)
 
 
 def _number(kind: Callable[[str], Any], test: Callable[[Any], bool], what: str) -> Callable[[str], Any]:
