@@ -241,7 +241,7 @@ def test_shapes_are_compared_before_memory_is_taken(hub, model):
     (dict(architecture='os.system'), RuntimeError, r'Unknown model \(os.system\)'),
     (dict(architecture='../../resnet18'), RuntimeError, r'Unknown model'),
     (dict(model_args={'attn_gate': 'exec'}), ValueError, "attn_gate='exec' is not one of"),
-    (dict(model_args={'attn_hook': 'x'}), ValueError, 'this version of timm_se_plugin has no option attn_hook'),
+    (dict(model_args={'attn_hook': 'x'}), ValueError, 'built with attn_hook, an option that this version'),
     (dict(model_args={'attn_rd_ratio': 16}), ValueError, 'did you mean 1/16'),
     (dict(model_args={'block': 'os.system'}), ValueError, 'arguments that me/a saved do not build se_test'),
     (dict(model_args={'unknown': 1}), TypeError, 'unknown'),

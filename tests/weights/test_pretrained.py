@@ -183,7 +183,7 @@ def test_plain_weights_may_gain_attention_in_any_place_and_stage(plain):
 
 
 def test_warm_start_with_another_gate_must_be_asked_for(plain):
-    with pytest.raises(ValueError, match=r"attn_gate='sigmoid' does not give x at 0, .*; double_sigmoid does"):
+    with pytest.raises(ValueError, match=r"attn_gate='sigmoid' does not start at .*; choose double_sigmoid"):
         create('resnet18_plugin', plain[1], attn='se', attn_gate='sigmoid')
     model = create('resnet18_plugin', plain[1], attn='se', attn_gate='sigmoid', attn_init='default')
     assert not torch.allclose(logits(model), logits(plain[0]), atol=1e-2)

@@ -98,5 +98,5 @@ def test_options_refine_what_is_gained(published, tmp_path):
         assert len(attention_modules(model)) == len(options.get('attn_stages', (1, 2, 3, 4)))
         with torch.no_grad():
             torch.testing.assert_close(model(x), plain(x), rtol=1e-5, atol=1e-5)
-    with pytest.raises(ValueError, match=r"cannot gain attn='bam', .*; se, eca, ese, cbam, gc, cse, sse, scse can"):
+    with pytest.raises(ValueError, match=r"cannot gain attn='bam', .*; choose one of se, eca, ese, cbam, gc, cse, ss"):
         start(name, address, tmp_path, attn='bam', **kwargs)
