@@ -165,7 +165,7 @@ def test_the_same_specification_said_aloud_is_accepted(attended):
 
 def test_plain_weights_gain_attention_that_changes_nothing_yet(plain, caplog):
     model = create('resnet18_plugin', plain[1], attn='se')
-    assert "say attn_init='identity' whenever you load a checkpoint of it by hand" in caplog.text
+    assert "give attn_init='identity' again whenever you load a checkpoint" in caplog.text
     assert AttentionSpec.of(model).gate == 'double_sigmoid'
     torch.testing.assert_close(logits(model), logits(plain[0]), rtol=1e-5, atol=1e-5)
     model.train()(images(2, 3, 64, 64, dtype=torch.float32)).square().sum().backward()

@@ -1,4 +1,4 @@
-"""The gates of a network, and their values, which one forward hook on each gate reads."""
+"""The gates of a network, and their values, which a forward hook on each gate reads."""
 
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -16,12 +16,12 @@ from ..placement.attentions import record_of
 
 __all__ = ['Gate', 'find_gates', 'kernel_names', 'observed']
 
-# Least and largest value of a gate by the class of its activation. Other activations (ReLU) have no upper end.
+# Range of a gate by the class of the activation. Other activations, such as ReLU, have no upper end.
 _BOUNDS = {
     'Sigmoid': (0.0, 1.0), 'Hardsigmoid': (0.0, 1.0), 'HardSigmoid': (0.0, 1.0), 'HardSigmoidMe': (0.0, 1.0),
     'DoubleSigmoid': (0.0, 2.0), 'Tanh': (-1.0, 1.0), 'SelectiveKernelAttn': (0.0, 1.0)}
 _SELECTIONS = (SelectiveKernelAttn, TimmSelectiveKernelAttn)
-_NAMES = ('gate', 'sigmoid')  # timm's legacy networks use the second
+_NAMES = ('gate', 'sigmoid')  # the second in timm's legacy networks
 
 
 @dataclass(frozen=True)
@@ -129,8 +129,8 @@ def kernel_names(model: nn.Module, gate: Gate) -> list[str]:
 def observed(model: nn.Module, gates: Sequence[Gate], see: Callable[[Gate, Tensor], None]) -> Iterator[None]:
     """Call `see` with each gate's values, (N, branches, C, positions), whenever the network computes them.
 
-    Inside the block the network is in evaluation mode and computes no gradients. When the block ends, or raises, the
-    hooks are removed and each module is back in its mode.
+    Inside the ``with`` block the network is in evaluation mode and computes no gradients. When the block ends or
+    raises, the hooks are removed and each module gets back its mode.
     """
     modes = {module: module.training for module in model.modules()}
     handles = []

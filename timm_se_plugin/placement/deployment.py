@@ -96,16 +96,17 @@ def _foldable(model: nn.Module, input_size: tuple[int, int, int]) -> list[tuple[
     made: dict[str, list[Tensor]] = {}
     seen: dict[str, list[Tensor]] = {}
     for name, module in structure.named_modules():
-        mine = own[name]
-        if has_hooks(mine) or holders[id(mine)] > 1 or not isinstance(getattr(mine, 'weight', None), nn.Parameter):
+        original = own[name]
+        if has_hooks(original) or holders[id(original)] > 1 or not isinstance(
+                getattr(original, 'weight', None), nn.Parameter):
             continue
-        if type(mine) in _CONVOLUTIONS:
+        if type(original) in _CONVOLUTIONS:
             def keep(module: Any, args: Any, output: Tensor, name: str = name) -> None:
                 made.setdefault(name, []).append(output)
                 reads.watch(output)
 
             module.register_forward_hook(keep)
-        elif type(mine) in _NORMS and mine.running_mean is not None:
+        elif type(original) in _NORMS and original.running_mean is not None:
             module.register_forward_pre_hook(lambda module, args, name=name: seen.setdefault(name, []).append(args[0]))
     with reads:
         outputs = run_structure(structure, input_size)
