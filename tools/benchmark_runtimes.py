@@ -1,6 +1,7 @@
-"""Measure inference in eager PyTorch, torch.compile, ONNX Runtime and OpenVINO: the plain network, timm's and ours.
+"""Measure inference in eager PyTorch, torch.compile, ONNX Runtime and OpenVINO: plain network, timm's and the plugin's.
 
-Needs the [interop] extra. Nothing else may run meanwhile. Rows of the same network and runtime are replaced.
+The tool needs the [interop] extra. Nothing else may run on the machine meanwhile. Rows of the same network and runtime
+in the table are replaced.
 """
 
 import argparse
@@ -20,7 +21,7 @@ def main() -> None:
     parser.add_argument('--runtimes', nargs='+', choices=RUNTIMES, default=list(RUNTIMES), help='default: all')
     parser.add_argument('--batches', type=int, nargs='+', default=[1, 8], help='numbers of images (default: 1 8)')
     parser.add_argument('--size', type=int, default=224, help='height and width of an image (default: %(default)s)')
-    parser.add_argument('--rounds', type=int, default=15, help='measured turns (default: %(default)s)')
+    parser.add_argument('--rounds', type=int, default=15, help='number of measured turns (default: %(default)s)')
     parser.add_argument('--threads', type=int, default=2, help='threads of every runtime (default: %(default)s)')
     parser.add_argument('--output', type=Path, default=Path('results/runtimes-cpu.csv'), help='default: %(default)s')
     args = parser.parse_args()

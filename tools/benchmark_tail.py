@@ -1,7 +1,7 @@
 """Measure the end of a residual block, fused and module by module, on maps of many sizes on the CPU.
 
-``attn_fused='auto'`` fuses from the sizes on that ``_WORTHWHILE`` in layers/residual_tail.py gives, which follow from
-results/tail-cpu.csv. Nothing else may run meanwhile.
+``attn_fused='auto'`` fuses from the sizes of ``_WORTHWHILE`` in layers/residual_tail.py on, which follow from
+results/tail-cpu.csv. Nothing else may run on the machine meanwhile.
 """
 
 import argparse
@@ -37,7 +37,7 @@ def steps(
     bn, se, act = nn.BatchNorm2d(channels).train(training), SqueezeExcite(channels), nn.ReLU(inplace=True)
     y, shortcut, grad = (torch.randn(batch, channels, size, size, dtype=dtype).contiguous(
         memory_format=LAYOUTS[layout]) for _ in range(3))
-    conv = nn.Conv2d(channels, channels, 1)  # of which both think that it has just made its output
+    conv = nn.Conv2d(channels, channels, 1)  # passed as the module that has just computed x
 
     def modules(x: torch.Tensor, added: torch.Tensor) -> torch.Tensor:
         x = se(norm_act(x, bn, None, conv))
@@ -87,7 +87,7 @@ def measure(
 def main() -> None:
     """Read the options, measure and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--rounds', type=int, default=9, help='measured turns (default: %(default)s)')
+    parser.add_argument('--rounds', type=int, default=9, help='number of measured turns (default: %(default)s)')
     parser.add_argument('--threads', type=int, help="number of PyTorch's threads")
     parser.add_argument('--output', type=Path, default=Path('results/tail-cpu.csv'), help='default: %(default)s')
     args = parser.parse_args()

@@ -1,6 +1,6 @@
-"""Measure how long the command timm-se takes until its help is on the screen, beside an empty Python program.
+"""Measure how long the command timm-se takes to print its help, beside an empty Python program.
 
-python tools/measure_start_up.py            prints medians of 20 turns
+`python tools/measure_start_up.py` prints medians of 20 turns.
 """
 
 import statistics
@@ -16,7 +16,7 @@ CASES = {'python -c pass': ['pass'], **{
 
 
 def main() -> None:
-    """Measure in turns, so that a slow moment of the machine meets every case."""
+    """Measure in turns, so that a slow moment of the machine affects every case."""
     seconds: dict[str, list[float]] = {case: [] for case in CASES}
     for _ in range(20):
         for case, words in CASES.items():

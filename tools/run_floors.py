@@ -2,7 +2,7 @@
 
     python tools/run_floors.py
 
-The environments are made by uv under .venv-floors/, and docs/tested-versions.md says what ran with what.
+uv makes the environments under .venv-floors/. The page is docs/tested-versions.md.
 """
 
 import json
@@ -15,9 +15,9 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-PLACE = ROOT / '.venv-floors'
+ENVIRONMENTS = ROOT / '.venv-floors'
 PAGE = ROOT / 'docs' / 'tested-versions.md'
-OLD_TIMM = PLACE / 'timm'       # timm's floor alone: [train] asks for a newer timm than the rest of the package
+OLD_TIMM = ENVIRONMENTS / 'timm'    # timm's floor in a folder of its own, since [train] asks for a newer timm
 EXTRAS = {'oldest': 'dev,train,analysis,mmdet', 'newest': 'dev,train,analysis,mmdet,export'}
 PYTHONS = {'oldest': '3.10', 'newest': '3.13'}
 LISTED = (
@@ -42,7 +42,7 @@ NEWEST = [
 
 
 def main() -> int:
-    """Make both environments, run the tests in them, and write the page; 1 if a test fails."""
+    """Make both environments, run the tests in them, and write the page. Returns 1 if a test fails."""
     rows, failed = [], False
     for name in PYTHONS:
         python = install(name)
@@ -61,12 +61,13 @@ def main() -> int:
 
 
 def install(name: str) -> Path:
-    """The interpreter of an environment, which is made or brought up to date."""
+    """Create or update an environment; returns its interpreter."""
     uv = [shutil.which('uv', path=f'{Path(sys.executable).parent}{os.pathsep}{os.environ["PATH"]}') or 'uv']
-    python = PLACE / name / 'bin' / 'python'
+    python = ENVIRONMENTS / name / 'bin' / 'python'
     if not python.exists():
-        subprocess.run([*uv, 'venv', '--quiet', '--python', interpreter(PYTHONS[name]), PLACE / name], check=True)
-    # Compiled here, a module's invalid escape sequence is no error of the first test that imports the module.
+        subprocess.run(
+            [*uv, 'venv', '--quiet', '--python', interpreter(PYTHONS[name]), ENVIRONMENTS / name], check=True)
+    # Compiling here keeps warnings of invalid escape sequences out of the first test that imports such a module.
     options: list[str | Path] = [*uv, 'pip', 'install', '--quiet', '--compile-bytecode', '--python', python]
     resolution = ['--resolution', 'lowest-direct'] if name == 'oldest' else ['--upgrade']
     subprocess.run([*options, *resolution, '--editable', f'.[{EXTRAS[name]}]'], cwd=ROOT, check=True)
@@ -79,7 +80,7 @@ def install(name: str) -> Path:
 
 
 def interpreter(version: str) -> str:
-    """A Python of that version: a command, one of pyenv's or of uv's, or else the one that runs this."""
+    """A Python of that version: a command, one of pyenv or uv, or else the Python that runs this tool."""
     pyenv = Path(os.environ.get('PYENV_ROOT', Path.home() / '.pyenv'), 'versions')
     for path in (shutil.which(f'python{version}'), *sorted(pyenv.glob(f'{version}.*/bin/python{version}'))):
         if path and subprocess.run([path, '--version'], capture_output=True, check=False).returncode == 0:
@@ -88,12 +89,12 @@ def interpreter(version: str) -> str:
         if shutil.which('uv') else None
     if found and found.returncode == 0:
         return found.stdout.strip()
-    print(f'there is no Python {version}; {platform.python_version()} takes its place', flush=True)
+    print(f'no Python {version} was found; {platform.python_version()} is used instead', flush=True)
     return sys.executable
 
 
 def run(python: Path, tests: list[str], overlay: Path | None) -> tuple[int, str]:
-    """The exit code of pytest, and its last line."""
+    """Run pytest; returns the exit code and the last line of the output."""
     environment = {**os.environ, 'PYTHONPATH': str(overlay or '')}
     process = subprocess.Popen(
         [python, '-m', 'pytest', '-q', '-n', '2', '-m', 'not slow', '-p', 'no:cacheprovider', *tests],
@@ -107,7 +108,7 @@ def run(python: Path, tests: list[str], overlay: Path | None) -> tuple[int, str]
 
 
 def versions(python: Path, overlay: Path | None) -> dict[str, str]:
-    """Releases in an environment by their names."""
+    """Releases of the listed packages in an environment, by name."""
     code = ('import importlib.metadata as m, json, platform; found = {"Python": platform.python_version()}\n'
             f'for name in {LISTED!r}:\n'
             '    try: found[name] = m.version(name)\n'

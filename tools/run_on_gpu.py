@@ -1,7 +1,7 @@
-"""Everything that a borrowed GPU is to tell, in one command: tests, speed table, profile.
+"""Run the tests that need a GPU, measure the speed table and take a profile, within a given time.
 
-What has finished is kept when the time runs out: results/speed-cuda.csv grows by a case at a time, the most telling
-first. `--device cpu` rehearses the command with tiny images.
+Finished cases are kept when the time runs out; the most informative ones come first in results/speed-cuda.csv.
+`--device cpu` rehearses the command with tiny images.
 """
 
 import argparse
@@ -12,13 +12,13 @@ from timm_se_plugin.measuring.gpu_run import run
 
 
 def main() -> None:
-    """Run."""
+    """Read the options and run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--device', default='cuda', help='cuda, or cpu for a rehearsal')
-    parser.add_argument('--minutes', type=float, default=9.5, help='for everything')
-    parser.add_argument('--rounds', type=int, default=9, help='of each measurement')
-    parser.add_argument('--output', type=Path, default=Path('results'), help='folder of the tables')
-    parser.add_argument('--no-tests', action='store_true', help='measure only')
+    parser.add_argument('--minutes', type=float, default=9.5, help='time for everything (default: %(default)s)')
+    parser.add_argument('--rounds', type=int, default=9, help='turns of each case (default: %(default)s)')
+    parser.add_argument('--output', type=Path, default=Path('results'), help='output folder (default: %(default)s)')
+    parser.add_argument('--no-tests', action='store_true', help='run no tests, only measure')
     args = parser.parse_args()
     tests = None if args.no_tests else Path(__file__).parents[1] / 'tests'
     run(args.device, args.minutes, args.output, tests, args.rounds)

@@ -28,7 +28,7 @@ VARIANTS = {
 
 
 def read(name: str) -> list[Row]:
-    """Rows of results/NAME; none if there is no such file."""
+    """Rows of results/NAME; an empty list if there is no such file."""
     return read_table(ROOT / 'results' / name)
 
 
@@ -81,7 +81,7 @@ def speed_table(device: str) -> str:
 
 
 def draw_speed(device: str, path: Path) -> None:
-    """Draw the medians and quartiles of the time ratios, timm's beside ours."""
+    """Draw the medians and quartiles of the time ratios, timm's beside the plugin's."""
     from matplotlib.figure import Figure
 
     rows = sorted(read(f'speed-{device}.csv'), key=_order)
@@ -191,7 +191,7 @@ def draw_attentions(path: Path) -> None:
 
 
 def bccd_table() -> str:
-    """Detectors on BCCD's validation set, and the epoch that was best."""
+    """Detectors on BCCD's validation set, and the best mAP50 of an epoch."""
     curves = read('bccd-curves.csv')
     body = []
     for row in read('bccd.csv'):
@@ -204,7 +204,7 @@ def bccd_table() -> str:
 
 
 def detector_cost_table() -> str:
-    """A detector against itself without attention."""
+    """The cost of each detector, relative to the same detector without attention."""
     body = [[row['config'], row['options'].replace('model.backbone.', '') or '-',
              f'{row["batch"]}x{row["height"]}x{row["width"]}', *(f'{float(row[key]):.3f}' for key in (
                  'step_ratio', 'saved_bytes_ratio', 'backbone_saved_bytes_ratio'))]
@@ -214,9 +214,9 @@ def detector_cost_table() -> str:
 
 
 def complexity_table() -> str:
-    """Parameters and MACs beside the published ones."""
-    def compared(ours: float, paper: str, digits: int) -> list[str]:
-        return [f'{ours:.{digits}f}', paper, f'{ours - float(paper):+.{digits}f}' if paper else '']
+    """Parameters and MACs beside the published numbers."""
+    def compared(counted: float, paper: str, digits: int) -> list[str]:
+        return [f'{counted:.{digits}f}', paper, f'{counted - float(paper):+.{digits}f}' if paper else '']
     body = [[row['network'], row['source'], row['model'] + (' without attention' if row['attn'] == 'none' else ''),
              *compared(int(row['parameters']) / 1e6, row['paper_parameters_millions'], 2),
              *compared(int(row['macs']) / 1e9, row['paper_gmacs'], 3)] for row in read('complexity.csv')]
@@ -225,7 +225,7 @@ def complexity_table() -> str:
 
 
 def ablation_table() -> str:
-    """Each row of each study beside the paper's."""
+    """Each row of each study beside the paper's numbers."""
     body = [[line['study'], line['row'], line['model'], f'{line["recipe"]}, {line["epochs"]} epochs',
              str(line['seeds']), f'{line["error"]:.2f}', f'{line["low"]:.2f} to {line["high"]:.2f}',
              f'{line["parameters"]:,}', line['paper'], line['paper_parameters']]
@@ -235,7 +235,7 @@ def ablation_table() -> str:
 
 
 def pruning_table() -> str:
-    """Accuracy against MACs of pruned networks, in the order of what is left."""
+    """Accuracy against MACs of pruned networks, by the share that was removed."""
     rows = sorted(read('pruning.csv'), key=lambda row: (
         row['model'], row['checkpoint_seed'], float(row['share']), row['criterion'], row['epochs'], row['lr']))
     whole = {row['model']: int(row['macs']) for row in rows if row['criterion'] == 'whole'}
@@ -247,14 +247,14 @@ def pruning_table() -> str:
                      'top-1 %, pruned', 'fine-tuned'], body)
 
 
-# What the README says of speed and accuracy: the cases of speed-cpu.csv, and the trainings.
+# The cases of speed-cpu.csv in the README's table of facts.
 _FACTS = (
     'SE-resnet50: train, 8x224x224, channels last', 'SE-resnet50: inference, 8x224x224, channels last',
     'SE-resnet50: inference, 1x224x224, nchw', 'SK-resnext50_32x4d: train, 8x224x224, channels last')
 
 
 def facts_table() -> str:
-    """A few rows of the other tables."""
+    """The README's table: some rows of the other tables."""
     speed, body = _cases(read('speed-cpu.csv')), []
     for case in _FACTS:
         timms, ours = speed[case]['timm'], speed[case]['fused']
@@ -303,7 +303,7 @@ TABLES: dict[str, Callable[[], str]] = {
 
 
 def filled(text: str) -> str:
-    """The text with every marked table made from its CSV file."""
+    """The text with every marked table replaced by that of its CSV file."""
     def table(match: re.Match[str]) -> str:
         return f'{match[1]}\n{TABLES[match[2]]()}\n{match[3]}'
     return re.sub(r'(<!-- table: (\S+) -->)\n.*?(<!-- end -->)', table, text, flags=re.DOTALL)

@@ -1,6 +1,6 @@
-"""Write what is known of timm's ResNets, read from the networks that the installed timm builds, into the package.
+"""Write the package's table of timm's ResNets from the networks that the installed timm builds.
 
-Run it where a test says that timm has moved: python tools/update_timm_resnets.py
+Run `python tools/update_timm_resnets.py` when a test says that the table differs from the installed timm.
 """
 
 from timm_se_plugin.models._timm_resnets import write_table

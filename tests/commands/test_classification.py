@@ -79,7 +79,7 @@ def test_push_and_pull_carry_a_run_through_the_hub(trained, printed, hub, tmp_pa
     assert set(pulled['files']) == {'config.json', 'model.safetensors'}
     model = timm.create_model(f'local-dir:{tmp_path / "pulled"}', pretrained=True)
     assert model.num_classes == len(model.pretrained_cfg['label_names'])
-    with pytest.raises(SystemExit, match='is not an empty folder; give another one'):
+    with pytest.raises(SystemExit, match='is not an empty folder; name another one'):
         main(['pull', 'user/digits', str(tmp_path / 'pulled')])
     with pytest.raises(SystemExit, match=r'(?s)timm-se: .*nobody/nothing'):
         main(['pull', 'nobody/nothing', str(tmp_path / 'nothing')])

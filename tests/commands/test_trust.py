@@ -60,7 +60,7 @@ def test_convert_takes_attention_and_names_of_classes_from_a_run(wide, printed, 
                                    ('train', '--model', 'resnet18', '--model-kwargs', 'attn=se')])
 def test_timms_own_network_names_the_one_that_takes_attention(words, digits):
     data = ('--data-dir', str(digits), '--val-split', 'val', '--device', 'cpu') if words[0] == 'train' else ()
-    with pytest.raises(SystemExit, match="resnet18 is timm's own network and takes no attn=; resnet18_plugin is"):
+    with pytest.raises(SystemExit, match="resnet18 is timm's own network and takes no attn=; use resnet18_plugin"):
         main([*words, *data])
 
 

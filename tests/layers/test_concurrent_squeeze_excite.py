@@ -44,7 +44,7 @@ def test_identity_is_exact_and_learns(layer):
 
 
 def test_half_gates_are_needed_for_a_sum_that_starts_at_identity():
-    with pytest.raises(ValueError, match='two gates that start at 1/2 need sigmoid or hard_sigmoid, not DoubleSigmoid'):
+    with pytest.raises(ValueError, match='needs a gate that is 1/2 at 0, sigmoid or hard_sigmoid, not DoubleSigmoid'):
         ConcurrentSqueezeExcite(8, gate='double_sigmoid', init='identity')
     with pytest.raises(ValueError, match="gate='softmax' is not one of sigmoid"):
         SpatialSqueezeExcite(8, gate='softmax')

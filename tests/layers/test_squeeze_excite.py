@@ -105,7 +105,7 @@ def test_autocast_keeps_the_gate_close_to_float32():
     ({'rd_channels': None, 'rd_ratio': 16}, r'rd_ratio=16 is not a fraction in \(0, 1\]; did you mean 1/16\?'),
     ({'rd_channels': None, 'rd_ratio': 0}, 'rd_ratio=0 is not a fraction'),
     ({'rd_channels': 0}, 'rd_channels=0: the inner width must be a positive integer'),
-    ({'init': 'identity'}, 'a gate that starts at 1 needs double_sigmoid, not Sigmoid'),
+    ({'init': 'identity'}, "init='identity' needs the gate double_sigmoid, not Sigmoid"),
 ])
 def test_unknown_choice_is_refused(option, message):
     with pytest.raises(ValueError, match=message):

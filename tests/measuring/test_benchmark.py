@@ -42,7 +42,7 @@ def test_a_variant_is_measured_with_what_it_refers_to(dtype, measured, clock):
 
 
 def test_what_cannot_be_measured_is_refused():
-    with pytest.raises(ValueError, match=r'no variant fusd; its variants: plain, plain fused, timm, unfused, fused$'):
+    with pytest.raises(ValueError, match=r'no variant fusd; choose from plain, plain fused, timm, unfused, fused$'):
         measure(Case(mode='train'), variants=['fusd'])
     with pytest.raises(ValueError, match='rounds=1 is too few'):
         measure(Case(), rounds=1)

@@ -20,7 +20,7 @@ def test_what_has_finished_is_kept(minutes, measured, tmp_path, monkeypatch, cap
     gpu_run.run('cpu', minutes, tmp_path, rounds=2)
     rows = read_table(tmp_path / 'speed-cpu.csv')
     assert [row['variant'] for row in rows] == measured * ['plain', 'plain fused', 'timm', 'unfused', 'fused']
-    assert ('0 of 1 cases measured, then the time was over' in capsys.readouterr().out) == (not measured)
+    assert ('0 of 1 cases measured before the time ran out' in capsys.readouterr().out) == (not measured)
     if measured:
         profile = read_table(tmp_path / 'profile-cpu.csv')
         assert {row['variant'] for row in profile} == {'plain', 'plain fused', 'timm', 'fused'}

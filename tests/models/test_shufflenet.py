@@ -100,7 +100,7 @@ def test_intermediates_and_pruning_keep_timms_contract():
         assert model.prune_intermediate_layers([1, 2]) == [1, 2]
         assert torch.equal(model(x), levels[2])
         assert model.num_features == 48
-    with pytest.raises(ValueError, match="output_fmt='NLC' is not allowed; allowed: NCHW"):
+    with pytest.raises(ValueError, match="output_fmt='NLC' is not NCHW, the only format"):
         model.forward_intermediates(x, output_fmt='NLC')
 
 
@@ -115,7 +115,7 @@ def test_inference_form_computes_the_same(name):
 
 
 @pytest.mark.parametrize(('kwargs', 'message'), [
-    ({'output_stride': 4}, 'output_stride=4 is not allowed; allowed: 8, 16, 32'),
+    ({'output_stride': 4}, 'output_stride=4 is not one of 8, 16, 32'),
     ({'attn': 'se', 'attn_stages': 4}, r'attn_stages=\(4,\) names a stage'),
     ({'attn': 'se', 'attn_integration': 'post'}, "'post' is not possible in a ShuffleNetV2; choose standard"),
     ({'attn': 'se', 'attn_fused': True}, 'attn_fused=True is not possible in a ShuffleNetV2'),

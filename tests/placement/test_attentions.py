@@ -76,6 +76,30 @@ def test_its_gates_are_analysed(registered):
     assert all(0.5 < float(layer.mean.min()) < 1 for layer in statistics.layers)
 
 
+class TwoGates(nn.Module):
+    """An attention whose gates are not called ``gate``, and one of which has parameters."""
+
+    def __init__(self, channels: int, device=None, dtype=None):
+        super().__init__()
+        self.weigh = nn.Sequential(nn.Conv2d(channels, channels, 1, device=device, dtype=dtype), nn.Sigmoid())
+        self.damp = nn.Sigmoid()
+
+    def forward(self, x):
+        z = x.mean((2, 3), keepdim=True)
+        return x * self.weigh(z) * self.damp(z)
+
+
+@pytest.mark.parametrize(('gates', 'names'), [
+    (('weigh',), ['layer1.0.se']), (('weigh', 'damp'), ['layer1.0.se.weigh', 'layer1.0.se.damp'])])
+def test_the_analysis_reads_the_gates_that_the_registration_names(registered, gates, names):
+    from timm_se_plugin.analysis import find_gates
+    register_attention('twogates', TwoGates, gates=gates)
+    model = timm.create_model('test_resnet_plugin', attn='twogates', attn_stages=1)
+    found = find_gates(model)
+    assert [gate.name for gate in found] == names
+    assert [gate.module for gate in found] == [getattr(model.layer1[0].se, name) for name in gates]
+
+
 def test_a_trained_network_gains_it_without_a_change_and_loses_it_again(registered):
     model = randomised(timm.create_model('test_resnet')).eval()
     x = images(2, 3, 64, 64, dtype=torch.float32)

@@ -224,8 +224,8 @@ def test_wrapped_networks_are_refused(wrap, kind):
 
 
 @pytest.mark.parametrize(('sites', 'message'), [
-    ('twice', 'twice cannot carry attention: the network computes it 2 times in a pass'),
-    ('unused', 'unused cannot carry attention: the network computes it never in a pass'),
+    ('twice', 'twice cannot carry attention: a forward pass computes the module 2 times instead of once'),
+    ('unused', 'unused cannot carry attention: a forward pass computes the module not at all instead of once'),
     (r'held\.0', r'held.0 cannot carry attention: the network holds the module in more than one place'),
     ('norm', 'matches norm, a BatchNorm2d, which a conversion to SyncBatchNorm replaces'),
     ('flat', r'flat cannot carry attention: its result has the shape \[1, \d+\], not \(N, C, H, W\)'),
@@ -241,8 +241,14 @@ def test_a_site_that_cannot_be_is_one_clear_error_and_changes_nothing(sites, mes
     assert not any(m._forward_hooks for m in model.modules())
 
 
+def test_a_sequence_that_has_a_child_called_se_is_refused_by_that_name():
+    model = nn.Sequential(OrderedDict(block=nn.Sequential(OrderedDict(se=nn.Identity(), conv=nn.Conv2d(3, 4, 1)))))
+    with pytest.raises(ValueError, match='a Sequential already has se, the name that attention would get'):
+        add_attention(model, sites='block')
+
+
 def test_what_cannot_be_is_one_clear_error():
-    with pytest.raises(ValueError, match=r"Plain has no known place for attention, .*; say where with sites='"):
+    with pytest.raises(ValueError, match=r"Plain has no known place for attention, .*; name the modules with sites='"):
         add_attention(Plain())
     with pytest.raises(ValueError, match=r"attn='se' has no option attn_ratio \(did you mean attn_rd_ratio"):
         add_attention(resnet(), 'se', ratio=0.5)

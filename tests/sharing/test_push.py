@@ -163,7 +163,7 @@ def test_a_saved_folder_is_pushed_as_the_model_in_it(hub, tmp_path):
     shared = push_to_hub(tmp_path / 'saved', 'me/a')
     assert described.items() <= json.loads(shared.texts['config.json']).items()
     assert torch.equal(logits(timm.create_model('hf-hub:me/a', pretrained=True)), logits(model))
-    with pytest.raises(ValueError, match=r'is nothing to share: it has no config.json'):
+    with pytest.raises(ValueError, match=r'has nothing to share: neither the config.json'):
         push_to_hub(tmp_path, 'me/a')
 
 

@@ -227,8 +227,8 @@ def test_a_named_source_is_compared_with_the_target(tmp_path):
     ('se_resnet18_plugin', {}, 'seresnet18', r'of another shape layer1.0.se.fc1.bias'),  # timm's widths are others
     ('se_resnet18_plugin', {}, 'resnet18', r'do not fit se_resnet18_plugin: missing layer1.0.se.fc1.bias'),
     ('se_resnet18_plugin', {}, 'resnet34', 'unexpected layer1.2'),
-    ('se_resnet18_plugin', {}, 'resnet18_plugin', "is not a model of timm's own"),
-    ('se_resnet18_plugin', {}, 'resnet19', "is not a model of timm's own"),
+    ('se_resnet18_plugin', {}, 'resnet18_plugin', "is not one of timm's own models"),
+    ('se_resnet18_plugin', {}, 'resnet19', "is not one of timm's own models"),
 ])
 def test_a_network_that_timms_name_is_not_does_not_go_back(name, options, timm_name, message):
     with pytest.raises(ValueError, match=message):

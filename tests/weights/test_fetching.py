@@ -241,7 +241,7 @@ def test_shapes_are_compared_before_memory_is_taken(hub, model):
     (dict(architecture='os.system'), RuntimeError, r'Unknown model \(os.system\)'),
     (dict(architecture='../../resnet18'), RuntimeError, r'Unknown model'),
     (dict(model_args={'attn_gate': 'exec'}), ValueError, "attn_gate='exec' is not one of"),
-    (dict(model_args={'attn_hook': 'x'}), ValueError, 'this version of timm_se_plugin has no option attn_hook'),
+    (dict(model_args={'attn_hook': 'x'}), ValueError, 'built with attn_hook, an option that this version'),
     (dict(model_args={'attn_rd_ratio': 16}), ValueError, 'did you mean 1/16'),
     (dict(model_args={'block': 'os.system'}), ValueError, 'arguments that me/a saved do not build se_test'),
     (dict(model_args={'unknown': 1}), TypeError, 'unknown'),
@@ -292,5 +292,5 @@ def test_a_place_has_to_be_a_place(tmp_path):
     for place in ('me/a', 'hf-hub:', 'ftp:me/a'):
         with pytest.raises(ValueError, match="does not name a saved model, as 'hf-hub:user/repo' or 'local-dir:f"):
             read_config_json(place)
-    with pytest.raises(FileNotFoundError, match=r'has no config.json'):
+    with pytest.raises(FileNotFoundError, match=r'has no file config.json'):
         read_config_json(f'local-dir:{tmp_path}')

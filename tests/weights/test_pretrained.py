@@ -165,7 +165,7 @@ def test_the_same_specification_said_aloud_is_accepted(attended):
 
 def test_plain_weights_gain_attention_that_changes_nothing_yet(plain, caplog):
     model = create('resnet18_plugin', plain[1], attn='se')
-    assert "say attn_init='identity' whenever you load a checkpoint of it by hand" in caplog.text
+    assert "give attn_init='identity' again whenever you load a checkpoint" in caplog.text
     assert AttentionSpec.of(model).gate == 'double_sigmoid'
     torch.testing.assert_close(logits(model), logits(plain[0]), rtol=1e-5, atol=1e-5)
     model.train()(images(2, 3, 64, 64, dtype=torch.float32)).square().sum().backward()
@@ -183,7 +183,7 @@ def test_plain_weights_may_gain_attention_in_any_place_and_stage(plain):
 
 
 def test_warm_start_with_another_gate_must_be_asked_for(plain):
-    with pytest.raises(ValueError, match=r"attn_gate='sigmoid' does not give x at 0, .*; double_sigmoid does"):
+    with pytest.raises(ValueError, match=r"attn_gate='sigmoid' does not start at .*; choose double_sigmoid"):
         create('resnet18_plugin', plain[1], attn='se', attn_gate='sigmoid')
     model = create('resnet18_plugin', plain[1], attn='se', attn_gate='sigmoid', attn_init='default')
     assert not torch.allclose(logits(model), logits(plain[0]), atol=1e-2)

@@ -144,7 +144,7 @@ def test_a_padding_that_is_not_known_or_concerns_nothing_is_refused():
     state = Public((16, 32, 64), pads='both', blocks=3).state_dict()
     with pytest.raises(ValueError, match="padding='left' is not one of both, behind"):
         convert(state, timm.create_model('resnet20_cifar_plugin', num_classes=7), padding='left')
-    with pytest.raises(ValueError, match='which resnet18_cifar_plugin does not have; leave it out'):
+    with pytest.raises(ValueError, match='which resnet18_cifar_plugin does not have; leave the option out'):
         convert(Public((16, 32, 64, 128)).state_dict(), timm.create_model('resnet18_cifar_plugin', **FOUR),
                 padding='both')
 
@@ -175,7 +175,7 @@ def test_a_prefix_that_all_keys_share_is_taken_off_and_said(prefix):
     original = randomised(timm.create_model('seresnet18', **SMALL))
     model = timm.create_model('se_resnet18_plugin', attn_rd_divisor=8, **SMALL)
     conversion = convert({f'{prefix}{key}': value for key, value in original.state_dict().items()}, model)
-    assert f'{prefix} stood before every key and was taken off' in conversion.notes
+    assert f'the prefix {prefix} of every key was removed' in conversion.notes
     assert_same_outputs(model, original)
 
 

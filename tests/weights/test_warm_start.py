@@ -53,7 +53,7 @@ def test_a_base_gains_attention_and_loses_nothing(tag, published, tmp_path, capl
     torch.save(plain.state_dict(), folder / 'base.pth')
     model = start(f'se_{base}_plugin.from_{tag}', address, tmp_path, **few).eval()
     assert asked == ['/base.pth']
-    assert "say attn_init='identity' whenever you load a checkpoint of it by hand" in caplog.text
+    assert "give attn_init='identity' again whenever you load a checkpoint" in caplog.text
     assert AttentionSpec.of(model) == AttentionSpec('se', init='identity')
     assert len(attention_modules(model)) > 3
     x = images(2, 3, 96, 96, dtype=torch.float32)
@@ -98,5 +98,5 @@ def test_options_refine_what_is_gained(published, tmp_path):
         assert len(attention_modules(model)) == len(options.get('attn_stages', (1, 2, 3, 4)))
         with torch.no_grad():
             torch.testing.assert_close(model(x), plain(x), rtol=1e-5, atol=1e-5)
-    with pytest.raises(ValueError, match=r"cannot gain attn='bam', .*; se, eca, ese, cbam, gc, cse, sse, scse can"):
+    with pytest.raises(ValueError, match=r"cannot gain attn='bam', .*; choose one of se, eca, ese, cbam, gc, cse, ss"):
         start(name, address, tmp_path, attn='bam', **kwargs)

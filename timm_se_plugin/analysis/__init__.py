@@ -1,4 +1,4 @@
-"""Analysis of a trained network: what its gates do, by layer, class and channel."""
+"""Analysis of a trained network: its gates by layer, class and channel."""
 
 from .gates import Gate, find_gates, observed
 from .pictures import gate_map, unusual_images

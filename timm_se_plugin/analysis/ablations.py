@@ -1,4 +1,4 @@
-"""Running an ablation: every row with every seed, each run in a process of its own that can be resumed."""
+"""Ablations: each row with each seed is a training run in a process of its own, which can be resumed."""
 
 import logging
 import os
@@ -49,19 +49,19 @@ def run_study(
         study: str, recipe: str, model: str | None, seeds: Sequence[int], folder: str | Path, table: str | Path,
         devices: Sequence[str] = ('cpu',), arguments: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
-    """Train and evaluate each row of a study with each seed, and tabulate them beside the paper's numbers.
+    """Train and evaluate each row of a study with each seed, and tabulate the results beside the paper's numbers.
 
-    A second call after an interruption repeats no finished run, and continues the others from their checkpoints.
+    A second call after an interruption repeats no finished run, and resumes the others from their checkpoints.
 
     Args:
         study: a key of :data:`~timm_se_plugin.analysis.studies.STUDIES`.
-        recipe: of the training, the name of a packaged recipe or a YAML file.
+        recipe: recipe of the training, the name of a packaged one or a YAML file.
         model: a network of the plugin, whose attention each row replaces; the paper's network if None.
-        seeds: of the runs.
-        folder: holds the folders of the runs, ``<network>/<recipe>/<study>/<row>-seed<seed>``.
+        seeds: seeds of the runs.
+        folder: folder for those of the runs, ``<network>/<recipe>/<study>/<row>-seed<seed>``.
         table: CSV file that gets a row for each run.
-        devices: as many runs are trained at once as there are entries, each on one of these: ``cuda:0``, ``cpu``, …
-        arguments: further options of the training, save those that the study sets.
+        devices: devices such as ``'cuda:0'`` and ``'cpu'``; one run at a time is trained on each entry.
+        arguments: further options of the training, except those that the study sets.
 
     Returns:
         The rows of the table.
@@ -74,7 +74,7 @@ def run_study(
     network = open_network(model or study_network(study))
     taken = sorted(_OWN & {argument.partition('=')[0] for argument in arguments})
     if taken:
-        raise ValueError(f'the study sets {", ".join(taken)} for each row, so it cannot be given')
+        raise ValueError(f'the study sets {", ".join(taken)} for each row; leave out what the study sets')
     rows = [row for row in study_rows(study) if _fits(network, row)]
     if not rows:
         raise ValueError(f'no row of the study {study!r} fits {network}')
@@ -134,16 +134,16 @@ def _command(row: Row, seed: int, recipe: str, network: str, arguments: Sequence
 
 
 def _check_finished(folder: Path, command: Sequence[str]) -> None:
-    """Refuse the result of a run with other options; checkpoints of one are refused by the training."""
+    """Raise ValueError if a finished run had other options; for unfinished runs the training does so."""
     if not (folder / 'result.csv').exists():
         return
-    import yaml  # of the [train] extra
+    import yaml  # a requirement of the [train] extra
 
     from ..training.config import different_options, options_of, parse_options
 
     then = options_of({'args': Namespace(**yaml.safe_load((folder / 'args.yaml').read_text(encoding='utf-8')))})
     now = yaml.safe_load(yaml.safe_dump(vars(parse_options(command))))  # lists for tuples, as in the file
-    if now['num_classes'] is None:  # the run took it from the data
+    if now['num_classes'] is None:  # the run has taken the number from the data
         now['num_classes'] = then['num_classes']
     different = different_options(then, now)
     if different:
@@ -167,7 +167,7 @@ def _run(folder: Path, name: str, command: Sequence[str], device: str) -> dict[s
 
 
 def summary(rows: Sequence[dict[str, str]]) -> list[dict[str, Any]]:
-    """A row for each row of the studies: mean and range over the seeds of the top-1 error in per cent."""
+    """For each row of the studies the mean and range over the seeds of the top-1 error in per cent."""
     together: dict[tuple[str, ...], list[dict[str, str]]] = {}
     for row in rows:
         key = tuple(str(row[column]) for column in ('study', 'row', 'model', 'recipe', 'epochs'))
@@ -186,20 +186,19 @@ def summary(rows: Sequence[dict[str, str]]) -> list[dict[str, Any]]:
 def draw_ablation(rows: Sequence[dict[str, str]], path: str | Path) -> 'Figure':
     """Draw the errors of a study into an image file, and return the figure.
 
-    The upper chart has the mean and the range over the seeds of each row, the lower one the paper's error, each on an
-    axis of its own.
+    The upper chart shows mean and range of each row over the seeds, the lower chart the paper's error.
     """
     from matplotlib.figure import Figure
 
     lines = summary(rows)
     figure = Figure(figsize=(max(5, 1.3 * len(lines)), 6), layout='constrained')
-    ours, paper = charts = figure.subplots(2, 1, sharex=True)
+    measured, paper = charts = figure.subplots(2, 1, sharex=True)
     x = range(len(lines))
     mean = [line['error'] for line in lines]
     below = [line['error'] - line['low'] for line in lines]
     above = [line['high'] - line['error'] for line in lines]
-    ours.errorbar(x, mean, yerr=[below, above], fmt='o', capsize=4)
-    ours.set(title='{study}: {model}, {recipe}, {epochs} epochs'.format(**lines[0]), ylabel='top-1 error %, here')
+    measured.errorbar(x, mean, yerr=[below, above], fmt='o', capsize=4)
+    measured.set(title='{study}: {model}, {recipe}, {epochs} epochs'.format(**lines[0]), ylabel='top-1 error %, here')
     paper.plot(x, [float(line['paper'] or 'nan') for line in lines], 's', color='tab:gray')
     paper.set_ylabel('top-1 error %, paper, ImageNet')
     paper.set_xticks(x, [line['row'] for line in lines])

@@ -26,7 +26,7 @@ def sampled_channels(channels: int, count: int = 50) -> list[int]:
 
 
 def shown_layers(statistics: GateStatistics) -> list[LayerStatistics]:
-    """The last attention of each stage, and further ones of the last stage up to nine in all (SE paper, Figure 6)."""
+    """The last attention of each stage, and more of the last stage, up to nine in all (SE paper, Figure 6)."""
     shown = {layer.name for layer in statistics.last_of_stages}
     last = [layer.name for layer in statistics.layers if layer.stage == statistics.layers[-1].stage]
     shown.update(last[:-1][-(9 - len(shown)):] if len(shown) < 9 else ())
@@ -36,7 +36,7 @@ def shown_layers(statistics: GateStatistics) -> list[LayerStatistics]:
 def draw_activations(
         statistics: GateStatistics, classes: Sequence[str], path: str | Path, title: str = 'mean gate by class',
 ) -> 'Figure':
-    """Mean gate of 50 channels for a few classes and over all images, a chart for each layer (SE paper, Figure 6).
+    """Draw the mean gate of 50 channels for some classes and for all images, layer by layer (SE paper, Figure 6).
 
     Raises:
         ValueError: an unknown class, or one without images.
@@ -47,7 +47,7 @@ def draw_activations(
 def draw_deviations(
         statistics: GateStatistics, classes: Sequence[str], path: str | Path, title: str = 'mean gate ± deviation',
 ) -> 'Figure':
-    """Mean and standard deviation of the gate of 50 channels within each class (SE paper, Figure 7).
+    """Draw the mean and standard deviation of the gate of 50 channels within each class (SE paper, Figure 7).
 
     Raises:
         ValueError: an unknown class, or one without images.
@@ -83,7 +83,7 @@ def _draw_classes(
 
 
 def draw_depth(statistics: GateStatistics, path: str | Path, title: str = 'gates by depth') -> 'Figure':
-    """Class specificity of each layer beside that of chance, and the share of its gates near an end of their range."""
+    """Draw each layer's class specificity with that of chance, and its shares of gates near an end of their range."""
     layers = statistics.layers
     figure, (specificity, saturation) = _charts(2, title, columns=2, size=6)
     specificity.plot([layer.specificity for layer in layers], marker='o', label='of this network')
@@ -105,7 +105,7 @@ def draw_depth(statistics: GateStatistics, path: str | Path, title: str = 'gates
 
 def draw_scale(
         scales: ScaleStatistics, path: str | Path, title: str = 'attention and the size of the object') -> 'Figure':
-    """Weight of the largest kernel by channel, its difference to the smallest's by unit (SK paper, Figures 3, 4)."""
+    """Draw the largest kernel's weight by channel, and minus the smallest's by unit (SK paper, Figures 3 and 4)."""
     layers = scales.statistics[0].last_of_stages
     figure, (*charts, units) = _charts(len(layers) + 1, title)
     for axes, layer in zip(charts, layers, strict=True):
@@ -129,7 +129,7 @@ def draw_scale(
 
 def draw_gate_maps(
         pictures: Tensor, maps: Tensor, path: str | Path, title: str = 'gate over the image') -> 'Figure':
-    """Images (N, 3, H, W) in 0..1 and beside each its gate map (N, h, w), all maps in the colours of one range."""
+    """Draw images (N, 3, H, W) in 0..1, each beside its gate map (N, h, w); all maps share one range of colours."""
     maps = maps.float()
     figure, charts = _charts(2 * len(pictures), title, columns=8, size=2)
     for axes in charts:

@@ -1,4 +1,4 @@
-"""The gates of a network, and their values, which one forward hook on each gate reads."""
+"""The gates of a network, and their values, which a forward hook on each gate reads."""
 
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -12,15 +12,16 @@ from timm.layers.squeeze_excite import SqueezeExciteCl
 from torch import Tensor, nn
 
 from ..layers.selective_kernel import SelectiveKernelAttn
+from ..placement.attentions import record_of
 
 __all__ = ['Gate', 'find_gates', 'kernel_names', 'observed']
 
-# Least and largest value of a gate by the class of its activation. Other activations (ReLU) have no upper end.
+# Range of a gate by the class of the activation. Other activations, such as ReLU, have no upper end.
 _BOUNDS = {
     'Sigmoid': (0.0, 1.0), 'Hardsigmoid': (0.0, 1.0), 'HardSigmoid': (0.0, 1.0), 'HardSigmoidMe': (0.0, 1.0),
     'DoubleSigmoid': (0.0, 2.0), 'Tanh': (-1.0, 1.0), 'SelectiveKernelAttn': (0.0, 1.0)}
 _SELECTIONS = (SelectiveKernelAttn, TimmSelectiveKernelAttn)
-_NAMES = ('gate', 'sigmoid')  # timm's legacy networks use the second
+_NAMES = ('gate', 'sigmoid')  # the second in timm's legacy networks
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Gate:
     """One gate of a network.
 
     Args:
-        name: name of the attention module that the gate belongs to.
+        name: name of the attention module that holds the gate; of the gate itself if that module holds several.
         module: the module whose output is the gate's values.
         channels_last: whether that output is (N, 1, 1, C).
     """
@@ -83,26 +84,33 @@ class Gate:
 def find_gates(model: nn.Module) -> list[Gate]:
     """Every gate of a network, in the order of its modules.
 
-    A gate is a module without parameters that another module holds as ``gate`` (``sigmoid`` in timm's ``legacy_*``), as
-    in SE, effective SE, ECA, CBAM and the like of timm and the plugin; or the softmax over the branches of a Selective
-    Kernel.
+    A gate is a module that the record of an attention lists as such; in other layers a module without parameters that
+    is called ``gate`` (``sigmoid`` in timm's ``legacy_*``); or the softmax over the branches of a Selective Kernel.
 
     Raises:
         ValueError: the network has no gate.
     """
-    gates = []
+    modules = dict(model.named_modules(remove_duplicate=False))
+    gates: dict[str, Gate] = {}
     for name, module in model.named_modules():
         if isinstance(module, _SELECTIONS):
-            gates.append(Gate(name, module))
+            gates[name] = Gate(name, module)
             continue
-        for attribute in _NAMES:
-            child = getattr(module, attribute, None)
-            if (isinstance(child, nn.Module) and not isinstance(child, nn.Identity)
-                    and not any(True for _ in child.parameters())):
-                gates.append(Gate(name, child, isinstance(module, SqueezeExciteCl)))
+        record = record_of(module)
+        paths = record.gates if record else _NAMES
+        holders = [path.rpartition('.')[0] for path in paths]
+        for path, holder in zip(paths, holders, strict=True):
+            full = f'{name}.{path}'.removeprefix('.')
+            gate = modules.get(full)
+            if gate is None or full in gates or isinstance(gate, nn.Identity) or (
+                    record is None and any(True for _ in gate.parameters())):
+                continue
+            # The layer's name stands for its gate; of several gates in one module each has a name of its own.
+            shown = path if record and holders.count(holder) > 1 else holder
+            gates[full] = Gate(f'{name}.{shown}'.strip('.'), gate, isinstance(module, SqueezeExciteCl))
     if not gates:
         raise ValueError(f'{type(model).__name__} has no attention with a gate, such as SE and SK have')
-    return gates
+    return list(gates.values())
 
 
 def kernel_names(model: nn.Module, gate: Gate) -> list[str]:
@@ -121,8 +129,8 @@ def kernel_names(model: nn.Module, gate: Gate) -> list[str]:
 def observed(model: nn.Module, gates: Sequence[Gate], see: Callable[[Gate, Tensor], None]) -> Iterator[None]:
     """Call `see` with each gate's values, (N, branches, C, positions), whenever the network computes them.
 
-    Inside the block the network is in evaluation mode and computes no gradients. When the block ends, or raises, the
-    hooks are removed and each module is back in its mode.
+    Inside the ``with`` block the network is in evaluation mode and computes no gradients. When the block ends or
+    raises, the hooks are removed and each module gets back its mode.
     """
     modes = {module: module.training for module in model.modules()}
     handles = []

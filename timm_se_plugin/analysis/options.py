@@ -8,16 +8,16 @@ __all__ = ['analysis_parser']
 
 
 def analysis_parser(root: argparse.ArgumentParser | None = None) -> argparse.ArgumentParser:
-    """Options of an evaluation, and ``--classes``, ``--table`` and ``--pictures``; own parser or added to `root`."""
+    """A parser for the options of an evaluation and of an analysis; the options are added to `root` if it is given."""
     parser = evaluation_parser(root)
     if root is None:
         parser.prog, parser.description = 'timm-se analyze', (
             "Analyse the gates of a classifier, of timm or of the plugin: write a table, the papers' figures and a "
             'report.')
     add = parser.add_argument_group('analysis').add_argument
-    add('--classes', nargs='+', metavar='NAME', help='classes to draw; the first four that have images if not given')
+    add('--classes', nargs='+', metavar='NAME', help='classes to draw (default: the first four that have images)')
     add('--table', choices=('csv', 'parquet'), default='csv',
-        help='kind of the table of statistics; parquet needs pyarrow (default: %(default)s)')
+        help='format of the table of statistics; parquet needs pyarrow (default: %(default)s)')
     add('--pictures', type=int, default=12, metavar='N',
         help='number of the most unusual images in the report (default: %(default)s)')
     return parser

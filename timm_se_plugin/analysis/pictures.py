@@ -1,4 +1,4 @@
-"""Gates of single images: the images whose gates are the most unusual, and spatial gates over the image."""
+"""Gates of single images: images with unusual gates, and maps of spatial gates."""
 
 import heapq
 from collections.abc import Callable, Iterable, Sequence
@@ -36,12 +36,12 @@ class UnusualImage:
 def unusual_images(
         model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], statistics: GateStatistics, count: int = 12,
 ) -> list[UnusualImage]:
-    """The images whose gates differ most from the mean, the most unusual first; no others are kept in memory.
+    """The images whose gates differ most from the mean, the most unusual first; only these are kept in memory.
 
     Args:
         model: the network of the statistics.
-        batches: images and labels of the statistics, or others; images with a negative label are left out.
-        statistics: of :func:`~timm_se_plugin.analysis.gate_statistics`.
+        batches: images and labels, those of the statistics or others; images with a negative label are left out.
+        statistics: result of :func:`~timm_se_plugin.analysis.gate_statistics`.
         count: number of images.
     """
     if count < 1:
@@ -78,7 +78,7 @@ def unusual_images(
 
 
 def gate_map(model: nn.Module, layer: str, x: Tensor) -> Tensor:
-    """A spatial gate over the image: its mean over the channels, (N, height, width) of the layer's feature map.
+    """Map of a spatial gate, averaged over the channels; (N, height, width) of the layer's feature map.
 
     Args:
         model: the network.
@@ -93,13 +93,13 @@ def gate_map(model: nn.Module, layer: str, x: Tensor) -> Tensor:
         raise ValueError(f'no attention is called {layer!r}; the network has {", ".join(gates)}')
     found = _outputs(model, [gates[layer]], x)[layer]
     if not _is_spatial(gates[layer], found):
-        raise ValueError(f"the gate of {layer} has shape {tuple(found.shape)}, one number for the whole map; needed "
-                         "is a gate for every position, which attn_squeeze='none' gives")
+        raise ValueError(f"the gate of {layer} has shape {tuple(found.shape)}, one number for the whole map; a map "
+                         "needs a gate for every position, as with attn_squeeze='none'")
     return found.mean(1).cpu()
 
 
 def gate_maps(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
-    """What :func:`gate_map` returns for every attention with a spatial gate, by its name, from one forward pass."""
+    """The result of :func:`gate_map` for each attention with a spatial gate, by name, from one forward pass."""
     gates = {gate.name: gate for gate in find_gates(model)}
     outputs = _outputs(model, list(gates.values()), x)
     return {name: output.mean(1).cpu() for name, output in outputs.items() if _is_spatial(gates[name], output)}

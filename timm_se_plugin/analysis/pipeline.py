@@ -24,7 +24,7 @@ _logger = logging.getLogger(__name__)
 
 
 def parse_analysis(argv: Sequence[str] | None = None) -> Namespace:
-    """Options of an analysis: those of an evaluation, and ``--classes``, ``--table`` and ``--pictures``."""
+    """Parse the options of an analysis: those of an evaluation, ``--classes``, ``--table`` and ``--pictures``."""
     from ..training import parse_evaluation
     from .options import analysis_parser
     return parse_evaluation(argv, analysis_parser())
@@ -36,21 +36,21 @@ def analyze(options: Namespace) -> GateStatistics:
     Under torchrun each process reads its own images, and the first process writes.
 
     Args:
-        options: of :func:`parse_analysis`.
+        options: result of :func:`parse_analysis`.
 
     Returns:
         The statistics of all images.
 
     Raises:
-        ValueError: no output folder, real labels, an unknown class, a kind of table that cannot be written, or what
-            :func:`~timm_se_plugin.analysis.gate_statistics` raises.
+        ValueError: no output folder, ``--real-labels``, an unknown class, a table that cannot be written, or as
+            :func:`~timm_se_plugin.analysis.gate_statistics`.
     """
     from ..training.data import class_names, eval_loader, label_by_name, open_split
     from ..training.network import evaluated_network, label_names
     from ..training.process import init_process
 
     if not options.output:
-        raise ValueError('--output is missing: it takes the folder for the table, the figures and the report')
+        raise ValueError('--output is missing; give the folder for the table, the figures and the report')
     if options.real_labels is not None:
         raise ValueError('--real-labels is for timm-se evaluate; the analysis uses the labels of the data')
     folder = Path(options.output)
@@ -59,7 +59,7 @@ def analyze(options: Namespace) -> GateStatistics:
         dataset = open_split(options, options.val_split, training=False)
         model = evaluated_network(options, process)
         label_by_name(dataset, label_names(options, model, class_names(dataset)), options.val_split)
-        find_gates(model)  # a network without attention is refused before the data is read
+        find_gates(model)  # refuses a network without attention before data is read
         config = data_config(vars(options), model)
         loader = eval_loader(options, dataset, config, process)
         classes = class_names(dataset) or [str(i) for i in range(model.num_classes)]

@@ -19,23 +19,23 @@ def prune_by_gates(
         model: nn.Module, statistics: GateStatistics, share: float, input_size: tuple[int, int, int],
         criterion: str = 'mean', seed: int = 0,
 ) -> nn.Module:
-    """Copy of `model` without the channels that its SE gates use least, made by Torch-Pruning.
+    """Copy of `model` without the channels that the SE gates use least, made by Torch-Pruning.
 
     A channel is removed together with everything that depends on it. Where several gates scale the same channel, as in
-    the blocks of a residual stage, their average decides. Channels that no gate scales stay.
+    the blocks of a residual stage, the average of the gates decides. Channels that no gate scales stay.
 
     Args:
         model: a network with SE of the plugin or of timm; it is not changed.
-        statistics: of the network's gates.
-        share: of the gated channels to remove from every group of them, in (0, 1).
+        statistics: statistics of the network's gates.
+        share: share of the channels to remove from every group of gated channels, in (0, 1).
         input_size: (C, H, W) of an image.
         criterion: ``'mean'`` removes the channels with the smallest mean gate in magnitude, ``'deviation'`` those whose
             gate changes least from image to image, and ``'random'`` any, for comparison.
-        seed: of ``'random'``.
+        seed: seed of ``'random'``.
 
     Returns:
-        The smaller network, which has to be fine-tuned. :func:`~timm_se_plugin.weights.write_model` saves it with its
-        widths.
+        The smaller network, which has to be fine-tuned. :func:`~timm_se_plugin.weights.write_model` saves the network
+        with its widths.
 
     Raises:
         ValueError: an unknown criterion, a share outside (0, 1), no channel that an SE gate scales, or a network that
@@ -44,7 +44,7 @@ def prune_by_gates(
     import torch_pruning as tp
 
     if criterion not in CRITERIA:
-        raise ValueError(f'criterion={criterion!r} is unknown; the criteria are {", ".join(CRITERIA)}')
+        raise ValueError(f'criterion={criterion!r} is not one of {", ".join(CRITERIA)}')
     if not 0 < share < 1:
         raise ValueError(f'share={share} is not between 0 and 1')
     pruned = copy.deepcopy(model)
@@ -73,7 +73,7 @@ def prune_by_gates(
     unknown = ValueError(
         f'{type(model).__name__} treats its channels in a way that Torch-Pruning cannot follow, such as a shortcut '
         'that pads them; it follows convolutions, norms, gates and additions')
-    if any(isinstance(module, GlobalContext) for module in pruned.modules()):  # with it Torch-Pruning fills the memory
+    if any(isinstance(module, GlobalContext) for module in pruned.modules()):  # Torch-Pruning would fill the memory
         raise unknown
     try:
         pruner = tp.pruner.BasePruner(
@@ -89,11 +89,11 @@ def prune_by_gates(
 
 
 def _last_layer(attention: nn.Module) -> Any:
-    """The last convolution of an attention, which has an output for each gate; None where there is no convolution."""
+    """The last convolution of an attention, which has an output per gate; None if there is no convolution."""
     convs = [module for module in attention.modules() if isinstance(module, nn.Conv2d)]
     return convs[-1] if convs else None
 
 
 def _outputs(model: nn.Module) -> list[nn.Module]:
-    """The layers whose outputs are those of the network, which keep their number."""
+    """The classifier's layers, whose number of outputs has to stay."""
     return [module for module in model.modules() if isinstance(module, nn.Linear)]

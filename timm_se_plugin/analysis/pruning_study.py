@@ -1,4 +1,4 @@
-"""A study of pruning: accuracy against MACs of networks that are pruned by their gates and fine-tuned."""
+"""A study of pruning: accuracy against MACs of networks that are pruned by gates and fine-tuned."""
 
 import logging
 from argparse import Namespace
@@ -30,17 +30,18 @@ def pruning_study(
         checkpoint: str | Path, shares: Sequence[float], criteria: Sequence[str], epochs: int, lr: float,
         table: str | Path, output: str | Path, **changes: Any,
 ) -> list[dict[str, Any]]:
-    """Prune a trained network by each criterion and share, fine-tune it, and tabulate accuracy against MACs.
+    """Prune a trained network by each criterion and share, fine-tune the results, and tabulate accuracy against MACs.
 
-    The gates are read on the training images without augmentation, and the accuracy on the validation images.
+    The gates are those of the training images without augmentation; the accuracy is that of the validation images.
 
     Args:
-        checkpoint: of :func:`~timm_se_plugin.training.train_classifier`; its options of data and model are used.
-        shares: of the gated channels to remove.
-        criteria: of :func:`~timm_se_plugin.analysis.pruning.prune_by_gates`.
+        checkpoint: checkpoint of :func:`~timm_se_plugin.training.train_classifier`, whose options of data and model
+            are used.
+        shares: shares of the gated channels to remove.
+        criteria: criteria of :func:`~timm_se_plugin.analysis.pruning.prune_by_gates`.
         epochs: number of epochs of fine-tuning, with Nesterov momentum and a cosine schedule to 0.
         lr: learning rate at the start of the fine-tuning.
-        table: CSV file that gets a row for the whole network and one for each criterion and share, as soon as each is
+        table: CSV file that gets a row for the whole network and for each criterion and share, as soon as the row is
             measured.
         output: folder that gets a folder in timm's format for each fine-tuned network, named after criterion and share.
         **changes: options of the training to change, such as ``data_dir`` and ``device``.
@@ -49,7 +50,7 @@ def pruning_study(
         The rows of the table.
 
     Raises:
-        ValueError: what :func:`~timm_se_plugin.analysis.pruning.prune_by_gates` raises, or an unknown option.
+        ValueError: as :func:`~timm_se_plugin.analysis.pruning.prune_by_gates`, or an unknown option.
     """
     from ..training import evaluate
     from ..training.checkpoint import read_checkpoint
@@ -59,7 +60,7 @@ def pruning_study(
     from ..training.process import init_process
 
     state = read_checkpoint(checkpoint)
-    trained = {**options_of(state), 'device': None, 'dist_backend': None}  # the machine may be another one
+    trained = {**options_of(state), 'device': None, 'dist_backend': None}  # this machine may be another one
     options = Namespace(**{**trained, **changes})
     unknown = set(changes) - set(trained)
     if unknown:
@@ -92,7 +93,7 @@ def pruning_study(
             _logger.info('%s %g: %s MACs, top-1 %.4f, fine-tuned %.4f', criterion, share, cost.macs, before, after)
             return line
 
-        # Before the evaluations, which take long: a network that cannot be pruned is refused at once.
+        # Pruned before the long evaluations, so that a network that cannot be pruned is refused at once.
         networks = [(criterion, share, prune_by_gates(model, statistics, share, size, criterion))
                     for criterion in criteria for share in shares]
         whole = top1(model)

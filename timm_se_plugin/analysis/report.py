@@ -1,4 +1,4 @@
-"""One HTML file that shows what a network's gates do, and loads nothing from the internet."""
+"""A report on a network's gates in one HTML file, which loads nothing from the internet."""
 
 import base64
 import io
@@ -33,15 +33,16 @@ def write_report(
     Args:
         path: the HTML file.
         model: the network.
-        statistics: of the network's gates.
+        statistics: statistics of the network's gates.
         title: headline.
-        note: a line below the headline, such as which images the network was given.
+        note: a line below the headline, for example on the images.
         classes: names of the classes in the charts; the first eight that have images if None.
         pictures: images to show.
         mean: means of the channels that the images were normalised with.
         std: standard deviations of the channels that the images were normalised with.
         scale: statistics of a Selective Kernel network on enlarged images.
-        input_size: (C, H, W) that the cost is counted for; the network's own if None.
+        input_size: (C, H, W) of an image, for which the cost is counted; if None, the size in the network's
+            configuration.
 
     Raises:
         ValueError: an unknown class, or one without images.
@@ -63,7 +64,7 @@ def write_report(
         'scale': scale and _scale(scale),
         'made': f'timm {timm.__version__}, torch {torch.__version__}',
     }
-    # Without '<' no class name can end the script.
+    # Without '<' no class name can end the script element.
     text = json.dumps(_finite(data), separators=(',', ':')).replace('<', '\\u003c')
     template = (resources.files(__package__) / 'report.html').read_text(encoding='utf-8')
     path = Path(path)

@@ -25,7 +25,7 @@ def enlarged(x: Tensor, scale: float) -> Tensor:
         ValueError: a scale below 1.
     """
     if not scale >= 1:
-        raise ValueError(f'scale={scale} is below 1, and would need more than the image')
+        raise ValueError(f'scale={scale} is below 1, and would need pixels outside the image')
     H, W = x.shape[2:]
     height, width = round(H / scale), round(W / scale)
     if (height, width) == (H, W):
@@ -40,8 +40,8 @@ class ScaleStatistics:
     """Attention of each Selective Kernel unit at each enlargement.
 
     Args:
-        scales: of the central object.
-        statistics: of the same images at each of the scales.
+        scales: enlargements of the image's centre.
+        statistics: statistics of the same images at each scale.
     """
 
     scales: tuple[float, ...]
@@ -53,7 +53,7 @@ class ScaleStatistics:
         return [layer.name for layer in self.statistics[0].layers]
 
     def attention(self, unit: str) -> Tensor:
-        """Mean weight of each channel of the largest kernel, (scales, C)."""
+        """Mean weight of the largest kernel by channel, (scales, C)."""
         return torch.stack([one.layer(unit).mean[-1] for one in self.statistics])
 
     def difference(self) -> Tensor:
@@ -83,7 +83,7 @@ def scale_statistics(
         scales: factors of the enlargement, 1 or more.
 
     Raises:
-        ValueError: the network has no Selective Kernel, or what :func:`gate_statistics` raises.
+        ValueError: the network has no Selective Kernel, or as :func:`gate_statistics`.
     """
     kernels = [gate for gate in find_gates(model) if gate.selects]
     if not kernels:

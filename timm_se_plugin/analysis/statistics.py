@@ -1,4 +1,4 @@
-"""Mean and deviation of every channel's gate by layer and class, in one pass over the data."""
+"""Mean and deviation of every gate by layer, class and channel, in one pass over the data."""
 
 import csv
 import logging
@@ -189,7 +189,7 @@ def check_ending(path: Path) -> None:
         ValueError: a name with another ending than .csv and .parquet, or .parquet without pyarrow.
     """
     if path.suffix not in ('.csv', '.parquet'):
-        raise ValueError(f'{path.name!r} does not end in .csv or .parquet, the kinds of table there are')
+        raise ValueError(f'{path.name!r} does not end in .csv or .parquet, the formats of a table')
     if path.suffix == '.parquet':
         try:
             import pyarrow  # noqa: F401
@@ -206,7 +206,7 @@ class _Sums:
     """Count, mean and sum of squared deviations of each class, updated batch by batch (Chan et al., 1979).
 
     Unlike a sum of squares, this loses no digits where the deviation is small beside the mean. The sums are on the
-    given device, or on the CPU if that has no float64.
+    given device, or on the CPU if the device has no float64.
     """
 
     def __init__(self, classes: int, branches: int, channels: int, device: torch.device) -> None:
@@ -271,7 +271,7 @@ def gate_statistics(
         classes: names of the classes.
 
     Raises:
-        ValueError: no gate, no image, a label without a class, or a gate that is NaN or infinite, or that the network
+        ValueError: no gate, no image, a label without a class, a gate that is NaN or infinite, or one that the network
             does not compute exactly once for each image.
     """
     gates = find_gates(model)
@@ -283,7 +283,7 @@ def gate_statistics(
 
     def see(gate: Gate, values: Tensor) -> None:
         if gate.name in called:
-            raise ValueError(f'{gate.name} computes its gate more than once for an image, so it has no single value')
+            raise ValueError(f'{gate.name} computes its gate more than once for an image, which gives no single value')
         called.add(gate.name)
         if len(values) != len(labels):
             raise ValueError(f'{gate.name} computes {len(values)} gates for {len(labels)} images, not one for each')
@@ -323,9 +323,9 @@ def gate_statistics(
 def _gather(gates: list[Gate], sums: dict[str, _Sums], classes: int, device: torch.device) -> None:
     if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
         return
-    mine = {name: (layer.means.shape[1], layer.means.shape[2]) for name, layer in sums.items()}
+    own = {name: (layer.means.shape[1], layer.means.shape[2]) for name, layer in sums.items()}
     of_processes: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(of_processes, mine)
+    dist.all_gather_object(of_processes, own)
     shapes = {name: shape for found in of_processes for name, shape in found.items()}
     for gate in gates:  # a process without images has no sums yet
         if gate.name in shapes:

@@ -14,7 +14,7 @@ class Row:
 
     Args:
         name: name of the row, as in the paper.
-        options: keywords of the model, beside those of the study's network.
+        options: keywords of the model, added to those of the study's network.
         top1_error: the paper's top-1 error on ImageNet in per cent; None where the paper has no such row.
         parameters: the paper's number of parameters in millions; None where the paper does not give it.
     """

@@ -1,4 +1,4 @@
-"""Files of saved models, on the Hugging Face Hub or in a folder: fetched, checked, read without running them."""
+"""Files of saved models, on the Hugging Face Hub or in a folder: fetched, checked, and read without running code."""
 
 import json
 import re
@@ -26,7 +26,7 @@ def hub_name(repo_id: str, revision: str | None = None) -> str:
 
 
 def saved_file(place: str, name: str) -> Path:
-    """Path of a file of a saved model, which is fetched if the model is on the Hub.
+    """Path of a file of a saved model; the file is fetched if the model is on the Hub.
 
     Args:
         place: ``'hf-hub:user/repo'``, ``'hf-hub:user/repo@revision'`` or ``'local-dir:folder'``.
@@ -34,7 +34,8 @@ def saved_file(place: str, name: str) -> Path:
 
     Raises:
         FileNotFoundError: the folder has no such file.
-        ValueError: `place` names neither a repository nor a folder. What :func:`fetch` raises is raised too.
+        ValueError: `place` names neither a repository nor a folder.
+        ConnectionError, HfHubHTTPError: as :func:`fetch`.
     """
     prefix = next((prefix for prefix in SAVED_AT if place.startswith(prefix)), None)
     where = place.removeprefix(prefix or '')
@@ -42,19 +43,19 @@ def saved_file(place: str, name: str) -> Path:
         raise ValueError(f"{place!r} does not name a saved model, as '{HUB}user/repo' or '{FOLDER}folder' does")
     path = fetch(where, name) if prefix == HUB else Path(where, name)
     if not path.is_file():
-        raise FileNotFoundError(f'{where} has no {name}')
+        raise FileNotFoundError(f'{where} has no file {name}')
     return path
 
 
 def check_inside(repo: str, name: str) -> None:
-    """Raise ValueError unless `name` is of a file inside a repository, on any system.
+    """Raise ValueError unless `name` is a path inside the repository on every operating system.
 
-    huggingface-hub up to 1.25.1 opens an absolute name, and one that leaves the repository by ``..``.
+    huggingface-hub up to 1.25.1 opens absolute paths, and paths that leave the repository by ``..``.
     """
     for path in (PurePosixPath(name), PureWindowsPath(name)):
         if path.is_absolute() or path.anchor or '..' in path.parts:
-            raise ValueError(f'{repo} asks for the file {name!r}, which is not inside the repository; do not load it '
-                             'unless its author puts the name right')
+            raise ValueError(f'{repo} asks for the file {name!r}, which is not inside the repository; do not load the '
+                             'model before its author has corrected the name')
 
 
 def fetch(repo: str, name: str) -> Path:
@@ -106,8 +107,8 @@ def tensor_shapes(path: str | Path) -> dict[str, tuple[int, ...]]:
         with safe_open(path, framework='pt') as file:
             return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}
     except SafetensorError as error:
-        raise ValueError(f'{path} is truncated or corrupted ({error}); delete {Path(path).resolve()} and get it '
-                         'again') from error
+        raise ValueError(f'{path} is truncated or corrupted ({error}); delete {Path(path).resolve()} and '
+                         'download or copy the file again') from error
 
 
 def read_config_json(place: str) -> dict[str, Any]:
@@ -117,7 +118,8 @@ def read_config_json(place: str) -> dict[str, Any]:
         place: as for :func:`saved_file`.
 
     Raises:
-        ValueError: the file is not a JSON object. What :func:`saved_file` raises is raised too.
+        ValueError: the file is not a JSON object, or `place` names neither a repository nor a folder.
+        FileNotFoundError, ConnectionError, HfHubHTTPError: as :func:`saved_file`.
     """
     path = saved_file(place, CONFIG)
     try:

@@ -14,7 +14,7 @@ __all__ = ['read_table', 'replace_rows', 'table', 'write_table']
 
 
 def table(rows: Iterable[Mapping[str, Any]]) -> str:
-    """Rows as CSV text with the columns of all rows, floats rounded to ten significant digits."""
+    """Rows as CSV text. The columns are those of all rows together; floats are rounded to ten significant digits."""
     rows = [{column: _text(cell) for column, cell in row.items()} for row in rows]
     columns = list(dict.fromkeys(column for row in rows for column in row))
     text = io.StringIO()
@@ -39,12 +39,12 @@ def write_table(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def replace_rows(path: str | Path, rows: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> None:
-    """Add rows to a table. Rows there that agree with a new one in all ``keys`` are replaced.
+    """Add rows to a table, in which they replace the rows with the same values in all columns of ``keys``.
 
     Processes that write to the same table at the same time wait for one another.
 
     Args:
-        path: the CSV file, which is made if it does not exist, and so is its folder.
+        path: the CSV file; the file and its folder are created if they do not exist.
         rows: the new rows.
         keys: the columns that identify a row.
     """

@@ -15,7 +15,7 @@ def write_atomically(path: Path, content: bytes) -> None:
     """Write a file that appears under its name only when all of its content is on the disk.
 
     Args:
-        path: the file; its folder is made if it does not exist.
+        path: the file; its folder is created if it does not exist.
         content: the bytes to write.
 
     Raises:
@@ -37,7 +37,7 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Write the names in a folder to the disk, on systems where a folder can be opened."""
+    """Flush the list of a folder's files to the disk, on systems where a folder can be opened."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
     except OSError:
@@ -49,7 +49,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def is_whole(path: str | Path) -> bool:
-    """Whether a file of ``torch.save`` is complete: whether its table of contents and every checksum are right."""
+    """Whether a file of ``torch.save`` is complete: its table of contents and every checksum are right."""
     try:
         with zipfile.ZipFile(path) as file:
             return file.testzip() is None

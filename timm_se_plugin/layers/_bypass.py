@@ -1,4 +1,4 @@
-"""Whether a module's computation can be replaced by other operators that give the same."""
+"""Whether a module's computation can be replaced by other operators with the same result."""
 
 from typing import Any
 
@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 
 __all__ = [
-    'has_hooks', 'is_frozen', 'is_plain_conv', 'learns', 'why_not_batch_norm', 'why_not_eager']
+    'has_hooks', 'in_training', 'is_frozen', 'is_plain_conv', 'why_not_batch_norm', 'why_not_eager']
 
 
 def has_hooks(*modules: nn.Module | None) -> bool:
-    """Whether hooks, or a replaced ``forward``, would go unheard if one of these modules were not called."""
+    """Whether skipping the call of one of these modules would skip a hook or a ``forward`` set on the instance."""
     for module in modules:
         if module is not None and (
                 'forward' in module.__dict__ or module._forward_hooks or module._forward_pre_hooks
@@ -23,12 +23,12 @@ def has_hooks(*modules: nn.Module | None) -> bool:
 
 
 def is_plain_conv(conv: Any) -> bool:
-    """Whether this is an ``nn.Conv2d`` without hooks: its output is a new tensor that the caller alone holds."""
+    """Whether this is an ``nn.Conv2d`` without hooks, whose output is a new tensor that only the caller holds."""
     return type(conv) is nn.Conv2d and not has_hooks(conv)
 
 
 def is_frozen(bn: nn.Module) -> bool:
-    """Whether bn is what torchvision and timm's ``freeze_batch_norm_2d`` put in BatchNorm's place."""
+    """Whether this is a ``FrozenBatchNorm2d`` of torchvision or timm, whose parameters and statistics are constants."""
     return type(bn).__name__ == 'FrozenBatchNorm2d'
 
 
@@ -50,16 +50,16 @@ def why_not_eager(x: Tensor) -> str:
     if torch._C._are_functorch_transforms_active():
         return 'torch.func transforms the network'
     if torch.autograd.forward_ad._current_level >= 0:
-        return 'forward-mode differentiation'
+        return 'forward-mode differentiation is active'
     if type(x) is not Tensor or x.device.type not in ('cpu', 'cuda'):
         return f'the input is a {type(x).__name__} on {x.device.type}'
     if x.ndim != 4 or x.numel() == 0:
-        return f'the input has shape {tuple(x.shape)}'
+        return f'the input has shape {tuple(x.shape)}, not (N, C, H, W) with at least one value'
     return ''
 
 
-def learns(bn: nn.Module, x: Tensor) -> bool:
-    """``bn.training``; under fx a node that reads ``bn.training`` whenever the traced graph runs."""
+def in_training(bn: nn.Module, x: Tensor) -> bool:
+    """``bn.training``; if torch.fx traces x, a node that reads ``bn.training`` whenever the graph runs."""
     if isinstance(x, torch.fx.Proxy):
         return x.tracer.create_proxy('get_attr', x.tracer.path_of_module(bn), (), {}).training  # type: ignore
     return bn.training

@@ -20,10 +20,10 @@ def update_running_stats(
     Args:
         running_mean: (C,), changed.
         running_var: (C,), changed.
-        num_batches_tracked: batches so far, changed; without ``momentum`` the statistics are averages over them.
+        num_batches_tracked: number of batches so far, changed; None if they are not counted.
         mean: (C,) of the batch.
         unbiased_var: (C,) of the batch: the biased variance times ``count / (count - 1)``.
-        momentum: share of the batch; None for the average over all batches.
+        momentum: weight of the batch; None for the average over all batches.
     """
     if num_batches_tracked is not None:
         num_batches_tracked.add_(1)

@@ -14,16 +14,16 @@ def differentiable_gradients(
         needed: Sequence[bool],
         grads: Sequence[Tensor | None],
 ) -> list[Tensor | None]:
-    """Gradients of the inputs by PyTorch's own derivatives of a formula, which can be derived again.
+    """Gradients of a formula's inputs by PyTorch's own derivatives, which can be differentiated again.
 
     Args:
-        formula: the outputs of the inputs, by operators that PyTorch differentiates twice.
-        inputs: tensors as ``ctx.saved_tensors`` returns them, in the graph of what computed them.
+        formula: computes the outputs from the inputs, by operators that PyTorch differentiates twice.
+        inputs: tensors as ``ctx.saved_tensors`` returns them, with their history.
         needed: whether the gradient of each input is asked for.
         grads: gradients of the outputs.
     """
     with torch.enable_grad():
-        # A view of each, as one tensor may be two of the inputs.
+        # Views, because the same tensor may be passed for two inputs, whose gradients differ.
         inputs = [x if x is None else x.view_as(x) for x in inputs]
         outputs = [(out, grad) for out, grad in zip(formula(*inputs), grads, strict=True)
                    if out is not None and grad is not None and out.requires_grad]

@@ -1,9 +1,9 @@
 """The two passes of a fused residual tail over its feature map, and their derivatives.
 
-``moments`` reads the map for its statistics, ``scale_add_act`` writes the output; whatever happens between them is
-ordinary PyTorch on (N, C) tensors. Together they keep for the backward pass the map itself, which BatchNorm would
-keep, and the output, which ReLU would keep. A compiler or TorchScript sees the formulas; eager mode runs the operators
-that are cheapest for the layout.
+``moments`` reads the map for its statistics, ``scale_add_act`` writes the output; between them ordinary PyTorch
+computes on (N, C) tensors. Together they keep for the backward pass the map, which BatchNorm would keep, and the
+output, which ReLU would keep. A compiler or TorchScript sees the formulas; eager mode runs the operators that are
+cheapest for the memory layout.
 """
 
 from typing import Any
@@ -15,7 +15,7 @@ from torch.autograd import Function
 __all__ = ['add_act_', 'moments', 'scale_add_act', 'statistics_dtype']
 
 _native = torch.ops.aten
-_CALL_COST = 2**14  # what calling an operator costs, in elements that the operator could read in that time
+_CALL_COST = 2**14  # cost of calling an operator, as the number of elements that are read in the same time
 
 
 def statistics_dtype(y: Tensor) -> torch.dtype:
@@ -24,17 +24,17 @@ def statistics_dtype(y: Tensor) -> torch.dtype:
 
 
 def _by_sample(y: Tensor) -> bool:
-    """Whether a call of BatchNorm's operator for each sample is the cheapest: large maps in channels_last on a CPU."""
+    """Whether one call of BatchNorm's operator per sample is cheapest: for large maps in channels_last on a CPU."""
     return (y.device.type == 'cpu' and y.is_contiguous(memory_format=torch.channels_last)
             and y[0].numel() >= _CALL_COST)
 
 
 def _sample_moments(y: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean per sample and channel (N, C), and biased variance per channel (C,), by the cheapest safe operators."""
+    """Mean per sample and channel (N, C), and biased variance per channel (C,), without a loss of digits."""
     dtype = statistics_dtype(y)
-    unused = y.new_empty(y.shape[1], dtype=dtype)  # running statistics: the operator's results have their type
+    unused = y.new_empty(y.shape[1], dtype=dtype)  # running statistics, whose type the operator's results have
     if y.device.type == 'cpu' and y.is_contiguous():
-        # E[y^2] - E[y]^2 loses digits where the mean is far larger than the deviation, so it is used only elsewhere.
+        # E[y^2] - E[y]^2 loses digits where the mean is far larger than the deviation; BatchNorm's operator does not.
         # The test makes the host wait for the result, which costs nothing on a CPU.
         m = y.mean((2, 3), dtype=dtype)
         square = torch.linalg.vector_norm(y, dim=(2, 3), dtype=dtype).square_().mean(0).div_(y[0, 0].numel())
@@ -57,7 +57,7 @@ def _moments(y: Tensor, batch: bool) -> tuple[Tensor, Tensor | None]:
 
 
 class _Moments(Function):
-    """y passes through, so that its gradient arrives here with those of the moments, which are added in place."""
+    """Returns y beside its moments, so that backward gets all their gradients at once and adds them in place."""
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, batch: bool) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -88,7 +88,7 @@ class _Moments(Function):
 def moments(y: Tensor, batch: bool) -> tuple[Tensor, Tensor, Tensor | None]:
     """Mean of each sample and channel, and biased variance of each channel if ``batch``.
 
-    Shape: (N, C, H, W) -> the same tensor, to be used in the place of y; (N, C); (C,) or None.
+    Shape: (N, C, H, W) -> y, which replaces the argument in what follows; (N, C); (C,) or None.
     """
     if torch.jit.is_scripting() or torch.compiler.is_compiling():
         x = y.to(statistics_dtype(y))
@@ -109,8 +109,9 @@ def _by_channel(x: Tensor) -> Tensor:
 def _affine(
         y: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, eps: float, inplace: bool,
 ) -> Tensor:
+    """``weight * (y - mean) / sqrt(var + eps) + bias`` with weight and bias (N, C), mean and var (C,)."""
     N = y.shape[0]
-    nothing = weight.new_empty(0)  # where training would save its statistics
+    nothing = weight.new_empty(0)  # the operator's outputs for batch statistics, which it does not compute here
     if N == 1 or y.is_contiguous():
         if N > 1:
             mean, var = mean.repeat(N), var.repeat(N)
@@ -133,8 +134,8 @@ def _affine(
 def _scaled(x: Tensor, weight: Tensor, bias: Tensor | None = None, mean: Tensor | None = None) -> Tensor:
     """``weight * (x - mean) + bias`` with factors in float32, whatever the type of x.
 
-    Rounded to half precision, a factor would be off by the same amount at all positions of a channel: a bias that
-    the sums of a gradient don't lose.
+    A factor rounded to half precision would have the same error at all positions of a channel, which does not average
+    out in the sums of a gradient.
     """
     zero = weight.new_zeros(weight.shape[1])
     mean = zero if mean is None else mean
@@ -169,7 +170,7 @@ def _affine_backward(
 
 
 def add_act_(x: Tensor, shortcut: Tensor, relu: bool) -> Tensor:
-    """``relu(x + shortcut)``, or the sum alone, in x's memory."""
+    """``relu(x + shortcut)``, or the sum alone, written into x's memory."""
     # Exporters do not know _add_relu_.
     if torch.jit.is_scripting() or torch.jit.is_tracing() or torch.compiler.is_compiling() or not relu:
         x = x.add_(shortcut)
@@ -253,9 +254,9 @@ def scale_add_act(
         relu: bool,
         inplace: bool,
 ) -> Tensor:
-    """``relu(weight * (y - mean) / sqrt(var + eps) + bias + shortcut_gate * shortcut)``; mean and var are constants.
+    """``relu(weight * (y - mean) / sqrt(var + eps) + bias + shortcut_gate * shortcut)``; mean and var get no gradient.
 
-    With ``inplace``, and where no gradient is recorded, the result may take y's memory.
+    With ``inplace``, and where no gradient is recorded, the result may be written into y's memory.
 
     Shape: y and shortcut (N, C, H, W); weight, bias and shortcut_gate (N, C); mean and var (C,) -> (N, C, H, W).
     """

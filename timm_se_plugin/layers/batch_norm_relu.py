@@ -1,4 +1,4 @@
-"""BatchNorm, ReLU and the mean over the map, of which autograd keeps the input alone."""
+"""BatchNorm, ReLU and the mean over the map, for which autograd keeps only BatchNorm's input."""
 
 import torch
 import torch.nn.functional as F
@@ -15,22 +15,22 @@ __all__ = ['batch_moments', 'batch_norm_relu', 'differentiable_branch', 'recompu
 def batch_moments(y: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance per channel, in float32 at least. Shape: (N, C, H, W) -> (C,), (C,)."""
     dtype = torch.promote_types(y.dtype, torch.float32)
-    if y.is_cpu and y.is_contiguous():  # where batch_norm_update_stats takes 2.5 times as long
+    if y.is_cpu and y.is_contiguous():  # here batch_norm_update_stats takes 2.5 times as long
         mean = y.mean((2, 3), dtype=dtype).mean(0)
         deviation = torch.linalg.vector_norm(y - mean.view(-1, 1, 1), dim=(2, 3))
         return mean, deviation.square_().mean(0).div_(y.shape[2] * y.shape[3])
-    running = y.new_ones(2, y.shape[1], dtype=dtype)  # the operator's results have the type of these
+    running = y.new_ones(2, y.shape[1], dtype=dtype)  # unchanged; the operator's results have their type
     mean, var = torch.batch_norm_update_stats(y, running[0], running[1], 0.0)
     return mean, var
 
 
 def recompute(recipe: list[Tensor], eps: float) -> Tensor:
-    """U again, from what :func:`batch_norm_relu` returned."""
+    """U, computed again from the recipe that :func:`batch_norm_relu` returned."""
     return _before_relu(recipe, eps).relu_()
 
 
 def differentiable_branch(recipe: list[Tensor], training: bool, eps: float) -> Tensor:
-    """U again, as a function of y, weight and bias that PyTorch can differentiate, through the statistics too."""
+    """U, computed again by operators that PyTorch differentiates, the batch statistics included."""
     y, weight, bias, mean, var = recipe
     running_mean, running_var = (None, None) if training else (mean, var)
     return F.batch_norm(y, running_mean, running_var, weight, bias, training, 0.0, eps).relu()
@@ -89,14 +89,15 @@ def batch_norm_relu(
         eps: float,
         private: bool,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """``U = relu(batch_norm(y))``, its mean over the map, and what U can be computed from again.
+    """``U = relu(batch_norm(y))``, its mean over the map, and the recipe to compute U again.
 
-    Module by module, autograd keeps y and U until the backward pass. Here it keeps y alone. The running statistics move
-    as in ``nn.BatchNorm2d``; with ``training=False`` they normalise. ``private`` says that nobody else holds y, nor the
-    gradient of U. Then U takes y's memory where no gradient is recorded, and in the backward pass the gradient of y
-    takes that of U, since a new large tensor costs as much as a pass over it.
+    Module by module, autograd keeps y and U until the backward pass; here it keeps only y. The running statistics are
+    updated as in ``nn.BatchNorm2d``; with ``training=False`` they normalise. ``private`` says that no other code holds
+    y or the gradient of U. Then U is written into y's memory where no gradient is recorded, and in the backward pass
+    the gradient of y into that of U, since allocating a large tensor costs as much as a pass over it.
 
-    Shape: (N, C, H, W) -> (N, C, H, W), (N, C, 1, 1), [y, weight, bias, mean, var], which is empty without gradients.
+    Shape: (N, C, H, W) -> (N, C, H, W), (N, C, 1, 1), the recipe [y, weight, bias, mean, var] (empty without
+    gradients).
 
     Raises:
         ValueError: training on one value per channel, as in ``nn.BatchNorm2d``.

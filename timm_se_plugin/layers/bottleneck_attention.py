@@ -14,9 +14,9 @@ class BottleneckAttention(nn.Module):
     """BAM: ``x + x * sigmoid(channel(x) + spatial(x))``.
 
     Paper: "BAM: Bottleneck Attention Module", https://arxiv.org/abs/1807.06514, equations 1 to 4, Figure 2. The paper
-    places one at the end of each of a network's first three stages, before its resolution is halved. Between the
-    convolutions of the spatial branch there are norms and activations, which equation 4 leaves out: without them they
-    would be one linear map.
+    places one BAM at the end of each of the first three stages, before the resolution is halved. The spatial branch has
+    norms and activations between its convolutions, which equation 4 leaves out: without them the convolutions would be
+    one linear map.
 
     Shape: (N, C, H, W) -> (N, C, H, W).
 
@@ -27,12 +27,12 @@ class BottleneckAttention(nn.Module):
         rd_divisor: 1 for C // r, 8 for timm's rule.
         dilation: d, of the spatial branch's two 3x3 convolutions.
         act_layer: the inner activation; called with ``inplace=True``.
-        device: where to create the parameters.
-        dtype: their type.
+        device: device of the parameters.
+        dtype: type of the parameters.
 
     Raises:
-        ValueError: a ratio outside (0, 1], a width below 1; from ``forward``, one sample in training, which leaves the
-            channel branch's norm one value per channel.
+        ValueError: a ratio outside (0, 1] or a width below 1; from ``forward`` in training, a batch of one sample, in
+            which the channel branch's norm has a single value per channel.
     """
 
     def __init__(
@@ -50,8 +50,8 @@ class BottleneckAttention(nn.Module):
         dd: dict[str, Any] = {'device': device, 'dtype': dtype}
         width = reduced_channels(channels, rd_ratio, rd_divisor) if rd_channels is None else rd_channels
         if width < 1:
-            raise ValueError(f'rd_channels={rd_channels!r}: the inner width must be 1 or more')
-        self.channel = nn.Sequential(  # equation 3: its norm is the last layer
+            raise ValueError(f'rd_channels={rd_channels!r}: the inner width must be a positive integer')
+        self.channel = nn.Sequential(  # equation 3, which ends in the norm
             nn.Conv2d(channels, width, 1, **dd),
             act_layer(inplace=True),
             nn.Conv2d(width, channels, 1, **dd),

@@ -24,11 +24,11 @@ class SpatialSqueezeExcite(nn.Module):
         bias: bias of the convolution.
         gate: a name in ``GATES``; the paper's is ``'sigmoid'``.
         init: ``'identity'`` zeroes the convolution; with the gate ``'double_sigmoid'`` every position starts at 1.
-        device: where to create the parameters.
-        dtype: their type.
+        device: device of the parameters.
+        dtype: type of the parameters.
 
     Raises:
-        ValueError: an unknown gate.
+        ValueError: an unknown ``gate`` or ``init``.
     """
 
     def __init__(
@@ -72,10 +72,10 @@ class ConcurrentSqueezeExcite(nn.Module):
         rd_divisor: 1 for C // r, 8 for timm's rule.
         bias: bias in every layer.
         act_layer: activation between the layers of cSE.
-        gate: a name in ``GATES``, of both.
+        gate: the gate of both halves, a name in ``GATES``.
         init: ``'identity'`` zeroes the last layer of both: with ``'sigmoid'`` each half is x / 2, and the sum is x.
-        device: where to create the parameters.
-        dtype: their type.
+        device: device of the parameters.
+        dtype: type of the parameters.
 
     Raises:
         ValueError: as :class:`SqueezeExcite`; or a gate that is not 1/2 at 0 with ``init='identity'``.
@@ -112,7 +112,8 @@ class ConcurrentSqueezeExcite(nn.Module):
         """
         if not isinstance(self.cse.gate, nn.Sigmoid | nn.Hardsigmoid):
             raise ValueError(
-                f'two gates that start at 1/2 need sigmoid or hard_sigmoid, not {type(self.cse.gate).__name__}')
+                "init='identity' needs a gate that is 1/2 at 0, sigmoid or hard_sigmoid, not "
+                f'{type(self.cse.gate).__name__}')
         self.sse.init_identity()
         start_at_zero(self.cse.fc2)
 

@@ -1,4 +1,4 @@
-"""BatchNorm in the middle of a block, with the ReLU behind it."""
+"""BatchNorm in the middle of a block, with the ReLU that follows."""
 
 from typing import Any
 
@@ -13,13 +13,13 @@ __all__ = ['batch_norm_', 'norm_act']
 
 
 def batch_norm_(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, eps: float) -> Tensor:
-    """BatchNorm by given statistics in x's memory, on the CPU and without gradients.
+    """BatchNorm by given statistics, written into x's memory; on the CPU and without gradients.
 
     Shape: (N, C, H, W), and (C,) each -> (N, C, H, W).
     """
-    if any(values.numel() != x.shape[1] for values in (weight, bias, mean, var)):  # the kernel would read beyond them
+    if any(values.numel() != x.shape[1] for values in (weight, bias, mean, var)):  # the operator would read past them
         return F.batch_norm(x, mean, var, weight, bias, False, 0.0, eps)
-    unused = mean.new_empty(0)  # the kernel's outputs for batch statistics, which it does not compute here
+    unused = mean.new_empty(0)  # the operator's outputs for batch statistics, which it does not compute here
     return torch.native_batch_norm(x, weight, bias, mean, var, False, 0.0, eps, out=(x, unused, unused))[0]
 
 
@@ -27,18 +27,19 @@ def norm_act(x: Tensor, bn: Any, act: nn.Module | None = None, conv: nn.Module |
     """``act(bn(x))``, where x is what ``conv`` has just computed.
 
     On a GPU BatchNorm and a ReLU run as kernels: they read and write the map 8 times in training where the modules take
-    13, and keep x alone for the backward pass, which computes the ReLU's mask again. At inference on the CPU BatchNorm
-    takes x's memory: a new tensor of a map's size may cost several times the pass that fills it. Everywhere else, and
-    where hooks are registered on bn, the modules are called. An activation other than ReLU is called on the result.
+    13, and keep only x for the backward pass, which computes the ReLU's mask again. At inference on the CPU BatchNorm
+    writes into x's memory: allocating a tensor of a map's size may cost several times the pass that fills it.
+    Everywhere else, and where hooks are registered on bn, the modules are called. An activation other than ReLU is
+    called on the result.
 
     Shape: (N, C, H, W) -> (N, C, H, W).
 
     Args:
         x: output of conv.
         bn: any module; only ``BatchNorm2d``, on a GPU also ``SyncBatchNorm`` and frozen BatchNorm, run in another way.
-        act: the activation behind bn, or None: after a downsample's convolution, or before a drop layer.
-        conv: the module that computed x. Where no gradient is recorded, x's memory is taken only after an
-            ``nn.Conv2d`` without hooks, whose output nobody else holds.
+        act: the activation after bn; None after a downsample's convolution and before a drop layer.
+        conv: the module that computed x. x's memory is reused only after an ``nn.Conv2d`` without hooks, whose output
+            no other code holds.
     """
     relu = type(act) is nn.ReLU and not has_hooks(act)
     if has_kernels(x) and not has_hooks(bn) and (is_frozen(bn) or not why_not_batch_norm(bn, synchronised=True)):

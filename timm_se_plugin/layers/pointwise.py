@@ -14,8 +14,8 @@ __all__ = ['pointwise']
 def pointwise(conv: Any, x: Tensor) -> Tensor:
     """``conv(x)`` for a 1x1 map, as a matrix product, whose call takes a third of the time of a convolution.
 
-    The layer is an ``nn.Conv2d`` all the same, which the tools around PyTorch know: where hooks wait for it to be
-    called, in compilers and exporters, and where FX quantisation looks for modules to replace, it is called.
+    The layer stays an ``nn.Conv2d``, which the tools around PyTorch recognise. It is called as a module where it has
+    hooks, in compilers and exporters, and under FX quantisation, which replaces modules.
 
     Shape: (N, C_in, 1, 1) -> (N, C_out, 1, 1).
 
@@ -34,7 +34,7 @@ def _is_quantised(x: Any) -> bool:
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """The matrix product, whose gradient of `weight` has the strides of `weight`, as DistributedDataParallel wants it.
+    """The matrix product. The gradient of `weight` has the strides of `weight`, as DistributedDataParallel expects.
 
     Shape: (N, C_in, 1, 1), (C_out, C_in, 1, 1), (C_out,) -> (N, C_out, 1, 1).
     """
@@ -43,4 +43,4 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return F.linear(x.flatten(1), matrix, bias).unsqueeze(-1).unsqueeze(-1)
 
 
-torch.fx.wrap('product')  # a leaf under fx: it looks at strides
+torch.fx.wrap('product')  # a single node under fx, since the function reads strides

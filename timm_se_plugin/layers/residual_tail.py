@@ -8,9 +8,9 @@ from torch.nn import functional as F
 
 from ._bypass import (
     has_hooks,
+    in_training,
     is_frozen,
     is_plain_conv,
-    learns,
     why_not_batch_norm,
     why_not_eager,
 )
@@ -23,11 +23,11 @@ __all__ = ['can_fuse', 'is_worthwhile', 'residual_tail', 'why_not_fused']
 
 
 def _is_exporting() -> bool:
-    """Whether ``torch.export`` traces the network; ``torch.compile`` is another matter.
+    """Whether ``torch.export`` traces the network; False under ``torch.compile``.
 
     The flags behind ``torch.compiler.is_exporting`` are read: torch 2.6 has no such function, and before torch 2.13
-    dynamo takes its answer to be True (pytorch pull request 176499), so that no compiled network would be fused.
-    An export of torch 2.6 with ``strict=True`` shows in neither flag: its program has the fused formulas.
+    dynamo assumes that the function returns True (pytorch pull request 176499), so that no compiled network would be
+    fused. An export of torch 2.6 with ``strict=True`` sets neither flag; its program has the fused formulas.
     """
     return getattr(torch.compiler, '_is_exporting_flag', torch.compiler._is_compiling_flag)
 
@@ -51,27 +51,27 @@ def why_not_fused(x: Tensor, bn: Any, se: Any = None, drop_path: Any = None) -> 
     if has_hooks(bn, se, drop_path):
         return 'a hook is registered on a module that the fused tail bypasses'
     if isinstance(x, torch.fx.Proxy) or torch.compiler.is_compiling():
-        return ''  # what follows concerns eager mode alone
+        return ''  # what follows concerns only eager mode
     return why_not_eager(x)
 
 
-# Elements of a map from which the fused tail takes less time than the modules, on a CPU in eager mode, by whether
-# gradients are recorded, the values have 16 bits, and the memory format is channels_last; results/tail-cpu.csv has the
-# measurements. Small maps pay for more calls than they save reads.
+# Number of elements from which the fused tail takes less time than the modules, on a CPU in eager mode. The keys say
+# whether gradients are recorded, the values have 16 bits, and the memory format is channels_last. The measurements are
+# in results/tail-cpu.csv. On smaller maps the additional calls cost more than the saved reads.
 _WORTHWHILE = {
     (True, False, False): 2**18, (True, False, True): 2**19, (True, True, False): 2**20, (True, True, True): 2**19,
     (False, False, False): 2**20, (False, False, True): 2**18, (False, True, False): 2**20, (False, True, True): 2**20,
 }
-_COUNTED = 16  # samples at most, with 16 bits in channels_last: more of them, each with a small map, are no gain
+_MOST_SAMPLES = 16  # that count, with 16 bits in channels_last: a large batch of small maps gains nothing
 
 
 def is_worthwhile(x: Tensor) -> bool:
-    """Whether fusing the tail behind a map saves time: always but for small maps on a CPU in eager mode."""
+    """Whether fusing the tail saves time for this map: always, except for small maps on a CPU in eager mode."""
     if isinstance(x, torch.fx.Proxy) or torch.compiler.is_compiling() or not x.is_cpu or x.dim() != 4:
         return True
     is_half = x.element_size() == 2
     is_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-    samples = min(x.shape[0], _COUNTED) if is_half and is_last else x.shape[0]
+    samples = min(x.shape[0], _MOST_SAMPLES) if is_half and is_last else x.shape[0]
     return samples * x[0].numel() >= _WORTHWHILE[torch.is_grad_enabled(), is_half, is_last]
 
 
@@ -82,18 +82,19 @@ def can_fuse(
         drop_path: nn.Module | None = None,
         fused: bool | Literal['auto'] = 'auto',
 ) -> bool:
-    """Whether :func:`residual_tail` gives what these modules give one after the other.
+    """Whether :func:`residual_tail` gives the result of these modules called one after the other.
 
-    Ask at every call, since modules may be replaced (``convert_sync_batchnorm``) or hooked at any time. Without
+    Ask at every call, since modules may be replaced (``convert_sync_batchnorm``) or get hooks at any time. Without
     attention, stochastic depth and a shortcut's gate nothing is multiplied, and only the kernels of a GPU
     (:func:`~timm_se_plugin.layers.kernels.has_kernels`) take less time than the modules.
 
     Args:
         x: BatchNorm's input.
         bn: the last BatchNorm of the block.
-        se: its attention: a :class:`SqueezeExcite` that squeezes by the average, or None.
+        se: the attention of the block, a :class:`SqueezeExcite` that squeezes by the average, or None.
         drop_path: stochastic depth with timm's attributes, or None.
-        fused: ``'auto'`` where it saves time too; False to refuse; True to insist.
+        fused: ``'auto'`` asks in addition whether fusing saves time; False returns False; True raises if it is
+            impossible.
 
     Raises:
         ValueError: ``fused=True`` where the tail cannot be fused, with the reason.
@@ -102,7 +103,7 @@ def can_fuse(
         return False
     obstacle = why_not_fused(x, bn, se, drop_path)
     if obstacle and fused is True:
-        raise ValueError(f"attn_fused=True, but {obstacle}; 'auto' and False are allowed here")
+        raise ValueError(f"attn_fused=True, but {obstacle}; choose 'auto' or False")
     return not obstacle
 
 
@@ -114,7 +115,7 @@ def _is_cheaper_squeeze(conv_input: Tensor, y: Tensor) -> bool:
 
 
 def _mean_behind(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Mean over positions of what a 1x1 convolution makes of x: the convolution of the mean. Shape: (N, C)."""
+    """Mean over positions of a 1x1 convolution's output, computed as the convolution of its input's mean; (N, C)."""
     dtype = statistics_dtype(x)
     return F.linear(x.mean((2, 3), dtype=dtype).to(weight.dtype), weight.flatten(1), bias).to(dtype)
 
@@ -134,13 +135,13 @@ def normalize_squeeze(
         conv_weight: Tensor | None,
         conv_bias: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """BatchNorm as a scale and an offset per channel, and the average over H and W of what it would give.
+    """BatchNorm as a scale and an offset per channel, and the average of its output over H and W.
 
-    Returns y, z, scale, offset, mean, var. BatchNorm is ``scale * (y - mean) / sqrt(var + eps) + offset``, with
-    ``var + eps`` = 1 in training, where the statistics and their derivatives are in scale and offset. z has shape
-    (N, C, 1, 1); it is computed if ``squeeze``. y is to be used in the place of the argument. If y is what a 1x1
-    convolution made of ``conv_input``, its average is that convolution of the input's average, and the narrower map is
-    read where the statistics do not need the wider one.
+    Returns y, z, scale, offset, mean, var. BatchNorm is ``scale * (y - mean) / sqrt(var + eps) + offset``; in
+    training the root is 1, and scale and offset contain the statistics and their derivatives. z is the average, of
+    shape (N, C, 1, 1), and is valid only with ``squeeze``. The returned y replaces the argument in what follows. If y
+    is the output of a 1x1 convolution of ``conv_input``, the average of y is the convolution of the input's average,
+    and the narrower input is read where the statistics do not need y.
     """
     dtype = statistics_dtype(y)
     scale, offset, mean, var = weight, bias, running_mean, running_var
@@ -152,7 +153,7 @@ def normalize_squeeze(
         if count == 1:
             raise ValueError(f'Expected more than 1 value per channel when training, got input size {y.shape}')
         y, m, batch_var = moments(y, True)
-        assert batch_var is not None  # for the type checkers, TorchScript's too
+        assert batch_var is not None  # for type checkers, that of TorchScript included
         batch_mean = m.mean(0)
         mean, var = batch_mean.detach(), batch_var.detach()
         update_running_stats(
@@ -170,7 +171,7 @@ def normalize_squeeze(
 
 
 def _kept(y: Tensor, drop_prob: float, scale_by_keep: bool) -> Tensor:
-    """Factor (N, 1) of stochastic depth, from the random numbers that timm's ``drop_path`` draws."""
+    """Factor (N, 1) of stochastic depth, drawn with the same random numbers as in timm's ``drop_path``."""
     keep = y.new_empty((y.shape[0], 1)).bernoulli_(1 - drop_prob)
     if drop_prob < 1 and scale_by_keep:
         keep.div_(1 - drop_prob)
@@ -192,7 +193,7 @@ def recalibrate_add_act(
         relu: bool,
         inplace: bool,
 ) -> Tensor:
-    """What remains, with the values of :func:`normalize_squeeze`, a gate (N, C, 1, 1) and stochastic depth."""
+    """The rest of the tail, from the results of :func:`normalize_squeeze`, a gate (N, C, 1, 1) and stochastic depth."""
     factor = scale.new_ones((y.shape[0], 1)) if gate is None else gate.flatten(1)
     if drop_prob > 0:
         factor = factor * _kept(y, drop_prob, scale_by_keep)
@@ -228,7 +229,7 @@ def _by_kernels(
         normalized, factor, shortcut, shortcut_gate, functions.RELU_LAST if relu else functions.NO_RELU, inplace)
 
 
-torch.fx.wrap('normalize_squeeze')  # leaves under fx: they look at strides, modes and devices
+torch.fx.wrap('normalize_squeeze')  # single nodes under fx, since they read strides, modes and devices
 torch.fx.wrap('recalibrate_add_act')
 
 
@@ -247,10 +248,10 @@ def residual_tail(
 
     Squeeze-and-Excitation (https://arxiv.org/abs/1709.01507), equations 2 to 4, after a BatchNorm: the squeeze of an
     affine map is the affine map of the squeeze, so the gate is known before BatchNorm is applied, and multiplies its
-    scale and offset. Compared with a block without attention no pass over the map is added but the squeeze, which
-    training shares with BatchNorm's statistics, and nothing of its size is kept for the backward pass. The
-    excitation's modules are called as modules, and their hooks fire. Only a ReLU joins the pass; another activation
-    is called on its result. Ask :func:`can_fuse` first.
+    scale and offset. Compared with a block without attention the only additional pass over the map is the squeeze,
+    which training shares with BatchNorm's statistics, and no further tensor of the map's size is kept for the backward
+    pass. The excitation's modules are called as modules, so their hooks run. Only a ReLU becomes part of the pass;
+    another activation is called on the result. Ask :func:`can_fuse` first.
 
     Shape: x and shortcut (N, C, H, W), shortcut_gate (N, C, 1, 1) -> (N, C, H, W).
 
@@ -263,15 +264,15 @@ def residual_tail(
         drop_path: stochastic depth, or None.
         act: activation, or None.
         shortcut_gate: multiplies the shortcut (``identity`` integration).
-        conv: the module that computed x. If it is a Conv2d, so that x is a new tensor, and no hook sees its output,
-            the result takes x's memory where no gradient is recorded.
-        conv_input: what conv computed x from: with running statistics the squeeze after a 1x1 convolution is computed
-            from this narrower map where that is cheaper.
+        conv: the module that computed x. If this is a Conv2d without hooks, whose output no other code holds, the
+            result is written into x's memory where no gradient is recorded.
+        conv_input: input of conv. With running statistics the squeeze after a 1x1 convolution is computed from this
+            narrower map where that is cheaper.
 
     Raises:
         ValueError: one value per channel in training, as BatchNorm2d does.
     """
-    training = not is_frozen(bn) and learns(bn, x)
+    training = not is_frozen(bn) and in_training(bn, x)
     plain_conv = is_plain_conv(conv)
     drop_prob = drop_path.drop_prob if hasattr(drop_path, 'drop_prob') and drop_path.training else 0.0
     scale_by_keep = getattr(drop_path, 'scale_by_keep', True)

@@ -7,16 +7,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ._bypass import has_hooks, is_plain_conv, learns, why_not_batch_norm, why_not_eager
+from ._bypass import has_hooks, in_training, is_plain_conv, why_not_batch_norm, why_not_eager
 from ._second_order import differentiable_gradients
 from .batch_norm_relu import batch_norm_relu, differentiable_branch, recompute
 from .kernels import has_kernels
 from .pointwise import pointwise
-from .squeeze_excite import reduced_channels, spatial_mean
+from .squeeze_excite import check_option, reduced_channels, spatial_mean
 
 __all__ = ['SELECTS', 'SelectiveKernel', 'SelectiveKernelAttn', 'SelectiveKernelBranch', 'selective_channels']
 
-# These functions become single nodes under fx, which looks for their names in the module that calls them.
+# These functions become single nodes under fx, which looks up their names in the module that calls them.
 torch.fx.wrap('batch_norm_relu')
 torch.fx.wrap('select')
 torch.fx.wrap('spatial_mean')
@@ -44,11 +44,11 @@ def selective_channels(
 
 
 def _convolve(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    """``conv(x)``.
+    """``conv(x)``, on the CPU with quicker derivatives where the stride equals the dilation.
 
-    A convolution whose stride equals its dilation, 2 for instance, reads every second pixel and no other. A convolution
-    without dilation over these pixels gives the same, and its derivatives have quick kernels on the CPU; those of a
-    dilated convolution with a stride are slow.
+    Such a convolution with stride and dilation 2 reads only every second pixel. A convolution without dilation over
+    these pixels gives the same result, and the CPU has quick kernels for its derivatives, unlike for those of a dilated
+    convolution with a stride.
     """
     step, padding = conv.stride[0], conv.padding
     if (step > 1 and conv.stride == conv.dilation == (step, step) and conv.padding_mode == 'zeros'
@@ -96,26 +96,26 @@ class SelectiveKernelBranch(nn.Module):
         if type(self.act) is not nn.ReLU:
             return f'the activation is {type(self.act).__name__}, not nn.ReLU'
         if self.drop is not None:
-            return 'a drop layer'
+            return 'a branch has a drop layer'
         if self.aa is not None:
-            return 'an anti-aliasing layer'
+            return 'a branch has an anti-aliasing layer'
         if has_hooks(self, self.bn, self.act):
-            return 'hooks on modules that would not be called'
+            return 'hooks are registered on modules that would not be called'
         return why_not_batch_norm(self.bn, synchronised=has_kernels(x))
 
     @torch.jit.unused
     def convolve(self, x: Tensor) -> Tensor:
-        """The convolution's output."""
+        """The convolution's output, by :func:`_convolve` where the convolution has no hooks."""
         plain = is_plain_conv(self.conv) and not isinstance(x, torch.fx.Proxy)
         return _convolve(self.conv, x) if plain else self.conv(x)
 
     @torch.jit.unused
     def normalize(self, y: Tensor, private: bool) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """U of one branch, its mean over the map, and what U can be computed from again."""
+        """U of one branch, its mean over the map, and the recipe to compute U again."""
         bn: Any = self.bn
         return batch_norm_relu(
             y, bn.weight, bn.bias, bn.running_mean, bn.running_var, bn.num_batches_tracked,
-            learns(bn, y), bn.momentum, bn.eps, private and is_plain_conv(self.conv))
+            in_training(bn, y), bn.momentum, bn.eps, private and is_plain_conv(self.conv))
 
     def forward(self, x: Tensor) -> Tensor:
         """U of one branch. Shape: (N, C_in, H, W) -> (N, C, H / stride, W / stride)."""
@@ -131,13 +131,13 @@ class SelectiveKernelBranch(nn.Module):
 class SelectiveKernelAttn(nn.Module):
     """Weights of the branches from their pooled sum, equations 3 to 5: ``softmax(fc_select(relu(bn(fc_reduce(z)))))``.
 
-    A forward hook here sees the weights, and what it returns is used for every branch. Both layers are 1x1
+    A forward hook on this module sees the weights of all branches, and may return others. Both layers are 1x1
     convolutions without bias, and the norm is BatchNorm whatever the branches have: a norm over groups of channels
     would have one value to normalise.
 
-    One sample in training leaves BatchNorm one value per channel and no variance (timm raises). Here that batch is
-    normalised by the running statistics, which it does not move. In a scripted or traced module torch's own refusal
-    stands, and so it does for ``SyncBatchNorm``, which counts the samples of all processes, and under hooks.
+    With one sample in training, BatchNorm has one value per channel and no variance (timm raises). Such a batch is
+    normalised by the running statistics here, and does not change them. torch's own error is raised in scripted and
+    traced modules, for ``SyncBatchNorm``, which counts the samples of all processes, and for a norm with hooks.
 
     Shape: (N, C, 1, 1) -> (N, M, C, 1, 1), a softmax over M.
 
@@ -146,8 +146,8 @@ class SelectiveKernelAttn(nn.Module):
         num_paths: M.
         attn_channels: d.
         act_layer: activation between the layers.
-        device: where to create the parameters.
-        dtype: their type.
+        device: device of the parameters.
+        dtype: type of the parameters.
     """
 
     def __init__(
@@ -169,13 +169,13 @@ class SelectiveKernelAttn(nn.Module):
     @torch.jit.unused
     def _logits(self, z: Tensor) -> Tensor:
         z = pointwise(self.fc_select, self.act(self._norm(pointwise(self.fc_reduce, z))))
-        if torch.jit.is_tracing() and type(self.fc_select) is nn.Conv2d:  # with a known width a reshape is one operator
+        if torch.jit.is_tracing() and type(self.fc_select) is nn.Conv2d:  # with a known width the file has one Reshape
             return z.view(-1, self.num_paths, self.fc_select.out_channels // self.num_paths, 1, 1)
         return z.unflatten(1, (self.num_paths, -1))
 
     @torch.jit.unused
     def _norm(self, z: Tensor) -> Tensor:
-        """BatchNorm, by the running statistics where the batch has none."""
+        """BatchNorm, by the running statistics for a batch of one sample."""
         bn = self.bn
         if (bn.training and not isinstance(z, torch.fx.Proxy) and z.shape[0] == 1 and not why_not_batch_norm(bn)
                 and not has_hooks(bn)):
@@ -193,7 +193,7 @@ class SelectiveKernelAttn(nn.Module):
 
 def _as_map(pooled: Tensor | None) -> Tensor:
     """Shape: (N, C) -> (N, C, 1, 1)."""
-    assert pooled is not None  # it was asked for
+    assert pooled is not None  # the caller asked for pooling
     return pooled[..., None, None]
 
 
@@ -205,7 +205,7 @@ def _sum(terms: list[Tensor]) -> Tensor:
 
 
 def _weighted_sum(weights: Tensor, us: list[Tensor], normalised: bool) -> Tensor:
-    """Equation 6. The weights of two branches, if ``normalised`` to a sum of one, need a single pass."""
+    """Equation 6. Two branches whose weights are ``normalised`` to a sum of one take a single pass."""
     weights = weights.to(us[0].dtype)
     if len(us) == 2 and normalised:
         return torch.lerp(us[1], us[0], weights[:, 0])
@@ -216,7 +216,7 @@ def _weighted_sum(weights: Tensor, us: list[Tensor], normalised: bool) -> Tensor
 
 
 class _Select(torch.autograd.Function):
-    """The weighted sum of branches that are computed again, from their recipes, in the backward pass."""
+    """The weighted sum of branches that the backward pass computes again from their recipes."""
 
     @staticmethod
     def forward(ctx, weights, eps, training, normalised, *tensors):
@@ -258,9 +258,9 @@ def select(
         private: bool,
         normalised: bool,
 ) -> Tensor:
-    """Weighted sum of the branches, equation 6, that keeps their recipes instead of them.
+    """Weighted sum of the branches, equation 6; autograd keeps the branches' recipes instead of the branches.
 
-    ``private`` says that nobody else holds the branches: without gradients one of them becomes the sum in place.
+    ``private`` says that no other code holds the branches: without gradients the sum is written into one of them.
     ``normalised`` says that the weights are a softmax over the branches.
 
     Shape: (N, M, C, 1, 1), M times (N, C, H, W) -> (N, C, H, W).
@@ -285,13 +285,13 @@ class SelectiveKernel(nn.Module):
     """Selective Kernel convolution: split into branches of different kernels, fuse, select.
 
     Paper: "Selective Kernel Networks", https://arxiv.org/abs/1903.06586, section 3.1, Figure 1. Parameters have the
-    names and shapes of timm's ``SelectiveKernel``. The defaults are the paper's and not timm's: no split of the
-    input, and its width rule.
+    names and shapes of timm's ``SelectiveKernel``. Two defaults are the paper's and not timm's: the input is not
+    split, and the inner width is max(C / r, L).
 
     With ``fused`` the branches' norms and activations are not stored for the backward pass but computed again from
     the convolutions' outputs, and the weighted sum of two branches is one pass. Where that is impossible (a norm
     other than ``nn.BatchNorm2d``, an activation other than ReLU, a drop or anti-aliasing layer, hooks on modules that
-    would be passed by), and in compiled, scripted and exported code, the modules run one by one.
+    would not be called), and in compiled, scripted and exported code, the modules run one by one.
 
     Shape: (N, C_in, H, W) -> (N, C, H / stride, W / stride).
 
@@ -303,25 +303,27 @@ class SelectiveKernel(nn.Module):
         dilation: multiplies the dilation of every branch, for networks of a smaller output stride.
         groups: groups of every convolution, or one number per branch (Table 6).
         keep_3x3: a kernel k > 3 is a 3x3 of dilation (k - 1) / 2, as in the paper; otherwise a true k x k.
-        split_input: every branch gets its own C_in / M channels (timm's trained 18 and 34) instead of all.
+        split_input: every branch gets its own C_in / M channels instead of all, as in timm's trained ``skresnet18`` and
+            ``skresnet34``.
         select: ``'softmax'``, or ``'sum'``: the plain sum of the branches, without attention (Table 7).
         rd_ratio: 1 / r of the paper, see :func:`selective_channels`.
-        rd_channels: the attention's inner width d; takes the place of the next two and of ``rd_ratio``.
+        rd_channels: the attention's inner width d; replaces ``rd_ratio``, ``rd_divisor`` and ``rd_min_channels``.
         rd_divisor: 1 for the paper's rule, anything else for timm's.
         rd_min_channels: L of the paper: the least width.
         act_layer: activation in the branches and in the attention.
         norm_layer: norm of the branches, called with the channels, ``device`` and ``dtype``.
         aa_layer: called with ``channels``, ``stride``, ``device`` and ``dtype`` where stride > 1, as timm's
-            ``create_aa`` with its first argument bound; then it, and not the convolution, takes the stride.
+            ``create_aa`` with its first argument bound; this layer, not the convolution, then has the stride.
         drop_layer: makes a layer between norm and activation (DropBlock).
-        fused: ``'auto'`` where possible, ``True`` to demand it, ``False`` for the modules one by one. May be set later.
-        device: where to create the parameters.
-        dtype: their type.
+        fused: ``'auto'`` to fuse where possible, ``True`` to raise where it is impossible, ``False`` for the modules
+            one by one. The attribute may be set later.
+        device: device of the parameters.
+        dtype: type of the parameters.
 
     Raises:
-        ValueError: fewer than two kernels, an even or non-positive one, groups of another length, channels that do
-            not divide, a number below one, an unknown ``select`` or ``fused``; from ``forward``, ``fused=True`` where
-            it is impossible.
+        ValueError: fewer than two kernels, an even or non-positive kernel, a number of groups that differs from that of
+            kernels, channels that groups or branches do not divide, a number below one, an unknown ``select`` or
+            ``fused``; from ``forward``, ``fused=True`` where it is impossible.
     """
 
     def __init__(
@@ -368,18 +370,17 @@ class SelectiveKernel(nn.Module):
                 f'groups={tuple(groups)}: one positive number is needed, or one for each of the {M} kernels')
         if split_input and in_channels % M:
             raise ValueError(
-                f'split_input=True: {in_channels} input channels do not divide by {M} branches; allowed: False, or as '
-                'many kernels as divide them')
-        if select not in SELECTS:
-            raise ValueError(f'select={select!r} is unknown; allowed: {", ".join(SELECTS)}')
+                f'split_input=True cannot share {in_channels} input channels equally among {M} branches; choose '
+                'False, or a number of kernels that divides the channels')
+        check_option('select', select, SELECTS)
         if not isinstance(fused, bool) and fused != 'auto':
-            raise ValueError(f"fused={fused!r} is unknown; allowed: True, False, 'auto'")
+            raise ValueError(f"fused={fused!r} is not True, False or 'auto'")
         self.in_channels = in_channels // M if split_input else in_channels
         if any(self.in_channels % g or out_channels % g for g in groups):
             share = ' (with split_input a branch gets its share)' if split_input else ''
             raise ValueError(
                 f'groups={tuple(groups)} do not divide {self.in_channels} input{share} and {out_channels} output '
-                'channels; allowed: divisors of both')
+                'channels; choose divisors of both')
         self.split_input = split_input
         self.fused = fused
         self.paths = nn.ModuleList([
@@ -398,41 +399,41 @@ class SelectiveKernel(nn.Module):
     def _is_fused(self, x: Tensor) -> bool:
         if self.fused is False or torch.compiler.is_compiling() or torch.jit.is_tracing():
             return False
-        reason = 'the sum has no attention' if self.attn is None else ''
+        reason = 'the plain sum of branches has no attention' if self.attn is None else ''
         if not isinstance(x, torch.fx.Proxy):
             reason = reason or why_not_eager(x)
         paths: Any = self.paths
         for path in paths:
             reason = reason or path.why_not_fused(x)
         if reason and self.fused is True:
-            raise ValueError(f"fused=True (attn_fused) is impossible: {reason}; allowed here: 'auto', False")
+            raise ValueError(f"fused=True (attn_fused) is impossible: {reason}; choose 'auto' or False")
         return not reason
 
     @torch.jit.unused
     def _is_softmax(self) -> bool:
-        """Whether the attention's output is its own softmax, that no hook and no other class can have changed."""
+        """Whether the attention's output is a softmax, which no hook and no other class can have changed."""
         return type(self.attn) is SelectiveKernelAttn and not has_hooks(self.attn)
 
     @torch.jit.unused
     def _forward_fused(self, xs: list[Tensor]) -> Tensor:
         attn: Any = self.attn
         paths: Any = self.paths
-        ys = [path.convolve(xs[i]) for i, path in enumerate(paths)]  # fx iterates over no split
+        ys = [path.convolve(xs[i]) for i, path in enumerate(paths)]  # fx cannot iterate over the result of split
         if all(has_kernels(y) for y in ys):
             return self._forward_by_kernels(ys)
         us, means, recipes = [], [], []
-        private = not isinstance(xs[0], torch.fx.Proxy)  # a traced graph may be asked for any of its values
+        private = not isinstance(xs[0], torch.fx.Proxy)  # a traced graph may return any of its values
         for path, y in zip(paths, ys, strict=True):
             u, mean, recipe = path.normalize(y, private)
             us.append(u)
             means.append(mean)
             recipes.append(recipe)
-        eps, training = [path.bn.eps for path in paths], [learns(path.bn, xs[0]) for path in paths]
+        eps, training = [path.bn.eps for path in paths], [in_training(path.bn, xs[0]) for path in paths]
         return select(attn(_sum(means)), us, recipes, eps, training, private, self._is_softmax())
 
     @torch.jit.unused
     def _forward_by_kernels(self, ys: list[Tensor]) -> Tensor:
-        """The means and the weighted sum of the branches, from the convolutions' outputs: no branch is ever stored.
+        """The means and the weighted sum of the branches, from the convolutions' outputs; no branch is stored.
 
         Two branches take 9 reads and writes of a map where the modules take 15, and 10 in the backward pass.
         """
@@ -446,7 +447,7 @@ class SelectiveKernel(nn.Module):
         for i, (path, branch) in enumerate(zip(paths, branches, strict=True)):
             v = functions.scale_shift_add(
                 branch, weights[:, i], v, None, functions.RELU_FIRST, inplace=is_plain_conv(path.conv))
-        assert v is not None  # there are two branches at least
+        assert v is not None  # there are at least two branches
         return v
 
     def forward(self, x: Tensor) -> Tensor:
@@ -460,6 +461,6 @@ class SelectiveKernel(nn.Module):
         weights = self.attn(_sum([spatial_mean(u) for u in us]))
         if torch.jit.is_scripting():
             return _weighted_sum(weights, us, False)
-        if torch.jit.is_tracing() or torch.onnx.is_in_onnx_export():  # other forms become a dozen operators in a file
+        if torch.jit.is_tracing() or torch.onnx.is_in_onnx_export():  # other forms are a dozen ONNX operators
             return _sum([u * weights[:, i] for i, u in enumerate(us)])
         return _weighted_sum(weights, us, self._is_softmax())

@@ -35,7 +35,7 @@ GATES: dict[str, type[nn.Module]] = {
 
 
 def check_option(name: str, value: Any, choices: Iterable[str]) -> None:
-    """Raise ValueError unless an option has one of its values."""
+    """Raise ValueError unless the value of an option is one of `choices`."""
     if value not in choices:
         raise ValueError(f'{name}={value!r} is not one of {", ".join(choices)}')
 
@@ -44,14 +44,14 @@ def spatial_mean(x: Tensor) -> Tensor:
     """Mean over H and W, accumulated in float32 at least. Shape: (N, C, H, W) -> (N, C, 1, 1).
 
     In float16 the sum over a large map overflows on CPU, and ``AdaptiveAvgPool2d`` gives NaN on CUDA in
-    channels_last (pytorch issue 43992); bfloat16 would keep eight bits of the sum.
+    channels_last (pytorch issue 43992); in bfloat16 the sum would keep eight bits.
     """
     if x.dtype == torch.float16 or x.dtype == torch.bfloat16:
         return x.mean((2, 3), keepdim=True, dtype=torch.float32).to(x.dtype)
     return x.mean((2, 3), keepdim=True)
 
 
-torch.fx.wrap('spatial_mean')  # under fx x is a proxy, whose dtype is not known yet
+torch.fx.wrap('spatial_mean')  # a single node under fx, whose proxies have no dtype
 
 
 def reduced_channels(channels: int, rd_ratio: float, rd_divisor: int = 1) -> int:
@@ -91,9 +91,9 @@ class SqueezeExcite(nn.Module):
         bias: bias in both layers. The released weights have it, the paper's ablations have none.
         act_layer: activation between the layers; called with ``inplace=True``, as timm's activations are.
         gate: a name in ``GATES`` (Table 12).
-        init: ``'identity'`` for gates that are exactly 1 at the start; the gate is then ``'double_sigmoid'``.
-        device: where to create the parameters.
-        dtype: their type.
+        init: ``'identity'`` for gates that are exactly 1 at the start, which needs ``gate='double_sigmoid'``.
+        device: device of the parameters.
+        dtype: type of the parameters.
 
     Raises:
         ValueError: an unknown ``squeeze``, ``gate`` or ``init``, a ratio outside (0, 1], a width below 1, or a gate
@@ -138,7 +138,7 @@ class SqueezeExcite(nn.Module):
             ValueError: the gate is not 1 at 0.
         """
         if not isinstance(self.gate, DoubleSigmoid):
-            raise ValueError(f'a gate that starts at 1 needs double_sigmoid, not {type(self.gate).__name__}')
+            raise ValueError(f"init='identity' needs the gate double_sigmoid, not {type(self.gate).__name__}")
         start_at_zero(self.fc2)
 
     def squeeze(self, x: Tensor) -> Tensor:
@@ -165,7 +165,7 @@ class SqueezeExcite(nn.Module):
 
 
 def why_not_squeeze_excite(se: Any) -> str:
-    """Why this does not scale by ``excite`` of the average over the map; an empty string if it does."""
+    """Why this module does not scale x by ``excite`` of its average over the map; an empty string if it does."""
     kind = type(se)
     if not isinstance(se, SqueezeExcite) or kind.forward is not SqueezeExcite.forward or \
             kind.squeeze is not SqueezeExcite.squeeze:

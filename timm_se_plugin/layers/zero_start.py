@@ -1,4 +1,4 @@
-"""Layers that start at zero, and start there again whenever their parameters are drawn anew."""
+"""Layers whose parameters start at zero, and do so again whenever they are drawn anew."""
 
 from functools import partial
 from typing import Any
@@ -11,8 +11,8 @@ __all__ = ['start_at_zero']
 def start_at_zero(module: Any) -> None:
     """Zero a layer's weight and bias, now and in every later ``reset_parameters()``.
 
-    FSDP and other tools that build a network on the meta device call ``reset_parameters`` of each layer once it has
-    memory; PyTorch's own would give it random weights.
+    FSDP and other tools that build a network on the meta device call ``reset_parameters`` of each layer once the layer
+    has memory; PyTorch's own method would draw random weights.
     """
     _zero(module)
     module.reset_parameters = partial(_reset, module)

@@ -1,4 +1,4 @@
-"""What a network costs in parameters, multiply-accumulates, memory and time, and where a measurement was made."""
+"""The cost of a network in parameters, multiply-accumulates, memory and time, and the provenance of measurements."""
 
 from .complexity import Complexity, ModuleCost, complexity, saved_bytes
 from .provenance import provenance

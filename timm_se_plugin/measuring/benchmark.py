@@ -1,4 +1,4 @@
-"""What attention costs: time and memory relative to the plain network, measured in turns in one process."""
+"""The cost of attention: time and memory relative to the plain network, measured in turns in one process."""
 
 import statistics
 import time
@@ -21,7 +21,7 @@ __all__ = ['Case', 'measure', 'prepared_step', 'suite']
 
 MODES = ('inference', 'train', 'frozen')
 LAYOUTS = {'nchw': torch.contiguous_format, 'channels_last': torch.channels_last}
-DTYPES = {'float32': None, 'bfloat16': torch.bfloat16, 'float16': torch.float16}  # for autocast; None is without it
+DTYPES = {'float32': None, 'bfloat16': torch.bfloat16, 'float16': torch.float16}  # of autocast; None for no autocast
 _TIMM_SK = {'resnext50_32x4d': 'skresnext50_32x4d', 'resnet50': 'skresnet50', 'resnet50d': 'skresnet50d'}
 
 
@@ -79,7 +79,7 @@ def _networks(case: Case) -> dict[str, tuple[Callable[[], nn.Module], str]]:
     def attended(attn: str = case.attn, **kwargs: Any) -> nn.Module:
         return timm.create_model(f'{case.base}_plugin', attn=attn, **options, **kwargs)
 
-    def timms() -> nn.Module:
+    def by_timm() -> nn.Module:
         if case.attn == 'sk':
             return timm.create_model(_TIMM_SK[case.base])
         return timm.create_model(case.base, block_args={'attn_layer': 'se'})
@@ -89,15 +89,15 @@ def _networks(case: Case) -> dict[str, tuple[Callable[[], nn.Module], str]]:
     networks: dict[str, tuple[Callable[[], nn.Module], str]] = {
         'plain': (plain, 'plain'),
         'plain fused': (lambda: timm.create_model(f'{case.base}_plugin', attn_fused=True), 'plain'),
-        'timm': (timms, 'plain'),
+        'timm': (by_timm, 'plain'),
         'unfused': (lambda: attended(attn_fused=False), 'plain'),
         'fused': (attended, 'plain'),
     }
-    if case.attn == 'sk':  # the sum of the branches, which any selection costs at least
+    if case.attn == 'sk':  # the plain sum of the branches, the least cost of any selection
         networks['floor'] = lambda: attended(attn_select='sum'), 'plain'
     if case.mode == 'inference' and not case.compiled:
         networks['plain folded'] = lambda: fuse_for_inference(plain().eval()), 'plain folded'
-        networks['timm folded'] = lambda: fuse_for_inference(timms().eval()), 'plain folded'
+        networks['timm folded'] = lambda: fuse_for_inference(by_timm().eval()), 'plain folded'
         networks['deployed'] = lambda: fuse_for_inference(attended().eval()), 'plain folded'
     return networks
 
@@ -151,17 +151,17 @@ def measure(
     Args:
         case: what to measure.
         rounds: number of measured turns.
-        warmup: number of turns before them.
+        warmup: number of turns before the measured ones.
         device: ``'cpu'`` or a CUDA device.
         variants: some of plain, plain fused, timm, unfused, fused, floor, plain folded, timm folded and deployed, or
-            names of attentions where the case has all of them; the variants that they are compared with are measured
-            too. All of them if empty.
+            names of attentions where the case has all of them; all of the case's variants if empty. The variants that
+            these are compared with are measured too.
 
     Returns:
         A row for each variant: the case, the versions, the median milliseconds, and ratios to the reference variant.
-        The ratio of time is the median over turns, with its quartiles. ``saved_bytes_ratio`` is of the bytes kept for
-        the backward pass in eager training in float32, ``peak_memory_ratio`` of the network alone, with its parameters
-        and gradients, on CUDA; elsewhere they are empty.
+        The ratio of time is the median over turns, with its quartiles. ``saved_bytes_ratio`` compares the bytes kept
+        for the backward pass, in eager training in float32, and ``peak_memory_ratio`` the network's own peak
+        memory on CUDA, parameters and gradients included; in other cases both are empty.
 
     Raises:
         ValueError: the case has no such variant, or there are fewer than two rounds.
@@ -170,7 +170,7 @@ def measure(
         raise ValueError(f'rounds={rounds} is too few for quartiles; give 2 or more')
     networks, chosen = _networks(case), set(variants)
     if unknown := chosen - networks.keys():
-        raise ValueError(f'the case has no variant {", ".join(sorted(unknown))}; its variants: {", ".join(networks)}')
+        raise ValueError(f'the case has no variant {", ".join(sorted(unknown))}; choose from {", ".join(networks)}')
     chosen |= {networks[name][1] for name in chosen}
     networks = {name: network for name, network in networks.items() if not chosen or name in chosen}
     x, y = _images(case, device)
@@ -181,14 +181,14 @@ def measure(
 
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     peak: dict[str, int] = dict.fromkeys(steps, 0)
-    own = {name: sum(t.nbytes for t in (*model.parameters(), *model.buffers())) for name, model in models.items()}
+    held = {name: sum(t.nbytes for t in (*model.parameters(), *model.buffers())) for name, model in models.items()}
     names = list(steps)
     for turn in range(warmup + rounds):
         order = names[turn % len(names):] + names[:turn % len(names)]  # each variant comes first in turn
         for name in order:
             if x.is_cuda:
                 models[name].zero_grad()
-                others = torch.cuda.memory_allocated(x.device) - own[name]
+                others = torch.cuda.memory_allocated(x.device) - held[name]
                 torch.cuda.reset_peak_memory_stats(x.device)
                 torch.cuda.synchronize(x.device)
             start = time.perf_counter()

@@ -2,7 +2,6 @@
 
 import copy
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..placement import counted_attention
 from ..placement.recalibration import attention_of_output
+from ..placement.structure import image_size
 
 __all__ = ['CONVENTION', 'Complexity', 'ModuleCost', 'complexity', 'saved_bytes']
 
@@ -86,16 +86,13 @@ def complexity(model: nn.Module, input_size: tuple[int, int, int] | None = None)
 
     Args:
         model: any network that takes one batch of images.
-        input_size: (C, H, W) of the image; if None, what the model's pretrained configuration says.
+        input_size: (C, H, W) of the image; if None, the size in the network's configuration.
     """
-    if input_size is None:
-        cfg: Any = getattr(model, 'pretrained_cfg', {})
-        _, height, width = cfg.get('input_size', (3, 224, 224))
-        input_size = (int(getattr(model, 'in_chans', 3)), height, width)
+    input_size = input_size or image_size(model)
     counted = copy.deepcopy(model).to('meta').requires_grad_(False)
-    counted.eval()  # a backbone of MMDetection returns None here
+    counted.eval()  # not chained, since a backbone of MMDetection returns None
     for module in counted.modules():
-        if getattr(module, 'fused', None) is True:  # the fused form refuses the meta device; 'auto' has the same MACs
+        if getattr(module, 'fused', None) is True:  # True raises on the meta device; 'auto' has equal MACs
             module.fused = 'auto'  # type: ignore[assignment]
     dtype = next((p.dtype for p in counted.parameters()), None)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -108,8 +105,8 @@ def complexity(model: nn.Module, input_size: tuple[int, int, int] | None = None)
 
     def whole(name: str, module: nn.Module) -> int:
         if name not in flops:
-            return inner(name, module)  # a ModuleList is never called, its content is
-        hooked = attention_of_output(module)  # called by a hook, which the counter sees after the module
+            return inner(name, module)  # a ModuleList is not called, but its content is
+        hooked = attention_of_output(module)  # the hook calls it outside the module's count
         return flops[name] + (whole(f'{name}.{hooked}', module.get_submodule(hooked)) if hooked else 0)
 
     attention = tuple(f'{name}.' for name in counted_attention(counted))
@@ -137,6 +134,6 @@ def saved_bytes(model: nn.Module, x: Tensor) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        out = model(x)  # while the graph lives, no two storages have the same address
+        out = model(x)  # keeps the graph alive, so that no address is used twice
     del out
     return sum(storages.values())

@@ -1,4 +1,4 @@
-"""What this machine and this Python have of what the package can use."""
+"""A report of what the package finds on this machine: versions, extras, processors, the Hub, caches."""
 
 import importlib.metadata
 import importlib.util
@@ -42,12 +42,12 @@ def _requirements() -> list[Requirement]:
 
 
 def _stated(requirement: Requirement) -> str:
-    """A package with its version, and what is wrong with that."""
+    """A package with the installed version, and with the required one if that is another."""
     version = _version(requirement.name)
     if version is None:
         return f'{requirement.name} is missing'
     wrong = not requirement.specifier.contains(version, prereleases=True)
-    return f'{requirement.name} {version}' + (f', outside of {requirement.specifier}' if wrong else '')
+    return f'{requirement.name} {version}' + (f', but {requirement.specifier} is required' if wrong else '')
 
 
 def _versions() -> dict[str, str]:
@@ -56,7 +56,7 @@ def _versions() -> dict[str, str]:
         if requirement.marker is None or requirement.marker.evaluate({'extra': ''}):
             found[requirement.name] = _stated(requirement).removeprefix(f'{requirement.name} ')
     if len(found) == 2:
-        found[_NAME] += '; the package is not installed, so that its requirements are not known'
+        found[_NAME] += '; the package is not installed, so its requirements are unknown'
     return found
 
 
@@ -70,7 +70,7 @@ def _extras() -> dict[str, str]:
         wanted = [r for r in _requirements() if r.marker is not None and r.marker.evaluate({'extra': extra})
                   and not r.marker.evaluate({'extra': ''})]
         stated = [_stated(requirement) for requirement in wanted]
-        wrong = [text for text in stated if ' is missing' in text or ', outside of ' in text]
+        wrong = [text for text in stated if ' is missing' in text or ' is required' in text]
         lines[extra] = 'complete' if not wrong else (
             f'{"; ".join(wrong)}; pip install "{_NAME}[{extra}]" adds what is missing')
     return lines
@@ -94,11 +94,11 @@ def _attention() -> dict[str, str]:
     triton = _version('triton')
     return {
         'CPU': 'fused in plain PyTorch; attn_fused=False computes module by module',
-        'MPS': 'module by module: the fused computation is for CPUs and CUDA',
+        'MPS': 'module by module; only CPUs and CUDA have the fused computation',
         'torch.compile': 'fused in plain PyTorch, which the compiler fuses further',
         'CUDA, ROCm': 'not fused: PyTorch finds no GPU' if not torch.cuda.is_available() else
         f'fused by Triton {triton}, in float32, float16 and bfloat16' if importlib.util.find_spec('triton') else
-        'Triton is missing, so that PyTorch operators compute; pip install triton brings the kernels',
+        'fused by PyTorch operators, since Triton is missing; `pip install triton` adds the kernels',
         'MMDetection': _operators(),
     }
 
@@ -127,10 +127,10 @@ def _answer(endpoint: str) -> str:
     except HTTPError as error:
         return f'answers with the error {error.code}'
     except (URLError, OSError) as error:
-        return f'does not answer ({getattr(error, "reason", error)}); cached models load all the same'
+        return f'does not answer ({getattr(error, "reason", error)}); models in the cache still load'
 
 
 def _caches() -> dict[str, str]:
     from huggingface_hub import constants
-    places = {'models of the Hub': Path(constants.HF_HUB_CACHE), 'PyTorch': Path(torch.hub.get_dir())}
-    return {name: f'{path}' if path.is_dir() else f'{path}, which does not exist yet' for name, path in places.items()}
+    folders = {'models of the Hub': Path(constants.HF_HUB_CACHE), 'PyTorch': Path(torch.hub.get_dir())}
+    return {name: f'{path}' if path.is_dir() else f'{path}, which does not exist yet' for name, path in folders.items()}

@@ -1,4 +1,4 @@
-"""Everything that a borrowed GPU is to tell: the tests that need it, the speed table, and a profile by kernel."""
+"""A run on a GPU that is available only for some minutes: tests, the speed table, and a profile by kernel."""
 
 import os
 import subprocess
@@ -17,11 +17,11 @@ from .provenance import provenance
 
 __all__ = ['cases', 'run']
 
-_LEFT_FOR_A_CASE = 20  # seconds: with less left, no other case is begun
+_SECONDS_FOR_A_CASE = 20  # with less time left, no further case is begun
 
 
 def cases() -> Iterator[Case]:
-    """The cases of the speed table for a GPU, the most telling first."""
+    """The cases of the speed table for a GPU, the most informative first."""
     networks: list[dict[str, Any]] = [
         {}, {'base': 'resnext50_32x4d'}, {'base': 'resnet50', 'attn': 'sk', 'split_input': True}]
     for compiled in (False, True):
@@ -35,14 +35,14 @@ def cases() -> Iterator[Case]:
 
 
 def _tests(device: str, tests: Path, seconds: float) -> int:
-    """Run the tests in a process of their own; returns pytest's exit code, or 124 if their time ran out."""
+    """Run the tests in a process of their own; returns pytest's exit code, or 124 if the time ran out."""
     environment = dict(os.environ)
     chosen = [tests / 'gpu']
     if device == 'cpu':
         environment['TIMM_SE_REHEARSAL'] = '1'
     else:
         chosen.insert(0, tests / 'layers' / 'kernels' / 'interpreted.py')
-    # Warnings of other versions of PyTorch than CI's are no failures here.
+    # The PyTorch of that machine may warn of what CI's does not, which is no failure.
     command = [sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', '-W', 'default', *map(str, chosen)]
     try:
         return subprocess.run(command, env=environment, timeout=seconds, check=False).returncode
@@ -71,14 +71,14 @@ def _profile(case: Case, device: str, variant: str) -> list[dict[str, Any]]:
 
 
 def run(device: str, minutes: float, output: Path, tests: Path | None = None, rounds: int = 9) -> None:
-    """Tests, one profile, and as many cases of the speed table as the time allows. Each case is kept as it ends.
+    """Run tests, one profile, and as many cases of the speed table as the time allows; each is written when it ends.
 
     Args:
         device: ``'cuda'``, or ``'cpu'`` for a rehearsal with tiny images and batches.
-        minutes: for everything; the tests get at most 40 % of them.
-        output: folder of ``speed-<device>.csv``, ``profile-<device>.csv``.
-        tests: the folder of the tests, where they are to run.
-        rounds: turns of each measurement.
+        minutes: time for everything; the tests get at most 40 %.
+        output: folder for ``speed-<device>.csv`` and ``profile-<device>.csv``.
+        tests: folder of the tests; None to run no tests.
+        rounds: number of measured turns of each case.
     """
     deadline = time.monotonic() + 60 * minutes
     rehearsal = device == 'cpu'
@@ -89,12 +89,12 @@ def run(device: str, minutes: float, output: Path, tests: Path | None = None, ro
     print(provenance(torch.device(device)), flush=True)
     if tests is not None:
         code = _tests(device, tests, 24 * minutes)
-        print(f'tests: exit code {code}' + (', their time ran out' if code == 124 else ''), flush=True)
+        print(f'tests: exit code {code}' + (', the time ran out' if code == 124 else ''), flush=True)
     keys = [*(field.name for field in fields(Case)), 'variant']
     profiled = False
     for i, case in enumerate(chosen, start=1):
-        if deadline - time.monotonic() < (0 if rehearsal else _LEFT_FOR_A_CASE):
-            print(f'{i - 1} of {len(chosen)} cases measured, then the time was over', flush=True)
+        if deadline - time.monotonic() < (0 if rehearsal else _SECONDS_FOR_A_CASE):
+            print(f'{i - 1} of {len(chosen)} cases measured before the time ran out', flush=True)
             return
         try:
             rows = measure(case, rounds, device=device, variants=('plain fused', 'timm', 'unfused', 'fused'))

@@ -1,4 +1,4 @@
-"""The versions, the commit and the machine that a measurement was made with."""
+"""The versions, the commit and the machine of a measurement."""
 
 import platform
 import subprocess
@@ -21,7 +21,7 @@ def _git(*command: str) -> str:
 
 def _commit() -> str:
     """Commit of the package, with '+' if the package's files differ from it; empty if they are in no repository."""
-    if not _git('ls-files', '/'.join(Path(__file__).parts[-2:])):  # installed, maybe inside of another repository
+    if not _git('ls-files', '/'.join(Path(__file__).parts[-2:])):  # installed, perhaps inside another repository
         return ''
     return _git('rev-parse', '--short', 'HEAD') + ('+' if _git('status', '--porcelain', '.') else '')
 

@@ -14,8 +14,8 @@ class PublishedCost:
         network: the paper's name of the network.
         source: the paper and its table.
         model: the plugin's name of the network.
-        parameters: millions of parameters; None where the paper gives none.
-        gmacs: 10^9 multiply-accumulates, which the papers call FLOPs; None where the paper gives none.
+        parameters: millions of parameters; None where the paper has no number.
+        gmacs: 10^9 multiply-accumulates, which the papers call FLOPs; None where the paper has no number.
         options: keywords of ``timm.create_model`` for the network.
         size: height and width of the image in pixels.
     """

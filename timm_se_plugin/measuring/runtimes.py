@@ -1,4 +1,4 @@
-"""What attention costs in the runtimes that people serve with, relative to the plain network in the same runtime."""
+"""The time that attention costs in inference runtimes, relative to the plain network in the same runtime."""
 
 import copy
 import statistics
@@ -31,8 +31,9 @@ Step = Callable[[torch.Tensor], Any]
 
 
 def _variants(names: tuple[str, str, dict[str, Any]], folded: bool) -> dict[str, nn.Module]:
-    plain, timms, ours = names
-    models = {'plain': timm.create_model(plain), 'timm': timm.create_model(timms), 'ours': timm.create_model(**ours)}
+    plain, by_timm, options = names
+    models = {
+        'plain': timm.create_model(plain), 'timm': timm.create_model(by_timm), 'ours': timm.create_model(**options)}
     for model in models.values():
         model.eval()
     if folded:
@@ -83,9 +84,9 @@ def _step(model: nn.Module, runtime: str, size: int, threads: int) -> Iterator[S
 def measure_runtime(
         network: str, runtime: str, batches: tuple[int, ...] = (1, 8), size: int = 224, rounds: int = 15,
 ) -> list[dict[str, Any]]:
-    """Time each variant of a network in a runtime, in turns.
+    """Time the variants of a network in a runtime, in turns.
 
-    Every step is first compared with the network in eager mode.
+    The output of each variant is first compared with that of the network in eager mode.
 
     Args:
         network: one of ``NETWORKS``.
@@ -96,13 +97,13 @@ def measure_runtime(
 
     Returns:
         A row for each batch and variant: the median milliseconds, and the median over turns of the ratio to the plain
-        network, or of the folded variants to the folded plain network, with its quartiles.
+        network (for folded variants to the folded plain network), with its quartiles.
 
     Raises:
-        AssertionError: a runtime computes something else than the network.
+        AssertionError: the output in the runtime differs from that in eager mode.
     """
     threads = torch.get_num_threads()
-    # The compiler makes BatchNorm part of the operators around it: folded networks are left out, to save their minutes.
+    # The compiler fuses BatchNorm with the operators around it, so the folded networks are left out to save time.
     models = _variants(NETWORKS[network], folded=runtime != 'compiled')
     rows = []
     with ExitStack() as stack:
@@ -123,7 +124,7 @@ def measure_runtime(
             for name, own in seconds.items():
                 reference = seconds['plain, folded' if name.endswith('folded') else 'plain'][2:]
                 low, median, high = statistics.quantiles(
-                    [mine / other for mine, other in zip(own[2:], reference, strict=True)], n=4)
+                    [elapsed / other for elapsed, other in zip(own[2:], reference, strict=True)], n=4)
                 rows.append({
                     'network': network, 'runtime': runtime, 'batch': batch, 'size': size, 'variant': name,
                     'milliseconds': round(1e3 * statistics.median(own[2:]), 2), 'ratio': round(median, 3),

@@ -1,4 +1,4 @@
-"""Where a network has attention, and the attention's share of parameters and MACs, as a tree and as a picture."""
+"""The places of attention in a network, and its share of parameters and MACs, as a tree and as a picture."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ __all__ = ['Node', 'draw_sites', 'site_tree']
 
 @dataclass(frozen=True)
 class Node:
-    """A module with everything inside.
+    """A module and all modules inside.
 
     Args:
         name: name in the network; empty for the network itself.
@@ -41,7 +41,7 @@ class Node:
     input_size: tuple[int, int, int]
 
     def units(self) -> Iterator['Node']:
-        """The parts of the network in its order, each with at most one attention layer."""
+        """The parts of the network in order, each with at most one attention layer."""
         if not self.children:
             yield self
         for child in self.children:
@@ -66,7 +66,7 @@ class Node:
             yield from run[0]._lines(prefix + below, f'{prefix}{branch}{several}')
 
     def _kind(self) -> tuple[Any, ...]:
-        """What neighbours have in common that are shown as one."""
+        """Neighbours with equal values here are shown as one line."""
         inner = tuple(site.removeprefix(self.name) for site in self.sites)
         return self.type, self.params, self.macs, inner
 
@@ -80,22 +80,22 @@ def site_tree(model: nn.Module, input_size: tuple[int, int, int] | None = None) 
 
     Args:
         model: any network that takes one batch of images.
-        input_size: (C, H, W) of the image; if None, what the model's pretrained configuration says.
+        input_size: (C, H, W) of the image; if None, the size in the network's configuration.
     """
     return _node(model, '', complexity(model, input_size), tuple(counted_attention(model)))
 
 
 def _node(module: nn.Module, name: str, cost: Complexity, sites: tuple[str, ...]) -> Node:
-    mine = [m for m in cost.modules if not name or m.name == name or m.name.startswith(f'{name}.')]
-    attention = [m for m in mine if m.is_attention]
-    here = tuple(site for site in sites if not name or site == name or site.startswith(f'{name}.'))
+    inside = [m for m in cost.modules if not name or m.name == name or m.name.startswith(f'{name}.')]
+    attention = [m for m in inside if m.is_attention]
+    sites = tuple(site for site in sites if not name or site == name or site.startswith(f'{name}.'))
     children = tuple(
-        _node(child, f'{name}.{child_name}' if name else child_name, cost, here)
-        for child_name, child in module.named_children()) if len(here) > 1 or (here and not name) else ()
+        _node(child, f'{name}.{child_name}' if name else child_name, cost, sites)
+        for child_name, child in module.named_children()) if len(sites) > 1 or (sites and not name) else ()
     return Node(
-        name, type(module).__name__.removeprefix('Recalibrated'),
-        sum(m.params for m in mine), sum(m.macs for m in mine),
-        sum(m.params for m in attention), sum(m.macs for m in attention), here, children, cost.input_size)
+        name, type(module).__name__,
+        sum(m.params for m in inside), sum(m.macs for m in inside),
+        sum(m.params for m in attention), sum(m.macs for m in attention), sites, children, cost.input_size)
 
 
 def _share(part: int, whole: int) -> str:

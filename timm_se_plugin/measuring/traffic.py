@@ -1,4 +1,4 @@
-"""How many bytes a training step of a network moves on a GPU, counted from what each operator reads and writes."""
+"""The bytes that a training step of a network moves on a GPU, counted from the reads and writes of each operator."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,10 +12,10 @@ from torch import Tensor, nn
 __all__ = ['CONVENTION', 'LAUNCHES', 'PATHS', 'Step', 'Units', 'block_units', 'count', 'middle', 'tail']
 
 CONVENTION = (
-    'A model, not a measurement: reads and writes of feature maps and convolution weights in eager mode, none of them '
-    'served by a cache; one unit is one read or write of one map; (N, C) tensors, the classifier and the optimiser '
-    'count zero. ratio is by an estimate worked out by hand, ratio_traced by the operators that autograd runs; where '
-    'they differ, nothing that was traced explains it'
+    'A model, not a measurement: reads and writes of feature maps and convolution weights in eager mode, none of '
+    'which a cache serves; one unit is one read or write of one map; (N, C) tensors, the classifier and the optimiser '
+    'count zero. ratio follows an estimate worked out by hand, ratio_traced the operators that autograd runs; the '
+    'traces do not explain the difference of the two'
 )
 PATHS = ('plain', 'timm', 'operators', 'tail by kernels', 'kernels', 'plain by kernels')
 
@@ -41,8 +41,8 @@ class Units:
     Args:
         forward: operators of the forward pass.
         backward: operators of the backward pass, as autograd runs them.
-        adjustment: units that the estimate worked out by hand has beyond the operators in the backward pass. Nothing
-            that was traced accounts for it.
+        adjustment: units of the backward pass by which the estimate worked out by hand exceeds the traced operators;
+            the traces do not explain it.
     """
 
     forward: tuple[Step, ...]
@@ -108,8 +108,8 @@ as traced on a CPU, without allocations and views:
     excitation under autocast           8   17    and a conversion of two weights and two biases each way
 
 One kernel for the excitation's forward pass would save 3 of the 17 launches of the excitation in float32 and 7 of
-the 25 under autocast, for the price of a second set of formulas for each gate and activation, and of one reading of
-its weights for each sample. A CUDA graph of the training step saves all of them, and those of the convolutions and the
+the 25 under autocast, but would need a second set of formulas for each gate and activation, and read its
+weights once for each sample. A CUDA graph of the training step saves all of them, and those of the convolutions and the
 optimiser. The excitation therefore stays five modules, and small batches are to be run as a graph (a recipe that has
 not been run on a GPU yet):
 
@@ -136,9 +136,9 @@ def middle(path: str, relu: bool = True) -> Units:
 
 
 def block_units(path: str, layout: str = 'channels_last') -> float:
-    """A whole bottleneck, forward and backward, in units of its output's map.
+    """Units of a whole bottleneck, forward and backward, where one unit is the size of its output.
 
-    Its two middle parts have a quarter of the channels. The convolutions read and write 3 units forward and 6 backward
+    The two middle parts have a quarter of the channels. The convolutions read and write 3 units forward and 6 backward
     (each reads its gradient twice, its input once, and writes its input's gradient), and the sum of the two gradients
     at the block's input takes 3.
     """
@@ -147,7 +147,7 @@ def block_units(path: str, layout: str = 'channels_last') -> float:
 
 @dataclass
 class _Map:
-    """What a module reads or writes, in values."""
+    """Number of values that a module reads and writes."""
 
     kind: str  # 'conv', 'tail', 'middle', 'norm', 'pool', 'sum'
     read: int
@@ -186,7 +186,7 @@ def _maps(model: nn.Module, x: Tensor) -> list[_Map]:
 
 
 def _moved(maps: Iterable[_Map], path: str, layout: str) -> dict[str, float]:
-    """Values moved forward and backward, by the tails, and by the tails' adjustment."""
+    """Numbers of values moved: forward, backward, by the tails, and by the tails' adjustment."""
     moved = {'forward': 0.0, 'backward': 0.0, 'tail': 0.0, 'adjustment': 0.0}
 
     def add(size: int, units: Units) -> None:
@@ -214,12 +214,15 @@ def _moved(maps: Iterable[_Map], path: str, layout: str) -> dict[str, float]:
 
 
 def count(base: str, batch: int = 32, size: int = 224) -> list[dict[str, Any]]:
-    """Bytes of a training step of a timm residual network, a row for each path, layout and type.
+    """Bytes that a training step of a timm residual network moves.
 
     Args:
         base: timm's name of the plain network, made of BasicBlock or Bottleneck.
-        batch: images.
-        size: height and width.
+        batch: number of images.
+        size: height and width of an image in pixels.
+
+    Returns:
+        A row for each layout, type and path.
 
     Raises:
         ValueError: a network without timm's residual blocks.

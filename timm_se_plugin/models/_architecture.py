@@ -1,4 +1,4 @@
-"""What stands behind a registered name."""
+"""The network behind a registered name."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,23 +16,23 @@ __all__ = ['Architecture', 'timm_network']
 
 @dataclass(frozen=True)
 class Architecture:
-    """What stands behind a registered name.
+    """The network behind a registered name, and the published weights that fit.
 
     Args:
         name: the plugin's model name.
-        base: the timm model that it is built from; of a network that timm doesn't have, its name.
-        attn: the attention it has when nothing is asked for; None for a plain network.
+        base: the timm model that it is built from; for a network that timm doesn't have, the name without attention.
+        attn: the attention that it has without ``attn=``; None for a plain network.
         accepts_attn: whether ``attn=`` may choose another attention (``resnet50_plugin``, not ``se_resnet50_plugin``).
         create: builds the network without the plugin's attention and without weights.
         model_args: arguments of `create` that differ from its defaults.
-        carries: whether what `create` builds has `attn` already, as timm's ``seresnet50`` has.
+        carries: whether the network that `create` builds has `attn` already, as timm's ``seresnet50``.
         is_pruned: whether timm pruned the network together with that attention, which then cannot be replaced.
-        timm_name: the model of timm that it is, number for number, when no attention is asked for; empty for none.
-        stages: how many stages may carry attention.
+        timm_name: timm's model with the same outputs, if no attention is asked for; empty if there is none.
+        stages: number of stages that may carry attention.
         source: the published weights that fit it, if there are any.
-        plain_source: the plain weights that its tags ``from_<tag>`` start from.
-        feature_cfg: how timm's ``features_only`` finds the levels.
-        checkpoint_filter: brings published weights into the network's form.
+        plain_source: the weights of the plain network, which the tags ``from_<tag>`` load.
+        feature_cfg: timm's ``feature_cfg``, for ``features_only``.
+        checkpoint_filter: converts published weights for the network.
     """
 
     name: str

@@ -30,10 +30,10 @@ def build(arch: Architecture, pretrained: bool = False, **kwargs: Any) -> nn.Mod
     """Build a registered model.
 
     Args:
-        arch: what stands behind the name.
+        arch: the network behind the name.
         pretrained: load the weights of the tag, or of the repository or folder that the model comes from.
-        **kwargs: as for timm's entrypoints, ``attn`` with its options, and ``pruned_widths``, which the config.json of
-            a pruned network has.
+        **kwargs: as for timm's entrypoints; ``attn`` with its options; and ``pruned_widths`` from the config.json of a
+            pruned network.
 
     Raises:
         ValueError: an impossible attention, option or tag, or an option that contradicts the weights asked for.
@@ -45,8 +45,8 @@ def build(arch: Architecture, pretrained: bool = False, **kwargs: Any) -> nn.Mod
     if 'pretrained_model_args' in signature(build_model_with_cfg).parameters:
         kwargs['pretrained_model_args'] = saved_args
     elif cfg.source in SAVED_SOURCES:
-        # timm before 1.0.31 does not say what was saved, and adapts a first convolution of other than three channels,
-        # though the weights have the channels that were saved.
+        # timm before 1.0.31 does not pass on the saved arguments, and adapts a first convolution that has not three
+        # input channels, even if the saved weights have as many.
         saved_args = read_config_json(f'{cfg.source}:{cfg.hf_hub_id or cfg.file}').get('model_args')
         if (saved_args or {}).get('in_chans', 3) == kwargs.get('in_chans', 3):
             cfg = replace(cfg, first_conv=None)
@@ -58,8 +58,8 @@ def build(arch: Architecture, pretrained: bool = False, **kwargs: Any) -> nn.Mod
     block_args = kwargs.get('block_args') or {}
     if attn is not None and 'attn_layer' in block_args and ('attn' in options or not arch.accepts_attn):
         raise ValueError(f"block_args has 'attn_layer' beside attn={attn.attn!r}; leave one of them out")
-    # Without `attn` timm's network keeps the attention that timm has built. A user's block_args take the place of all
-    # of timm's own, attention included, which the package then places.
+    # Without `attn` timm's network keeps the attention that timm has built. A user's block_args replace all
+    # of timm's own, attention included, and then the package places the attention.
     is_built = arch.carries and 'attn' not in options and kwargs.get('block_args') is None
     placed = None if is_built or 'attn_layer' in block_args else attn
 
@@ -106,13 +106,14 @@ def build(arch: Architecture, pretrained: bool = False, **kwargs: Any) -> nn.Mod
 
 
 def _attention_options(saved_args: Mapping[str, Any], options: dict[str, Any]) -> dict[str, Any]:
-    """Attention that a saved model was built with; what timm added of it to the user's own `options` is taken out."""
+    """Attention options of a saved model. Those that timm has copied into the user's `options` are removed there."""
     merged = split_attention_kwargs(dict(saved_args))
     if merged.get('attn', 'none') != 'none':
-        AttentionSpec(merged['attn'])  # refuses one that is registered nowhere
+        AttentionSpec(merged['attn'])  # raises for one that is not registered
     unknown = [name for name in merged if name != 'attn' and not is_option(name)]
     if unknown:
-        raise ValueError(f'the saved model has {unknown[0]}; this version of timm_se_plugin has no option {unknown[0]}')
+        raise ValueError(f'the saved model was built with {unknown[0]}, an option that this version of timm_se_plugin '
+                         'does not have; install a newer one')
     saved = applicable(merged)
     replaces = 'attn' in options and options['attn'] != saved.get('attn')
     for name, value in merged.items():

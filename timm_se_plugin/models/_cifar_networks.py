@@ -11,19 +11,19 @@ from torch import Tensor, nn
 
 __all__ = ['CifarLevels', 'CifarResNet', 'PaddedShortcut', 'as_timm_counts', 'keep_size_in_stem', 'refuse']
 
-# timm counts on a stem that divides the size by 4 where these keep it; 8 and more leave every stride alone.
+# timm's constructor assumes a stem that divides the size by 4, and these stems keep the size.
 _OUTPUT_STRIDES = {2: 8, 4: 16, 8: 32, 16: 32, 32: 32}
 
 
 def as_timm_counts(output_stride: int) -> int:
-    """``output_stride`` for timm's constructor."""
+    """The ``output_stride`` that timm's constructor needs for a stem of stride 1."""
     if output_stride not in _OUTPUT_STRIDES:
-        raise ValueError(f'output_stride={output_stride!r} is not allowed; allowed: 2, 4, 8, 16, 32')
+        raise ValueError(f'output_stride={output_stride!r} is not one of 2, 4, 8, 16, 32')
     return _OUTPUT_STRIDES[output_stride]
 
 
 def keep_size_in_stem(feature_info: list[dict[str, Any]]) -> None:
-    """Correct what timm says of the reductions."""
+    """Divide the reductions that timm states by 4, the stride of its stem."""
     for info in feature_info:
         info['reduction'] = max(1, info['reduction'] // 4)
 
@@ -32,7 +32,7 @@ def refuse(kwargs: dict[str, Any], names: Sequence[str], why: str) -> None:
     """Raise ValueError for options that would do nothing."""
     for name in names:
         if name in kwargs:
-            raise ValueError(f'{name}={kwargs[name]!r} is not allowed in a CIFAR network {why}')
+            raise ValueError(f'{name}={kwargs[name]!r} has no effect in a CIFAR network {why}; leave it out')
 
 
 class PaddedShortcut(nn.Module):
@@ -51,7 +51,7 @@ class PaddedShortcut(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Subsample and pad."""
         if self.stride > 1:
-            x = F.avg_pool2d(x, 1, self.stride)  # of one position each
+            x = F.avg_pool2d(x, 1, self.stride)  # over windows of one position
         return F.pad(x, (0, 0, 0, 0, 0, self.new_channels))
 
     def extra_repr(self) -> str:
@@ -60,32 +60,32 @@ class PaddedShortcut(nn.Module):
 
 
 class CifarLevels(nn.Module):
-    """timm's feature extraction, which counts five levels, for a stem and any number of stages."""
+    """timm's feature extraction for a stem and any number of stages; timm's networks have five levels."""
 
     __jit_unused_properties__ = ['attention_stages']  # noqa: RUF012  (TorchScript compiles all other properties)
 
     @property
     def attention_stages(self) -> int:
-        """How many stages may carry attention, for ``add_attention``."""
+        """Number of stages that may carry attention, for ``add_attention``."""
         levels: Any = self.feature_info
         return len(levels) - 1
 
     def forward_intermediates(
             self, x: Tensor, indices: int | list[int] | None = None, *args: Any, **kwargs: Any,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """As timm's; its default and its last indices are those of this network's features."""
+        """As timm's, with indices into the levels of this network."""
         levels: Any = self.feature_info
         taken, _ = feature_take_indices(len(levels), indices)
-        return super().forward_intermediates(x, taken, *args, **kwargs)  # type: ignore[misc]  # of timm's network
+        return super().forward_intermediates(x, taken, *args, **kwargs)  # type: ignore[misc]  # timm's class comes next
 
     def prune_intermediate_layers(
             self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True,
     ) -> list[int]:
-        """As timm's; see :meth:`forward_intermediates`."""
+        """As timm's, with indices into the levels of this network."""
         levels: Any = self.feature_info
         last = len(levels) - 1
         taken, max_index = feature_take_indices(last + 1, indices)
-        # To timm's ResNet the head goes with the last of five levels.
+        # timm removes the head unless the last of five levels is kept.
         super().prune_intermediate_layers(  # type: ignore[misc]
             [*taken, 4] if max_index == last else taken, prune_norm, prune_head)
         return taken
@@ -95,8 +95,8 @@ class CifarResNet(CifarLevels, ResNet):
     """ResNet for 32x32 images: a 3x3 stem that keeps the size, no pooling, and as many stages as `layers` has numbers.
 
     Papers: "Deep Residual Learning", https://arxiv.org/abs/1512.03385, section 4.2, and ResNeXt,
-    https://arxiv.org/abs/1611.05431, section 5.2, both of three stages. Keys are timm's, without those of stages that
-    the network does not have; features are the stem's and the stages', at strides 1, 1, 2 and 4 (and 8).
+    https://arxiv.org/abs/1611.05431, section 5.2, both of three stages. Keys are timm's. The feature
+    levels are the stem and the stages, at strides 1, 1, 2 and 4 (and 8).
 
     Args:
         block: timm's block class, or one for each stage.
@@ -104,13 +104,13 @@ class CifarResNet(CifarLevels, ResNet):
         channels: ``planes`` of each stage.
         in_chans: channels of the images.
         stem_width: channels of the stem, an even number.
-        shortcut: where the size or the width changes: ``'A'`` without parameters, ``'B'`` a 1x1 convolution and norm.
+        shortcut: for blocks that change size or width: ``'A'`` without parameters, ``'B'`` a 1x1 convolution and norm.
         output_stride: 2, or 4 and more; below 4 dilation takes the place of strides.
-        **kwargs: as ``timm.models.resnet.ResNet``, but for what concerns the stem.
+        **kwargs: as ``timm.models.resnet.ResNet``, except options of the stem.
 
     Raises:
-        ValueError: another ``shortcut``, ``output_stride`` or ``stem_width``, an option of timm's stem, or one of a
-            projection with ``'A'``.
+        ValueError: an invalid ``shortcut``, ``output_stride`` or ``stem_width``, an option of timm's stem, or an option
+            of projections with ``shortcut='A'``.
     """
 
     def __init__(
@@ -125,13 +125,13 @@ class CifarResNet(CifarLevels, ResNet):
             **kwargs: Any,
     ) -> None:
         if shortcut not in ('A', 'B'):
-            raise ValueError(f'shortcut={shortcut!r} is not allowed; allowed: A, B')
+            raise ValueError(f'shortcut={shortcut!r} is not one of A, B')
         if stem_width < 2 or stem_width % 2:
-            raise ValueError(f'stem_width={stem_width!r} is not allowed; allowed: an even number')
+            raise ValueError(f'stem_width={stem_width!r} is not a positive even number')
         refuse(kwargs, ('stem_type', 'replace_stem_pool'), 'whose stem is one 3x3 convolution')
         if shortcut == 'A':
             refuse(kwargs, ('avg_down', 'down_kernel_size'), "with shortcut='A'")
-        # Of timm's stems only the deep one has a choice of width; its convolutions make room for one.
+        # Only timm's deep stem has a free width; one convolution replaces it below.
         super().__init__(
             block, layers, channels=channels, in_chans=in_chans, output_stride=as_timm_counts(output_stride),
             stem_type='deep', stem_width=stem_width // 2, **kwargs)
@@ -142,7 +142,7 @@ class CifarResNet(CifarLevels, ResNet):
         nn.init.kaiming_normal_(self.conv1.weight, mode='fan_out', nonlinearity='relu')
         self.maxpool = nn.Identity()
         for index in range(len(levels), 5):
-            self.add_module(f'layer{index}', nn.Sequential())  # timm's forward goes through four, and empties some too
+            self.add_module(f'layer{index}', nn.Sequential())  # timm's forward calls four stages
         if shortcut == 'A':
             for first in self.first_blocks():
                 if first.downsample is not None:

@@ -18,9 +18,9 @@ __all__ = ['CifarResNetV2']
 class CifarResNetV2(CifarLevels, ResNetV2):
     """Pre-activation ResNet for 32x32 images: a 3x3 stem that keeps the size, no pooling, and three stages.
 
-    Papers: "Identity Mappings", https://arxiv.org/abs/1603.05027, Table 1, whose shortcuts see the first activation
-    where they project, and "Wide Residual Networks", https://arxiv.org/abs/1605.07146, Table 1. Keys are those of
-    timm's ``ResNetV2``; a bottleneck's stride is in its 3x3 convolution, as timm's.
+    Papers: "Identity Mappings", https://arxiv.org/abs/1603.05027, Table 1, whose projections read the first activation,
+    and "Wide Residual Networks", https://arxiv.org/abs/1605.07146, Table 1. Keys are those of
+    timm's ``ResNetV2``; a bottleneck's stride is in its 3x3 convolution, as in timm.
 
     Args:
         layers: number of blocks of each stage.
@@ -29,10 +29,10 @@ class CifarResNetV2(CifarLevels, ResNetV2):
         stem_chs: channels of the stem.
         output_stride: 2, or 4 and more; below 4 dilation takes the place of strides.
         zero_init_last: start each branch at zero.
-        **kwargs: as ``timm.models.resnetv2.ResNetV2``, but for ``stem_type``.
+        **kwargs: as ``timm.models.resnetv2.ResNetV2``, except ``stem_type``.
 
     Raises:
-        ValueError: another ``output_stride``, or a ``stem_type``.
+        ValueError: an invalid ``output_stride``, or a ``stem_type``.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class CifarResNetV2(CifarLevels, ResNetV2):
 
     @torch.jit.ignore
     def init_weights(self, zero_init_last: bool = True) -> None:
-        """Initialise as timm does, and gates that start at 1 as such."""
+        """Initialise as timm does, and restart identity gates."""
         super().init_weights(zero_init_last=zero_init_last)
         restart_identity(self)
 

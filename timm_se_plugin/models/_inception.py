@@ -1,4 +1,4 @@
-"""timm's Inceptions with gradient checkpointing and the classifier's name, which timm's lack."""
+"""timm's Inceptions, completed by gradient checkpointing and the classifier's name."""
 
 from types import FunctionType
 from typing import Any
@@ -14,7 +14,7 @@ __all__ = ['CheckpointedInceptionResnetV2', 'CheckpointedInceptionV3', 'Checkpoi
 
 
 class _Completed(nn.Module):
-    """What the three have in common; arguments are those of timm's class."""
+    """The additions to timm's classes; the arguments are those of timm."""
 
     classifier_name = ''
 
@@ -34,7 +34,7 @@ class _Completed(nn.Module):
 
 
 def _renamed(method: Any, name: str) -> FunctionType:
-    """The same method by another name, which TorchScript compiles beside one that overrides it."""
+    """A method under another name, so that TorchScript compiles it beside the method that overrides it."""
     copy = FunctionType(method.__code__, method.__globals__, name, method.__defaults__, method.__closure__)
     copy.__kwdefaults__ = method.__kwdefaults__
     copy.__annotations__ = dict(method.__annotations__)
@@ -42,7 +42,7 @@ def _renamed(method: Any, name: str) -> FunctionType:
 
 
 def _layers(model: Any) -> list[nn.Module]:
-    """The layers in their order, as timm's network lists them; each of a sequence's for itself."""
+    """The layers in the order of timm's ``layer_names``; sequences are replaced by their parts."""
     layers = [model.get_submodule(name) for name in model.layer_names]
     return [part for layer in layers for part in (layer if isinstance(layer, nn.Sequential) else (layer,))]
 
@@ -56,13 +56,13 @@ class CheckpointedInceptionV3(_Completed, InceptionV3):
     _forward_postaux = _renamed(InceptionV3.forward_postaux, '_forward_postaux')
 
     def forward_preaux(self, x: Tensor) -> Tensor:
-        """As timm's, to the place of the auxiliary classifier."""
+        """As timm's: the layers before the auxiliary classifier."""
         if self.grad_checkpointing and not torch.jit.is_scripting():
             return checkpoint_seq(_layers(self)[:-3], x)
         return self._forward_preaux(x)
 
     def forward_postaux(self, x: Tensor) -> Tensor:
-        """As timm's, from there."""
+        """As timm's: the layers after the auxiliary classifier."""
         if self.grad_checkpointing and not torch.jit.is_scripting():
             return checkpoint_seq(_layers(self)[-3:], x)
         return self._forward_postaux(x)
@@ -95,7 +95,7 @@ class CheckpointedInceptionResnetV2(_Completed, InceptionResnetV2):
 
 
 def without_auxiliary(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Keys without the auxiliary classifier, where the network has none; its own where the checkpoint has none."""
+    """The checkpoint with exactly the network's keys of an auxiliary classifier; missing ones keep their values."""
     expected = model.state_dict()
     kept = {key: value for key, value in state_dict.items() if not key.startswith('AuxLogits.') or key in expected}
     own = {key: value for key, value in expected.items() if key.startswith('AuxLogits.')}

@@ -1,4 +1,4 @@
-"""What timm's ``legacy_*`` networks compute, the PyTorch port of the SENet authors' Caffe release."""
+"""Networks with the outputs of timm's ``legacy_*`` models, the PyTorch port of the SENet authors' Caffe release."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +13,7 @@ from ._architecture import timm_network
 
 __all__ = ['LEGACY', 'legacy_network']
 
-# timm's legacy name -> the name in its resnet module that it is built from, and what differs.
+# timm's legacy name -> the network of timm's resnet module to build from, and the arguments that differ.
 LEGACY: dict[str, tuple[str, dict[str, Any]]] = {
     'legacy_seresnet18': ('resnet18', {}),
     'legacy_seresnet34': ('resnet34', {}),
@@ -39,7 +39,7 @@ def legacy_network(base: str) -> Callable[..., nn.Module]:
                **kwargs: Any) -> nn.Module:
         model: Any = build(zero_init_last=zero_init_last, drop_rate=drop_rate, **kwargs)
         vacate_blocks(model)
-        if type(model.maxpool) is nn.MaxPool2d:  # not what replace_stem_pool or aa_layer put there
+        if type(model.maxpool) is nn.MaxPool2d:  # replace_stem_pool and aa_layer put other layers there
             model.maxpool = nn.MaxPool2d(kernel_size=3, stride=2, ceil_mode=True)
         for module in model.modules():
             if isinstance(module, BasicBlock):

@@ -1,4 +1,4 @@
-"""Which published weights fit which registered name. Nothing is retyped: timm's own registry is asked at run time."""
+"""Which published weights fit which registered name, read from timm's registry at run time."""
 
 import re
 from collections import deque
@@ -16,7 +16,7 @@ __all__ = [
     'without_weights',
 ]
 
-WARM_START = 'from_'  # of a tag: the plain network's weights, which gain attention
+WARM_START = 'from_'  # begins the tags of a plain network's weights, to which attention is added
 # timm's SEModule: the reduced width is a multiple of 8.
 TIMM_SE = AttentionSpec('se', rd_divisor=8)
 
@@ -49,9 +49,10 @@ def published_cfgs(source: Source, first_conv: str | None = None, classifier: st
 
 
 def with_warm_starts(default_cfg: DefaultCfg, plain: DefaultCfg) -> DefaultCfg:
-    """The same with a tag ``from_<tag>`` for each published tag of the plain network.
+    """`default_cfg` and a tag ``from_<tag>`` for each published tag of the plain network.
 
-    Weights that belong to the whole network come first, and a configuration without weights only where there are none.
+    Weights of the whole network come first; a configuration without weights is kept only if there are no weights at
+    all.
     """
     trained = [tag for tag in default_cfg.tags if default_cfg.cfgs[tag].has_weights]
     warm = {f'{WARM_START}{tag}': plain.cfgs[tag] for tag in plain.tags if tag and plain.cfgs[tag].has_weights}
@@ -70,7 +71,7 @@ def without_weights(cfg: PretrainedCfg) -> DefaultCfg:
 
 
 def sk_keys(state_dict: StateDict) -> StateDict:
-    """Keys of timm's SK networks as ResNet's: timm keeps the convolutions beside an SK unit with their norms."""
+    """Keys of timm's SK networks as ResNet's: timm groups the other convolutions of a block with their norms."""
     renamed = {}
     for key, value in state_dict.items():
         key = re.sub(r'^(layer\d\.\d+\.conv\d)\.conv\.', r'\1.', key)

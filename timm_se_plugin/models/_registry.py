@@ -12,11 +12,11 @@ from ._builder import build
 
 __all__ = ['architecture_of', 'architectures', 'register']
 
-architectures: dict[str, Architecture] = {}  # by name, of every module of names
+architectures: dict[str, Architecture] = {}  # by registered name
 
 
 def architecture_of(name: str) -> Architecture | None:
-    """What stands behind a name of the plugin's, or behind the plugin's name for a network of timm's."""
+    """The network behind a name of the plugin, or behind a timm name that the plugin has too; None for others."""
     return architectures.get(name) or architectures.get(TIMM_NAMES.get(name, ''))
 
 
@@ -25,7 +25,7 @@ def register(module: str, arch: Architecture, default_cfg: DefaultCfg, doc: str,
 
     Args:
         module: the ``__name__`` of the module; timm groups models by its last part, and reads its ``default_cfgs``.
-        arch: what stands behind the name.
+        arch: the network behind the name.
         default_cfg: its pretrained configurations.
         doc: the entrypoint's docstring.
         opened: the name of the same network that accepts ``attn=``; `arch` itself if not given.

@@ -1,4 +1,4 @@
-"""Which attention a name, its keywords and the weights asked for give together."""
+"""The attention that follows from a name, the keywords and the weights."""
 
 import logging
 from collections.abc import Mapping
@@ -18,21 +18,21 @@ from ._published import WARM_START, Source
 
 __all__ = ['SAVED_SOURCES', 'is_place', 'pretrained_cfg', 'requested', 'resolve', 'resolve_unseen', 'source_of']
 
-SAVED_SOURCES = ('hf-hub', 'local-dir')  # of weights that come with the arguments which their model was built with
+SAVED_SOURCES = ('hf-hub', 'local-dir')  # sources of weights with a config.json, which has the model's arguments
 _WEIGHT_FILES = ('.pth', '.pt', '.bin', '.safetensors')
 
 _logger = logging.getLogger(__name__)
 
 
 def requested(arch: Architecture, options: Mapping[str, Any]) -> AttentionSpec | None:
-    """Attention that a name and its keywords ask for; None for none.
+    """Attention that a name and the keywords ask for; None for a plain network.
 
     Args:
-        arch: what stands behind the name.
+        arch: the network behind the name.
         options: ``attn`` and its options.
 
     Raises:
-        ValueError: an option without ``attn`` (but for ``attn_fused``, which plain residual blocks have too), or an
+        ValueError: an option without ``attn`` (except ``attn_fused``, which plain residual blocks accept too), or an
             attention that the name does not accept.
     """
     attn = options.get('attn')
@@ -40,7 +40,8 @@ def requested(arch: Architecture, options: Mapping[str, Any]) -> AttentionSpec |
             attn == 'none' or (attn is None and arch.attn is None)):
         return None
     if attn is None and arch.accepts_attn:
-        for name in options:
+        if options:
+            name = next(iter(options))
             hint = (f'say which attention with attn={" | ".join(ATTENTIONS)}' if is_option(name)
                     else f'{arch.name} has no such argument')
             raise ValueError(f'{name} is given without attn; {hint}')
@@ -62,16 +63,16 @@ def resolve(
         arch: Architecture, options: Mapping[str, Any], cfg: PretrainedCfg | str | None,
         saved: Mapping[str, Any] | None = None,
 ) -> tuple[AttentionSpec | None, bool]:
-    """Attention of a network with weights, without loading them; and whether the weights lack it.
+    """Attention of a network with weights, which are not loaded, and whether the weights lack it.
 
     Args:
-        arch: what stands behind the name.
+        arch: the network behind the name.
         options: ``attn`` and its options.
         cfg: the weights: timm's configuration, a tag, or None for the default one.
         saved: options that a saved model was built with.
 
     Raises:
-        ValueError: as :func:`requested`, an unknown tag, or options that contradict the weights.
+        ValueError: as :func:`requested`; an unknown tag; or options that contradict the weights.
     """
     if not isinstance(cfg, PretrainedCfg):
         cfg = pretrained_cfg(arch, cfg, None)
@@ -87,14 +88,14 @@ def resolve(
 def resolve_unseen(
         arch: Architecture, options: Mapping[str, Any], pretrained: bool | str,
 ) -> tuple[Mapping[str, Any], bool]:
-    """Options to build with before any weights are looked at, and whether the weights will lack the attention.
+    """Options to build with before any weights are read, and whether the weights will lack the attention.
 
     Args:
-        arch: what stands behind the name.
+        arch: the network behind the name.
         options: ``attn`` and its options.
-        pretrained: whether there will be weights, a tag, or where they are: a file in the place of the default tag's,
-            or a saved model (``'hf-hub:…'``, ``'local-dir:…'``). A saved model cannot be asked now: with ``attn='se'``
-            for a plain name it is taken for a plain one.
+        pretrained: whether there will be weights, a tag, or their location: a file that replaces the default tag's,
+            or a saved model (``'hf-hub:…'``, ``'local-dir:…'``). A saved model is not read here: if the name is that of
+            a plain network and ``attn='se'``, its weights are assumed to be plain.
 
     Raises:
         ValueError: as :func:`resolve`.
@@ -111,12 +112,12 @@ def resolve_unseen(
 
 
 def is_place(pretrained: str) -> bool:
-    """Whether a value of ``pretrained`` says where weights are, and is not a tag."""
+    """Whether a value of ``pretrained`` is the location of weights and not a tag."""
     return pretrained.startswith(SAVED_AT) or '/' in pretrained or pretrained.endswith(_WEIGHT_FILES)
 
 
 def pretrained_cfg(arch: Architecture, cfg: Any, overlay: Any) -> PretrainedCfg:
-    """timm's configuration of the weights, of a tag that exists."""
+    """timm's configuration of the weights; raises ValueError for an unknown tag."""
     if isinstance(cfg, str) and cfg and cfg not in _tags(arch):
         tags = ', '.join(sorted(_tags(arch) - {''}))
         raise ValueError(f'{arch.name} has no tag {cfg!r}; its tags are {tags or "none"}')
@@ -128,12 +129,12 @@ def _tags(arch: Architecture) -> set[str]:
 
 
 def source_of(arch: Architecture, cfg: PretrainedCfg) -> Source | None:
-    """Where a configuration's weights come from."""
+    """The published weights that a configuration loads."""
     return arch.plain_source if (cfg.tag or '').startswith(WARM_START) else arch.source
 
 
 def _declares_attention(arch: Architecture, cfg: PretrainedCfg) -> bool:
-    """Whether it is known which attention the weights have: of a tag and of a saved model, not of a user's own file."""
+    """Whether the attention of the weights is known: for a tag and a saved model, but not for a user's own file."""
     return cfg.source in SAVED_SOURCES or (
         source_of(arch, cfg) is not None and cfg.architecture == arch.name and (cfg.tag or '') in _tags(arch))
 
@@ -149,17 +150,17 @@ def _attention_of_weights(arch: Architecture, cfg: PretrainedCfg, saved: Mapping
 
 
 def _warm_started(arch: Architecture, attn: AttentionSpec, options: Mapping[str, Any]) -> AttentionSpec:
-    """Attention that a plain network's weights gain: unless the options say otherwise its gates start at 1."""
+    """Attention that is added to a plain network's weights; unless the options say otherwise, all gates start at 1."""
     able = names_that_start_at_identity()
     if attn.attn not in able:
         raise ValueError(f'weights of a plain {arch.base} cannot gain attn={attn.attn!r}, which cannot start without a '
-                         f'change of the output; {", ".join(able)} can')
+                         f'change of the output; choose one of {", ".join(able)}')
     if 'attn_init' in options:
         return attn
     if 'attn_gate' not in options:
         _logger.warning(
-            "%s: the plain network's weights gain attention that changes nothing at the start (attn_init='identity', "
-            "attn_gate=%r); say attn_init='identity' whenever you load a checkpoint of it by hand",
+            "%s: the plain network's weights get attention that changes nothing at the start (attn_init='identity', "
+            "attn_gate=%r); give attn_init='identity' again whenever you load a checkpoint of this network yourself",
             arch.name, replace(attn, gate=None, init='identity').gate)
     return attn.updated({**options, 'attn_init': 'identity'})
 
@@ -167,7 +168,7 @@ def _warm_started(arch: Architecture, attn: AttentionSpec, options: Mapping[str,
 def _matched(
         arch: Architecture, attn: AttentionSpec | None, weights: AttentionSpec | None, options: Mapping[str, Any],
 ) -> AttentionSpec | None:
-    """Attention of the weights, if `options` ask for nothing else."""
+    """The attention of the weights; raises ValueError if `options` ask for another."""
     if weights is None:
         return None
     if attn is None or attn.attn != weights.attn:

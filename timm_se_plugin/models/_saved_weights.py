@@ -21,7 +21,7 @@ def check_saved_weights(cfg: PretrainedCfg, build: Callable[[bool], nn.Module]) 
 
     Args:
         cfg: timm's configuration, which says where the weights are.
-        build: makes the model. Called with False, for a model without weights, and on the meta device, without memory.
+        build: makes the model. It is called with False, for a model without weights, and on the meta device.
 
     Raises:
         ValueError: the file is broken, has a tensor of another shape than the model, or is outside the repository.
@@ -33,7 +33,7 @@ def check_saved_weights(cfg: PretrainedCfg, build: Callable[[bool], nn.Module]) 
     shapes = tensor_shapes(path)
     with torch.device('meta'):
         model: Any = build(False)
-    # timm adapts these layers to other classes or input channels. A network of features knows neither number.
+    # timm adapts these layers to other numbers of classes or channels; a ``features_only`` network has neither number.
     saved = {cfg.classifier: ('num_classes', cfg.num_classes), cfg.first_conv: ('in_chans', cfg.input_size[0])}
     adapted = tuple(f'{layer}.' for layer, (name, count) in saved.items() if getattr(model, name, None) != count)
     given = {key: shape for key, shape in shapes.items() if not key.startswith(adapted)}
@@ -49,10 +49,10 @@ def _weights_file(cfg: PretrainedCfg) -> Path | None:
     from_hub = cfg.source == 'hf-hub' or not (cfg.state_dict or cfg.file)
     if not from_hub or not cfg.hf_hub_id:
         return None
-    if cfg.hf_hub_filename:  # timm fetches that file
+    if cfg.hf_hub_filename:  # timm itself fetches that file
         check_inside(cfg.hf_hub_id, cfg.hf_hub_filename)
         return None
     try:
         return fetch(cfg.hf_hub_id, WEIGHTS)
     except FileNotFoundError:
-        return None  # the weights are in PyTorch's format, or the Hub is offline: timm knows what to do
+        return None  # the weights are in PyTorch's format, or offline mode is on: timm handles both

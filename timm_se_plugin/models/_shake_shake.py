@@ -14,7 +14,7 @@ __all__ = ['ShakeShake', 'ShakeShakeBlock', 'ShakeShakeResNet']
 
 
 def shake_shake(a: Tensor, b: Tensor, training: bool) -> Tensor:
-    """What :class:`ShakeShake` computes."""
+    """The function of :class:`ShakeShake`."""
     if not training:
         return torch.lerp(b, a, 0.5)
     alpha = a.new_empty((a.shape[0], 1, 1, 1)).uniform_()
@@ -22,14 +22,14 @@ def shake_shake(a: Tensor, b: Tensor, training: bool) -> Tensor:
     return torch.lerp(b, a, beta) + ((alpha - beta) * (a - b)).detach()
 
 
-torch.fx.wrap('shake_shake')  # a leaf under fx, so that the graphs of training and evaluation have the same nodes
+torch.fx.wrap('shake_shake')  # a single node under fx, so that the graphs of training and evaluation have equal nodes
 
 
 class ShakeShake(nn.Module):
-    """Stochastic mix of two branches: ``alpha * a + (1 - alpha) * b``, differentiated as with another number, beta.
+    """Stochastic mix of two branches: ``alpha * a + (1 - alpha) * b``, and beta in the place of alpha in the gradient.
 
-    Both are uniform in [0, 1), and drawn for each image at each call (the paper's "Shake-Shake-Image", section 2).
-    In evaluation the mix is the mean.
+    alpha and beta are uniform in [0, 1), and drawn for each image at each call (the paper's "Shake-Shake-Image",
+    section 2). In evaluation the mix is the mean.
 
     Shape: twice (N, C, H, W) -> (N, C, H, W).
     """
@@ -53,7 +53,9 @@ class ShakeShakeBranch(BasicBlock):
 
 
 class ShakeShakeShortcut(nn.Module):
-    """Two 1x1 convolutions on what a stride keeps, the second one pixel further, side by side, and a norm.
+    """Shortcut of two 1x1 convolutions, concatenated, and a norm.
+
+    The first convolution reads the positions that the stride keeps, the second those one row and one column before.
 
     Shape: (N, C_in, H, W) -> (N, C, ceil(H / stride), ceil(W / stride)).
     """
@@ -80,7 +82,7 @@ class ShakeShakeShortcut(nn.Module):
 class ShakeShakeBlock(nn.Module):
     """Residual block of two branches, ReLU-conv-BN-ReLU-conv-BN each, mixed by :class:`ShakeShake`.
 
-    The attention follows the mix, before the addition; no activation follows that.
+    The attention is between mix and addition; no activation follows the addition.
 
     Shape: (N, inplanes, H, W) -> (N, planes, ceil(H / stride), ceil(W / stride)).
 
@@ -91,7 +93,7 @@ class ShakeShakeBlock(nn.Module):
         downsample: the shortcut; None for the identity.
         act_layer: the activation.
         drop_path: stochastic depth, or None.
-        **kwargs: as ``timm.models.resnet.BasicBlock``, whose branch both have.
+        **kwargs: options of both branches, as for ``timm.models.resnet.BasicBlock``.
     """
 
     expansion = 1
@@ -107,7 +109,7 @@ class ShakeShakeBlock(nn.Module):
             **kwargs: Any,
     ) -> None:
         super().__init__()
-        self.act = act_layer()  # not in place: the shortcut sees its input
+        self.act = act_layer()  # not in place, since the shortcut needs the input
         self.branch1 = ShakeShakeBranch(inplanes, planes, stride, act_layer=act_layer, **kwargs)
         self.branch2 = ShakeShakeBranch(inplanes, planes, stride, act_layer=act_layer, **kwargs)
         self.mix = ShakeShake()
@@ -116,7 +118,7 @@ class ShakeShakeBlock(nn.Module):
         self.downsample = downsample
 
     def forward(self, x: Tensor) -> Tensor:
-        """Add what the branches give, mixed and recalibrated."""
+        """Mix the branches, recalibrate, and add the shortcut."""
         shortcut = x
         x = self.act(x)
         if self.downsample is not None:
@@ -141,4 +143,4 @@ class ShakeShakeResNet(CifarResNet):
                 first.downsample = ShakeShakeShortcut(conv.in_channels, conv.out_channels, conv.stride[0], norm)
         act = type(self.get_submodule('act1'))
         self.act1 = nn.Identity()  # the blocks start with one
-        self.layer4 = nn.Sequential(act())  # where timm's forward calls a fourth stage
+        self.layer4 = nn.Sequential(act())  # timm's forward calls it before the pooling

@@ -20,28 +20,28 @@ _STAGES = ('stage2', 'stage3', 'stage4')
 class ShuffleNetV2(TorchvisionShuffleNetV2):
     """torchvision's ``ShuffleNetV2`` with timm's interface.
 
-    Paper: ShuffleNet V2, https://arxiv.org/abs/1807.11164. Keys are torchvision's; those of attention are
-    ``branch2.se`` and, of a Selective Kernel, ``branch2.3``. Stages 1, 2 and 3 of the attention are the network's
+    Paper: ShuffleNet V2, https://arxiv.org/abs/1807.11164. Keys are torchvision's; attention has the keys
+    ``branch2.se``, a Selective Kernel ``branch2.3``. Stages 1, 2 and 3 of the attention are the network's
     stages 2, 3 and 4.
 
     Shape: (N, in_chans, H, W) -> (N, num_classes).
 
     Args:
         layers: number of units of each of the three stages.
-        channels: of the stem, each stage, and the last convolution.
+        channels: channels of the stem, of each stage, and of the last convolution.
         num_classes: 0 for no classifier.
         in_chans: channels of the images.
-        global_pool: timm's pooling.
+        global_pool: timm's name of the pooling.
         output_stride: 8, 16 or 32; below 32 dilation takes the place of strides.
         drop_rate: dropout before the classifier.
-        device: where to create the parameters.
-        dtype: their type.
+        device: device of the parameters.
+        dtype: type of the parameters.
 
     Raises:
-        ValueError: another ``output_stride``.
+        ValueError: an invalid ``output_stride``.
     """
 
-    attention_stages = 3  # to add_attention
+    attention_stages = 3  # add_attention reads it
 
     def __init__(
             self,
@@ -56,7 +56,7 @@ class ShuffleNetV2(TorchvisionShuffleNetV2):
             dtype: torch.dtype | None = None,
     ) -> None:
         if output_stride not in (8, 16, 32):
-            raise ValueError(f'output_stride={output_stride!r} is not allowed; allowed: 8, 16, 32')
+            raise ValueError(f'output_stride={output_stride!r} is not one of 8, 16, 32')
         super().__init__(list(layers), list(channels), num_classes=1)
         self.num_classes = num_classes
         self.in_chans = in_chans
@@ -100,7 +100,7 @@ class ShuffleNetV2(TorchvisionShuffleNetV2):
         """The classifier, or its name."""
         return 'fc' if name_only else self.fc
 
-    reset_classifier = ResNet.reset_classifier  # its names are these
+    reset_classifier = ResNet.reset_classifier  # the attributes have the same names
 
     @torch.jit.ignore
     def forward_intermediates(
@@ -112,18 +112,21 @@ class ShuffleNetV2(TorchvisionShuffleNetV2):
             output_fmt: str = 'NCHW',
             intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """timm's: the stem, its pooling and the stages, and what :meth:`forward_features` gives.
+        """timm's: the levels (stem, pooling and stages) at `indices`, and the result of :meth:`forward_features`.
 
         Args:
             x: images.
-            indices: the last n levels, or their indices, or all.
-            norm: without effect, there is no norm at the end.
-            stop_early: compute no stage that is not needed.
+            indices: the number of last levels, a list of levels, or None for all.
+            norm: ignored, since the network does not end in a norm.
+            stop_early: leave out the stages after the last level in `indices`.
             output_fmt: ``'NCHW'``.
-            intermediates_only: return the levels alone.
+            intermediates_only: return only the levels.
+
+        Raises:
+            ValueError: another ``output_fmt``.
         """
         if output_fmt != 'NCHW':
-            raise ValueError(f'output_fmt={output_fmt!r} is not allowed; allowed: NCHW')
+            raise ValueError(f'output_fmt={output_fmt!r} is not NCHW, the only format of this network')
         taken, last = feature_take_indices(len(self.feature_info), indices)
         modules = [self.get_submodule(info['module']) for info in self.feature_info]
         if stop_early:
@@ -141,7 +144,7 @@ class ShuffleNetV2(TorchvisionShuffleNetV2):
     def prune_intermediate_layers(
             self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True,
     ) -> list[int]:
-        """timm's: empty the stages after the last level wanted, and return the indices of the wanted."""
+        """timm's: remove the stages after the last level in `indices`; returns the indices that are kept."""
         taken, last = feature_take_indices(len(self.feature_info), indices)
         for info in self.feature_info[last + 1:]:
             setattr(self, info['module'], nn.Sequential())
@@ -178,7 +181,7 @@ class ShuffleNetV2(TorchvisionShuffleNetV2):
 
 
 def _dilate(units: nn.Sequential, first_dilation: int, dilation: int) -> None:
-    """Take a stage's stride away, and dilate its 3x3 convolutions instead; the first unit as the stage before."""
+    """Replace a stage's stride by dilation of its 3x3 convolutions; the first unit has the previous dilation."""
     for index, unit in enumerate(units):
         for conv in unit.modules():
             if isinstance(conv, nn.Conv2d) and conv.kernel_size == (3, 3):

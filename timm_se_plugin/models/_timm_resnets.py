@@ -1,6 +1,6 @@
-"""What is known of the networks of timm's ``resnet`` module without building them.
+"""The attention of the networks in timm's ``resnet`` module, known without building them.
 
-``timm_resnets.json`` is made from the networks themselves by ``tools/update_timm_resnets.py``; a test says when the
+``tools/update_timm_resnets.py`` writes ``timm_resnets.json`` from the networks themselves; a test fails when the
 installed timm builds something else.
 """
 
@@ -27,8 +27,8 @@ class TimmResNet(NamedTuple):
 
     Args:
         attn: the attention that it carries; None for none.
-        plain: the network of timm's that it is without the attention; empty if there is none.
-        is_pruned: whether it was pruned together with its attention.
+        plain: timm's name of the same network without attention; empty if there is none.
+        is_pruned: whether timm pruned the network together with its attention.
     """
 
     attn: AttentionSpec | None
@@ -46,7 +46,7 @@ def timm_resnets() -> dict[str, TimmResNet]:
 
 
 def observed() -> dict[str, TimmResNet]:
-    """The same, read from the networks that the installed timm builds, on the meta device."""
+    """The table as the networks show it that the installed timm builds, on the meta device."""
     names = [name for name in timm.list_models(module='resnet', include_tags=False)
              if timm.models.model_entrypoint(name).__module__ == ResNet.__module__]
     models = {name: timm.create_model(name, device='meta') for name in names}
@@ -60,7 +60,7 @@ def observed() -> dict[str, TimmResNet]:
 
 
 def write_table() -> None:
-    """Write what :func:`observed` finds."""
+    """Write the result of :func:`observed` into ``timm_resnets.json``."""
     rows: dict[str, dict[str, Any]] = {}
     for name, found in sorted(observed().items()):
         attn = found.attn and {key: value for key, value in found.attn.to_kwargs().items()
@@ -82,12 +82,12 @@ def _carried(model: nn.Module) -> AttentionSpec | None:
     if set(kinds) == {SEModule}:
         for rd_ratio in (1 / 16, 1 / 8, 1 / 4):
             attn = AttentionSpec('se', rd_ratio=rd_ratio, rd_divisor=8)
-            made = [attn.create(layer.fc1.in_channels, device='meta') for layer in layers]
-            if all(ours.get_parameter('fc1.weight').shape == layer.fc1.weight.shape
-                   for ours, layer in zip(made, layers, strict=True)):
+            created = [attn.create(layer.fc1.in_channels, device='meta') for layer in layers]
+            if all(new.get_parameter('fc1.weight').shape == layer.fc1.weight.shape
+                   for new, layer in zip(created, layers, strict=True)):
                 return attn
-    raise ValueError(f'{type(model).__name__} carries {", ".join(kind.__name__ for kind in kinds)}, of which the '
-                     'plugin knows no specification')
+    raise ValueError(f'{type(model).__name__} carries {", ".join(kind.__name__ for kind in kinds)}, which no '
+                     'specification of the plugin describes')
 
 
 def _is_pruned(model: Any) -> bool:

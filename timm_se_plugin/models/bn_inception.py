@@ -13,10 +13,11 @@ from torch.nn import functional as F
 
 __all__ = ['BnInception', 'BnInceptionModule']
 
+
 class HalvingMaxPool2d(nn.MaxPool2d):
     """3x3 max pooling that halves the resolution and rounds up, as a padded convolution of stride 2 does.
 
-    On even maps it is Caffe's, which is ``ceil_mode``; on odd ones that is one short.
+    On even maps the result is that of Caffe's pooling (``ceil_mode``), which on odd maps is one position smaller.
     """
 
     def __init__(self) -> None:
@@ -34,12 +35,12 @@ class BnInceptionModule(nn.Module):
 
     Args:
         in_chs: channels of the input.
-        widths: of the branches: 1x1 (0 in a module that halves the resolution); 3x3 reduce, 3x3; double 3x3 reduce,
-            double 3x3; pool projection.
-        max_pool: pool the maximum, not the average; a module that halves the resolution always does.
-        conv_block: convolution with norm and activation.
-        device: where to create the parameters.
-        dtype: their type.
+        widths: channels of the branches: 1x1 (0 in a module that halves the resolution); 3x3 reduce, 3x3; double 3x3
+            reduce, double 3x3; pool projection.
+        max_pool: whether a module that keeps the resolution pools by the maximum and not by the average.
+        conv_block: constructor of a convolution with norm and activation.
+        device: device of the parameters.
+        dtype: type of the parameters.
     """
 
     def __init__(
@@ -82,19 +83,19 @@ class BnInception(nn.Module):
     Shape: (N, in_chans, H, W) -> (N, num_classes).
 
     Args:
-        num_classes: outputs; 0 for none.
-        in_chans: channels of the image.
+        num_classes: 0 for no classifier.
+        in_chans: channels of the images.
         output_stride: 32, as in timm's Inceptions.
         drop_rate: dropout before the classifier.
         global_pool: timm's name of the pooling; empty for none.
         norm_layer: timm's name of the norm.
-        norm_eps: its epsilon.
+        norm_eps: epsilon of the norm.
         act_layer: timm's name of the activation.
-        device: where to create the parameters.
-        dtype: their type.
+        device: device of the parameters.
+        dtype: type of the parameters.
 
     Raises:
-        ValueError: another `output_stride`.
+        ValueError: an invalid ``output_stride``.
     """
 
     def __init__(
@@ -112,7 +113,7 @@ class BnInception(nn.Module):
     ) -> None:
         super().__init__()
         if output_stride != 32:
-            raise ValueError(f'output_stride={output_stride} is not allowed; allowed: 32')
+            raise ValueError(f'output_stride={output_stride!r} is not 32, the only stride of this network')
         self.num_classes = num_classes
         self.in_chans = in_chans
         self.grad_checkpointing = False
@@ -168,7 +169,7 @@ class BnInception(nn.Module):
         """The classifier, or its name."""
         return 'fc' if name_only else self.fc
 
-    reset_classifier = ResNet.reset_classifier  # its names are these
+    reset_classifier = ResNet.reset_classifier  # the attributes have the same names
 
     def forward_intermediates(
             self,
@@ -179,18 +180,21 @@ class BnInception(nn.Module):
             output_fmt: str = 'NCHW',
             intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """Features and the feature levels at `indices`, as timm's networks give them.
+        """timm's: the levels at `indices`, and the result of :meth:`forward_features`.
 
         Args:
             x: images.
-            indices: the last so many levels, those of a list, or all.
-            norm: there is none to apply.
-            stop_early: leave out what comes after the last level asked for.
+            indices: the number of last levels, a list of levels, or None for all.
+            norm: ignored, since the network does not end in a norm.
+            stop_early: leave out the layers after the last level in `indices`.
             output_fmt: ``'NCHW'``.
-            intermediates_only: only the levels.
+            intermediates_only: return only the levels.
+
+        Raises:
+            ValueError: another ``output_fmt``.
         """
         if output_fmt != 'NCHW':
-            raise ValueError(f'output_fmt={output_fmt!r} is not allowed; allowed: NCHW')
+            raise ValueError(f'output_fmt={output_fmt!r} is not NCHW, the only format of this network')
         take, last = feature_take_indices(len(self.feature_info), indices)
         taken = [self.feature_info[i]['module'] for i in take]
         intermediates = []
@@ -205,7 +209,7 @@ class BnInception(nn.Module):
     def prune_intermediate_layers(
             self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True,
     ) -> list[int]:
-        """Leave out what comes after the last of the levels at `indices`; returns the indices that are kept."""
+        """timm's: remove the layers after the last level in `indices`; returns the indices that are kept."""
         take, last = feature_take_indices(len(self.feature_info), indices)
         end = self.layer_names.index(str(self.feature_info[last]['module']))
         for name in self.layer_names[end + 1:]:
@@ -229,11 +233,11 @@ class BnInception(nn.Module):
         return self.inception_5b(self.inception_5a(x))
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Pooled features, or the classes' scores."""
+        """Pool, and classify unless `pre_logits`. Shape: (N, 1024, H, W) -> (N, num_classes)."""
         x = self.head_drop(self.global_pool(x))
         return x if pre_logits else self.fc(x)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Classify."""
+        """Logits of images."""
         return self.forward_head(self.forward_features(x))
 

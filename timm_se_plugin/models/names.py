@@ -18,13 +18,11 @@ def check_model(name: str, arguments: Mapping[str, Any] | None = None) -> None:
         ValueError: neither timm nor the plugin has a model of this name, or it is timm's own and `arguments` have
             an ``attn``.
     """
-    if ':' not in name and not timm.is_model(name.partition('.')[0]):  # hf-hub: and local-dir: name saved models
-        close = get_close_matches(name, timm.list_models(), 3)
-        hint = f'did you mean {", ".join(close)}?' if close else 'timm-se models lists all'
-        raise ValueError(f'the model {name} is unknown; {hint}')
     plain = name.partition('.')[0]
-    if any(key.startswith('attn') for key in arguments or ()) and plain not in architectures:
-        opened = f'{plain}_plugin'
-        if opened in architectures:
-            raise ValueError(f"{plain} is timm's own network and takes no attn=; {opened} is the same network, which "
-                             'takes it')
+    if ':' not in name and not timm.is_model(plain):  # hf-hub: and local-dir: name saved models
+        close = get_close_matches(name, timm.list_models(), 3)
+        hint = f'did you mean {", ".join(close)}?' if close else '`timm-se models` lists all names'
+        raise ValueError(f'the model {name} is unknown; {hint}')
+    opened, asks = f'{plain}_plugin', any(key.startswith('attn') for key in arguments or ())
+    if asks and plain not in architectures and opened in architectures:
+        raise ValueError(f"{plain} is timm's own network and takes no attn=; use {opened}, the same network, instead")

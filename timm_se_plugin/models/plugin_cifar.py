@@ -1,14 +1,12 @@
 """Networks for CIFAR that timm does not have, of the tables of the SE and SK papers.
 
 - ``resnet20_cifar_plugin``, -32, -44, -56, -110: He et al., https://arxiv.org/abs/1512.03385, Table 6.
-- ``resnext29_16x32d_cifar_plugin``: SKNet-29's base (SK paper, Table 5), whose kernels on images this
-  small are 1 and 3, with r = 32.
+- ``resnext29_16x32d_cifar_plugin``: SKNet-29's base (SK paper, Table 5), whose kernels are 1 and 3 on such
+  small images, with r = 32.
 - ``resnetv2_164_cifar_plugin``, ``wide_resnet16_8_cifar_plugin``, ``shake_shake26_2x96d_cifar_plugin``: SE paper,
   Tables 4 and 5; with SE, not with SK.
-
-- ``resnet18_cifar_plugin``, -34, -50, -101, -152: what most people call a 'ResNet-18 for CIFAR': the stages and widths
-  of the ImageNet networks behind a 3x3 stem that keeps the size, without pooling. Public repositories have them plain
-  and with SE; no paper does.
+- ``resnet18_cifar_plugin``, -34, -50, -101, -152: the stages and widths of the ImageNet networks after a 3x3 stem that
+  keeps the size, without pooling. Public repositories have these plain and with SE; they are in no paper.
 
 ``<name>_plugin`` is plain and accepts ``attn=``; ``se_<name>_plugin`` and ``sk_<name>_plugin`` carry attention.
 The input is a 32x32 image, and there are 10 classes unless ``num_classes`` says otherwise.
@@ -41,7 +39,7 @@ def _cfg(first_conv: str, classifier: str, pool_size: tuple[int, int]) -> Defaul
 
 def _register(name: str, model_cls: type[nn.Module], args: dict[str, Any], *attns: AttentionSpec) -> None:
     """Register the plain network, and one with each attention."""
-    is_v2 = issubclass(model_cls, CifarResNetV2)  # timm's key names and modules are others there
+    is_v2 = issubclass(model_cls, CifarResNetV2)  # timm's ResNetV2 has other key and module names
     stages = len(args['layers'])
     levels = {'out_indices': tuple(range(stages + 1)), **({'flatten_sequential': True} if is_v2 else {})}
     keys = ('stem.conv', 'head.fc') if is_v2 else ('conv1', 'fc')

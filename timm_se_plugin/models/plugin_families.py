@@ -4,10 +4,9 @@
 family's literature uses.
 """
 
-import re
+import fnmatch
 import sys
 import warnings
-from fnmatch import translate
 from typing import Any
 
 import timm
@@ -26,7 +25,7 @@ default_cfgs: dict[str, DefaultCfg] = {}  # where register_model looks for the p
 def _register_all() -> None:
     names = [name for name in timm.list_models(include_tags=False) if not name.endswith('_plugin')]
     for family in FAMILIES.values():
-        bases = list(filter(re.compile('|'.join(map(translate, family.bases)) or '(?!)').match, names))
+        bases = [name for pattern in family.bases for name in fnmatch.filter(names, pattern)]
         missing = family.missing_classes()
         if bases and missing:
             warnings.warn(f'timm {timm.__version__} has no {", ".join(missing)}: timm_se_plugin leaves out the names '

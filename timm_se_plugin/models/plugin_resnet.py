@@ -3,7 +3,7 @@
 - ``<base>_plugin``: the network of timm's ``<base>``, which accepts ``attn=``.
 - ``se_<base>_plugin``, ``sk_<base>_plugin``: with Squeeze-and-Excitation or Selective Kernels, for each base without
   attention of its own.
-- ``legacy_<base>_plugin``: what timm's ``legacy_<base>`` computes, with ResNet's key names and features.
+- ``legacy_<base>_plugin``: the outputs of timm's ``legacy_<base>``, with ResNet's key names and features.
 
 The module is not called ``resnet``: timm groups models by that name.
 """
@@ -23,7 +23,7 @@ from ._timm_resnets import timm_resnets
 __all__: list[str] = []  # the entrypoints; timm's register_model adds them
 default_cfgs: dict[str, DefaultCfg] = {}  # where register_model looks for the pretrained configurations
 
-# timm's trained SK networks: the plain network that they are but for their kernels, and their options.
+# timm's trained SK networks: the network without SK, and SK's options.
 _TIMM_SK: dict[str, tuple[str, dict[str, Any]]] = {
     'skresnet18': ('resnet18', {'rd_ratio': 1 / 8, 'rd_divisor': 16, 'split_input': True}),
     'skresnet34': ('resnet34', {'rd_ratio': 1 / 8, 'rd_divisor': 16, 'split_input': True}),

@@ -1,4 +1,4 @@
-"""ShuffleNetV2, which timm does not have, plain, with SE and with SK (SK paper, Table 4), built from torchvision's.
+"""ShuffleNetV2, which timm does not have, from torchvision: plain, with SE and with SK (SK paper, Table 4).
 
 - ``shufflenetv2_050_plugin``, ``shufflenetv2_100_plugin``: the widths 0.5x and 1.0x, which accept ``attn=``;
   ``se_<name>`` and ``sk_<name>`` carry attention.

@@ -1,4 +1,4 @@
-"""What weights must have in common with the network that they are loaded into: keys, shapes, the attention."""
+"""Comparison of weights with the network that loads them: keys, shapes, attention."""
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ StateDict = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Misfit:
-    """Where given weights differ from those that a network expects; false where the network can load them.
+    """Differences between given weights and those that a network expects; falsy if there are none.
 
     Args:
         missing: expected keys that are not given.
@@ -70,12 +70,12 @@ def _shortened(keys: Collection[str]) -> str:
 def attention_misfit(
         network: AttentionSpec | None, weights: AttentionSpec | None, ignored: str | tuple[str, ...] = (),
 ) -> str:
-    """Options in which a network's attention is not that of weights, as text; empty where the two agree.
+    """Options in which the attention of a network and of weights differ, as text; empty if they agree.
 
     Args:
         network: the attention that the network has.
         weights: the attention that the weights were trained with.
-        ignored: beginnings of options that may differ, such as ``'attn_rd_'``.
+        ignored: prefixes of options that may differ, such as ``'attn_rd_'``.
     """
     if network is None or weights is None:
         different = {'attn': (network and network.attn, weights and weights.attn)} if network != weights else {}
@@ -97,14 +97,13 @@ def checkpoint_filter(
     classifier after this filter.
 
     Args:
-        key_map: renames the checkpoint's keys; leaves the model's own alone.
-        new_attention: the checkpoint is a plain network's: exactly the attention's keys are missing, and keep their
-            initial values.
-        base_filter: timm's own filter for the network, which comes first; it takes the checkpoint, or the checkpoint
-            and the model.
+        key_map: renames the checkpoint's keys, and leaves keys of the model unchanged.
+        new_attention: whether the checkpoint is of a plain network, so that exactly the attention's keys are missing,
+            which keep their initial values.
+        base_filter: timm's filter for the network, which runs first, on the checkpoint or on checkpoint and model.
 
     Returns:
-        The filter; it raises ValueError.
+        The filter, which raises ValueError.
     """
 
     def apply(state_dict: StateDict, model: nn.Module) -> StateDict:

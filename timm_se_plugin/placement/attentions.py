@@ -1,4 +1,4 @@
-"""The attentions: one record for each holds what the package knows of it, and users can register their own."""
+"""One record for each attention holds what the package knows of it; users can register attentions of their own."""
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
@@ -42,13 +42,13 @@ class Attention:
             (N, C, H, W); :class:`~timm_se_plugin.layers.SelectiveKernel` takes the place of a convolution instead.
         options: the layer's options and their defaults, the model keywords ``attn_<option>``.
         paper: arXiv number.
-        tags: what the Hub calls it.
-        create: makes the layer where the class does not take `options` as keywords.
-        last_layers: names of the layer's modules that decide on its gates. Zeroed, they give every gate its value at 0,
-            and the layer returns its input, which ``init='identity'`` asks for; none for an attention that cannot.
-        identity_gate: the gate that this takes; None where the layer has no choice of gates.
+        tags: tags of its models on the Hub.
+        create: makes the layer where the class does not take `options` as keywords; None where it does.
+        last_layers: names of the layer's modules that decide on its gates. When these are zeroed, every gate has its
+            value at 0 and the layer returns its input, as ``init='identity'`` asks; empty where that is impossible.
+        identity_gate: the gate that ``init='identity'`` needs; None where the layer has no choice of gates.
         gates: names of the modules of the layer whose outputs are gates.
-        placement: which options of placement it has.
+        placement: the options of placement that it accepts.
         selects_kernels: whether blocks get a Selective Kernel in the place of their 3x3 convolution.
         recalibrates: whether blocks get `layer` at a place of the SE paper's Figure 5.
     """
@@ -68,12 +68,12 @@ class Attention:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of all its options, without ``attn_``."""
+        """Names of all options of the attention, without ``attn_``."""
         return (*self.placement, *self.options)
 
     @property
     def starts_at_identity(self) -> bool:
-        """Whether a network can gain it without a change of its output."""
+        """Whether the attention can be added to a network without changing the output."""
         return bool(self.last_layers) and not self.selects_kernels
 
     def build(
@@ -82,7 +82,7 @@ class Attention:
     ) -> nn.Module:
         """The layer for `channels` channels, with all of its options given."""
         create: Any = self.create or self.layer
-        taken = inspect.signature(create).parameters  # of 'sk+se', whose options are those of two layers, SE's
+        taken = inspect.signature(create).parameters  # 'sk+se' has the options of two layers; this one is SE
         given = {name: options[name] for name in self.options if name in taken and name != 'init'}
         if 'act_layer' in given:
             given['act_layer'] = get_act_layer(given['act_layer'])
@@ -93,7 +93,7 @@ class Attention:
 
 
 def _with_gate_layer(layer: type[nn.Module]) -> Callable[..., nn.Module]:
-    """A layer of timm's, whose gate is a class and whose width is a number, made from the package's options."""
+    """Constructor of a timm layer by the package's options; timm takes the gate as a class, the width as a number."""
     def create(
             channels: int, gate: str, rd_ratio: float | None = None, rd_channels: int | None = None,
             rd_divisor: int = 1, act_layer: type[nn.Module] | None = None, **factory: Any,
@@ -143,9 +143,10 @@ def register_attention(
 ) -> Attention:
     """Let ``attn=name`` place a layer of your own wherever the package's attentions go.
 
-    Every keyword of the layer's constructor becomes a model keyword ``attn_<keyword>``, a part of the specification and
-    of config.json. A keyword ``act_layer`` receives a class and is given by timm's name; ``gate`` and ``init`` are
-    understood as in :class:`AttentionSpec`. Register before a saved network is loaded::
+    Every keyword of the layer's constructor becomes a model keyword ``attn_<keyword>``, which is part of the
+    specification and of config.json. For a keyword ``act_layer`` users give timm's name of the activation, and the
+    layer receives the class; ``gate`` and ``init`` have their meaning in :class:`AttentionSpec`. A saved network can be
+    loaded only after its attention has been registered::
 
         class SimAM(nn.Module):
             def __init__(self, channels: int, e_lambda: float = 1e-4, device=None, dtype=None): ...
@@ -154,15 +155,16 @@ def register_attention(
         model = timm.create_model('resnet50_plugin', attn='simam', attn_e_lambda=1e-3)
 
     Args:
-        name: a lower-case word that no attention has yet.
+        name: a lower-case word that is not yet the name of an attention.
         layer: a class whose first argument is the number of channels, whose other arguments have defaults and which
             takes ``device`` and ``dtype``. Shape: (N, C, H, W) -> (N, C, H, W).
         paper: arXiv number, for the model card.
         tags: of a model on the Hub; `name` if none are given.
-        last_layers: names of its modules whose weight and bias decide on the gates. They make ``init='identity'``
-            possible: it zeroes them, and the layer has to return its input then.
-        identity_gate: the value of its keyword ``gate`` with which that is so, if it has such a keyword.
-        gates: names of its modules whose outputs are gates, for the analysis.
+        last_layers: names of the layer's modules whose weight and bias decide on the gates, if ``init='identity'`` is
+            to be possible: it zeroes these modules, and the layer has to return its input then.
+        identity_gate: the value of the layer's keyword ``gate`` with which it returns its input then; None if the layer
+            has no such keyword.
+        gates: names of the layer's modules whose outputs are gates, for the analysis.
 
     Raises:
         ValueError: a name that is taken or is no lower-case word, or a constructor that cannot be called as above.
@@ -203,12 +205,12 @@ def record_of(layer: nn.Module) -> Attention | None:
 
 
 def names_that_start_at_identity() -> tuple[str, ...]:
-    """Names of the attentions that can start without a change of the output: a plain network's weights gain those."""
+    """Names of the attentions that can be added to a plain network's weights without changing the output."""
     return tuple(name for name, attention in ATTENTIONS.items() if attention.starts_at_identity)
 
 
 def start_at_identity(layer: Any) -> None:
-    """Zero the modules that decide on the gates of an attention layer, and let the layer remember that it was done."""
+    """Zero the modules that decide on the gates of an attention layer, and record that in the layer's ``init``."""
     record = record_of(layer)
     assert record is not None  # called for layers that a record made
     layer.init = 'identity'

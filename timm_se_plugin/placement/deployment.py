@@ -20,7 +20,7 @@ from .structure import image_size, run_structure, structure_of
 
 __all__ = ['fuse_for_inference']
 
-# Classes whose weight is what they convolve with; a parametrised or standardised convolution is of another class.
+# Exact classes: a subclass, as of a parametrised or standardised convolution, may not convolve with ``weight``.
 _CONVOLUTIONS = (nn.Conv2d, Conv2dSame)
 _NORMS = (nn.BatchNorm2d, BatchNormAct2d)
 
@@ -30,7 +30,7 @@ def fuse_for_inference(model: nn.Module, input_size: tuple[int, int, int] | None
     """Copy of `model` that computes the same in evaluation, with less work; it can't be trained.
 
     Every BatchNorm that is the only reader of a convolution's output is folded into it. A pass through a copy of the
-    network's structure shows which ones are: what was not seen to be so stays, and runs as before. Where a Bottleneck
+    network's structure finds them; every other BatchNorm stays and runs as before. Where a Bottleneck
     carries SE before its addition, the 1x1 convolution W3 between squeeze and excitation commutes with the mean: the
     first excitation layer becomes W1 W3 on the mean of that convolution's input, which is four times narrower.
 
@@ -40,13 +40,13 @@ def fuse_for_inference(model: nn.Module, input_size: tuple[int, int, int] | None
 
     Args:
         model: a network in evaluation mode that takes one batch of images.
-        input_size: (C, H, W) of an image; that of the network's configuration if None.
+        input_size: (C, H, W) of an image; if None, the size in the network's configuration.
 
     Returns:
         The copy.
 
     Raises:
-        ValueError: `model` is in training mode, whose BatchNorm can't be folded, or does not take such an image.
+        ValueError: `model` is in training mode, whose BatchNorm can't be folded, or does not accept such an image.
     """
     if model.training:
         raise ValueError('the network is in training mode, whose BatchNorm cannot be folded; call model.eval() first')
@@ -67,11 +67,11 @@ def fuse_for_inference(model: nn.Module, input_size: tuple[int, int, int] | None
 
 
 class _Reads(TorchDispatchMode):
-    """Counts how often operators read each of the tensors that it was told to watch."""
+    """Counts how often operators read each watched tensor."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.watched: list[tuple[Tensor, int]] = []  # kept, so that no other tensor gets the identity of one
+        self.watched: list[tuple[Tensor, int]] = []  # kept alive, so that no new tensor gets the id of one
         self.counts: dict[int, int] = {}
 
     def watch(self, tensor: Tensor) -> None:
@@ -86,7 +86,7 @@ class _Reads(TorchDispatchMode):
 
 
 def _foldable(model: nn.Module, input_size: tuple[int, int, int]) -> list[tuple[str, str]]:
-    """Names of each convolution and the norm that alone reads its output, as a pass shows them."""
+    """Names of each convolution whose output only a norm reads in a pass, and of that norm."""
     own = dict(model.named_modules())
     holders: dict[int, int] = {}
     for _, module in model.named_modules(remove_duplicate=False):
@@ -96,20 +96,21 @@ def _foldable(model: nn.Module, input_size: tuple[int, int, int]) -> list[tuple[
     made: dict[str, list[Tensor]] = {}
     seen: dict[str, list[Tensor]] = {}
     for name, module in structure.named_modules():
-        mine = own[name]
-        if has_hooks(mine) or holders[id(mine)] > 1 or not isinstance(getattr(mine, 'weight', None), nn.Parameter):
+        original = own[name]
+        if has_hooks(original) or holders[id(original)] > 1 or not isinstance(
+                getattr(original, 'weight', None), nn.Parameter):
             continue
-        if type(mine) in _CONVOLUTIONS:
+        if type(original) in _CONVOLUTIONS:
             def keep(module: Any, args: Any, output: Tensor, name: str = name) -> None:
                 made.setdefault(name, []).append(output)
                 reads.watch(output)
 
             module.register_forward_hook(keep)
-        elif type(mine) in _NORMS and mine.running_mean is not None:
+        elif type(original) in _NORMS and original.running_mean is not None:
             module.register_forward_pre_hook(lambda module, args, name=name: seen.setdefault(name, []).append(args[0]))
     with reads:
         outputs = run_structure(structure, input_size)
-    for leaf in tree_leaves(outputs):  # the caller is a reader too
+    for leaf in tree_leaves(outputs):  # the caller reads outputs
         if id(leaf) in reads.counts:
             reads.counts[id(leaf)] += 1
     once = {id(outputs[0]): name for name, outputs in made.items() if len(outputs) == 1}
@@ -122,12 +123,12 @@ def _foldable(model: nn.Module, input_size: tuple[int, int, int]) -> list[tuple[
 
 
 def _deployed(block: Any) -> nn.Module | None:
-    """A block that multiplies by its gate while it adds; None for a block that stays as it is."""
+    """The inference form of a block with SE before the addition; None for a block that stays unchanged."""
     if not isinstance(block, AttentionBasicBlock | AttentionBottleneck) or block.integration != 'standard':
         return None
     if has_hooks(block, block.se) or why_not_squeeze_excite(block.se):
         return None
-    if not (block.drop_path is None or hasattr(block.drop_path, 'drop_prob')):  # stochastic depth does nothing here
+    if not (block.drop_path is None or hasattr(block.drop_path, 'drop_prob')):  # stochastic depth, idle in evaluation
         return None
     if isinstance(block, AttentionBasicBlock):
         return _DeployedBasicBlock(block) if isinstance(block.bn2, nn.Identity) else None
@@ -142,7 +143,7 @@ def _deployed(block: Any) -> nn.Module | None:
 
 
 def scaled_add_act(x: Tensor, gate: Tensor, shortcut: Tensor, relu: bool) -> Tensor:
-    """``relu(x * gate + shortcut)``, in x's memory."""
+    """``relu(x * gate + shortcut)``, written into x's memory."""
     return add_act_(x.mul_(gate), shortcut, relu)
 
 
@@ -150,14 +151,14 @@ def scaled_conv_add_act(
         x: Tensor, weight: Tensor, bias: Tensor | None, gate: Tensor, shortcut: Tensor, relu: bool,
 ) -> Tensor:
     """``relu(gate * conv2d(x, weight, bias) + shortcut)`` for a 1x1 convolution; gate has shape (N, C, 1, 1)."""
-    assert bias is not None  # of the folded norm; for TorchScript
-    is_fixed = not (torch.jit.is_tracing() or torch.compiler.is_compiling())  # else the batch would become a constant
-    if is_fixed and x.shape[0] == 1 and x.shape[2] * x.shape[3] > weight.shape[1]:  # the weights are the smaller tensor
+    assert bias is not None  # the folded norm has given one; TorchScript needs the assertion
+    is_traced = torch.jit.is_tracing() or torch.compiler.is_compiling()  # the batch size would become a constant
+    if not is_traced and x.shape[0] == 1 and x.shape[2] * x.shape[3] > weight.shape[1]:  # the weights are smaller
         return add_act_(F.conv2d(x, weight * gate.view(-1, 1, 1, 1), bias * gate.flatten()), shortcut, relu)
     return scaled_add_act(F.conv2d(x, weight, bias), gate, shortcut, relu)
 
 
-torch.fx.wrap('scaled_conv_add_act')  # leaves under fx: they look at shapes and strides
+torch.fx.wrap('scaled_conv_add_act')  # single nodes under fx, since they read shapes and strides
 torch.fx.wrap('scaled_add_act')
 
 
@@ -181,7 +182,7 @@ class _DeployedBottleneck(nn.Module):
         self.se.fc1 = merged.requires_grad_(False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """As the block's, in evaluation."""
+        """The output of the block in evaluation mode."""
         shortcut = x
         x = self.act1(self.bn1(self.conv1(x)))
         x = self.aa(self.act2(self.drop_block(self.bn2(self.conv2(x)))))
@@ -205,13 +206,13 @@ class _DeployedBasicBlock(nn.Module):
         self.se = block.se
 
     def forward(self, x: Tensor) -> Tensor:
-        """As the block's, in evaluation."""
+        """The output of the block in evaluation mode."""
         shortcut = x
         x = self.aa(self.act1(self.drop_block(self.bn1(self.conv1(x)))))
         x = self.conv2(x)
         if not torch.jit.is_scripting():
             if type(self.conv2) is not nn.Conv2d or has_hooks(self.conv2):
-                x = x.clone()  # somebody may have kept it
+                x = x.clone()  # a hook may have kept x, which is overwritten below
         gate = self.se.excite(self.se.squeeze(x))
         if self.downsample is not None:
             shortcut = self.downsample(shortcut)

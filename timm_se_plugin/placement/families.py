@@ -1,9 +1,9 @@
 """Where attention sits in each family of networks: one table for names, flags and :func:`add_attention`.
 
-In a residual unit it recalibrates the branch before the addition, and elsewhere a module's result, such as the
-concatenation of an Inception module (SE paper, section 3.3, Figures 2 and 3). Blocks are named by their module and
-class and looked for by that name: nothing is imported for the table, and a class that timm renames takes its own family
-away.
+In a residual unit attention recalibrates the branch before the addition, and elsewhere a module's output, such as the
+concatenation of an Inception module (SE paper, section 3.3, Figures 2 and 3). Blocks are identified by the names of
+their module and class, so the table imports nothing, and if timm renames a class, only the family of that class is
+lost.
 """
 
 import sys
@@ -19,24 +19,24 @@ __all__ = ['FAMILIES', 'RESIDUAL_BLOCKS', 'Family', 'KernelSite', 'Site', 'is_of
 
 
 def is_of(module: nn.Module, names: tuple[str, ...]) -> bool:
-    """Whether a module's class, or one that it is derived from, has one of these names (``'package.module.Class'``)."""
+    """Whether a module's class or one of its base classes has one of these names (``'package.module.Class'``)."""
     return any(f'{cls.__module__}.{cls.__qualname__}' in names for cls in type(module).__mro__)
 
 
 def is_of_type(module: nn.Module, names: tuple[str, ...]) -> bool:
-    """Whether a module is of a class with one of these names, and not of one that is derived from it."""
+    """Whether a module's class itself, not only a base class, has one of these names."""
     return f'{type(module).__module__}.{type(module).__qualname__}' in names
 
 
 @dataclass(frozen=True)
 class Site:
-    """A tensor in every block of a kind.
+    """A tensor that attention recalibrates, in every block of a kind.
 
     Args:
         blocks: names of the block's classes.
-        module: the module in the block, a regular expression for its name; empty for the block itself.
-        tensor: the module's ``'output'`` or ``'input'``; ``'slot'`` where the block has a place for attention, which is
-            that module; ``'block'`` for timm's residual blocks, which become the package's, with every integration.
+        module: regular expression for the name of a module in the block; empty for the block itself.
+        tensor: the module's ``'output'`` or ``'input'``; ``'slot'`` where the module is the block's own place for
+            attention; ``'block'`` for timm's residual blocks, which become the package's, with every integration.
         where: a condition on the block and the module.
         empty: what a slot without attention holds: a module of this kind, or None.
     """
@@ -53,12 +53,13 @@ class KernelSite:
     """A convolution whose place a Selective Kernel takes, in every block of a kind.
 
     Args:
-        blocks: names of the block's classes, of which a derived class is none.
+        blocks: names of the block's classes; derived classes do not count.
         conv: name of the 3x3 convolution in the block.
-        norm: name of its norm, which every branch gets one of, and which becomes an identity, as all of these do.
-        act: name of its activation; empty if it has none.
-        drop: name of a layer between the two; empty if there is none.
-        aa: name of an anti-aliasing layer after them; empty if there is none.
+        norm: name of the norm after the convolution. Every branch gets a copy of the norm and of the layers below,
+            which become identities in the block.
+        act: name of the activation; empty if there is none.
+        drop: name of a layer between norm and activation; empty if there is none.
+        aa: name of an anti-aliasing layer after the activation; empty if there is none.
     """
 
     blocks: tuple[str, ...]
@@ -74,11 +75,11 @@ class Family:
     """Networks that carry attention in the same places.
 
     Args:
-        sites: for each integration the places.
-        bases: names of timm's models, with wildcards; there is ``<base>_plugin`` and ``se_<base>_plugin`` of each.
+        sites: the places for each integration.
+        bases: names of timm's models, with wildcards; each gets the names ``<base>_plugin`` and ``se_<base>_plugin``.
         kernels: where a Selective Kernel may be.
-        feature_cfg: how ``features_only`` finds the levels, where timm's own network says so to its builder.
-        checkpoint_filter: timm's function that brings the published weights into the form of its network.
+        feature_cfg: the ``feature_cfg`` that timm's entrypoints give to the builder, for ``features_only``.
+        checkpoint_filter: name of timm's function that converts the published weights for its network.
     """
 
     sites: dict[str, tuple[Site, ...]]
@@ -89,11 +90,11 @@ class Family:
 
     @property
     def blocks(self) -> tuple[str, ...]:
-        """Names of the classes of every kind of block that a site is in."""
+        """Names of the classes of all blocks with a site."""
         return tuple(block for sites in self.sites.values() for site in sites for block in site.blocks)
 
     def missing_classes(self) -> list[str]:
-        """Those of timm's names in the table that the installed timm does not have."""
+        """Names of timm's in this record that the installed timm does not have."""
         names = [*self.blocks, *(block for site in self.kernels for block in site.blocks), self.checkpoint_filter]
         return [name for name in names if name.startswith('timm.') and not _exists(name)]
 
@@ -111,7 +112,7 @@ def _is_activation(block: Any, module: nn.Module) -> bool:
     return not isinstance(module, nn.MaxPool2d) and not list(module.parameters())
 
 
-RESIDUAL_BLOCKS = _timm('resnet', 'BasicBlock', 'Bottleneck')  # which become the package's
+RESIDUAL_BLOCKS = _timm('resnet', 'BasicBlock', 'Bottleneck')
 _SEPARABLE = _timm('_efficientnet_blocks', 'DepthwiseSeparableConv')
 _RESNET_V2 = _timm('resnetv2', 'PreActBasic', 'PreActBottleneck', 'Bottleneck')
 _INCEPTION_RESNET = _timm('inception_resnet_v2', 'Block35', 'Block17', 'Block8')
@@ -131,7 +132,7 @@ FAMILIES: dict[str, Family] = {
     # comparison has SE. A Selective Kernel takes the place of the depthwise convolution and its norm.
     'shufflenetv2': Family(
         {'standard': (Site(_SHUFFLE, 'branch2'),)}, kernels=(KernelSite(_SHUFFLE, 'branch2.3', 'branch2.4'),)),
-    # After each module's concatenation (SE paper, Figure 2); the reductions are modules too, the stem is none.
+    # After each module's concatenation (SE paper, Figure 2); reductions count as modules, the stem does not.
     'inception_v3': Family({'standard': (Site(_timm(
         'inception_v3', 'InceptionA', 'InceptionB', 'InceptionC', 'InceptionD', 'InceptionE')),)}),
     'inception_v4': Family(
@@ -149,7 +150,7 @@ FAMILIES: dict[str, Family] = {
         {'standard': (Site(_timm('vgg', 'VGG'), r'features\.\d+', where=_is_activation),)}, bases=('vgg*_bn',),
         feature_cfg={'flatten_sequential': True, 'out_indices': (0, 1, 2, 3, 4, 5)},
         checkpoint_filter='timm.models.vgg._filter_fn'),
-    # After the pointwise convolution that ends a block: the 0.5 M parameters more of the SE paper's Table 3 are these.
+    # After the pointwise convolution that ends a block: this place adds the 0.5 M parameters of the SE paper's Table 3.
     'mobilenetv1': Family(
         {'standard': (Site(_SEPARABLE, r'bn2\.act', where=lambda block, _: block.has_pw_act),)},
         bases=('mobilenetv1_*',), feature_cfg={'flatten_sequential': True}),
@@ -184,7 +185,7 @@ FAMILIES: dict[str, Family] = {
     'xception': Family(
         {'standard': (Site(_timm('xception_aligned', 'XceptionModule', 'PreXceptionModule'), r'stack\.conv3'),)},
         bases=('xception*',), feature_cfg={'flatten_sequential': True, 'feature_cls': 'hook'}),
-    # Both paths' new channels, before the one is added and the other concatenated.
+    # On the new channels of both paths, before one part is added and the other concatenated.
     'dpn': Family(
         {'standard': (
             Site(_timm('dpn', 'DualPathBlock'), 'c1x1_c', where=lambda block, _: not block.b),
@@ -194,7 +195,7 @@ FAMILIES: dict[str, Family] = {
     'regnetx': Family(
         {'standard': (Site(_timm('regnet', 'Bottleneck', 'PreBottleneck'), 'se', 'slot'),)}, bases=('regnetx_*',),
         checkpoint_filter='timm.models.regnet._filter_fn'),
-    # No paper is known for it: before the addition, as in every residual unit.
+    # No paper defines a place in ConvNeXt; before the addition, as in every residual unit.
     'convnext': Family(
         {'standard': (Site(_CONVNEXT, 'drop_path', 'input'),),
          'pre': (Site(_CONVNEXT, 'conv_dw', 'input'),),

@@ -8,9 +8,9 @@ from .families import is_of
 
 __all__ = ['attention_modules', 'counted_attention', 'restart_identity']
 
-# timm's SE layer, which the plugin's takes the place of.
+# timm's SE layer, which the plugin replaces by its own.
 _REPLACED = ('timm.layers.squeeze_excite.SEModule',)
-# What else timm's networks carry, which the plugin neither places nor takes away.
+# Attention layers of timm's networks, of which the plugin replaces only the first.
 _OTHERS = (
     *_REPLACED, 'timm.layers.cbam.LightCbamModule', 'timm.layers.eca.CecaModule',
     'timm.layers.gather_excite.GatherExcite', 'timm.layers.selective_kernel.SelectiveKernelAttn',
@@ -19,17 +19,17 @@ _OTHERS = (
 
 
 def attention_modules(model: nn.Module) -> dict[str, nn.Module]:
-    """Every attention layer in `model` that the plugin places or replaces, by its name; not the parts of one."""
+    """Attention layers in `model` that the plugin places or replaces, by name; parts of a layer are not listed."""
     return _found(model, _REPLACED)
 
 
 def counted_attention(model: nn.Module) -> dict[str, nn.Module]:
-    """Every channel attention in `model` by its name, that of timm's other families too; not the parts of one."""
+    """All attention layers in `model`, those of timm's other families included, by name; parts are not listed."""
     return _found(model, _OTHERS)
 
 
 def restart_identity(model: nn.Module) -> None:
-    """Let the attention that was made with ``init='identity'`` start so again, after its weights were drawn anew."""
+    """Set the attention made with ``init='identity'`` back to that start, after all weights have been drawn anew."""
     for layer in attention_modules(model).values():
         if getattr(layer, 'init', 'default') == 'identity':
             start_at_identity(layer)

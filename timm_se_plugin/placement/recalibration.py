@@ -1,9 +1,8 @@
-"""A module that recalibrates its own output or input: attention inside a network whose keys stay as they are.
+"""Attention on the output or input of an existing module, without a change of the network's other keys.
 
-The attention becomes a child of a module that is already there, and a hook of that module calls it. A wrapper or an
-inserted module would rename keys and move the places that ``features_only`` and ``forward_intermediates`` count. The
-hooks are functions of this module, so that networks can be copied and pickled; TorchScript compiles them, fx and
-torch.export follow them.
+The attention becomes a child of the module, and a hook of the module calls it. A wrapper or an inserted module would
+rename keys and shift the levels that ``features_only`` and ``forward_intermediates`` count. The hooks are functions at
+module level, so that networks can be copied and pickled; TorchScript compiles them, and fx and torch.export trace them.
 """
 
 from collections.abc import Callable, Mapping
@@ -11,7 +10,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-__all__ = ['Tensors', 'attention_in', 'attention_of_output', 'install', 'is_ours', 'uninstall']
+__all__ = ['Tensors', 'attention_in', 'attention_of_output', 'install', 'is_attention_hook', 'uninstall']
 
 Tensors = Literal['output', 'input']
 
@@ -32,19 +31,19 @@ def _attention_of_input(self: Any, args: tuple[Tensor]) -> tuple[Tensor]:
     return (self.attention(args[0]),)
 
 
-# The name of the child, and the hook that calls it. A module that has an attribute `se` of its own, such as a block of
-# timm's with a slot for attention, keeps it.
+# The name of the child, and the hook that calls the child. The second name is for modules with an attribute `se` of
+# their own, such as timm's blocks with a slot for attention.
 _OF_OUTPUT: dict[str, Callable] = {'se': _se_of_output, 'attention': _attention_of_output}
 _OF_INPUT: dict[str, Callable] = {'se': _se_of_input, 'attention': _attention_of_input}
 
 
-def is_ours(hook: Any) -> bool:
+def is_attention_hook(hook: Any) -> bool:
     """Whether a hook is one that :func:`install` registers."""
     return hook in _OF_OUTPUT.values() or hook in _OF_INPUT.values()
 
 
 def _is_sequence(module: nn.Module) -> bool:
-    """Whether the module runs its children one after the other, an attention among them too."""
+    """Whether the module runs its children one after the other, so that attention can be one of them."""
     return isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
 
 
@@ -56,7 +55,7 @@ def attention_in(module: nn.Module) -> str | None:
 
 
 def attention_of_output(module: nn.Module) -> str | None:
-    """Name of the child that a hook calls with what the module gives; None if there is none."""
+    """Name of the child that a hook calls on the module's output; None if there is none."""
     return _hooked(module, module._forward_hooks, _OF_OUTPUT)
 
 
@@ -68,10 +67,10 @@ def install(module: nn.Module, attention: nn.Module, tensor: Tensors) -> str:
     """Let `attention` recalibrate the output or the input of `module`, whose children and keys stay.
 
     Returns:
-        The name of the child that it becomes: ``'se'``, or ``'attention'`` where the module has a ``se`` of its own.
+        The name of the attention in `module`: ``'se'``, or ``'attention'`` where the module has a ``se`` of its own.
 
     Raises:
-        ValueError: both names are taken.
+        ValueError: the module has these names already; a sequence only takes ``'se'``.
     """
     if _is_sequence(module) and not hasattr(module, 'se'):
         module.add_module('se', attention)
@@ -82,10 +81,11 @@ def install(module: nn.Module, attention: nn.Module, tensor: Tensors) -> str:
         return 'se'
     name = next((name for name in _OF_OUTPUT if not hasattr(module, name)), None)
     if name is None or _is_sequence(module):
-        raise ValueError(f'a {type(module).__name__} has a child called {name or "attention"} already, which attention '
-                         'would replace; choose the module inside or around it')
+        taken = 'se' if _is_sequence(module) else ' and '.join(_OF_OUTPUT)
+        raise ValueError(f'a {type(module).__name__} already has {taken}, the name that attention would get; choose '
+                         'the module inside or around it')
     module.add_module(name, attention)
-    if tensor == 'output':  # before a user's hooks, which see what the module gives
+    if tensor == 'output':  # before the user's hooks, which see the final output
         module.register_forward_hook(_OF_OUTPUT[name], prepend=True)
     else:
         module.register_forward_pre_hook(_OF_INPUT[name])
@@ -95,11 +95,11 @@ def install(module: nn.Module, attention: nn.Module, tensor: Tensors) -> str:
 def uninstall(module: nn.Module) -> nn.Module:
     """Undo :func:`install`; return the attention."""
     name = attention_in(module)
-    assert name is not None  # asked by the caller
+    assert name is not None  # the caller has checked
     attention = module.get_submodule(name)
     delattr(module, name)
     hooks: Any
     for hooks in (module._forward_hooks, module._forward_pre_hooks):
-        for key in [key for key, hook in hooks.items() if is_ours(hook)]:
+        for key in [key for key, hook in hooks.items() if is_attention_hook(hook)]:
             del hooks[key]
     return attention

@@ -1,4 +1,4 @@
-"""What a network remembers of its attention, so that it is read again and a saved config.json builds it again."""
+"""The record that a network keeps of its attention, from which a saved config.json builds the network again."""
 
 import logging
 from typing import Any
@@ -14,37 +14,37 @@ __all__ = [
 
 _logger = logging.getLogger(__name__)
 
-# The name of the same network that takes any attention by ``attn=``: of each registered name, and of each name of
-# timm's that has one. Both are filled where names are registered.
+# Names under which the same network accepts any ``attn=``: OPEN_NAMES for each name of the plugin, TIMM_NAMES for
+# timm's names. The registration of models fills both.
 OPEN_NAMES: dict[str, str] = {}
 TIMM_NAMES: dict[str, str] = {}
 
 
 def record_arguments(model: nn.Module, **arguments: Any) -> None:
-    """Add to the arguments that timm writes into config.json, and gives its constructor when the model is loaded.
+    """Add to the arguments that timm writes into config.json and passes to the constructor when the model is loaded.
 
-    timm 1.0.31 and newer keep them in this attribute; for older releases the package does.
+    timm 1.0.31 and newer keep the arguments in this attribute; for older releases the package does.
     """
     recorded: Any = model
     recorded._model_args = {**getattr(model, '_model_args', {}), **arguments}
 
 
 def record_origin(model: nn.Module, published: bool) -> None:
-    """Let a saved config.json know whether the network began with the weights that its configuration names."""
+    """Record, for config.json, whether the network began with the weights that its configuration names."""
     network: Any = model
     network._began_with_published_weights = published
 
 
 def began_with_published_weights(model: nn.Module) -> bool:
-    """What :func:`record_origin` has recorded; True for a network of which nothing is known."""
+    """The value that :func:`record_origin` has recorded; True for a network without a record."""
     return bool(getattr(model, '_began_with_published_weights', True))
 
 
 def record_attention(model: nn.Module, spec: AttentionSpec | None) -> None:
-    """Let ``AttentionSpec.of`` and a saved config.json know the attention that a network carries now.
+    """Record the attention that a network now carries, for ``AttentionSpec.of`` and config.json.
 
-    A plain network of timm's is recorded under the plugin's name for it, where there is one: the name that builds it
-    again.
+    A network of timm's is recorded under the plugin's name for the same network, if there is one, since only that name
+    builds the attention again.
     """
     recorded: Any = model
     recorded._model_args = {name: value for name, value in getattr(model, '_model_args', {}).items()
@@ -61,5 +61,5 @@ def record_attention(model: nn.Module, spec: AttentionSpec | None) -> None:
 
 
 def is_recorded(module: nn.Module) -> bool:
-    """Whether a network says that it carries attention of the plugin."""
-    return bool(AttentionSpec.of(module)) or isinstance(getattr(module, 'attn', None), AttentionSpec)  # a backbone's
+    """Whether a network is recorded to carry attention of the plugin."""
+    return bool(AttentionSpec.of(module)) or isinstance(getattr(module, 'attn', None), AttentionSpec)  # a backbone

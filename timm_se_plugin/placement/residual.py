@@ -1,4 +1,4 @@
-"""timm's residual blocks with attention at the places that the papers name."""
+"""timm's residual blocks with attention at the places of the SE paper's Figure 5."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ __all__ = [
 class AttentionBasicBlock(BasicBlock):
     """timm's ``BasicBlock`` with attention; keys are timm's, the attention is ``se``.
 
-    :func:`attend` makes it of a block that timm built.
+    :func:`attend` turns a block that timm built into one of this class.
 
     Shape: (N, inplanes, H, W) -> (N, planes, ceil(H / stride), ceil(W / stride)).
     """
@@ -31,7 +31,7 @@ class AttentionBasicBlock(BasicBlock):
     fused: bool | str
 
     def module_by_module(self, x: Tensor) -> Tensor:
-        """timm's block with the attention where Figure 5 of the SE paper has it."""
+        """timm's forward with the attention where Figure 5 of the SE paper has it."""
         shortcut = x
         if self.integration == 'pre':
             x = self.se(x)
@@ -55,7 +55,7 @@ class AttentionBasicBlock(BasicBlock):
         return x
 
     def forward(self, x: Tensor) -> Tensor:
-        """The same in fewer passes over the maps."""
+        """The result of :meth:`module_by_module`, in fewer passes over the maps."""
         if torch.jit.is_scripting():
             return self.module_by_module(x)
         return self._forward_fused(x)
@@ -70,7 +70,7 @@ class AttentionBasicBlock(BasicBlock):
         return _tail(self, x, shortcut, self.conv2, None, self.bn2, self.act2)
 
     def zero_init_last(self) -> None:
-        """As timm's, which its ``init_weights`` calls after it has drawn the weights: the identity starts anew too."""
+        """As timm's, and restart identity gates: timm's ``init_weights`` calls this after drawing all weights."""
         super().zero_init_last()
         restart_identity(self)
 
@@ -78,7 +78,7 @@ class AttentionBasicBlock(BasicBlock):
 class AttentionBottleneck(Bottleneck):
     """timm's ``Bottleneck`` with attention; keys are timm's, the attention is ``se``.
 
-    :func:`attend` makes it of a block that timm built.
+    :func:`attend` turns a block that timm built into one of this class.
 
     Shape: (N, inplanes, H, W) -> (N, 4 * planes, ceil(H / stride), ceil(W / stride)).
     """
@@ -87,7 +87,7 @@ class AttentionBottleneck(Bottleneck):
     fused: bool | str
 
     def module_by_module(self, x: Tensor) -> Tensor:
-        """timm's block with the attention where Figure 5 of the SE paper has it."""
+        """timm's forward with the attention where Figure 5 of the SE paper has it."""
         shortcut = x
         if self.integration == 'pre':
             x = self.se(x)
@@ -112,7 +112,7 @@ class AttentionBottleneck(Bottleneck):
         return x
 
     def forward(self, x: Tensor) -> Tensor:
-        """The same in fewer passes over the maps."""
+        """The result of :meth:`module_by_module`, in fewer passes over the maps."""
         if torch.jit.is_scripting():
             return self.module_by_module(x)
         return self._forward_fused(x)
@@ -128,13 +128,13 @@ class AttentionBottleneck(Bottleneck):
         return _tail(self, self.conv3(narrow), shortcut, self.conv3, narrow, self.bn3, self.act3)
 
     def zero_init_last(self) -> None:
-        """As timm's, which its ``init_weights`` calls after it has drawn the weights: the identity starts anew too."""
+        """As timm's, and restart identity gates: timm's ``init_weights`` calls this after drawing all weights."""
         super().zero_init_last()
         restart_identity(self)
 
 
 def _middle(block: Any, x: Tensor, conv: nn.Module, bn: nn.Module, act: nn.Module) -> Tensor:
-    """The (first) 3x3 convolution of a block with what follows until the next convolution."""
+    """The (first) 3x3 convolution of a block and the layers until the next convolution."""
     if block.integration == '3x3' or type(block.drop_block) is not nn.Identity:
         x = norm_act(conv(x), bn, None, conv)
         x = block.se(x) if block.integration == '3x3' else x
@@ -143,7 +143,7 @@ def _middle(block: Any, x: Tensor, conv: nn.Module, bn: nn.Module, act: nn.Modul
 
 
 def _shortcut(downsample: nn.Module | None, x: Tensor) -> Tensor:
-    """What is added: the input, or its projection, whose norm is computed like those inside the block."""
+    """The shortcut: x, or its projection, whose norm runs by :func:`norm_act` like those inside the block."""
     if downsample is None:
         return x
     if type(downsample) is not nn.Sequential or has_hooks(downsample) or len(downsample) < 2:
@@ -158,26 +158,26 @@ def _tail(
         block: Any, x: Tensor, shortcut: Tensor, conv: nn.Module, conv_input: Tensor | None, bn: nn.Module,
         act: nn.Module,
 ) -> Tensor:
-    """What remains of a block after its last convolution; module by module where something stands in the way."""
-    place, drop_path = block.integration, block.drop_path
-    se = block.se if place == 'standard' else None
+    """The rest of a block after its last convolution, fused where possible, else module by module."""
+    integration, drop_path = block.integration, block.drop_path
+    se = block.se if integration == 'standard' else None
     shortcut = _shortcut(block.downsample, shortcut)
-    # On a CPU, where nothing is multiplied, the modules keep as much for the backward pass and take less time.
-    is_scaled = se is not None or drop_path is not None or place == 'identity' or has_kernels(x)
+    # On a CPU, if nothing is multiplied, the modules take less time and keep as much for the backward pass.
+    is_scaled = se is not None or drop_path is not None or integration == 'identity' or has_kernels(x)
     if is_scaled and can_fuse(x, bn, se, drop_path, block.fused):
         gate = None
-        if place == 'identity' and not why_not_fused(x, bn, block.se):  # the gate joins the addition
+        if integration == 'identity' and not why_not_fused(x, bn, block.se):  # the gate joins the addition
             gate = block.se.excite(block.se.squeeze(shortcut))
-        elif place == 'identity':
+        elif integration == 'identity':
             shortcut = block.se(shortcut)
         x = residual_tail(x, shortcut, bn, se, drop_path, act, shortcut_gate=gate, conv=conv, conv_input=conv_input)
     else:
         x = norm_act(x, bn, None, conv)
         x = x if se is None else se(x)
         x = x if drop_path is None else drop_path(x)
-        x += block.se(shortcut) if place == 'identity' else shortcut
+        x += block.se(shortcut) if integration == 'identity' else shortcut
         x = act(x)
-    return block.se(x) if place == 'post' else x
+    return block.se(x) if integration == 'post' else x
 
 
 _WITH_ATTENTION: dict[type[nn.Module], type[nn.Module]] = {
@@ -191,7 +191,7 @@ def attention_channels(block: Any, integration: str) -> int:
 
     Args:
         block: timm's ``BasicBlock`` or ``Bottleneck``.
-        integration: the place.
+        integration: where the attention is, one of ``INTEGRATIONS``.
     """
     is_bottleneck = isinstance(block, Bottleneck)
     if integration == 'pre':
@@ -202,7 +202,7 @@ def attention_channels(block: Any, integration: str) -> int:
 
 
 def initialise_as_timm(layer: nn.Module) -> None:
-    """Draw the weights of a layer's convolutions as timm's ResNet draws those of every convolution."""
+    """Draw the weights of a layer's convolutions as timm's ResNet does."""
     for module in layer.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode='fan_out', nonlinearity='relu')
@@ -215,7 +215,7 @@ def attend(block: Any, attn: AttentionSpec, attention: nn.Module) -> None:
 
 
 def run_fused(block: Any, fused: bool | str) -> None:
-    """Give a residual block the fused path alone: one without attention, or with a Selective Kernel."""
+    """Let a residual block without ``se``, which may have a Selective Kernel, run by the fused path."""
     _prepare(block, nn.Identity(), 'none', fused)
 
 
@@ -226,19 +226,19 @@ def _prepare(block: Any, attention: nn.Module, integration: str, fused: bool | s
 
 
 def detach(block: Any) -> nn.Module:
-    """Take a block's attention away, and return it; the block is timm's again."""
+    """Remove and return a block's attention; the block has timm's class again."""
     attention: nn.Module = block.se
     del block.se, block.fused, block.integration
     block.se = None
-    _become(block, next(plain for plain, ours in _WITH_ATTENTION.items() if isinstance(block, ours)))
+    _become(block, next(plain for plain, attentive in _WITH_ATTENTION.items() if isinstance(block, attentive)))
     return attention
 
 
 def _become(block: nn.Module, cls: type[nn.Module]) -> None:
-    """Let a block run another class's forward.
+    """Change the class of a block, and with it the forward.
 
-    A new object in its place would be unknown to whoever holds the old one: a list that the network keeps beside its
-    modules, a hook's handle, a feature extractor. torch's own parametrisations and FSDP2 change classes for the same
+    Code that holds the block would not know a new object in its place: a list that the network keeps beside its
+    modules, a hook's handle, a feature extractor. torch's parametrisations and FSDP2 change classes for the same
     reason.
     """
     block.__class__ = cls

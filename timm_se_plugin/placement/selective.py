@@ -14,10 +14,10 @@ __all__ = ['select_kernels']
 
 
 def select_kernels(block: nn.Module, site: KernelSite, spec: AttentionSpec) -> None:
-    """Put a Selective Kernel into a block that is built.
+    """Replace the 3x3 convolution of a block by a Selective Kernel.
 
-    Every branch gets a convolution of its own, and norm, activation and what else is between them as the block has
-    them; in the block they become identities.
+    Every branch gets a convolution of its own, and copies of the block's norm, activation and layers between them,
+    which become identities in the block.
 
     Args:
         block: a block of a kind that `site` names.
@@ -44,5 +44,5 @@ def select_kernels(block: nn.Module, site: KernelSite, spec: AttentionSpec) -> N
 
 
 def _copies(module: nn.Module) -> Callable[..., nn.Module]:
-    """A constructor that gives copies of a module whatever it is asked for."""
+    """A constructor that ignores its arguments and returns a copy of a module."""
     return lambda *args, **kwargs: copy.deepcopy(module)

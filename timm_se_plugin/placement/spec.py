@@ -1,4 +1,4 @@
-"""What attention a network carries and where: the one object that travels from the flag to the block."""
+"""Which attention a network carries and where: one object holds this from the model keyword to the block."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -36,11 +36,11 @@ class AttentionSpec:
             ``'identity'`` on the shortcut, ``'3x3'`` after the (first) 3x3 convolution and its normalisation. Other
             networks than ResNets have those that ``placement/families.py`` lists.
         stages: which of timm's layer1..layer4 (the paper's stages 2 to 5) carry it; an integer for one of them. In
-            other networks, stage 1 is what is computed before the last feature level but three, and so on.
-        sites: regular expression for the names of modules after which it sits, instead of ``integration`` and
-            ``stages``.
+            other networks stage 4 ends with the last feature level, stage 3 with the level before, and so on.
+        sites: regular expression for the names of the modules whose output it recalibrates, instead of
+            ``integration`` and ``stages``.
         rd_ratio: 1 / r, a fraction in (0, 1], or a string such as ``'1/16'``; if None 1/2 in ``'cse'`` and ``'scse'``,
-            1/16 elsewhere. In ``'sk+se'`` this and the next two hold for both.
+            1/16 elsewhere. In ``'sk+se'`` both attentions use this and the next two options.
         rd_channels: inner width; takes the place of ``rd_ratio``.
         rd_divisor: 1 for the papers' widths, C // r and max(C / r, L); anything else for timm's rule.
         squeeze: ``'avg'``, ``'max'`` or ``'none'``.
@@ -58,7 +58,6 @@ class AttentionSpec:
         sk_stages: in ``'sk+se'`` the stages with SK; ``stages`` are those with SE.
         fused: ``'auto'`` uses the fused computation where it applies, ``False`` never, ``True`` raises where it
             doesn't apply.
-
         extra: options of a registered attention that are none of the above, by name.
 
     Raises:
@@ -120,8 +119,8 @@ class AttentionSpec:
         if isinstance(self.groups, tuple) and len(self.groups) != len(self.kernels):
             raise _not_allowed('groups', self.groups, f'one number, or one for each of the kernels {self.kernels}')
         if self.init == 'identity' and self.gate != self.record.identity_gate:
-            raise ValueError(f"attn_gate={self.gate!r} does not give x at 0, as attn_init='identity' needs it; "
-                             f'{self.record.identity_gate} does')
+            raise ValueError(f"attn_gate={self.gate!r} does not start at the identity, as attn_init='identity' asks; "
+                             f'choose {self.record.identity_gate}')
         if self.sites is not None:
             for name in ('integration', 'stages'):
                 if getattr(self, name) != getattr(AttentionSpec, name):
@@ -134,7 +133,7 @@ class AttentionSpec:
         return ATTENTIONS[self.attn]
 
     def _set(self, name: str, value: Any) -> None:
-        object.__setattr__(self, name, value)  # the dataclass is frozen to everybody else
+        object.__setattr__(self, name, value)  # a frozen dataclass has no other way
 
     @classmethod
     def from_kwargs(cls, kwargs: Mapping[str, Any]) -> 'AttentionSpec':
@@ -156,14 +155,14 @@ class AttentionSpec:
         return cls(**options, extra=extra)
 
     def updated(self, kwargs: Mapping[str, Any]) -> 'AttentionSpec':
-        """This specification with the options in `kwargs`; with ``attn_init='identity'`` the gate follows it."""
-        mine = self.to_kwargs()
+        """This specification with the options in `kwargs`; ``attn_init='identity'`` also sets its gate."""
+        options = self.to_kwargs()
         if kwargs.get('attn_init') == 'identity' and self.init != 'identity':
-            mine.pop('attn_gate', None)
-        if kwargs.get('attn_sites') is not None:  # they take the place of these
-            mine.pop('attn_integration', None)
-            mine.pop('attn_stages', None)
-        return self.from_kwargs({**mine, **kwargs, 'attn': self.attn})
+            options.pop('attn_gate', None)
+        if kwargs.get('attn_sites') is not None:  # sites replace both
+            options.pop('attn_integration', None)
+            options.pop('attn_stages', None)
+        return self.from_kwargs({**options, **kwargs, 'attn': self.attn})
 
     @classmethod
     def of(cls, model: nn.Module) -> 'AttentionSpec | None':
@@ -177,7 +176,7 @@ class AttentionSpec:
         return {'attn': self.attn, **{f'attn_{name}': values[name] for name in self.record.names}}
 
     def differences(self, other: 'AttentionSpec') -> dict[str, tuple[Any, Any]]:
-        """Options in which two specifications compute something else, as ``{'attn_gate': (of self, of other)}``."""
+        """Options that make two specifications compute different functions: ``{'attn_gate': (of self, of other)}``."""
         first, second = self.to_kwargs(), other.to_kwargs()
         return {
             key: (first.get(key), second.get(key)) for key in {**first, **second}
@@ -190,7 +189,8 @@ class AttentionSpec:
 
     def selects_kernels(self, stage: int) -> bool:
         """Whether the blocks of a stage get a Selective Kernel in the place of their 3x3 convolution."""
-        return stage in {'sk': self.stages, 'sk+se': self.sk_stages}.get(self.attn, ())
+        stages = self.sk_stages if 'sk_stages' in self.record.options else self.stages
+        return self.record.selects_kernels and stage in stages
 
     def create(
             self,
@@ -205,8 +205,8 @@ class AttentionSpec:
         """Selective Kernel in the place of a 3x3 convolution, its norm and its activation.
 
         Args:
-            conv: the convolution that it replaces.
-            **kwargs: what else the block gives :class:`SelectiveKernel`: stride, layers, device, dtype.
+            conv: the convolution that is replaced.
+            **kwargs: further arguments of :class:`SelectiveKernel`: stride, layers, device, dtype.
 
         Raises:
             ValueError: options that do not suit the convolution's channels.
@@ -218,7 +218,7 @@ class AttentionSpec:
                 groups=self.groups or conv.groups, dilation=conv.dilation[0], split_input=self.split_input,
                 select=self.select, rd_ratio=self.rd_ratio, rd_channels=self.rd_channels, rd_divisor=self.rd_divisor,
                 rd_min_channels=self.rd_min_channels, fused=self.fused, **kwargs)
-        except ValueError as error:  # begins with the layer's name of the option
+        except ValueError as error:  # the message begins with the option's name in the layer
             raise ValueError(f'attn_{error}') from error
 
 
@@ -229,9 +229,10 @@ def split_attention_kwargs(kwargs: dict[str, Any]) -> dict[str, Any]:
 
 
 def applicable(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of a built model that its attention has; without attention ``attn_fused`` alone.
+    """Those of a built model's recorded options that its attention has; without attention only ``attn_fused``.
 
-    timm records what a saved model was built with beside what the user then asked for, another attention maybe.
+    timm records the arguments of a saved model together with those that the user gives when loading it, and these may
+    choose another attention.
     """
     record = ATTENTIONS.get(options.get('attn', 'none'))
     names = ('attn', *(f'attn_{option}' for option in (record.names if record else ('fused',))))
@@ -274,7 +275,7 @@ def _is_act(value: Any) -> bool:
 
 
 def _one_of(*choices: Any) -> tuple[Callable[[Any], bool], str]:
-    def is_allowed(value: Any) -> bool:  # 0 is no False: the layers ask with `is`
+    def is_allowed(value: Any) -> bool:  # 0 == False, but the layers test `fused is False`
         return any(type(value) is type(choice) and value == choice for choice in choices)
 
     return is_allowed, f'one of {_listed(choices)}'
@@ -284,7 +285,7 @@ def _listed(values: Iterable[Any]) -> str:
     return ', '.join(str(value) for value in values)
 
 
-# What each option may be: a test, and the same in words. A registered attention checks options of its own by itself.
+# For each option a test of its value, and the test in words. A registered attention checks its own options itself.
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     'integration': _one_of(*INTEGRATIONS),
     'stages': (_is_stages, "one or more of 1, 2, 3, 4 (timm's layer1 to layer4)"),

@@ -1,4 +1,4 @@
-"""A copy of a network's structure, without memory for its values, and a pass through it that computes nothing."""
+"""A copy of a network on the meta device, without memory for values, and a pass that only computes shapes."""
 
 import copy
 from itertools import chain
@@ -7,23 +7,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .recalibration import is_ours
+from .recalibration import is_attention_hook
 
 __all__ = ['image_size', 'run_structure', 'structure_of']
 
 
 def image_size(model: nn.Module) -> tuple[int, int, int]:
-    """(C, H, W) of the images that a network is made for: what timm says of it, else (3, 224, 224)."""
+    """(C, H, W) of a network's images: ``input_size`` of timm's configuration, or (3, 224, 224) without one."""
     cfg: Any = getattr(model, 'pretrained_cfg', None) or {}
     channels, height, width = cfg.get('input_size') or (3, 224, 224)
     return int(getattr(model, 'in_chans', channels)), height, width
 
 
 def structure_of(model: nn.Module) -> nn.Module:
-    """Copy of a network on the meta device, in evaluation mode, that shares nothing with it.
+    """Copy of a network on the meta device, in evaluation mode, that shares nothing with the network.
 
-    A pass through it can neither change the network (a counter of batches, a tensor kept in an attribute) nor call
-    anybody's hooks; the package's own hooks, which place attention, stay.
+    A pass through the copy neither changes the network (a counter of batches, a tensor kept in an attribute) nor calls
+    a user's hooks; the package's own hooks, which call attention, stay.
 
     Raises:
         ValueError: a network that Python cannot copy.
@@ -36,11 +36,11 @@ def structure_of(model: nn.Module) -> nn.Module:
     try:
         structure = copy.deepcopy(model, memo)
     except (RuntimeError, TypeError) as error:
-        raise ValueError(f'{type(model).__name__} cannot be copied ({error}), so its channels cannot be looked up') \
-            from error
+        raise ValueError(
+            f'{type(model).__name__} cannot be copied ({error}), and its structure is examined in a copy') from error
     for module in structure.modules():
         for hooks in (module._forward_hooks, module._forward_pre_hooks):
-            for key in [key for key, hook in hooks.items() if not is_ours(hook)]:
+            for key in [key for key, hook in hooks.items() if not is_attention_hook(hook)]:
                 del hooks[key]
     return structure.eval()
 
@@ -52,14 +52,14 @@ def _tensors_in_attributes(model: nn.Module) -> list[Tensor]:
 
 @torch.no_grad()
 def run_structure(structure: nn.Module, input_size: tuple[int, int, int]) -> Any:
-    """The output of a :func:`structure_of` for one image.
+    """The output of the copy that :func:`structure_of` makes, for one image.
 
     Args:
         structure: the copy.
         input_size: (C, H, W).
 
     Raises:
-        ValueError: the network does not take such an image.
+        ValueError: the network does not accept such an image.
     """
     dtype = next((tensor.dtype for tensor in structure.parameters() if tensor.is_floating_point()), None)
     try:

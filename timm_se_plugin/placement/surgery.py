@@ -48,11 +48,11 @@ class _Place(NamedTuple):
     name: str
     module: Any
     tensor: str
-    block: Any = None  # whose slot it is
+    block: Any = None  # the block that has the slot
 
     @property
     def holder(self) -> nn.Module:
-        """The module that has the attention."""
+        """The module that gets the attention as a child."""
         return self.module if self.block is None else self.block
 
 
@@ -63,28 +63,28 @@ def add_attention(
         input_size: tuple[int, int, int] | None = None,
         **options: Any,
 ) -> dict[str, nn.Module]:
-    """Give attention to a network that exists: loaded, fine-tuned, part of a detector.
+    """Add attention to a network that exists: loaded, fine-tuned, part of a detector.
 
-    Where it sits is what ``placement/families.py`` lists for the kinds of blocks that the network has, or what the
-    option ``sites`` says. Keys that exist stay, and so do the shapes of all outputs; the attention has the device and
-    the type of what it follows. The channels are looked up in a pass through a copy of the network's structure, which
-    has no memory and computes nothing. Whatever error is raised, the network is as it was. A saved network comes back
-    where there is a name ``<base>_plugin`` for it; a warning says where there is none. timm's ``init_weights``, called
-    after this, draws the weights of the attention anew.
+    The places are those that ``placement/families.py`` lists for the network's kinds of blocks, or those of the option
+    ``sites``. Existing keys and the shapes of all outputs stay; the attention has the device and the dtype of the
+    module that it follows. The numbers of channels are found by a pass through a copy of the network on the meta
+    device. If an error is raised, the network is unchanged. timm can load the saved network again if there is a name
+    ``<base>_plugin`` for it; a warning says if there is none. timm's ``init_weights``, called after this, draws the
+    weights of the attention anew.
 
     Args:
         model: any network that takes one batch of images.
         attn: the attention, or the whole specification.
-        input_size: (C, H, W) of an image; that of the network's configuration if None.
-        **options: options of :class:`AttentionSpec`, as ``init='identity'`` for a network that is trained.
+        input_size: (C, H, W) of an image; if None, the size in the network's configuration.
+        **options: options of :class:`AttentionSpec`, such as ``init='identity'`` for a trained network.
 
     Returns:
         The new attention layers by name.
 
     Raises:
-        ValueError: an option that is not allowed; a network without a known place; one that carries attention there
-            already, that computes a place more than once or never, that does not take the image, or whose parameters
-            belong to something else: wrapped for parallel training, sharded, compiled or scripted.
+        ValueError: an invalid option; a network that has no known place, carries attention there already, computes a
+            place more than once or never, does not accept the image, or whose parameters are owned by a wrapper
+            (parallel training, sharding, compilation, scripting).
     """
     spec = attn if isinstance(attn, AttentionSpec) and not options else _specified(attn, options)
     _refuse_owned(model)
@@ -105,7 +105,7 @@ def place_attention(
     Args:
         model: the network.
         spec: the attention.
-        input_size: (C, H, W) of an image; that of the network's configuration if None.
+        input_size: (C, H, W) of an image; if None, the size in the network's configuration.
 
     Returns:
         The new attention layers by name.
@@ -141,16 +141,16 @@ def place_attention(
 
 
 def remove_attention(model: nn.Module) -> dict[str, nn.Module]:
-    """Take away the attention that the plugin has put into a network; undoes :func:`add_attention`.
+    """Remove the attention that the plugin has put into a network; the inverse of :func:`add_attention`.
 
     Args:
         model: any network.
 
     Returns:
-        What was taken away, by name.
+        The removed layers by name.
 
     Raises:
-        ValueError: the network has no attention that can be taken away.
+        ValueError: the network has no attention of the plugin, or a wrapper owns its parameters.
     """
     _refuse_owned(model)
     spec = AttentionSpec.of(model)
@@ -171,7 +171,7 @@ def remove_attention(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def _without_se(spec: AttentionSpec) -> AttentionSpec:
-    """What remains of SK and SE without SE."""
+    """The specification of SK that is left of SK and SE."""
     names = ATTENTIONS['sk'].names
     kept = {name: value for name, value in spec.to_kwargs().items() if name.removeprefix('attn_') in names}
     return AttentionSpec.from_kwargs({**kept, 'attn': 'sk', 'attn_stages': spec.sk_stages})
@@ -192,7 +192,7 @@ _OWNERS = ('DistributedDataParallel', 'DataParallel', 'FullyShardedDataParallel'
 
 def _refuse_owned(model: nn.Module) -> None:
     for module in model.modules():
-        kinds = {cls.__name__ for cls in type(module).__mro__}  # a traced network's own class has no other name
+        kinds = {cls.__name__ for cls in type(module).__mro__}  # by name, since a traced network's class is made anew
         kind = next((kind for kind in _OWNERS if kind in kinds), None)
         if kind:
             raise ValueError(f'a {kind} owns its parameters and does not see new ones; change the network before it is '
@@ -212,7 +212,7 @@ def _fill(place: _Place, spec: AttentionSpec, layer: nn.Module) -> str:
 
 
 def _empty(holder: Any) -> tuple[nn.Module, str]:
-    """Take the attention out of a module that holds one; return it and its name there."""
+    """Remove the attention from the module that holds it; return the attention and its name there."""
     if isinstance(holder, AttentionBasicBlock | AttentionBottleneck) and holder.integration != 'none':
         return detach(holder), 'se'
     child = attention_in(holder)
@@ -231,47 +231,47 @@ def _slots() -> list[Site]:
 
 def _vacate(block: Any, empty: type[nn.Module] | None) -> None:
     if empty is None:
-        del block.se  # as timm's block has it: an attribute, and no module that is None
+        del block.se  # in timm's blocks an empty slot is a plain attribute
         block.se = None
     else:
         block.se = empty()
 
 
 def run_blocks_fused(model: nn.Module, fused: bool | str) -> None:
-    """Let the residual blocks of a network without attention run as those with attention do.
+    """Let the residual blocks of a network without attention run by the fused path.
 
     Raises:
-        ValueError: another value of `fused`; ``True`` for a network without timm's residual blocks.
+        ValueError: `fused` is not True, False or ``'auto'``; or True for a network without timm's residual blocks.
     """
     if not isinstance(fused, bool) and fused != 'auto':
         raise ValueError(f"attn_fused={fused!r} is not one of auto, True, False")
     blocks = [block for block in model.modules() if is_of_type(block, RESIDUAL_BLOCKS)]
     if fused is True and not blocks:
         raise ValueError(f"attn_fused={fused!r} without attn concerns timm's residual blocks, and a "
-                         f'{type(model).__name__} has none; leave it out')
+                         f'{type(model).__name__} has none; leave the option out')
     for block in blocks:
         run_fused(block, fused)
 
 
 def vacate_blocks(model: nn.Module) -> None:
-    """Take the attention that timm has built out of the residual blocks of a network."""
+    """Remove the attention that timm has built from the residual blocks of a network."""
     for block in model.modules():
         if is_of_type(block, RESIDUAL_BLOCKS) and block.se is not None:
             _vacate(block, None)
 
 
 def _of_families(model: nn.Module, spec: AttentionSpec) -> tuple[list[_Place], list[_Kernel]]:
-    """Places that the families of the network's blocks name, in its stages and its order."""
+    """Places that the families of the network's blocks name, in the stages asked for, in the network's order."""
     modules = dict(model.named_modules())
     known = [family for family in FAMILIES.values() if any(is_of(module, family.blocks) for module in modules.values())]
     if not known:
         kinds = ', '.join(FAMILIES)
-        raise ValueError(f'{type(model).__name__} has no known place for attention, as {kinds} have; say where with '
-                         "sites='a regular expression for module names'")
+        raise ValueError(f'{type(model).__name__} has no known place for attention, unlike {kinds}; name the modules '
+                         "with sites='a regular expression for module names'")
     order = {name: index for index, name in enumerate(modules)}
     sites = [site for family in known for site in family.sites.get(spec.integration, ())]
-    places = sorted(
-        (place for site in sites for place in _at(modules, site)), key=lambda place: order[_known_name(place, order)])
+    places = sorted((place for site in sites for place in _places_at(modules, site)),
+                    key=lambda place: order[_known_name(place, order)])
     if not places:
         others = [name for name in INTEGRATIONS if any(name in family.sites for family in known)]
         raise ValueError(f'attn_integration={spec.integration!r} is not possible in a {type(model).__name__}; '
@@ -298,7 +298,8 @@ def _known_name(place: '_Place | _Kernel', order: dict[str, int]) -> str:
     return place.name if place.name in order else place.name.rpartition('.')[0]
 
 
-def _at(modules: dict[str, nn.Module], site: Site) -> Iterator[_Place]:
+def _places_at(modules: dict[str, nn.Module], site: Site) -> Iterator[_Place]:
+    """The places of a site in the network with these modules."""
     for block_name, block in modules.items():
         if site.tensor == 'block':
             if is_of_type(block, site.blocks) or _is_plain(block):
@@ -321,7 +322,7 @@ def _is_plain(block: nn.Module) -> bool:
 
 
 def _matching(model: nn.Module, pattern: str) -> tuple[list[_Place], list[_Kernel]]:
-    """Places after the modules whose whole name matches."""
+    """Places after the modules whose full name matches; no kernels."""
     names = [name for name, _ in model.named_modules() if name and re.fullmatch(pattern, name)]
     if not names:
         example = ', '.join(name for name, _ in list(model.named_modules())[1:6])
@@ -343,13 +344,13 @@ def _refuse_second_attention(model: nn.Module, places: Iterable[_Place]) -> None
     carriers += [name or 'its blocks' for name, module in model.named_modules() if is_recorded(module)]
     if carriers:
         raise ValueError(f'{type(model).__name__} carries attention already, at {carriers[0]}; call remove_attention '
-                         "first, where the attention is the plugin's")
+                         "first, if the attention is the plugin's")
 
 
 def _carriers(model: nn.Module) -> list[tuple[str, Any]]:
-    """Modules that hold an attention which the plugin has put there."""
+    """Modules that hold an attention placed by the plugin, with their names."""
     layers = attention_layers()
-    # timm's own networks fill their slots with layers of the same kinds.
+    # timm fills slots with layers of the same classes, so slots count only in networks that have a record.
     slots = tuple(block for site in _slots() for block in site.blocks) if any(map(is_recorded, model.modules())) else ()
     found = []
     for name, module in model.named_modules():
@@ -362,7 +363,7 @@ def _carriers(model: nn.Module) -> list[tuple[str, Any]]:
 
 
 def _refuse_shared(model: nn.Module, places: Iterable[_Place]) -> None:
-    """A module that is used in two places would recalibrate both."""
+    """Raise for a module that the network holds twice, whose attention would recalibrate both places."""
     holders = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
     for place in places:
         if holders[id(place.holder)] > 1:
@@ -373,7 +374,7 @@ def _refuse_shared(model: nn.Module, places: Iterable[_Place]) -> None:
 def _channels(
         model: nn.Module, spec: AttentionSpec, places: list[_Place], input_size: tuple[int, int, int] | None,
 ) -> dict[_Place, int]:
-    """Channels of each place, seen in a pass that computes nothing; timm's residual blocks name their own channels."""
+    """Channels of each place: timm's residual blocks state them, and a pass on the meta device shows the others."""
     known = {place: attention_channels(place.module, spec.integration) for place in places if place.tensor == 'block'}
     observed = [place for place in places if place.tensor != 'block']
     if not observed:
@@ -391,9 +392,9 @@ def _channels(
     run_structure(structure, input_size or image_size(model))
     for place, seen in shapes.items():
         if len(seen) != 1:
-            times = f'{len(seen)} times' if seen else 'never'
-            raise ValueError(f'{place.name} cannot carry attention: the network computes it {times} in a pass, and it '
-                             'has to be once')
+            times = f'{len(seen)} times' if seen else 'not at all'
+            raise ValueError(f'{place.name} cannot carry attention: a forward pass computes the module {times} instead '
+                             'of once')
         if seen[0] is None or len(seen[0]) != 4:
             what = 'no tensor' if seen[0] is None else f'the shape {list(seen[0])}'
             raise ValueError(f'{place.name} cannot carry attention: its result has {what}, not (N, C, H, W)')
@@ -401,27 +402,27 @@ def _channels(
 
 
 def _like(module: nn.Module, model: nn.Module) -> dict[str, Any]:
-    """Device and type of the parameters nearest to a module."""
+    """Device and dtype of a module's first parameter, or else of the network's."""
     parameters = chain(module.parameters(), model.parameters())
     near = next((parameter for parameter in parameters if parameter.is_floating_point()), torch.empty(0))
     return {'device': near.device, 'dtype': near.dtype}
 
 
 def last_stage(model: nn.Module) -> int:
-    """How many stages a network has that may carry attention: four, or what it says of itself."""
+    """Number of stages that may carry attention: the network's ``attention_stages``, or four."""
     return int(getattr(model, 'attention_stages', 4))
 
 
 def check_stages(spec: AttentionSpec, last: int, given: Collection[str] = ()) -> AttentionSpec:
-    """`spec` on the stages that a network has: those that it names, or all.
+    """`spec` limited to the stages that a network has.
 
     Args:
         spec: the attention.
         last: number of the network's stages.
-        given: options that were asked for, as ``'attn_stages'``, the default's value though it may be.
+        given: options that the user has named, such as ``'attn_stages'``, even with the default's value.
 
     Raises:
-        ValueError: it names a stage that the network does not have.
+        ValueError: the user has named a stage that the network does not have.
     """
     if spec.sites is not None:
         return spec
@@ -438,11 +439,11 @@ def check_stages(spec: AttentionSpec, last: int, given: Collection[str] = ()) ->
 
 
 def _stages(model: nn.Module, order: dict[str, int]) -> Callable[['_Place | _Kernel'], int]:
-    """Stage of a place: the last stage ends with the last of the network's feature levels, and so on."""
+    """A function from a place to its stage: the last stage ends with the last feature level, and so on backwards."""
     info: Any = getattr(model, 'feature_info', None)
     if not isinstance(info, list):
         raise ValueError(f'attn_stages is not possible in a {type(model).__name__}, which has no feature_info; leave '
-                         'it out for all stages, or name modules with attn_sites')
+                         'the option out for all stages, or name modules with attn_sites')
 
     def end(module: str) -> int:
         return max(order[name] for name in order if f'{name}.'.startswith(f'{module}.'))

@@ -1,4 +1,4 @@
-"""The widths of a pruned network: which layers have others than the whole network, and a network that is built so."""
+"""The widths of a pruned network: which layers differ from the whole network, and how to build such a network."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -46,7 +46,7 @@ def set_widths(model: nn.Module, widths: Mapping[str, Sequence[int]]) -> None:
         widths: what :func:`changed_widths` returned.
 
     Raises:
-        ValueError: the name of no convolution, linear layer or norm, or widths that such a layer cannot have.
+        ValueError: a name that belongs to no convolution, linear layer or norm, or widths that do not fit the layer.
     """
     layers = _layers(model)
     for name, shape in widths.items():
@@ -63,7 +63,7 @@ def set_widths(model: nn.Module, widths: Mapping[str, Sequence[int]]) -> None:
         else:
             layer.num_features = shape[0]
         for kind, tensor in (*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)):
-            if tensor.dim():  # all but a norm's number of batches
+            if tensor.dim():  # not num_batches_tracked, a scalar
                 resized = tensor.new_empty((*shape, *tensor.shape[2:]) if kind == 'weight' else shape[:1])
                 setattr(layer, kind, nn.Parameter(resized) if isinstance(tensor, nn.Parameter) else resized)
         layer.reset_parameters()
@@ -71,7 +71,7 @@ def set_widths(model: nn.Module, widths: Mapping[str, Sequence[int]]) -> None:
 
 
 def tell_widths(model: Any) -> None:
-    """Correct the numbers of channels that a network of timm's states of itself, by those of a pass."""
+    """Set the channel counts in a network's attributes (``feature_info``, ``num_features``) to those of a pass."""
     levels = model.feature_info if isinstance(getattr(model, 'feature_info', None), list) else []
     widths: dict[str, int] = {}
     structure = structure_of(model)

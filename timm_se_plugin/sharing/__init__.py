@@ -1,4 +1,4 @@
-"""Sharing on the Hugging Face Hub what was built or trained."""
+"""Sharing of built or trained models on the Hugging Face Hub."""
 
 from .cards import classifier_card, detector_card
 from .pull import pull_from_hub

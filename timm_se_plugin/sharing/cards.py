@@ -1,4 +1,4 @@
-"""Model cards: what a model and its owner know, and nothing else."""
+"""Model cards, from what the model itself tells and what its owner states."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -26,7 +26,7 @@ def classifier_card(model: nn.Module, repo_id: str, facts: Facts, revision: str 
     Args:
         model: the model.
         repo_id: the repository that the card is for, ``'user/repo'``.
-        facts: what the model cannot tell.
+        facts: what the model itself cannot tell.
         revision: the branch that the card is for; ``main`` if None.
     """
     network: Any = model
@@ -38,7 +38,7 @@ def classifier_card(model: nn.Module, repo_id: str, facts: Facts, revision: str 
     imports = f'import timm_se_plugin  # registers {architecture}\n' if needs_plugin else ''
     return _card(
         lead=f'**`import timm_se_plugin` first** (the package `timm-se-plugin`, {__version__} or newer): without that '
-             f'import timm answers `Unknown model ({architecture})`.' if needs_plugin else 'A model of timm.',
+             f'import timm raises `Unknown model ({architecture})`.' if needs_plugin else 'A model of timm.',
         usage=f"""import timm
 {imports}model = timm.create_model('{hub_name(repo_id, revision)}', pretrained=True).eval()
 transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
@@ -70,11 +70,11 @@ def detector_card(model: nn.Module, repo_id: str, facts: Facts, revision: str | 
     Args:
         model: the detector, with its configuration in ``cfg`` and its classes in ``dataset_meta``.
         repo_id: the repository that the card is for, ``'user/repo'``.
-        facts: what the detector cannot tell.
+        facts: what the detector itself cannot tell.
         revision: the branch that the card is for; ``main`` if None.
     """
     detector: Any = model
-    place = hub_name(repo_id, revision)
+    source = hub_name(repo_id, revision)
     network = detector.cfg.model
     classes = list(detector.dataset_meta.get('classes', []))
     return _card(
@@ -83,10 +83,10 @@ def detector_card(model: nn.Module, repo_id: str, facts: Facts, revision: str | 
         usage=f"""import timm_se_plugin.detection
 from mmdet.apis import inference_detector
 from timm_se_plugin.detection.hub import pull_detector
-detector = pull_detector('{place}')
+detector = pull_detector('{source}')
 found = inference_detector(detector, 'picture.jpg').pred_instances
 
-# or: timm-se detect predict {place} pictures/ --output found""",
+# or: timm-se detect predict {source} pictures/ --output found""",
         rows=(
             ('Detector', network.type),
             ('Backbone', f'`{network.backbone.get("model_name", network.backbone.type)}`' + (
@@ -101,7 +101,7 @@ found = inference_detector(detector, 'picture.jpg').pred_instances
 
 
 def _classes(number: int, names: Sequence[str] | None) -> str | None:
-    """How many classes there are, and the names of the first twenty."""
+    """The number of classes, and the names of the first twenty."""
     if not number or not names or len(names) != number:
         return str(number) if number else None
     return f'{number}: {", ".join(map(str, names[:20]))}{", …" if number > 20 else ""}'
@@ -130,9 +130,9 @@ def _card(
     Args:
         lead: the first lines.
         usage: Python code that loads the model.
-        rows: name and value of what the model itself tells; rows without a value are left out.
+        rows: name and value of each property of the model; rows without a value are left out.
         repo_id: the repository, whose name is the heading.
-        facts: what the model cannot tell.
+        facts: what the model itself cannot tell.
         **metadata: as for ``huggingface_hub.ModelCardData``.
     """
     card = ModelCard.from_template(

@@ -1,4 +1,4 @@
-"""Fetch what was shared, checked, into a folder."""
+"""Fetch a shared model into a folder, after a check."""
 
 import shutil
 from pathlib import Path
@@ -11,13 +11,13 @@ __all__ = ['pull_from_hub']
 
 
 def pull_from_hub(place: str, folder: str | Path) -> dict[str, int]:
-    """Fetch a shared model or detector into a folder, which ``'local-dir:folder'`` then names.
+    """Fetch a shared model or detector into a folder, from which ``'local-dir:folder'`` loads it.
 
     The model is built with its weights before anything is written.
 
     Args:
         place: ``'hf-hub:user/repo'``, ``'hf-hub:user/repo@revision'`` or ``'local-dir:folder'``.
-        folder: the folder to write into, which is new or empty.
+        folder: the folder to write into; new or empty.
 
     Returns:
         The size of each file in bytes.
@@ -29,7 +29,7 @@ def pull_from_hub(place: str, folder: str | Path) -> dict[str, int]:
     """
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f'{folder} exists and is not an empty folder; give another one')
+        raise ValueError(f'{folder} exists and is not an empty folder; name another one')
     names = [CONFIG, WEIGHTS]
     described = read_config_json(place)
     if described.get('task') == 'object-detection':

@@ -1,4 +1,4 @@
-"""Share a model, a detector or what a training left behind, with everything that is known about it."""
+"""Share a model, a detector or the result of a training, with a model card."""
 
 import tempfile
 from dataclasses import replace
@@ -34,16 +34,16 @@ def push_to_hub(
     ``timm_se_plugin.detection.hub.pull_detector('hf-hub:user/repo')`` a detector.
 
     Args:
-        source: a model of timm; a detector of MMDetection with its configuration in ``.cfg``; or a folder. The folder
-            is one that this package or timm saved a model in, or the one that a training left: a classifier's, by
-            this package or timm's train.py, or a detector's, by MMEngine.
+        source: a model of timm; a detector of MMDetection with its configuration in ``.cfg``; or a folder, of a model
+            saved by this package or timm, or of a training: of a classifier by this package or timm's train.py, or
+            of a detector by MMEngine.
         repo_id: ``'user/repo'``.
-        facts: what the model cannot tell, for the card. The folder of a training tells some of it.
-        revision: a branch, which is made if it does not exist; ``main`` if None.
-        private: make the repository private.
+        facts: what the model itself cannot tell, for the card; these go before what the folder of a training tells.
+        revision: a branch, which is created if it does not exist; ``main`` if None.
+        private: whether a new repository is private.
         message: message of the commit.
-        token: the token to write with; that of the user who is logged in if None.
-        dry_run: write everything and send nothing.
+        token: token with write access; if None, that of the logged-in user.
+        dry_run: whether to write all files and send none.
 
     Returns:
         The size of every file, the content of the text files, and the address of the commit.
@@ -51,6 +51,7 @@ def push_to_hub(
     Raises:
         ValueError: the model cannot be shared; the message says why.
         HfHubHTTPError: the Hub refuses; the message says why.
+        ConnectionError: the Hub cannot be reached.
     """
     with tempfile.TemporaryDirectory() as folder:
         model, facts, options = _loaded(source, facts or Facts())
@@ -73,21 +74,21 @@ def _loaded(source: nn.Module | str | Path, facts: Facts) -> tuple[nn.Module, Fa
         return source, facts, {}
     path = Path(source)
     if (path / CONFIG).is_file():
-        place = f'{FOLDER}{path}'
-        config = read_config_json(place)
+        saved = f'{FOLDER}{path}'
+        config = read_config_json(saved)
         if 'architecture' in config:
             described = {name: config[name] for name in DESCRIBED if name in config}
-            return timm.create_model(place, pretrained=True), facts, {'model_config': described}
+            return timm.create_model(saved, pretrained=True), facts, {'model_config': described}
         from ..detection.hub import pull_detector
-        return pull_detector(place), facts, {}
+        return pull_detector(saved), facts, {}
     if (path / 'last_checkpoint').is_file():
         from ..detection.hub import load_trained_detector
         return load_trained_detector(path), facts, {}
     run = read_run(path)
     if run is None:
         raise ValueError(
-            f'{path} is nothing to share: it has no {CONFIG}, as a saved model has, no model_best.pth.tar and no '
-            'last.pth.tar, as a trained classifier has, and no last_checkpoint, as a trained detector has')
+            f'{path} has nothing to share: neither the {CONFIG} of a saved model, nor the model_best.pth.tar or '
+            'last.pth.tar of a trained classifier, nor the last_checkpoint of a trained detector')
     given = {name: value for name, value in vars(facts).items() if value is not None}
     return run.model, replace(run.facts, **given), {
         'data_config': run.data_config, 'model_config': {'label_names': run.label_names} if run.label_names else {}}

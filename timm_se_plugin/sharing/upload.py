@@ -1,4 +1,4 @@
-"""Sending a folder to the Hugging Face Hub, in one commit."""
+"""Upload of a folder to the Hugging Face Hub in one commit."""
 
 import re
 from collections.abc import Mapping
@@ -13,13 +13,13 @@ from ..files.version import __version__
 
 __all__ = ['Shared', 'listed', 'merged_card', 'upload']
 
-# The package writes what is between these lines of a card. Everything else in the card is its owner's.
+# The package owns the part of a card between these lines; the rest belongs to the card's owner.
 _BEGIN, _END = '<!-- written by timm_se_plugin: begin -->', '<!-- written by timm_se_plugin: end -->'
 
 
 @dataclass(frozen=True)
 class Shared:
-    """What was written, and where it is.
+    """The files that were written, and the address of the commit.
 
     Args:
         files: size in bytes of each file.
@@ -44,21 +44,21 @@ def upload(
         folder: str | Path, repo_id: str, revision: str | None = None, private: bool = False,
         message: str = 'Add model', token: str | None = None,
 ) -> Shared:
-    """Send a folder to a repository of the Hub in one commit. The repository is made if it does not exist.
+    """Send a folder to a repository of the Hub in one commit. The repository is created if it does not exist.
 
-    After an interrupted upload call the function again: large files that have arrived are not sent again.
+    After an interrupted upload, call the function again: large files that have arrived are not sent again.
 
     In a card (``README.md``) that the repository has already, the part that this package wrote is replaced. The card's
-    metadata keep their values, gain keys that they lack, and take the new license if there is one. A card without such
-    a part stays as it is.
+    metadata keep their values, except for a new license, and get the keys that are missing. A card without a part of
+    this package stays unchanged.
 
     Args:
         folder: the folder to send.
         repo_id: ``'user/repo'``.
-        revision: a branch, which is made from ``main`` if it does not exist; ``main`` if None.
-        private: make the repository private.
+        revision: a branch, which is created from ``main`` if it does not exist; ``main`` if None.
+        private: whether a new repository is private.
         message: message of the commit.
-        token: the token to write with; if None, that of the user who is logged in (``hf auth login``, ``HF_TOKEN``).
+        token: token with write access; if None, that of the logged-in user (``hf auth login``, ``HF_TOKEN``).
 
     Raises:
         ValueError: `private` is True, and the repository exists and is public.
@@ -68,11 +68,11 @@ def upload(
     try:
         return _sent(folder, repo_id, revision, private, message, token)
     except Exception as error:
-        # The class is requests', httpx's or httpx2's, as huggingface-hub has it.
+        # By name: the class is that of requests, httpx or httpx2, by the version of huggingface-hub.
         if not {'ConnectionError', 'TransportError'} & {kind.__name__ for kind in type(error).__mro__}:
             raise
-        raise ConnectionError(f'{repo_id} is not shared, since the Hub cannot be reached: {error}; run the command '
-                              'again when it can: what has arrived is not sent twice') from error
+        raise ConnectionError(f'{repo_id} is not shared, since the Hub cannot be reached: {error}; try again '
+                              'later: files that have arrived are not sent twice') from error
 
 
 def _sent(
@@ -82,7 +82,7 @@ def _sent(
     repo_id = api.create_repo(repo_id, private=private or None, exist_ok=True).repo_id
     if private and not api.model_info(repo_id).private:
         raise ValueError(f'{repo_id} exists and is public; make it private in its settings on the Hub first, since '
-                         'private=True applies to new repositories only')
+                         'private=True applies only to new repositories')
     if revision:
         api.create_branch(repo_id, branch=revision, exist_ok=True)
     card = Path(folder, 'README.md')
@@ -104,7 +104,7 @@ def _existing_card(api: HfApi, repo_id: str, revision: str | None) -> str | None
 
 
 def merged_card(present: str | None, new: str) -> str:
-    """A card that replaces one of this package, and keeps what the owner has written around it.
+    """The new card, with everything that the owner has written into the present one.
 
     Args:
         present: the card that the repository has; None if it has none.

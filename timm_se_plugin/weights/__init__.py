@@ -1,4 +1,4 @@
-"""Weights on their way between files, trainings, other packages and networks: read, convert, save as a folder."""
+"""Reading, conversion and saving of weights: of files, trainings and other packages."""
 
 from .convert import Conversion, convert, convert_file, convert_to_timm
 from .facts import Facts

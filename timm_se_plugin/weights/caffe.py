@@ -1,4 +1,4 @@
-"""The Caffe release of the SENet authors (github.com/hujie-frank/SENet): its files, and its layers as ResNet's keys."""
+"""Files and layer names of the SENet authors' Caffe release (github.com/hujie-frank/SENet)."""
 
 import re
 from pathlib import Path
@@ -12,10 +12,10 @@ from ..models.state_dicts import StateDict
 
 __all__ = ['INPUT', 'caffe_keys', 'caffe_layers', 'is_caffe']
 
-# The prototxt files subtract 104, 117, 123 from BGR values up to 255. timm's mean and std are of RGB values up to 1.
+# The prototxt files subtract 104, 117, 123 from BGR values up to 255. timm's mean and std are for RGB values up to 1.
 INPUT = {'mean': (123 / 255, 117 / 255, 104 / 255), 'std': (1 / 255,) * 3}
 
-# By the name of a Caffe layer, without /bn or /bn/scale: ResNet's convolution and norm.
+# Name of a Caffe layer, without /bn or /bn/scale -> names of ResNet's convolution and norm.
 _STEM = {
     'conv1/7x7_s2': ('conv1', 'bn1'),
     'conv1_1/3x3_s2': ('conv1.0', 'conv1.1'), 'conv1_2/3x3': ('conv1.3', 'conv1.4'), 'conv1_3/3x3': ('conv1.6', 'bn1'),
@@ -31,7 +31,7 @@ def is_caffe(keys: Any) -> bool:
     return any('_1x1_reduce' in key for key in keys)
 
 
-def _place(layer: str) -> tuple[str, str] | None:
+def _conv_and_norm(layer: str) -> tuple[str, str] | None:
     if layer in _STEM:
         return _STEM[layer]
     found = re.fullmatch(r'conv(\d)_(\d+)_(\w+)', layer)
@@ -43,10 +43,10 @@ def _place(layer: str) -> tuple[str, str] | None:
 
 
 def caffe_keys(state_dict: StateDict) -> tuple[StateDict, dict[str, str]]:
-    """Caffe's blobs as ResNet's weights, and the name of the blob that each weight comes from.
+    """Caffe's blobs as ResNet's weights, and the name of the blob of each weight.
 
-    Caffe's BatchNorm layer has the mean, the variance and a factor that both have to be divided by, its Scale layer the
-    weight and the bias. The first convolution's input channels are reordered from BGR to RGB.
+    Caffe's BatchNorm layer holds the mean, the variance and a factor to divide both by; the Scale layer after it holds
+    weight and bias. The first convolution's input channels are reordered from BGR to RGB.
 
     Args:
         state_dict: blobs by the name ``<layer>.<number>``.
@@ -63,17 +63,17 @@ def caffe_keys(state_dict: StateDict) -> tuple[StateDict, dict[str, str]]:
         if layer == 'classifier':
             put(f'fc.{kind}', blob, value.flatten(0, -2) if number == '0' else value.flatten())
         elif layer.endswith('/bn/scale'):
-            place = _place(layer.removesuffix('/bn/scale'))
-            put(f'{place[1]}.{kind}' if place else blob, blob, value.flatten())
+            names = _conv_and_norm(layer.removesuffix('/bn/scale'))
+            put(f'{names[1]}.{kind}' if names else blob, blob, value.flatten())
         elif layer.endswith('/bn'):
-            place = _place(layer.removesuffix('/bn'))
-            if place and number != '2':
+            names = _conv_and_norm(layer.removesuffix('/bn'))
+            if names and number != '2':
                 factor = float(state_dict[f'{layer}.2'].flatten()[0]) or 1.0
-                put(f'{place[1]}.running_{"mean" if number == "0" else "var"}', blob, value.flatten() / factor)
+                put(f'{names[1]}.running_{"mean" if number == "0" else "var"}', blob, value.flatten() / factor)
         else:
-            place = _place(layer)
+            names = _conv_and_norm(layer)
             first = layer in ('conv1/7x7_s2', 'conv1_1/3x3_s2')
-            put(f'{place[0]}.{kind}' if place else blob, blob, value.flip(1) if first else value)
+            put(f'{names[0]}.{kind}' if names else blob, blob, value.flip(1) if first else value)
     return weights, origin
 
 
@@ -83,7 +83,7 @@ def caffe_layers(path: str | Path) -> StateDict:
     Reading needs the ``protobuf`` package, which comes with the ``[export]`` extra.
 
     Raises:
-        ValueError: the file is not a network of Caffe, or a blob has another number of values than its shape says.
+        ValueError: the file is not a network of Caffe, or a blob's number of values contradicts its shape.
     """
     from google.protobuf.message import DecodeError
 
@@ -96,7 +96,7 @@ def caffe_layers(path: str | Path) -> StateDict:
     for layer in net.layer:
         for i, blob in enumerate(layer.blobs):
             shape = tuple(blob.shape.dim) or (blob.num, blob.channels, blob.height, blob.width)
-            values = torch.from_numpy(np.array(blob.data, dtype=np.float32))  # torch.tensor reads number by number
+            values = torch.from_numpy(np.array(blob.data, dtype=np.float32))  # torch.tensor would read number by number
             if len(values) != torch.Size(shape).numel():
                 raise ValueError(f'{path} is broken: blob {i} of layer {layer.name} has {len(values)} values for the '
                                  f'shape {shape}')

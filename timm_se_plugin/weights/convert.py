@@ -1,4 +1,4 @@
-"""Conversion of other packages' weights to the plugin's, and of the plugin's to timm's, with a report on every key."""
+"""Conversion of other packages' weights for the plugin, and of the plugin's for timm, with a report on every key."""
 
 import json
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ from .same_function import check_same_function
 
 __all__ = ['PADDINGS', 'Conversion', 'convert', 'convert_file', 'convert_to_timm']
 
-# The attention of every network that was released with these names.
+# The attention of all networks that were released under these naming schemes.
 _DECLARED = dict.fromkeys(('cadene', 'caffe', 'mmpretrain'), AttentionSpec('se'))
 
 PADDINGS = ('both', 'behind')
@@ -33,15 +33,15 @@ PADDINGS = ('both', 'behind')
 
 @dataclass(frozen=True)
 class Conversion:
-    """What became of every key.
+    """The result of a conversion, key by key.
 
     Args:
-        layout: whose names the source has, as :func:`~.layouts.layout_of` tells.
+        layout: naming scheme of the source, one of :func:`~.layouts.layout_of`.
         mapped: the source's key for each key of the model.
         unused: keys of the source that are no part of the network, such as a detector's head.
         missing: keys of the model that the source lacks; they keep their initial values.
-        notes: what was taken off the keys, and what was assumed of the source's network because neither keys nor shapes
-            tell it.
+        notes: the prefix that was removed from the keys, and what was assumed of the source's network because keys and
+            shapes do not show it.
     """
 
     layout: str
@@ -69,22 +69,22 @@ def convert(
 ) -> Conversion:
     """Load weights with other names into a model of the plugin.
 
-    Only these may be missing: BatchNorm's counters; the classifier, if the source has none; and the attention, if the
-    source has none and the model was made with ``attn_init='identity'``.
+    Only these keys may be missing: BatchNorm's counters; the classifier, if the source has none; and the attention, if
+    the source has none and the model was made with ``attn_init='identity'``.
 
     Args:
         weights: weights, as :func:`read_weights` returns them.
         model: a model of the plugin, which is changed only if everything fits.
         source: the network that the weights belong to, if it is known; `model` then has to compute the same function.
-            Without it, the keys have to tell what the network computes.
-        meta: what the file has beside the weights, as :func:`read_weights` returns it.
+            If None, the network's function is inferred from the keys.
+        meta: the further entries of the file, as :func:`read_weights` returns it.
         renames: other names for parts of keys, as ``{'linear': 'fc'}``.
-        padding: where shortcuts without parameters put the zeros for new channels in the network that the weights
-            belong to: ``'behind'``, as in this package, or ``'both'``, half of them before. By default ``'both'`` for
-            the names of the public CIFAR repositories, and ``'behind'`` for others.
+        padding: where shortcuts without parameters put the zeros for new channels in the network of the weights:
+            ``'behind'`` the others, as in this package, or ``'both'``, half before and half behind. If None,
+            ``'both'`` for the names of the public CIFAR repositories, and ``'behind'`` for others.
 
     Raises:
-        ValueError: an unknown `padding`, a rename of nothing, keys or shapes that do not fit, or the weights are of a
+        ValueError: an unknown `padding`, a rename that no key has, keys or shapes that do not fit, or weights of a
             network with the same keys that computes another function.
     """
     cfg: Any = model.pretrained_cfg
@@ -97,9 +97,9 @@ def convert(
     if source is not None:
         check_same_function(model, source, gains_attention=attn is not None and attn.init == 'identity')
     elif is_legacy != (layout in ('cadene', 'caffe')):
-        todo = 'give weights with cadene or caffe names' if is_legacy else 'convert to a legacy_ model'
+        advice = 'give weights with cadene or caffe names' if is_legacy else 'convert to a legacy_ model'
         raise ValueError(f"weights with {layout}'s names are not of {cfg['architecture']}, which has the same keys, "
-                         f'but other strides and pooling; {todo}')
+                         f'but other strides and pooling; {advice}')
     backbone = backbone_config(meta or {})
     if backbone.get('style') == 'caffe' and not is_legacy:
         raise ValueError("the checkpoint's configuration says style='caffe', so its network has strides in the 1x1 "
@@ -125,15 +125,15 @@ def convert(
     if misfit:
         named = replace(misfit, unexpected=[origin[key] for key in misfit.unexpected])
         raise ValueError(f"weights with {layout}'s names do not fit {cfg['architecture']}: {named}")
-    notes = [f'{prefix} stood before every key and was taken off'] if prefix else []
+    notes = [f'the prefix {prefix} of every key was removed'] if prefix else []
     if padding and not pads_shortcuts(model):
         raise ValueError(f"padding={padding!r} concerns shortcuts without parameters, which {cfg['architecture']} does "
-                         'not have; leave it out')
+                         'not have; leave the option out')
     if pads_shortcuts(model) and source is None:
         if padding is None:
             padding = 'both' if layout == 'pytorch-cifar' else 'behind'
-            where = 'on both sides' if padding == 'both' else 'behind'
-            notes.append(f'assumed that shortcuts put the zeros for new channels {where} (padding={padding!r})')
+            side = 'on both sides' if padding == 'both' else 'behind'
+            notes.append(f'assumed that shortcuts put the zeros for new channels {side} (padding={padding!r})')
         if padding == 'both':
             given = padded_behind(given, model)
     if source is None:
@@ -148,13 +148,13 @@ def convert(
 def _tidied(
         weights: StateDict, meta: Mapping[str, Any] | None, renames: Mapping[str, str] | None,
 ) -> tuple[StateDict, str]:
-    """Weights without a prefix that all keys share, under the names that were asked for; and the prefix."""
+    """Renamed weights without the prefix that all keys share, and the prefix."""
     weights, prefix = without_prefix(weights, is_detector=bool(backbone_config(meta or {})))
     return with_names(weights, renames or {}), prefix
 
 
 def _assumptions(layout: str, weights: StateDict, attn: AttentionSpec | None) -> list[str]:
-    """What other networks with the same keys and shapes would do in another way."""
+    """Notes on properties in which other networks with the same keys and shapes may differ."""
     found = []
     if layout in ('resnet', 'pytorch-cifar') and any('.conv3.' in key for key in weights):
         found.append('assumed that bottlenecks have their stride in the 3x3 convolution')
@@ -166,7 +166,7 @@ def _assumptions(layout: str, weights: StateDict, attn: AttentionSpec | None) ->
 
 
 def _check_attention(attn: AttentionSpec, weights: AttentionSpec, cfg: Mapping[str, Any]) -> None:
-    different = attention_misfit(attn, weights, ignored='attn_rd_')  # another width is another shape
+    different = attention_misfit(attn, weights, ignored='attn_rd_')  # shapes show the width
     if different:
         raise ValueError(f"{cfg['architecture']} was made with another attention than the weights have: {different}")
 
@@ -179,10 +179,10 @@ def convert_to_timm(model: nn.Module, name: str) -> tuple[nn.Module, Conversion]
         name: timm's name of the same network.
 
     Raises:
-        ValueError: timm has no such name, or its network has other keys or shapes or computes another function.
+        ValueError: timm has no such name, or timm's network has other keys or shapes or computes another function.
     """
     if not timm.is_model(name) or name in architectures:
-        raise ValueError(f"{name} is not a model of timm's own; timm.list_models() has their names")
+        raise ValueError(f"{name} is not one of timm's own models, which timm.list_models() lists")
     network: Any = model
     reference = timm.create_model(name, num_classes=network.num_classes, in_chans=network.in_chans)
     names = check_same_function(model, reference)
@@ -198,15 +198,15 @@ def convert_file(
     """Convert a file or a saved model, and save the result as timm does, with ``conversion.json`` beside it.
 
     Args:
-        weights: a file, or ``'local-dir:…'`` or ``'hf-hub:…'`` for a saved model, which says what its network is.
+        weights: a file, or a saved model (``'local-dir:…'``, ``'hf-hub:…'``), whose config.json names the network.
         model: the plugin's name of the network to convert to; or timm's name, to convert a saved model back.
         folder: the folder to write into.
         source: timm's name of the network that a file's weights belong to, if it is known.
         renames: as for :func:`convert`.
         padding: as for :func:`convert`.
-        **model_kwargs: arguments of the new model, such as ``attn='se', attn_init='identity'``. By default it has the
-            weights' number of classes and input channels, and the attention of the run that wrote the weights if
-            that trained the same name.
+        **model_kwargs: arguments of the new model, such as ``attn='se', attn_init='identity'``. The defaults are the
+            weights' numbers of classes and input channels, and, if a run of the same model wrote the weights, the
+            attention of that run.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -248,7 +248,7 @@ def convert_file(
 def _source_of(
         source: str | None, weights: StateDict, meta: Mapping[str, Any],
 ) -> tuple[nn.Module | None, dict[str, Any] | None]:
-    """The network that weights belong to, by its name or by the options of a training, and its preprocessing."""
+    """The network of the weights, by name or by the options of a training, and its preprocessing; None if unknown."""
     args = dict(meta.get('args') or {})
     if source:
         args = {'model': source}

@@ -1,4 +1,4 @@
-"""What a network cannot tell about its own weights."""
+"""Facts about weights that the network itself cannot tell."""
 
 import csv
 from collections.abc import Mapping
@@ -11,14 +11,14 @@ __all__ = ['Facts', 'csv_row']
 
 @dataclass(frozen=True)
 class Facts:
-    """Where weights come from. A model card leaves out what is None.
+    """Origin and results of weights, for a model card, which leaves out what is None.
 
     Args:
         license: the Hub's identifier of a license, such as ``'apache-2.0'``.
         data: what the model was trained on.
         recipe: how the model was trained.
         results: measured values by name, such as ``{'top1': '76.1'}``.
-        results_file: name of the CSV file that `results` are a row of.
+        results_file: name of the CSV file of which `results` is a row.
     """
 
     license: str | None = None

@@ -21,7 +21,7 @@ from ..placement.widths import changed_widths
 
 __all__ = ['DESCRIBED', 'plugin_config', 'write_model']
 
-# What timm's config.json may say about a model without needing it to build the model.
+# Entries of timm's config.json that describe a model and are not needed to build it.
 DESCRIBED = ('label_names', 'label_descriptions', 'license', 'description', 'tags', 'paper_ids', 'paper_name')
 
 
@@ -36,8 +36,8 @@ def write_model(
 ) -> nn.Module:
     """Write ``model.safetensors`` and ``config.json`` as timm does, and check that the model loads from them.
 
-    The model itself does not change: it keeps its device, memory format and mode. The widths of a network that was
-    pruned, by :func:`~timm_se_plugin.analysis.prune_by_gates` or by Torch-Pruning itself, are written as well.
+    The given model keeps its device, memory format and mode. The widths of a pruned network are written as well,
+    whether :func:`~timm_se_plugin.analysis.prune_by_gates` or Torch-Pruning itself has pruned it.
 
     Args:
         model: a model that ``timm.create_model`` made, wrapped or not (DDP, ``torch.compile``).
@@ -49,13 +49,13 @@ def write_model(
         The model as it loads from the folder, on the CPU.
 
     Raises:
-        ValueError: the model is not timm's, or its name and arguments build another one.
+        ValueError: the model is not timm's, or its name and arguments build another network.
     """
     network: Any = unwrap_model(model)
     if not all(hasattr(network, name) for name in ('pretrained_cfg', '_model_args', 'num_classes')):
         raise ValueError(
             f'{type(network).__name__} cannot be written: it is not a model that timm.create_model made; timm before '
-            '1.0.31 does not record what its own models were built with, so take the name that ends in _plugin there')
+            '1.0.31 does not record the arguments of its own models, so use the name that ends in _plugin there')
     network = copy.deepcopy(network).cpu().eval()
     _record_widths(network)
     for tensor in (*network.parameters(), *network.buffers()):
@@ -70,21 +70,22 @@ def write_model(
         loaded: Any = timm.create_model(f'{FOLDER}{folder}', pretrained=True).eval()
     except (RuntimeError, TypeError, ValueError) as error:
         raise ValueError(
-            f'{name} is not written, since it would not load from its config.json ({error}); only weights may differ '
-            'from what timm.create_model made. Instead of a model from fuse_for_inference take the original') from error
+            f'{name} is not written, since it would not load from its config.json ({error}): only the weights may '
+            'differ from what timm.create_model made; save the original of a model that fuse_for_inference changed'
+        ) from error
     _check_equal(network.float(), loaded)
     return loaded
 
 
 def _record_widths(network: Any) -> None:
-    """Let a network whose layers have been pruned be built with their widths, under the name that takes them."""
+    """Record the widths of pruned layers among the network's arguments, under a name that accepts them."""
     name = network.pretrained_cfg['architecture']
     arguments = {key: value for key, value in network._model_args.items() if key != 'pruned_widths'}
     numbers = {key: getattr(network, key) for key in ('num_classes', 'in_chans') if hasattr(network, key)}
     try:
         with torch.device('meta'):
             whole = timm.create_model(name, **{**arguments, **numbers})
-    except (RuntimeError, TypeError, ValueError):  # is refused with its reason when it is to load
+    except (RuntimeError, TypeError, ValueError):  # write_model reports the reason when the network fails to load
         return
     widths = changed_widths(network, whole)
     if widths:
@@ -93,11 +94,11 @@ def _record_widths(network: Any) -> None:
 
 
 def _tidy(path: Path, published: bool) -> None:
-    """Take out of a config.json what timm writes there and is not so.
+    """Remove or correct entries of a config.json that timm writes and that do not hold for this model.
 
-    The number of classes stands beside the model's arguments, from which transformers gives its own, and may not be
-    named twice. timm's configuration of a name has a tag, a license and a paper, which are those of its published
-    weights, and no facts about a network that began without them.
+    transformers passes the number of classes itself, so the model's arguments may not contain it again. The tag, the
+    license and the paper in timm's configuration are those of the published weights, and do not hold for a network that
+    began without these weights.
     """
     config = json.loads(path.read_text(encoding='utf-8'))
     config.get('model_args', {}).pop('num_classes', None)
@@ -112,7 +113,7 @@ def _tidy(path: Path, published: bool) -> None:
 def _timm_arguments(network: Any, data_config: dict[str, Any]) -> dict[str, Any]:
     """Further arguments of timm's ``save_for_hf``.
 
-    timm 1.0.31 and newer find out by themselves what a model was built with and what it takes; older releases write the
+    timm 1.0.31 and newer determine arguments and preprocessing of a model by themselves; older releases write the
     configuration of the weights that the model began with, which is corrected here.
     """
     if 'data_config' in signature(save_for_hf).parameters:
@@ -122,7 +123,7 @@ def _timm_arguments(network: Any, data_config: dict[str, Any]) -> dict[str, Any]
     size = tuple(data_config.get('input_size') or network.pretrained_cfg['input_size'])
     changed = {name: data_config[name] for name in ('interpolation', 'crop_pct', 'crop_mode', 'mean', 'std')
                if name in data_config}
-    # Without the name of the first convolution these releases do not adapt it, which has the saved channels already.
+    # With a name, these releases would adapt the first convolution, whose weights have the right channels already.
     network.pretrained_cfg = {
         **network.pretrained_cfg, **changed, 'num_classes': network.num_classes, 'first_conv': None,
         'input_size': (now.get('in_chans', size[0]), *size[1:])}

@@ -1,4 +1,4 @@
-"""Other packages' names for the weights of a ResNet, and timm's names for the same, which are the plugin's too."""
+"""Translation of other packages' names for the weights of a ResNet to timm's, which the plugin has too."""
 
 import re
 from collections.abc import Mapping
@@ -12,16 +12,16 @@ from .caffe import caffe_keys, is_caffe
 
 __all__ = ['is_elsewhere', 'layout_of', 'renamed', 'sizes', 'with_names', 'without_prefix']
 
-# What wrappers and users put before every key of the network that they hold.
+# Prefixes that wrappers and users put before every key of a network.
 _PREFIXES = ('model.', 'net.', 'module.', '_orig_mod.', 'timm_model.', 'backbone.')
 
 
 def without_prefix(weights: StateDict, is_detector: bool) -> tuple[StateDict, str]:
-    """Weights without what stands before each of their keys, and what that was.
+    """Weights without the prefixes that all keys share, and the removed prefix.
 
     Args:
         weights: the weights.
-        is_detector: whether ``backbone.`` belongs to the names, as it does in MMEngine's checkpoints.
+        is_detector: whether ``backbone.`` stays, because it is part of the names in MMEngine's checkpoints.
     """
     taken = ''
     while True:
@@ -34,7 +34,7 @@ def without_prefix(weights: StateDict, is_detector: bool) -> tuple[StateDict, st
 
 
 def with_names(weights: StateDict, renames: Mapping[str, str]) -> StateDict:
-    """Weights whose keys have other parts: ``{'linear': 'fc'}`` makes ``linear.weight`` to ``fc.weight``.
+    """Weights with renamed parts of keys: ``{'linear': 'fc'}`` turns ``linear.weight`` into ``fc.weight``.
 
     Raises:
         ValueError: no key has such a part, or two keys become one.
@@ -52,7 +52,7 @@ def with_names(weights: StateDict, renames: Mapping[str, str]) -> StateDict:
 
 
 def layout_of(keys: Mapping[str, Any]) -> str:
-    """Whose names state-dict keys are.
+    """The naming scheme of state-dict keys.
 
     Returns:
         ``'resnet'`` for timm's and torchvision's, ``'timm-sk'``, ``'cadene'`` (timm's ``legacy_*`` too),
@@ -77,7 +77,7 @@ def layout_of(keys: Mapping[str, Any]) -> str:
 
 def renamed(layout: str, weights: StateDict) -> tuple[StateDict, dict[str, str]]:
     """Weights of a layout under timm's names, and the original name of each."""
-    if layout == 'caffe':  # values change too, not only names
+    if layout == 'caffe':  # not only names change, but values too
         return caffe_keys(weights)
     rename: Any = {
         'cadene': legacy_keys, 'timm-sk': sk_keys, 'mmpretrain': _mmpretrain_keys, 'mmdet': _mmdet_keys,
@@ -91,7 +91,7 @@ _PYTORCH_CIFAR = (
 
 
 def _pytorch_cifar_keys(keys: Mapping[str, Any]) -> dict[str, Any]:
-    """The excitation's layers may be linear there; 1x1 convolutions have the same weights in another shape."""
+    """Linear layers of the excitation become 1x1 convolutions, whose weights have two more dimensions."""
     named = {}
     for key, value in keys.items():
         for old, new in _PYTORCH_CIFAR:
@@ -117,12 +117,12 @@ def _backbone_keys(keys: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def is_elsewhere(layout: str, key: str) -> bool:
-    """Whether a key is no part of the network: it is of a detector's neck or head, or of mmpretrain's preprocessing."""
+    """Whether a key belongs to a detector's neck or head or to mmpretrain's preprocessing, not to the network."""
     return layout in ('mmdet', 'mmpretrain') and not key.startswith(('backbone.', 'head.fc.'))
 
 
 def sizes(weights: StateDict) -> dict[str, int]:
-    """Number of classes and input channels (``num_classes``, ``in_chans``) of a network, where its weights tell."""
+    """Numbers of classes and input channels (``num_classes``, ``in_chans``), as far as the weights show them."""
     found = {}
     for key, tensor in weights.items():
         if re.fullmatch(r'(head\.)?(fc|last_linear|linear)\.weight|classifier\.0', key):

@@ -1,4 +1,4 @@
-"""MMEngine's configurations, parsed without running them, and the attention of the backbone that one describes."""
+"""MMEngine's configurations, parsed without running them, and the attention of the backbone in one."""
 
 import ast
 from collections.abc import Mapping
@@ -53,7 +53,7 @@ def registered_backbone(model_name: str, pretrained: bool | str = False) -> tupl
 
     Args:
         model_name: a name of timm or of the plugin, with or without tag.
-        pretrained: True, a tag, or where weights are.
+        pretrained: True, a tag, or the location of weights.
 
     Returns:
         The registered name, which for ``resnet50`` is ``resnet50_plugin`` (the same network, which takes ``attn``);
@@ -82,10 +82,10 @@ def backbone_attention(backbone: Mapping[str, Any]) -> AttentionSpec:
     plugins = [plugin for plugin in backbone.get('plugins') or [] if plugin['cfg'].get('type') == 'SEPlugin']
     if len(plugins) == 1:
         cfg = {key: value for key, value in plugins[0]['cfg'].items() if key not in ('type', 'postfix')}
-        place = 'after_conv2' if backbone.get('depth') in (18, 34) else 'after_conv3'
-        if plugins[0]['position'] != place:
+        position = 'after_conv2' if backbone.get('depth') in (18, 34) else 'after_conv3'
+        if plugins[0]['position'] != position:
             raise ValueError(f"the checkpoint's SEPlugin has the position {plugins[0]['position']}; timm's block has "
-                             f'attention at {place}')
+                             f'attention at {position}')
         stages = plugins[0].get('stages') or (True,) * 4
         options = {'attn': 'se', 'attn_init': 'identity', **{f'attn_{key}': value for key, value in cfg.items()},
                    'attn_stages': [i for i, has in enumerate(stages, start=1) if has]}

@@ -1,4 +1,4 @@
-"""Channels of a CIFAR network whose shortcuts pad on both sides, in the order of one whose shortcuts pad behind."""
+"""Reordering of channels, from CIFAR networks whose shortcuts pad on both sides to ones whose shortcuts pad behind."""
 
 import re
 from typing import Any
@@ -13,15 +13,15 @@ __all__ = ['padded_behind', 'pads_shortcuts']
 
 
 def pads_shortcuts(model: nn.Module) -> bool:
-    """Whether shortcuts without parameters make room for new channels with zeros."""
+    """Whether a network has shortcuts without parameters, which fill new channels with zeros."""
     return any(isinstance(module, PaddedShortcut) for module in model.modules())
 
 
 def padded_behind(weights: StateDict, model: nn.Module) -> StateDict:
-    """Weights of a network that pads half of the new channels before, half behind, for one that pads all behind.
+    """Weights of a network whose shortcuts put half of the new channels before the others, for one with all behind.
 
-    Both compute the same: the channels of each stage are the same ones in another order. In a stage of width C that
-    follows one of width B, the channel that is the first of B stands behind (C - B) / 2 new ones.
+    The two networks have the same channels in each stage, in another order. In a stage of width C after one of width B,
+    the first of the B channels comes after (C - B) / 2 new ones.
 
     Args:
         weights: weights under the model's names.
@@ -31,7 +31,7 @@ def padded_behind(weights: StateDict, model: nn.Module) -> StateDict:
         ValueError: the number of new channels of a stage is odd.
     """
     network: Any = model
-    order = torch.arange(network.conv1.out_channels)  # position in the other network of each channel of this one
+    order = torch.arange(network.conv1.out_channels)  # for each channel of `model`, its position in the other network
     result = dict(weights)
     for stage, first in enumerate(network.first_blocks(), 1):
         incoming = order
@@ -52,7 +52,7 @@ def padded_behind(weights: StateDict, model: nn.Module) -> StateDict:
 
 
 def _reordered(name: str, value: Tensor, last: int, into: Tensor, out: Tensor) -> Tensor:
-    """A tensor of a block that reads channels in the order `into` and gives them in the order `out`."""
+    """A tensor of a block whose input channels get the order `into`, and whose output channels the order `out`."""
     if name == 'conv1.weight':
         return value[:, into]
     if name == 'se.fc1.weight':

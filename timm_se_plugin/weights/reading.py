@@ -1,4 +1,4 @@
-"""Weights in a file, and what the file says about them."""
+"""Reading of weights from a file, with the file's metadata."""
 
 import argparse
 import zipfile
@@ -18,23 +18,23 @@ from .caffe import caffe_layers
 
 __all__ = ['read_weights']
 
-# The entries in which timm, MMEngine, Lightning and others keep weights beside other things, the moving average first.
+# The entries in which timm, MMEngine, Lightning and others store weights; moving averages come first.
 _HOLDERS = ('state_dict_ema', 'model_ema', 'state_dict', 'model_state_dict', 'model', 'net')
 
 
 def read_weights(path: str | Path) -> tuple[StateDict, dict[str, Any]]:
-    """Read the weights in a file, and what the file says about them.
+    """Read the weights in a file, and the file's metadata.
 
-    Nothing but tensors and plain data is unpickled. If a training's checkpoint has a moving average of the weights,
-    that is read.
+    Only tensors and plain data are unpickled. If a training's checkpoint has a moving average of the weights, that
+    average is read.
 
     Args:
         path: a ``.safetensors`` or ``.caffemodel`` file, or a file that ``torch.save`` wrote (``.pth``, ``.tar``,
             ``.ckpt`` and any other).
 
     Returns:
-        The weights by key; and a dict with the entries of ``meta`` in a file of MMEngine, with ``args`` (as a mapping)
-        and ``epoch`` in a file of timm, and with ``label_names`` too in one of this package's trainer.
+        The weights by key, and a dict of metadata: the entries of ``meta`` in a file of MMEngine, ``args`` (as a
+        mapping) and ``epoch`` in a file of timm, and also ``label_names`` in a file of this package's trainer.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -51,10 +51,10 @@ def read_weights(path: str | Path) -> tuple[StateDict, dict[str, Any]]:
     if zipfile.is_zipfile(path) and not is_whole(path):
         raise ValueError(f'{path} is broken: a checksum does not match the content')
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):  # the options in timm's checkpoints
+        with torch.serialization.safe_globals([argparse.Namespace]):  # the class of the options in timm's checkpoints
             loaded = torch.load(path, map_location='cpu', weights_only=True)
     except Exception as error:  # the errors of pickle, zip and torch have no class in common
-        raise ValueError(f'{path} is broken, or not a file of weights alone: {error}') from error
+        raise ValueError(f'{path} is broken, or not a file of only weights: {error}') from error
     found = loaded
     for name in _HOLDERS:
         if isinstance(loaded, Mapping) and isinstance(loaded.get(name), Mapping):
@@ -63,7 +63,7 @@ def read_weights(path: str | Path) -> tuple[StateDict, dict[str, Any]]:
     weights = {key: value for key, value in found.items() if isinstance(value, Tensor)} \
         if isinstance(found, Mapping) else {}
     if not weights:
-        raise ValueError(f'{path} has no weights: it is no state dict, and has none as {", ".join(_HOLDERS)}')
+        raise ValueError(f'{path} has no weights: it is no state dict and has none under {", ".join(_HOLDERS)}')
     said: dict[str, Any] = {}
     if found is not loaded:
         said |= loaded.get('meta') or {}

@@ -1,4 +1,4 @@
-"""What a training left behind: the model with its weights, and what the run says about itself."""
+"""The result of a training run: the model with its weights, and the options and results of the run."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,8 +16,8 @@ from ..placement.spec import split_attention_kwargs
 from .facts import Facts
 from .reading import read_weights
 
-__all__ = ['TrainedClassifier', 'build_model', 'channel_kwargs', 'data_config', 'model_kwargs', 'own_arguments',
-    'read_run']
+__all__ = [
+    'TrainedClassifier', 'build_model', 'channel_kwargs', 'data_config', 'model_kwargs', 'own_arguments', 'read_run']
 
 # The options, by timm's names, that a model card repeats as the recipe.
 _RECIPE = (
@@ -30,9 +30,9 @@ class TrainedClassifier(NamedTuple):
 
     Args:
         model: the model with its weights.
-        data_config: its preprocessing.
-        facts: what a model card says about its training.
-        label_names: the names of its classes; None if the run does not tell.
+        data_config: the preprocessing, as timm's data configuration.
+        facts: facts about the training, for a model card.
+        label_names: names of the classes; None if the run does not tell.
     """
 
     model: nn.Module
@@ -44,11 +44,11 @@ class TrainedClassifier(NamedTuple):
 def read_run(folder: str | Path) -> TrainedClassifier | None:
     """Read the folder of a run of this package's trainer or timm's train.py.
 
-    The weights are those of the best checkpoint, or the last one if there is no best; if it has averaged weights, whose
-    accuracy the run then measured, these are taken. The result names no path of the machine that trained.
+    The weights are those of the best checkpoint, or of the last one if there is no best. If the checkpoint has averaged
+    weights, these are read, since the run measured their accuracy. The result has no paths of the training machine.
 
     Returns:
-        The trained classifier; None if the folder is not of a run.
+        The trained classifier; None if the folder has no checkpoint of a run.
 
     Raises:
         ValueError: the checkpoint is broken, or does not say which model it belongs to.
@@ -59,7 +59,7 @@ def read_run(folder: str | Path) -> TrainedClassifier | None:
     weights, said = read_weights(paths[0])
     args = said.get('args') or {}
     if 'model' not in args:
-        raise ValueError(f"{paths[0]} does not say which model it belongs to, as timm's checkpoints do in args")
+        raise ValueError(f"{paths[0]} does not say which model it belongs to; timm's checkpoints say so in args")
     model = build_model(args)
     model.load_state_dict(weights)
     record_origin(model, published=bool(args.get('pretrained')))
@@ -84,8 +84,8 @@ def build_model(args: Mapping[str, Any]) -> nn.Module:
 def data_config(args: Mapping[str, Any], model: Any) -> dict[str, Any]:
     """timm's data configuration of a model, in which the options of a run replace the model's own values.
 
-    The channels are the model's. A mean and a deviation that the model has for other channels are averaged over these,
-    as timm's loader does.
+    The number of channels is the model's. A mean or deviation for another number of channels is averaged, as in timm's
+    loader.
 
     Args:
         args: options of the run, as for :func:`build_model`.
@@ -133,7 +133,7 @@ def model_kwargs(args: Mapping[str, Any]) -> dict[str, Any]:
     name, _, tag = args['model'].partition('.')
     kwargs = channel_kwargs(args)
     arch = architectures.get(name)
-    if arch is not None and args.get('pretrained'):  # the weights of the tag decided which attention the model has
+    if arch is not None and args.get('pretrained'):  # the tag's weights have decided on the attention
         options = split_attention_kwargs(kwargs)
         attn, _ = resolve(arch, options, tag or None)
         kwargs.update(attn.to_kwargs() if attn else options)
@@ -144,9 +144,9 @@ def own_arguments(said: Mapping[str, Any], name: str, given: Mapping[str, Any]) 
     """Arguments of a network for a run's weights: the run's own for the name that it trained, and those `given`.
 
     Args:
-        said: what the checkpoint says, as :func:`~.reading.read_weights` returns it.
+        said: the checkpoint's metadata, as :func:`~.reading.read_weights` returns it.
         name: name of the network.
-        given: arguments that go before the run's; an ``attn`` among them replaces the run's attention.
+        given: arguments that replace the run's; with an ``attn``, none of the run's arguments are used.
     """
     args = said.get('args') or {}
     if str(args.get('model')).partition('.')[0] != name or 'attn' in given:

@@ -1,4 +1,4 @@
-"""Whether two networks compute the same from the same weights."""
+"""Check that two networks compute the same function of the same weights."""
 
 import copy
 from typing import Any
@@ -15,10 +15,10 @@ __all__ = ['check_same_function']
 
 @torch.no_grad()
 def check_same_function(model: nn.Module, reference: nn.Module, gains_attention: bool = False) -> dict[str, str]:
-    """Raise ValueError unless `reference` computes what `model` does, whatever the weights.
+    """Raise ValueError unless `reference` and `model` compute the same function of equal weights.
 
     Both networks get the same random weights and compute the features of random images in float64. BatchNorm is in
-    training mode, in which it gives all maps the same scale, so that no branch is hidden by a larger one.
+    training mode, which gives all maps the same scale, so that a large branch cannot hide a difference in another.
 
     Args:
         model: a model of the plugin.
@@ -43,7 +43,7 @@ def check_same_function(model: nn.Module, reference: nn.Module, gains_attention:
         different = attention_misfit(own_attn, other_attn) if own_attn and other_attn else ''
         raise ValueError(f'weights of {reference_name} do not fit {name}: {different or misfit}')
     generator = torch.Generator().manual_seed(0)
-    for tensor in weights.values():  # which are the tensors in `given`
+    for tensor in weights.values():  # the same tensors as in `given`
         if tensor.is_floating_point():
             tensor.normal_(0, tensor[0].numel() ** -0.5 if tensor.dim() > 1 else 1.0, generator=generator)
     network.load_state_dict({**own, **given})

@@ -1,4 +1,4 @@
-"""The passes of a residual block as Triton kernels. Triton is imported when a GPU tensor first asks for a kernel."""
+"""The passes of a residual block as Triton kernels. Triton is imported when a kernel is first needed."""
 
 from .available import has_kernels
 

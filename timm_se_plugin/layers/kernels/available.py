@@ -10,7 +10,7 @@ from .._bypass import why_not_eager
 
 __all__ = ['has_kernels']
 
-DEVICES = {'cuda'}  # the type of AMD's devices too; Triton's interpreter, for tests, takes CPU tensors
+DEVICES = {'cuda'}  # AMD's GPUs too; tests add 'cpu' for Triton's interpreter
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 

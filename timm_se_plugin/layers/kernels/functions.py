@@ -1,11 +1,11 @@
 """BatchNorm and what follows it, by kernels, with derivatives.
 
-``normalize`` reads a map for its statistics, ``scale_shift_add`` writes the output; attention happens between them, in
-ordinary PyTorch on (N, C) tensors. BatchNorm's derivative needs sums over the gradient that ``scale_shift_add``
-receives, and the gradient that attention sends back to ``normalize``. So the backward pass of ``scale_shift_add``
-computes the sums, and that of ``normalize`` the map's gradient. Between the two travels the gradient as it is,
-unscaled, by an output of its own (``carrier``), with the sums beside it. A gradient of the map that is complete, as a
-second derivative has it, travels by the map.
+``normalize`` reads a map for its statistics, ``scale_shift_add`` writes the output; between them attention is computed
+by ordinary PyTorch on (N, C) tensors. BatchNorm's derivative needs sums over the gradient that ``scale_shift_add``
+receives, and the gradient that attention sends back to ``normalize``. Therefore the backward pass of
+``scale_shift_add`` computes the sums, and that of ``normalize`` the gradient of the map. autograd passes the unscaled
+gradient from the first to the second as the gradient of an additional output, ``carrier``; the sums are passed in
+``_Pass.sums``. The output ``y`` receives only complete gradients, which second derivatives have.
 """
 
 import functools
@@ -29,22 +29,22 @@ Pooling = Literal['', 'linear', 'relu']
 
 
 class _Sums(NamedTuple):
-    """What the backward pass of ``scale_shift_add`` leaves for that of ``normalize``."""
+    """Results of the backward pass of ``scale_shift_add`` for that of ``normalize``."""
 
     factor: Tensor | None
     sums: Tensor
     x_sums: Tensor
-    relu: int  # whether the mask is still to be applied to the gradient that travels
+    relu: int  # whose mask the carrier's gradient still lacks; NO_RELU for none
 
 
 @dataclass(eq=False)
 class _Pass:
-    """What belongs to one call of ``normalize``, beside its tensors."""
+    """The settings of one call of ``normalize``, and the sums for its backward pass."""
 
     bn: Any
-    batch: bool  # statistics of the batch
-    pooling: Pooling  # no pooled output, the means over positions of u, or of relu(u)
-    group: Any  # of processes that share their statistics, or None
+    batch: bool  # normalise by the statistics of the batch, not by the running ones
+    pooling: Pooling
+    group: Any  # the process group that shares statistics, or None
     sums: _Sums | None = None
 
 
@@ -65,7 +65,7 @@ class Normalized(NamedTuple):
 
 
 def _group(bn: nn.Module) -> Any:
-    """The processes that a SyncBatchNorm in training shares its statistics with; None without others."""
+    """The process group in which a SyncBatchNorm shares its statistics; None for a single process."""
     if not (isinstance(bn, nn.SyncBatchNorm) and dist.is_available() and dist.is_initialized()):
         return None
     group: Any = bn.process_group or dist.group.WORLD
@@ -75,8 +75,8 @@ def _group(bn: nn.Module) -> Any:
 def _gather(mean: Tensor, invstd: Tensor, count: int, eps: float, group: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Mean, biased variance, 1 / deviation and count over all processes.
 
-    The message is that of ``torch.nn.SyncBatchNorm``, which an empty batch elsewhere may be running. No value is read
-    by the host, so CUDA graphs can record it.
+    The message is that of ``torch.nn.SyncBatchNorm``, which a process with an empty batch runs. The host reads no
+    value, so CUDA graphs can record the computation.
     """
     message = torch.cat([mean, invstd, mean.new_full((1,), count)])
     world = dist.get_world_size(group)
@@ -102,9 +102,9 @@ class _Results(NamedTuple):
     mean: Tensor
     invstd: Tensor
     pooled: Tensor | None
-    pooled_sums: Tensor | None  # means over positions of what the pooling lets through, None where it is 1,
-    pooled_x_sums: Tensor | None  # and of x there
-    total: Tensor | None  # values per channel in all processes, where there are several
+    pooled_sums: Tensor | None  # with pooling='relu' the share of positions that the ReLU lets through
+    pooled_x_sums: Tensor | None  # mean over positions of x, with pooling='relu' of x where the ReLU lets it through
+    total: Tensor | None  # number of values per channel in all processes; None for a single process
 
 
 def _normalize(
@@ -122,7 +122,7 @@ def _normalize(
             mean, var, invstd, total = _gather(mean, invstd, local, bn.eps, call.group)
             update_running_stats(
                 bn.running_mean, bn.running_var, bn.num_batches_tracked, mean, var * (total / (total - 1)), bn.momentum)
-    assert mean is not None  # it is given where the batch's is not computed
+    assert mean is not None  # given by the caller, or computed above
     assert invstd is not None
     if linear and pooled is None:
         if means is None:
@@ -136,7 +136,7 @@ def _normalize(
 
 
 def _running_statistics(bn: Any) -> tuple[Tensor | None, Tensor | None, Tensor | None, float | None]:
-    """Running mean and variance, batches so far, which are counted here, and momentum."""
+    """Running mean and variance, the number of batches with the current one, and momentum, for the kernel to update."""
     batches = bn.num_batches_tracked
     if batches is not None:
         batches.add_(1)
@@ -144,12 +144,12 @@ def _running_statistics(bn: Any) -> tuple[Tensor | None, Tensor | None, Tensor |
         return None, None, None, 0.0
     for running in (bn.running_mean, bn.running_var):
         if not running.is_inference():
-            torch.autograd.graph.increment_version(running)  # the kernel's writing is seen by no one else
+            torch.autograd.graph.increment_version(running)  # autograd cannot see the kernel write
     return bn.running_mean, bn.running_var, batches, bn.momentum
 
 
 class _Normalize(Function):
-    """y passes through, twice, so that its gradients arrive here together with that of the pooled output."""
+    """Returns y twice beside its statistics, so that backward gets both gradients with that of the pooled output."""
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, weight: Tensor, bias: Tensor, mean: Tensor | None, invstd: Tensor | None,
@@ -171,15 +171,14 @@ class _Normalize(Function):
         if second or any(x is not None for x in (grad_y, grad_mean, grad_invstd)):
             if call.group is not None:
                 raise RuntimeError(
-                    'second derivatives through SyncBatchNorm are not known, neither here nor in PyTorch; '
-                    'replace it by BatchNorm2d')
+                    'SyncBatchNorm has no second derivatives, neither here nor in PyTorch; replace it by BatchNorm2d')
             grads = differentiable_gradients(
                 lambda y, weight, bias: _formula_of_normalize(y, weight, bias, mean, invstd, call), (y, weight, bias),
                 ctx.needs_input_grad[:3], (grad_y, grad_mean, grad_invstd, grad_pooled if second else None))
         if not second:
-            ours = _gradients(ctx, g, grad_pooled)
+            by_kernels = _gradients(ctx, g, grad_pooled)
             grads = [a if b is None else b.detach() if a is None else a + b.detach()
-                     for a, b in zip(ours, grads, strict=True)]
+                     for a, b in zip(by_kernels, grads, strict=True)]
         return *grads, None, None, None
 
 
@@ -190,7 +189,7 @@ def _gradients(ctx: Any, g: Tensor | None, grad_pooled: Tensor | None) -> tuple[
     factor = sums = x_sums = None
     relu = NO_RELU
     if g is not None:
-        assert call.sums is not None  # left there by the backward pass that sent g
+        assert call.sums is not None  # the backward pass that sent g has set it
         (factor, sums, x_sums, relu), call.sums = call.sums, None
     elif grad_pooled is None:
         return None, None, None
@@ -204,14 +203,15 @@ def _gradients(ctx: Any, g: Tensor | None, grad_pooled: Tensor | None) -> tuple[
         if call.batch and call.group is None:
             totals, inv_count = (weight_grad, bias_grad), y.shape[1] / y.numel()
         elif call.batch:
-            totals, inv_count = _reduce(weight_grad, bias_grad, invstd, ctx.total, call.group), 1.0
+            totals, inv_count = _averaged(weight_grad, bias_grad, invstd, ctx.total, call.group), 1.0
         dy = launch.apply_backward(
             g, y, weight, bias, mean, invstd, factor, grad_pooled, *totals, inv_count, relu, call.pooling == 'relu')
     needs_weight, needs_bias = ctx.needs_input_grad[1:3]
     return dy, weight_grad if needs_weight else None, bias_grad if needs_bias else None
 
 
-def _reduce(weight_grad: Tensor, bias_grad: Tensor, invstd: Tensor, total: Tensor, group: Any) -> tuple[Tensor, Tensor]:
+def _averaged(weight_grad: Tensor, bias_grad: Tensor, invstd: Tensor, total: Tensor, group: Any) -> tuple[Tensor,
+Tensor]:
     """Means over all processes of du * x and du. The message is that of ``torch.nn.SyncBatchNorm``."""
     message = torch.cat([bias_grad, weight_grad / invstd])
     dist.all_reduce(message, group=group)
@@ -293,7 +293,7 @@ def _formula_of_tail(
         y: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, invstd: Tensor, factor: Tensor | None,
         shortcut: Tensor | None, gate: Tensor | None, relu: int,
 ) -> Tensor:
-    """Without the last ReLU, whose mask the gradient has."""
+    """The output without RELU_LAST, whose mask the caller has applied to the gradient."""
     u = _normalized(y.float(), weight, bias, mean, invstd)
     if relu == RELU_FIRST:
         u = u.relu()
@@ -305,24 +305,24 @@ def _formula_of_tail(
 
 
 def _dense(y: Tensor) -> Tensor:
-    """y itself, or where its memory has gaps or another order a copy in the nearest layout."""
+    """y, or a copy of y in the nearest layout if its memory has gaps or another order."""
     if y.is_contiguous() or y.is_contiguous(memory_format=torch.channels_last):
         return y
     return y.contiguous(memory_format=torch.channels_last if y.stride(1) == 1 else torch.contiguous_format)
 
 
 def normalize(y: Tensor, bn: Any, pooling: Pooling = '') -> Normalized:
-    """BatchNorm of y up to the point where it would be applied: its statistics, and a mean over positions.
+    """The statistics of a BatchNorm of y, and the mean over positions of its output, which is not computed itself.
 
-    Reads y once for the statistics of a batch, with which the pooled output ``'linear'`` comes for nothing, once for
-    ``'linear'`` by running statistics, and once more for ``'relu'``.
+    y is read once for the statistics of a batch, which give ``'linear'`` without a further reading; once for
+    ``'linear'`` by running statistics; and once more for ``'relu'``.
 
     Shape: y (N, C, H, W); the pooled output (N, C), in y's type.
 
     Args:
         y: the map.
         bn: BatchNorm2d, SyncBatchNorm, or a frozen BatchNorm; in training its running statistics are updated.
-        pooling: ``'linear'`` for the mean of u, ``'relu'`` for the mean of relu(u).
+        pooling: ``'linear'`` for the mean of u, ``'relu'`` for the mean of relu(u), ``''`` for neither.
 
     Raises:
         ValueError: one value per channel in training, as BatchNorm2d does.
@@ -350,17 +350,17 @@ def scale_shift_add(
 ) -> Tensor:
     """``relu(factor * u + gate * shortcut)``, or ``factor * relu(u) + gate * shortcut``.
 
-    To be called once for what :func:`normalize` returned, since the backward pass of either relies on the other's.
+    Call this once for each result of :func:`normalize`: the two backward passes work together.
 
     Shape: the shortcut (N, C, H, W), factor and gate (N, C) -> (N, C, H, W), in y's type.
 
     Args:
         normalized: what :func:`normalize` returned.
-        factor: gate times stochastic depth; None for 1.
+        factor: the attention's gate times stochastic depth; None for 1.
         shortcut: what is added, or None.
         gate: multiplies the shortcut; None for 1.
         relu: NO_RELU, RELU_LAST or RELU_FIRST.
-        inplace: where no gradient is recorded, the result may take y's memory.
+        inplace: whether the result may be written into y's memory where no gradient is recorded.
     """
     y = normalized.y
     if shortcut is not None:

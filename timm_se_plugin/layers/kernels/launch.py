@@ -1,4 +1,4 @@
-"""Each kernel as a function of tensors: it makes the results, chooses the tiles and launches."""
+"""Each kernel as a function of tensors, which allocates the results, chooses the tiles and launches the kernel."""
 
 import functools
 from typing import Any, NamedTuple
@@ -14,9 +14,9 @@ __all__ = [
 ]
 
 _TILE = 2048  # values: 16 for each of 128 threads, so that three maps and three sums fit into registers
-_ROW = 128  # bytes of a tile that lie together in memory
-_PROGRAMS = 1024  # some eight for each multiprocessor of a large GPU; a constant, so that sums don't depend on the GPU
-_MOST_TILES = 64  # of a program, which bounds the rounding error of its sums
+_ROW = 128  # contiguous bytes of a tile
+_PROGRAMS = 1024  # about 8 per multiprocessor of a large GPU; constant, so that sums do not depend on the GPU
+_MOST_TILES = 64  # per program, which bounds the rounding error of its sums
 
 
 def run(kernel: Any, programs: int, device: torch.device, *args: Any, **constants: Any) -> None:
@@ -29,7 +29,7 @@ def run(kernel: Any, programs: int, device: torch.device, *args: Any, **constant
 
 
 def is_channels_last(y: Tensor) -> bool:
-    """Whether a dense map has its channels together in memory."""
+    """Whether a dense map is in channels_last and not contiguous as well."""
     return not y.is_contiguous() and y.is_contiguous(memory_format=torch.channels_last)
 
 
@@ -98,7 +98,7 @@ def batch_statistics(
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """Mean and 1 / deviation of the batch, (C,), and if ``pooled`` the means of x and u, (N, C).
 
-    The running statistics move by ``momentum``, or by 1 / ``batches`` if it is None.
+    The running statistics move by ``momentum``, or by 1 / ``batches`` if ``momentum`` is None.
     """
     cut = tiles(y)
     count = cut.samples * cut.positions
@@ -115,7 +115,7 @@ def batch_statistics(
 def pooled_statistics(
         y: Tensor, means: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, invstd: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Means of x and u, (N, C), by given statistics."""
+    """Means of x and u over positions, (N, C), by given statistics."""
     cut = tiles(y)
     x_mean, u_mean = _pooled_like(y)
     programs, constants = _rows(cut.channels)
@@ -137,7 +137,7 @@ def apply(
         y: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, invstd: Tensor, factor: Tensor | None,
         shortcut: Tensor | None, gate: Tensor | None, relu: int, out: Tensor,
 ) -> None:
-    """Fill ``out``, which may be y or the shortcut."""
+    """Write BatchNorm, recalibration, addition and ReLU into ``out``, which may be y or the shortcut."""
     cut = tiles(y)
     run(
         passes.apply, cut.programs, y.device, y, out, shortcut, weight, bias, mean, invstd, factor, gate, *cut.args,
@@ -148,7 +148,7 @@ def reduce(
         grad: Tensor | None, y: Tensor, out: Tensor | None, shortcut: Tensor | None, weight: Tensor, bias: Tensor,
         mean: Tensor, invstd: Tensor, factor: Tensor | None, relu: int,
 ) -> tuple[Tensor | None, Tensor, Tensor, Tensor | None]:
-    """The gradient behind the ReLU, if ``out`` is given, and the sums of each chunk, (N, chunks, C)."""
+    """The gradient with the ReLU's mask applied, if ``out`` is given, and the sums of each chunk, (N, chunks, C)."""
     cut = tiles(y)
     g = None if out is None else torch.empty_like(y)
     shape = (cut.samples, cut.chunks, cut.channels)
@@ -164,7 +164,7 @@ def sample_sums(
         sums: Tensor, x_sums: Tensor, shortcut_sums: Tensor | None, weight: Tensor, bias: Tensor, dtype: torch.dtype,
         shortcut_dtype: torch.dtype = torch.float32, scale: float = 1.0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """The sums of each sample, (N, C), of their combination in ``dtype``, and of the shortcut in its dtype."""
+    """Of each sample, (N, C): both sums, their combination in ``dtype``, and the shortcut's in ``shortcut_dtype``."""
     N, chunks, C = sums.shape
     sum_, x_sum = sums.new_empty(2, N, C)
     combined = sums.new_empty(N, C, dtype=dtype)
@@ -181,7 +181,7 @@ def parameter_sums(
 ) -> tuple[Tensor, Tensor]:
     """Gradients of BatchNorm's weight and bias, (C,), from arrays (..., C)."""
     given = sums if sums is not None else pooled_grad
-    assert given is not None  # one of the two outputs had a gradient
+    assert given is not None  # at least one of the two outputs has a gradient
     C = given.shape[-1]
     weight_grad, bias_grad = given.new_empty(2, C, dtype=torch.float32)
     programs, constants = _rows(C)

@@ -1,8 +1,8 @@
 """The kernels. One unit of the counts below is one read or write of a feature map of N * C * P values.
 
 A map is a dense (N, C, P) or, in channels_last, (N, P, C) block of memory, P = H * W. A program of the four kernels
-that touch maps owns one sample, BLOCK_C channels and a chunk of at most ``T`` tiles of BLOCK_P positions; it leaves one
-partial result per channel in an array of shape (N, chunks, C). The other three reduce such arrays. Nothing is added
+that touch maps owns one sample, BLOCK_C channels and a chunk of at most ``T`` tiles of BLOCK_P positions; it writes one
+partial result per channel into an array of shape (N, chunks, C). The other three reduce such arrays. Nothing is added
 atomically, and the chunks depend on the shape alone, so equal calls give equal bits. Values are computed in float32.
 
 ``x = (y - mean) * invstd`` is BatchNorm's normalised input, ``u = weight * x + bias`` its output; ``factor`` is the
@@ -14,7 +14,7 @@ import triton.language as tl
 
 __all__ = ['apply', 'apply_backward', 'moments', 'parameter_sums', 'reduce', 'sample_sums', 'statistics']
 
-# What becomes of negative values, RELU: they stay, they become 0 in the end, or before ``factor`` is applied.
+# RELU: no ReLU, a ReLU at the end, or a ReLU before ``factor`` is applied.
 NO_RELU = tl.constexpr(0)
 RELU_LAST = tl.constexpr(1)
 RELU_FIRST = tl.constexpr(2)
@@ -35,7 +35,7 @@ def _chunk(C, P, T, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr):
 
 @triton.jit
 def _tile(n, c0, t, C, P, LAST: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr):
-    """Offset of a tile's first value, in 64 bits as n is, offsets in the tile and mask, (BLOCK_P, BLOCK_C)."""
+    """Offset of a tile's first value (64 bits, as n), offsets in the tile and mask, both (BLOCK_P, BLOCK_C)."""
     p0 = t * BLOCK_P
     p, c = tl.arange(0, BLOCK_P)[:, None], tl.arange(0, BLOCK_C)[None, :]
     mask = (p < P - p0) & (c < C - c0)
@@ -56,9 +56,8 @@ def moments(y, means, squares, C, P, T, LAST: tl.constexpr, BLOCK_P: tl.constexp
 
     Reads y: 1 unit.
 
-    Error: sums are taken about the mean of the chunk's first tile. That mean lies in the data, so a distance between
-    it and the chunk's mean is part of the variance, and costs at most a factor T of float32's rounding, whatever the
-    ratio of mean to deviation.
+    Error: sums are taken about the mean of the chunk's first tile. Its distance to the chunk's mean is part of
+    the data's variance, and costs at most a factor T of float32's rounding, whatever the ratio of mean to deviation.
     """
     n, c0, first, last, out = _chunk(C, P, T, BLOCK_P, BLOCK_C)
     start, inside, mask = _tile(n, c0, first, C, P, LAST, BLOCK_P, BLOCK_C)
@@ -89,7 +88,7 @@ def statistics(
 
     ``mean`` and ``var = (sum(squares) + sum(count * (means - mean)**2)) / (N * P)`` are Chan's combination of the
     chunks (``size`` positions each, the last one less). Without BATCH mean and invstd are given. The running statistics
-    move by ``momentum``, or by 1 / ``batches`` where there is none. ``u_mean`` is what attention squeezes.
+    move by ``momentum``, or by 1 / ``batches`` if that is not None. ``u_mean`` is what attention squeezes.
 
     Reads the partial results of :func:`moments`: 1 / size of a unit in float32, twice.
 
@@ -154,7 +153,7 @@ def apply(
         RELU: tl.constexpr, LAST: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr):
     """``out = relu(factor * u + gate * shortcut)``, or ``factor * relu(u) + gate * shortcut``.
 
-    What is None is left out. Reads y and the shortcut, writes out: 2 units, or 3.
+    An argument that is None is left out. Reads y and the shortcut, writes out: 2 units, or 3.
 
     Error: one rounding to the type of out.
     """
@@ -186,7 +185,7 @@ def apply(
 
 @triton.jit
 def _masked(g, u, factor, RELU: tl.constexpr):
-    """The gradient behind the ReLU, whose input without a shortcut is computed again."""
+    """The gradient with the ReLU's mask applied; u is the ReLU's input before ``factor``, or its output."""
     if RELU == RELU_LAST:
         if factor is not None:
             u *= factor
@@ -199,11 +198,11 @@ def _masked(g, u, factor, RELU: tl.constexpr):
 def reduce(
         grad, y, out, g, shortcut, weight, bias, mean, invstd, factor, sums, x_sums, shortcut_sums, C, P, T,
         RELU: tl.constexpr, LAST: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr):
-    """``g``, the gradient behind the ReLU, and the sums of g, g * x and g * shortcut of each chunk and channel.
+    """``g``, the gradient with the ReLU's mask applied, and per chunk and channel the sums of g, g * x, g * shortcut.
 
     The ReLU's mask is ``out > 0``; where out is None, it is computed again from y. A gradient that is None is 1
-    everywhere, which gives the mean of ``relu(u)``. Reads grad, out, y and, for its gate, the shortcut, and writes g,
-    as far as they are there: with a shortcut 3 reads and 1 write, without 2 reads.
+    everywhere, which gives the mean of ``relu(u)``. Reads grad, out, y and, for the gradient of its gate, the
+    shortcut, and writes g, as far as they are given: with out 3 reads and 1 write, without 2 reads.
 
     Error: float32 sums of the products that the ReLU lets through.
     """
@@ -249,8 +248,8 @@ def sample_sums(
         BLOCK: tl.constexpr):
     """The sums of :func:`reduce` over the chunks, times ``scale``, and ``combined = weight * x_sum + bias * sum_``.
 
-    As x and u are affine in one another, that combination is the sum of g * u: the gradient of factor, or, of a
-    gradient of 1, the mean of ``relu(u)``. Reads and writes (N, C) alone.
+    Since u is affine in x, the combination is the sum of g * u: the gradient of factor or, for a gradient of 1, the
+    mean of ``relu(u)``. Reads and writes only arrays of size (N, chunks, C) and (N, C).
     """
     program = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     at = program.to(tl.int64)
@@ -282,8 +281,8 @@ def parameter_sums(
     """Gradients of weight and bias: the sums over samples of ``factor * x_sums`` and ``factor * sums``.
 
     The gradient of the pooled output adds its own share: ``pooled_grad`` times ``pooled_x_sums`` and ``pooled_sums``,
-    which are the means of x and 1 over positions, of those that a ReLU before the pooling lets through; pooled_sums is
-    None where it is 1. Reads (rows, C) alone.
+    the means over positions of x and of 1, only of those that a ReLU before the pooling lets through. Without that ReLU
+    pooled_sums is 1 and given as None. Reads only arrays of size (rows, C).
     """
     c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     inside = c < C
@@ -319,10 +318,10 @@ def apply_backward(
         BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr):
     """``dy = weight * invstd * (du - (bias_grad + x * weight_grad) / count)``, BatchNorm's derivative.
 
-    ``du = factor * g + pooled_grad / P`` is the gradient of u, where g passes the ReLU whose input is computed again
-    (RELU), and the pooled gradient as well if a ReLU comes before the pooling (POOLED_RELU). Without batch statistics
-    weight_grad is None and dy ends with du. Reads g and y, writes dy: 2 reads and 1 write, or 1 and 1 where y is not
-    needed.
+    ``du = factor * g + pooled_grad / P`` is the gradient of u. The mask of a ReLU whose input is computed again is
+    applied to g (RELU), and to the pooled gradient if a ReLU comes before the pooling (POOLED_RELU). Without batch
+    statistics weight_grad is None and dy ends with du. Reads g and y, writes dy: 2 reads and 1 write, or 1 and 1 where
+    y is not needed.
 
     Error: one rounding to the type of dy.
     """
@@ -335,7 +334,7 @@ def apply_backward(
         multiplier = _vector(factor, n * C + c0, channels, inside)
     if pooled_grad is not None:
         pooled = _vector(pooled_grad, n * C + c0, channels, inside) / P
-    if (RELU != NO_RELU or POOLED_RELU) or weight_grad is not None:  # Triton 3.2 chains no operators
+    if (RELU != NO_RELU or POOLED_RELU) or weight_grad is not None:  # Triton 3.2 rejects `a or b or c`
         mu = _vector(mean, c0, channels, inside)
     if RELU != NO_RELU or POOLED_RELU:
         offset = _vector(bias, c0, channels, inside)
