@@ -48,7 +48,7 @@ docs: .venv-docs/.installed  ## the pages of docs/ as a site in site/; a broken 
 	$(DOCS)/python -m mkdocs build --strict
 
 notebooks: .venv/.installed  ## runs the notebooks of docs/notebooks/ and keeps their outputs; an error ends it
-	$(BIN)/jupyter-execute --inplace docs/notebooks/*.ipynb
+	$(BIN)/python tools/run_notebooks.py
 
 wheel: .venv/.installed  ## dist/ with the sdist and the wheel, checked and installed into an empty environment
 	rm -rf dist
