@@ -1,11 +1,14 @@
 """The files around the package agree with one another: workflows, hooks, versions and papers."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import yaml
 
 from timm_se_plugin import __version__
+from timm_se_plugin.commands import COMMANDS
 from timm_se_plugin.placement import ATTENTIONS
 
 ROOT = Path(__file__).parents[1]
@@ -48,3 +51,14 @@ def test_citation_has_the_version_and_the_paper_of_each_attention():
 
 def test_changelog_begins_with_the_version():
     assert re.search(r'^## (\S+)', text('CHANGELOG.md'), re.M)[1] == __version__
+
+
+def test_the_site_has_the_help_of_each_command_and_the_changes():
+    code = ("import sys; sys.path.insert(0, 'tools'); import mkdocs_pages\n"
+            "for name in ('commands', 'changelog'):\n"
+            "    print(mkdocs_pages.on_page_markdown(open(f'docs/{name}.md', encoding='utf-8').read()))\n"
+            "print('heavy:', [name for name in ('torch', 'timm') if name in sys.modules])")
+    site = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert all(f'## timm-se {command}\n\n```text\nusage: timm-se {command} ' in site for command in COMMANDS)
+    assert f'## {__version__}' in site
+    assert site.endswith('heavy: []\n')
