@@ -5,7 +5,7 @@ ONEDL := .venv-onedl/bin
 INTEROP := .venv-interop/bin
 DOCS := .venv-docs/bin
 
-.PHONY: demo test test-all kernels floors interop docs lint bench tables clean
+.PHONY: demo test test-all kernels floors interop docs notebooks wheel lint bench tables clean
 
 .venv/.installed: EXTRAS := dev,train,analysis,mmdet,export
 .venv-onedl/.installed: EXTRAS := dev,train,onedl
@@ -47,10 +47,22 @@ interop: .venv-interop/.installed  ## the networks with the libraries of docs/wo
 docs: .venv-docs/.installed  ## the pages of docs/ as a site in site/; a broken link is an error
 	$(DOCS)/python -m mkdocs build --strict
 
-lint: .venv/.installed
+notebooks: .venv/.installed  ## runs the notebooks of docs/notebooks/ and keeps their outputs; an error ends it
+	$(BIN)/python tools/run_notebooks.py
+
+wheel: .venv/.installed  ## dist/ with the sdist and the wheel, checked and installed into an empty environment
+	rm -rf dist
+	$(BIN)/python -m uv build --quiet
+	$(BIN)/python -m twine check --strict dist/*
+	$(BIN)/python -m pytest tests/test_wheel.py
+
+lint: .venv/.installed  ## .pre-commit-config.yaml has the same commands
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m mypy
 	$(BIN)/python tools/update_tables.py --check
+	$(BIN)/zizmor --offline --quiet .github
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/ci.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.citation-file-format CITATION.cff
 
 bench: .venv/.installed  ## the speed table; nothing else may run meanwhile
 	$(BIN)/python tools/benchmark_speed.py

@@ -84,7 +84,7 @@ class AttentionSpec:
     rd_min_channels: int | None = None
     sk_stages: tuple[int, ...] = (1, 2, 3, 4)
     fused: bool | str = 'auto'
-    extra: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    extra: Mapping[str, object] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.attn, str) or self.attn not in ATTENTIONS:

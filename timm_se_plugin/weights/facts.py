@@ -4,7 +4,6 @@ import csv
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 __all__ = ['Facts', 'csv_row']
 
@@ -24,7 +23,7 @@ class Facts:
     license: str | None = None
     data: str | None = None
     recipe: str | None = None
-    results: Mapping[str, Any] | None = None
+    results: Mapping[str, object] | None = None
     results_file: str | None = None
 
 

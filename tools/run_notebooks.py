@@ -1,0 +1,28 @@
+"""Run the notebooks of docs/notebooks/, and keep their outputs; an error in a cell ends it."""
+
+import os
+import tempfile
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+
+FOLDER = Path(__file__).parents[1] / 'docs' / 'notebooks'
+
+
+def main() -> None:
+    """Run each notebook in an empty folder, and write it."""
+    os.environ['PYTHONWARNINGS'] = 'ignore:IProgress not found'    # of tqdm, where ipywidgets is not installed
+    for path in sorted(FOLDER.glob('*.ipynb')):
+        print(path.name, flush=True)
+        notebook = nbformat.read(path, as_version=4)
+        with tempfile.TemporaryDirectory() as folder:
+            NotebookClient(notebook, timeout=600, kernel_name='python3', resources={'metadata': {'path': folder}},
+                           record_timing=False, coalesce_streams=True).execute()
+        # Python's version and times of the clock would differ from run to run.
+        notebook.metadata.language_info = {'name': 'python'}
+        path.write_text(nbformat.writes(notebook) + '\n', encoding='utf-8')
+
+
+if __name__ == '__main__':
+    main()
