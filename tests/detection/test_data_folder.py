@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -154,6 +155,27 @@ def test_a_folder_inside_the_data_keeps_the_files_of_a_run(tmp_path):
         assert described(read_folder(folder, folder / 'run' / 'annotations')[0]) == SPLITS
 
 
+def test_processes_of_one_run_keep_the_same_files(tmp_path):
+    folder = save_yolo(tmp_path / 'mine')
+    with ThreadPoolExecutor(8) as threads:
+        for splits, _ in threads.map(lambda _: read_folder(folder, tmp_path / 'run'), range(40)):
+            assert described(splits) == SPLITS
+
+
+def test_names_of_pictures_do_not_tell_a_split(tmp_path):
+    for name in ('train_1', 'test_1'):
+        write(tmp_path / 'mine' / 'Annotations' / f'{name}.xml', xml(name, SPLITS['train']['a']))
+        picture(tmp_path / 'mine' / 'JPEGImages' / f'{name}.jpg')
+    splits, _ = read_folder(tmp_path / 'mine', tmp_path / 'run', 0.5)
+    assert [len(splits[name].content['images']) for name in splits] == [1, 1]
+
+
+def test_a_test_split_of_yolo_may_be_absent(tmp_path):
+    folder = save_yolo(tmp_path / 'mine', 'Roboflow')
+    shutil.rmtree(folder / 'test')
+    assert list(read_folder(folder, tmp_path / 'run')[0]) == ['train', 'val']
+
+
 def test_a_list_of_pictures_and_outlines_are_read_from_yolo(tmp_path):
     folder = save_yolo(tmp_path / 'mine')
     write(folder / 'train.txt', './images/train/a.jpg\n\nimages/train/b.jpg\n')
@@ -237,6 +259,7 @@ def replaced(path, old, new):
     return change
 
 
+COCO_VAL = 'annotations/instances_val2017.json'
 YOLO_A, VOC_A = 'labels/train/a.txt', 'Annotations/train_a.xml'
 
 
@@ -245,7 +268,7 @@ YOLO_A, VOC_A = 'labels/train/a.txt', 'Annotations/train_a.xml'
     pytest.param(lambda folder: folder.mkdir(), FileNotFoundError,
                  r'has 0 pictures and no annotations; looked for COCO .*, Pascal VOC .* and YOLO', id='empty'),
     pytest.param(spoil(save_yolo, lambda folder: (folder / 'data.yaml').unlink()), FileNotFoundError,
-                 r'has 5 pictures and no annotations; .* Files such as labels/test/d.txt are none', id='no yaml'),
+                 r'has 5 pictures and no annotations; .* A file such as labels/test/d.txt is none', id='no yaml'),
     pytest.param(lambda folder: (save_yolo(folder), save_voc(folder, 'Roboflow')), ValueError,
                  r'more than one format: Pascal VOC \(test/d.xml\), YOLO \(data.yaml\); give', id='two formats'),
     pytest.param(spoil(save_coco, lambda folder: write(folder / 'train.json', coco(SPLITS['train']))), ValueError, None,
@@ -256,16 +279,17 @@ YOLO_A, VOC_A = 'labels/train/a.txt', 'Annotations/train_a.xml'
                  r'train2017.json names the picture [bc].jpg, which does not exist in .* \(1 of 3 looked for\)',
                  id='pictures of another split'),
     pytest.param(spoil(save_coco, lambda folder: shutil.rmtree(folder / 'test2017')), FileNotFoundError,
-                 r'test2017.json names the picture d.jpg, which does not exist in .* \(0 of 1 looked for\)', id='no pictures'),
-    pytest.param(spoil(save_coco, replaced('annotations/instances_val2017.json', '"category_id": 7', '"category_id": 9')),
-                 ValueError, r'1 of 1 boxes have a category_id that is not among the categories', id='unknown category'),
-    pytest.param(spoil(save_coco, replaced('annotations/instances_val2017.json', '"images"', '"images",')), ValueError,
+                 r'test2017.json names the picture d.jpg, which does not exist in .* \(0 of 1 looked for\)',
+                 id='no pictures'),
+    pytest.param(spoil(save_coco, replaced(COCO_VAL, '"category_id": 7', '"category_id": 9')), ValueError,
+                 r'1 of 1 boxes have a category_id that is not among the categories', id='unknown category'),
+    pytest.param(spoil(save_coco, replaced(COCO_VAL, '"images"', '"images",')), ValueError,
                  'val2017.json is not a JSON file', id='broken JSON'),
     pytest.param(spoil(save_coco, lambda folder: [write(folder / f'annotations/instances_{name}2017.json', {
         **coco(split), 'annotations': []}) for name, split in SPLITS.items()]), ValueError,
         'has no box in any split', id='no box'),
-    pytest.param(spoil(save_coco, lambda folder: (folder / 'annotations/instances_train2017.json').unlink()), ValueError,
-                 r'has no train split; it has .*test \(.*val \(', id='no train split'),
+    pytest.param(spoil(save_coco, lambda folder: (folder / 'annotations/instances_train2017.json').unlink()),
+                 ValueError, r'has no train split; it has .*test \(.*val \(', id='no train split'),
     pytest.param(spoil(save_voc, replaced(VOC_A, '<width>96</width>', '')), ValueError,
                  r'train_a.xml has no <size> <width> in <annotation>', id='XML without width'),
     pytest.param(spoil(save_voc, replaced(VOC_A, '<width>96', '<width>0')), ValueError,
@@ -297,7 +321,7 @@ YOLO_A, VOC_A = 'labels/train/a.txt', 'Annotations/train_a.xml'
     pytest.param(spoil(save_yolo, lambda folder: write(folder / YOLO_A, '1 0.9 0.5 0.4')), ValueError,
                  r'a.txt, line 1 has 4 numbers; a box has 5', id='YOLO short line'),
     pytest.param(spoil(save_yolo, lambda folder: write(folder / YOLO_A, 'red 0.9 0.5 0.4 0.1')), ValueError,
-                 r"a.txt, line 1: 'red 0.9 0.5 0.4 0.1' has to be numbers", id='YOLO words'),
+                 r"a.txt, line 1: 'red 0.9 0.5 0.4 0.1' has to be a class", id='YOLO words'),
     pytest.param(spoil(save_yolo, lambda folder: (folder / 'images/train/a.jpg').write_bytes(b'nothing')), ValueError,
                  r'train/a.jpg cannot be read', id='YOLO broken picture'),
     pytest.param(spoil(save_yolo, lambda folder: shutil.rmtree(folder / 'labels')), ValueError,
@@ -336,8 +360,9 @@ def test_a_share_has_to_leave_pictures_on_both_sides(tmp_path, share):
 def test_blood_cells_are_the_same_in_every_format(tmp_path):
     bccd = Path(os.environ['TIMM_SE_DATA'], 'bccd').absolute()
     splits, classes = read_folder(bccd, tmp_path / 'run')
-    assert {name: (len(split.content['images']), len(split.content['annotations'])) for name, split in splits.items()} \
-        == {'train': (205, 2804), 'val': (87, 1137), 'test': (72, 945)}
+    counts = {name: tuple(len(split.content[key]) for key in ('images', 'annotations'))
+              for name, split in splits.items()}
+    assert counts == {'train': (205, 2804), 'val': (87, 1137), 'test': (72, 945)}
     assert classes == ('RBC', 'WBC', 'Platelets')
     voc, yolo = tmp_path / 'voc', tmp_path / 'yolo'
     for name, split in splits.items():

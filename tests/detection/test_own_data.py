@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,9 +15,10 @@ if importlib.util.find_spec('mmdet') is None:
 
 import mmdet
 from detectors import SMALL_COCO
+from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.hooks import Hook
-from mmengine.registry import HOOKS
+from mmengine.registry import HOOKS, init_default_scope
 
 from timm_se_plugin.commands import main
 from timm_se_plugin.detection.configs import read_config
@@ -25,6 +27,7 @@ from timm_se_plugin.detection.running import train_detector
 
 pytestmark = pytest.mark.mmdet
 
+ROOT = Path(__file__).parents[2]
 BASE = 'timm_se_plugin::{}.py'
 
 
@@ -68,7 +71,8 @@ def small(tmp_path):
 def test_a_folder_trains_and_its_configuration_trains_again(mine, small, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run = tmp_path / 'work_dirs' / 'small-rcnn_1x_my-cells'
-    main(['detect', 'train', '--data', str(mine), '--model', str(small), '--cfg-options', 'optim_wrapper.optimizer.lr=1'])
+    main(['detect', 'train', '--data', str(mine), '--model', str(small), '--cfg-options',
+          'optim_wrapper.optimizer.lr=1'])
     assert (run / 'epoch_1.pth').is_file()
     written = run / 'small-rcnn_1x_my-cells.py'
     config = Config.fromfile(written)
@@ -89,12 +93,37 @@ def test_a_folder_trains_and_its_configuration_trains_again(mine, small, tmp_pat
     assert list((tmp_path / 'test').glob('*/*.json'))
 
 
+def test_digits_in_the_format_of_yolo_train_and_validate(tmp_path):
+    pytest.importorskip('sklearn', reason='the digits come with scikit-learn: the [train] extra')
+    from timm_se_plugin.detection.digit_scenes import write_digit_scenes
+    scenes, mine = tmp_path / 'scenes', tmp_path / 'mine'
+    write_digit_scenes(scenes, train=8, val=4)
+    for split in ('train', 'val'):
+        data = json.loads((scenes / f'instances_{split}.json').read_bytes())
+        for image in data['images']:
+            for folder in ('images', 'labels'):
+                (mine / folder / split).mkdir(parents=True, exist_ok=True)
+            (scenes / 'images' / image['file_name']).rename(mine / 'images' / split / image['file_name'])
+            boxes = [(box['category_id'] - 1, *box['bbox']) for box in data['annotations']
+                     if box['image_id'] == image['id']]
+            (mine / 'labels' / split / image['file_name']).with_suffix('.txt').write_text(''.join(
+                f'{label} {(x + w / 2) / 96} {(y + h / 2) / 96} {w / 96} {h / 96}\n' for label, x, y, w, h in boxes))
+    (mine / 'data.yaml').write_text(f'train: images/train\nval: images/val\nnames: {list("0123456789")}\n')
+    main(['detect', 'train', '--data', str(mine), '--model', 'faster-rcnn_se-r18_fpn_digits', '--work-dir',
+          str(tmp_path / 'run'), '--cfg-options', 'train_cfg.max_epochs=1', 'train_cfg.val_interval=1',
+          'log_level=ERROR', 'visualizer.name=digits'])
+    assert (tmp_path / 'run' / 'epoch_1.pth').is_file()
+    logged = next((tmp_path / 'run').glob('*/vis_data/scalars.json')).read_text()
+    assert 0 <= json.loads(logged.splitlines()[-1])['coco/bbox_mAP'] <= 1
+
+
 @pytest.mark.slow
 def test_tools_of_mmdetection_run_the_written_configuration(mine, small, tmp_path):
     main(['detect', 'train', '--data', str(mine), '--model', str(small), '--work-dir', str(tmp_path / 'run')])
     tools = Path(mmdet.__file__).parent / '.mim' / 'tools'
     # The import gives them the operators that mmcv-lite lacks.
-    code = 'import runpy, sys, timm_se_plugin.detection; del sys.argv[0]; runpy.run_path(sys.argv[0], run_name="__main__")'
+    code = ('import runpy, sys, timm_se_plugin.detection; del sys.argv[0]; '
+            'runpy.run_path(sys.argv[0], run_name="__main__")')
     for words in (['train.py'], ['test.py', str(tmp_path / 'run' / 'epoch_1.pth')]):
         subprocess.run([sys.executable, '-c', code, str(tools / words[0]),
                         str(tmp_path / 'run' / 'small-rcnn_1x_my-cells.py'), *words[1:], '--work-dir',
@@ -159,7 +188,7 @@ def test_a_share_of_a_single_split_validates(mine, small, tmp_path):
     for split, count in (('train', 3), ('val', 1), ('test', 1)):
         file = Path(config[f'{split}_dataloader'].dataset.ann_file)
         assert file.parent == tmp_path / 'run' / 'annotations'
-        assert len(json.loads(file.read_text())['images']) == count
+        assert len(json.loads(file.read_bytes())['images']) == count
 
 
 @pytest.mark.skipif('TIMM_SE_DATA' not in os.environ, reason='needs real data in TIMM_SE_DATA')
@@ -188,11 +217,20 @@ def test_a_base_of_this_package_is_found(tmp_path, monkeypatch):
         read_config('mine.py')
 
 
+@pytest.mark.parametrize('block', re.findall(r'^```python\n(_base_ .*?)^```', (
+    ROOT / 'docs' / 'detect.md').read_text(encoding='utf-8'), re.M | re.S))
+def test_configurations_of_the_page_build_their_detector(tmp_path, block):
+    (tmp_path / 'mine.py').write_text(block, encoding='utf-8')
+    config = read_config(tmp_path / 'mine.py', {'model.backbone.pretrained': False})
+    init_default_scope('mmdet')
+    assert MODELS.build(config.model).backbone.attn
+    assert config.test_dataloader.dataset.get('metainfo', {}) in ({}, {'classes': ('raccoon',)})
+
+
 def test_a_base_is_found_in_a_built_wheel(tmp_path):
     pytest.importorskip('hatchling', reason='builds the wheel')
-    root = Path(__file__).parents[2]
     subprocess.run([sys.executable, '-m', 'pip', 'wheel', '--quiet', '--no-build-isolation', '--no-deps', '--wheel-dir',
-                    str(tmp_path), str(root)], check=True)
+                    str(tmp_path), str(ROOT)], check=True)
     wheel = next(tmp_path.glob('*.whl'))
     installed = tmp_path / 'installed'
     subprocess.run([sys.executable, '-m', 'zipfile', '-e', str(wheel), str(installed)], check=True)

@@ -14,7 +14,7 @@ __all__ = ['add_arguments', 'run']
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
-    add_config(parser, optional=True)
+    add_config(parser, nargs='?')
     parser.add_argument('--data', metavar='FOLDER',
                         help='train on the pictures and boxes of a folder, in the format of COCO (JSON), Pascal VOC '
                              '(XML) or YOLO (data.yaml and text), which --model is fitted to')

@@ -6,7 +6,8 @@ from typing import Any, NamedTuple, TypeVar
 
 __all__ = ['AnnotatedPicture', 'Box', 'read_each', 'to_coco']
 
-_File, _Read = TypeVar('_File'), TypeVar('_Read')
+_File = TypeVar('_File')
+_Read = TypeVar('_Read')
 _ROUNDING = 1   # how many pixels a box may reach beyond its picture
 
 

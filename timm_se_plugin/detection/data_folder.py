@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from filelock import FileLock
+
 from ..files.writing import write_atomically
 from .coco import class_names, read_coco
 from .conversion import AnnotatedPicture, to_coco
@@ -79,9 +81,12 @@ def read_folder(
         splits = {name: Split(to_coco(pictures, names, root), root, kept_in / f'instances_{name}.json')
                   for name, pictures in annotated.items()}
     splits = _with_validation(splits, root, kept_in, val_share)
-    for split in splits.values():
-        if split.file.parent == kept_in:
-            write_atomically(split.file, json.dumps(split.content).encode())
+    kept = [split for split in splits.values() if split.file.parent == kept_in]
+    if kept:
+        kept_in.mkdir(parents=True, exist_ok=True)
+        with FileLock(kept_in / '.lock'):   # each process of a distributed run writes the same files
+            for split in kept:
+                write_atomically(split.file, json.dumps(split.content).encode())
     classes = _classes_with_boxes(splits, root)
     _logger.info('%s, in the format of %s: %s; %d classes: %s', root, formats[0], ', '.join(
         f'{name} {len(split.content["images"])} pictures with {len(split.content["annotations"])} boxes'
@@ -109,18 +114,18 @@ def _is_coco(file: Path) -> bool:
     return all(f'"{name}"'.encode() in content for name in ('images', 'annotations', 'categories'))
 
 
-def _which_format(root: Path, found: dict[str, list[Path]], files: Sequence[Path]) -> str:
+def _which_format(root: Path, found: dict[str, list[Path]], all_files: Sequence[Path]) -> str:
     if any(found.values()):
-        return (f'{root} has annotations in more than one format: '
-                + ', '.join(f'{name} ({of_format[0].relative_to(root)})' for name, of_format in found.items() if of_format)
-                + '; give a folder with those of one format, or move the others away')
-    pictures = sum(file.suffix.lower() in _ENDINGS for file in files)
-    others = [str(file.relative_to(root)) for file in files if file.suffix.lower() in ('.json', '.xml', '.yaml', '.txt')]
+        first = ', '.join(f'{name} ({files[0].relative_to(root)})' for name, files in found.items() if files)
+        return (f'{root} has annotations in more than one format: {first}; give a folder with those of one format, or '
+                'move the others away')
+    pictures = sum(file.suffix.lower() in _ENDINGS for file in all_files)
+    other = next((f'. A file such as {file.relative_to(root)} is none of these' for file in all_files
+                  if file.suffix.lower() in ('.json', '.xml', '.yaml', '.txt')), '')
     return (f'{root} has {pictures} pictures and no annotations; looked for COCO (a JSON file with images, annotations '
             'and categories), Pascal VOC (an XML file for each picture) and YOLO (a YAML file such as data.yaml, with '
-            'names and train, beside labels in text files)'
-            + (f'. Files such as {others[0]} are none of these' if others else '')
-            + '; give the folder that holds both the pictures and their boxes')
+            f'names and train, beside labels in text files){other}; give the folder that holds both the pictures and '
+            'their boxes')
 
 
 def _split_of(path: Path) -> str | None:
@@ -199,7 +204,7 @@ def _voc_splits(
     splits: dict[str, list[AnnotatedPicture]] = {}
     for file, picture in read_voc(files, [file for file in all_files if file.suffix.lower() in _ENDINGS]):
         of_file = [name for name, stems in lists.items() if file.stem in stems] if lists else [
-            _split_of(file.relative_to(root)) or 'train']
+            _split_of(file.parent.relative_to(root) / '_') or 'train']  # pictures may be of trains
         for name in of_file:
             splits.setdefault(name, []).append(picture)
     names = {box.label for pictures in splits.values() for picture in pictures for box in picture.boxes}

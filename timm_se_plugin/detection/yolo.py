@@ -1,5 +1,6 @@
 """Annotations of YOLO: a text file for each picture, and a YAML file that names the classes and the splits."""
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from .conversion import AnnotatedPicture, Box, read_each, within
 
 __all__ = ['is_yolo', 'read_yolo']
 
+_logger = logging.getLogger(__name__)
 _ORIENTATION = 0x0112  # the EXIF tag; values of 5 to 8 swap width and height
 
 
@@ -42,7 +44,7 @@ def read_yolo(file: Path, endings: Iterable[str]) -> tuple[dict[str, list[Annota
         The pictures of each split, and the names of the classes.
 
     Raises:
-        FileNotFoundError: a folder of a split does not exist.
+        FileNotFoundError: the folder of train or val does not exist.
         ValueError: the names are not a list; there are no labels; a line has a class without a name, a number that is
             no fraction, or a box outside the picture.
     """
@@ -80,6 +82,9 @@ def _pictures(file: Path, base: Any, place: Any, split: str, endings: tuple[str,
     candidates = [*([file.parent / base / place] if base else []), file.parent / place,
                   file.parent / str(place).removeprefix('../')]
     found = next((path for path in candidates if path.exists()), None)
+    if found is None and split == 'test':   # which Roboflow names even if there is none
+        _logger.warning('%s: test: %s does not exist, and is left out', file, place)
+        return []
     if found is None:
         raise FileNotFoundError(f'{file}: {split}: {place} does not exist; looked for '
                                 f'{" and ".join(dict.fromkeys(map(str, candidates)))}; correct {split} or path in the '
@@ -120,7 +125,8 @@ def _box(words: Sequence[str], size: tuple[int, int], classes: Sequence[str], wh
     try:
         label, *values = map(float, words)
     except ValueError:
-        raise ValueError(f'{where}: {" ".join(words)!r} has to be numbers, a class and x, y, width and height') from None
+        raise ValueError(f'{where}: {" ".join(words)!r} has to be a class, x, y, width and height, all of them numbers'
+                         ) from None
     if len(values) != 4 and (len(values) < 6 or len(values) % 2):
         raise ValueError(f'{where} has {len(words)} numbers; a box has 5, a class and x, y, width and height, and an '
                          'outline a class and two for each of at least three points')
