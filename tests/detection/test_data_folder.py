@@ -149,6 +149,14 @@ def test_instances_are_chosen_among_the_other_annotations_of_coco(tmp_path):
     assert described(read_folder(folder, tmp_path / 'run')[0]) == SPLITS
 
 
+def test_a_class_that_cannot_be_learned_is_said(tmp_path, caplog):
+    folder = save_coco(tmp_path / 'mine')
+    file = folder / COCO_VAL
+    write(file, file.read_text().replace('"category_id": 7', '"category_id": 0'))
+    assert read_folder(folder, tmp_path / 'run')[1] == ('blue', 'red', 'things')
+    assert 'no box of the train split is a things, which the detector cannot learn' in caplog.text
+
+
 def test_a_folder_inside_the_data_keeps_the_files_of_a_run(tmp_path):
     folder = save_yolo(tmp_path / 'mine')
     for _ in range(2):  # the second run passes over what the first has written

@@ -54,8 +54,11 @@ def run(args: argparse.Namespace) -> dict[str, str]:
     elif args.config and not (args.data or args.model or args.val_share):
         config = read_config(args.config, args.cfg_options, args.work_dir)
     else:
-        raise ValueError('detect train takes either a configuration, or --data FOLDER and --model CONFIG (and '
-                         '--val-share); ' + ('all of these were given' if args.config else 'one is missing'))
+        given = [option for option, value in (
+            (args.config, args.config), ('--data', args.data), ('--model', args.model),
+            ('--val-share', args.val_share)) if value]
+        raise ValueError(f'detect train was given {" and ".join(given) or "nothing"}; it takes either a configuration '
+                         'alone, or --data FOLDER and --model CONFIG, with or without --val-share')
     if args.seed is not None:
         config.randomness = {**config.get('randomness', {}), 'seed': args.seed}
     runner = train_detector(config, args.resume, args.amp, args.auto_scale_lr, launcher(args),

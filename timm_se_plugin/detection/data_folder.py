@@ -251,14 +251,18 @@ def _with_validation(splits: dict[str, Split], root: Path, kept_in: Path, share:
 
 def _classes_with_boxes(splits: dict[str, Split], root: Path) -> tuple[str, ...]:
     names: dict[str, None] = {}     # in the order of the files
-    boxes: Counter[str] = Counter()
-    for split in splits.values():
+    boxes: dict[str, Counter[str]] = {}
+    for of_split, split in splits.items():
         of_id = {category['id']: str(category['name']) for category in split.content['categories']}
         names.update(dict.fromkeys(of_id.values()))
-        boxes.update(of_id[annotation['category_id']] for annotation in split.content['annotations'])
-    if not boxes:
+        boxes[of_split] = Counter(of_id[annotation['category_id']] for annotation in split.content['annotations'])
+    classes = [name for name in names if any(count[name] for count in boxes.values())]
+    if not classes:
         raise ValueError(f'{root} has no box in any split; give a folder with annotated pictures')
-    unused = [name for name in names if not boxes[name]]
+    unused = ', '.join(name for name in names if name not in classes)
     if unused:
-        _logger.info('%s: no picture has a box of %s, which the detector does not learn', root, ', '.join(unused))
-    return class_names([name for name in names if boxes[name]], str(root))
+        _logger.info('%s: no picture has a box of %s, which the detector does not learn', root, unused)
+    unlearned = ', '.join(name for name in classes if not boxes['train'][name])
+    if unlearned:
+        _logger.warning('%s: no box of the train split is a %s, which the detector cannot learn', root, unlearned)
+    return class_names(classes, str(root))

@@ -50,10 +50,11 @@ def config_for_folder(
         config.pop(left, None)  # variables of the file, whose values the data sets hold
     if 'base_batch_size' in config.get('auto_scale_lr', {}):
         config.auto_scale_lr.enable = True
-    batch = config.train_dataloader.batch_size * int(os.environ.get('WORLD_SIZE', 1))
+    batch = config.train_dataloader.get('batch_size', 1) * int(os.environ.get('WORLD_SIZE', 1))
     steps = max(len(splits['train'].content['images']) // batch, 2)
-    for schedule in config.param_scheduler:
-        if schedule.type == 'LinearLR' and not schedule.get('by_epoch', True):
+    schedules = config.get('param_scheduler') or []
+    for schedule in schedules if isinstance(schedules, list) else [schedules]:
+        if schedule.type == 'LinearLR' and not schedule.get('by_epoch', True) and 'end' in schedule:
             schedule.end = min(schedule.end, steps)
     return Config(config.to_dict(), cfg_text=config.text, filename=str(Path(config.work_dir, f'{name}.py')))
 
