@@ -16,4 +16,5 @@ param_scheduler = [
     dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=50),
     dict(type='MultiStepLR', begin=0, end=8, by_epoch=True, milestones=[6, 7], gamma=0.1)]
 optim_wrapper = dict(clip_grad=dict(max_norm=35))
+auto_scale_lr = dict(base_batch_size=4)
 default_hooks = dict(checkpoint=dict(type='WholeCheckpointHook', max_keep_ckpts=2), logger=dict(interval=10))

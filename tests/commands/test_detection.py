@@ -38,7 +38,8 @@ def test_the_demo_leaves_a_picture_and_no_chatter_of_other_packages(demo):
     folder, out, err = demo
     assert (folder / 'detections.png').is_file()
     assert 'On scenes of digits that were not trained on: mAP' in out
-    for chatter in ('pkg_resources', 'FileClient', 'creating index', 'index created', 'annotations into memory'):
+    for chatter in ('pkg_resources', 'FileClient', 'HardDiskBackend',
+                    'creating index', 'index created', 'annotations into memory'):
         assert chatter not in out + err
 
 

@@ -1,5 +1,6 @@
 """Train a detector.
 
+timm-se detect train --data my/pictures --model faster-rcnn_se-r50_fpn_1x_coco
 timm-se detect train faster-rcnn_se-r18_fpn_bccd
 torchrun --nproc-per-node 8 -m timm_se_plugin detect train faster-rcnn_se-r50_fpn_1x_coco
 """
@@ -13,8 +14,16 @@ __all__ = ['add_arguments', 'run']
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
-    add_config(parser)
-    parser.add_argument('--work-dir', help='folder for logs and checkpoints; by default work_dirs/<config>')
+    add_config(parser, nargs='?')
+    parser.add_argument('--data', metavar='FOLDER',
+                        help='train on the pictures and boxes of a folder, in the format of COCO (JSON), Pascal VOC '
+                             '(XML) or YOLO (data.yaml and text), which --model is fitted to')
+    parser.add_argument('--model', metavar='CONFIG', help='configuration whose detector is trained on --data')
+    parser.add_argument('--val-share', type=float, metavar='X',
+                        help='share of the train pictures of --data to validate with, where it has no val split; a '
+                             'picture stays in its part when others come and go')
+    parser.add_argument('--work-dir', help='folder for logs and checkpoints; by default work_dirs/<config>, with the '
+                                           'name of the folder of --data')
     parser.add_argument('--resume', nargs='?', const=True, default=False, metavar='CHECKPOINT',
                         help='resume from a checkpoint, or from the last complete one in the work folder')
     parser.add_argument('--record', metavar='CSV',
@@ -27,14 +36,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, str]:
-    """Train, and return where the results are."""
+    """Train, and return where the results are.
+
+    Raises:
+        ValueError: neither a configuration nor --data and --model are given, or options that do not go together.
+    """
     from mmengine.dist import is_main_process
 
     from ..detection.configs import read_config
     from ..detection.records import record_run
     from ..detection.running import train_detector
 
-    config = read_config(args.config, args.cfg_options, args.work_dir)
+    if args.data and args.model and not args.config:
+        from ..detection.own_data import config_for_folder
+        config = config_for_folder(args.model, args.data, args.work_dir, args.val_share)
+        config.merge_from_dict(args.cfg_options)
+    elif args.config and not (args.data or args.model or args.val_share):
+        config = read_config(args.config, args.cfg_options, args.work_dir)
+    else:
+        given = [option for option, value in (
+            (args.config, args.config), ('--data', args.data), ('--model', args.model),
+            ('--val-share', args.val_share)) if value]
+        raise ValueError(f'detect train was given {" and ".join(given) or "nothing"}; it takes either a configuration '
+                         'alone, or --data FOLDER and --model CONFIG, with or without --val-share')
     if args.seed is not None:
         config.randomness = {**config.get('randomness', {}), 'seed': args.seed}
     runner = train_detector(config, args.resume, args.amp, args.auto_scale_lr, launcher(args),

@@ -15,9 +15,12 @@ class ConfigOptions(argparse.Action):
         DictAction(self.option_strings, self.dest, nargs='+')(*given, **named)
 
 
-def add_config(parser: argparse.ArgumentParser, more: str = '', example: str = 'model.backbone.attn=sk') -> None:
+def add_config(
+        parser: argparse.ArgumentParser, more: str = '', example: str = 'model.backbone.attn=sk',
+        nargs: str | None = None) -> None:
     """Add the configuration, with `more` in its help, and ``--cfg-options``, with an example."""
-    parser.add_argument('config', help=f'configuration: a file, or the name of one in mmdet_configs{more}')
+    parser.add_argument('config', nargs=nargs,
+                        help=f'configuration: a file, or the name of one in mmdet_configs{more}')
     parser.add_argument('--cfg-options', nargs='+', action=ConfigOptions, default={}, metavar='KEY=VALUE',
                         help=f'change values of the configuration, as in {example}')
 

@@ -19,12 +19,15 @@ import torch
 try:
     import mmdet  # noqa: F401 (for the error below, which names what has to be installed)
     import pycocotools.coco
+    from mmengine.config import Config
     from mmengine.logging import HistoryBuffer
     from mmengine.runner import checkpoint
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
         f'{error.name} is not installed; timm_se_plugin.detection needs `pip install "timm-se-plugin[mmdet]"`, or '
         '"timm-se-plugin[onedl]" for the maintained fork of the same packages', name=error.name) from error
+
+from .configs import shipped_config
 
 # mmcv-lite has no mmcv._ext, and onedl-mmcv has none where its operators were not compiled. An existing one is kept.
 if importlib.util.find_spec('mmcv._ext') is None:
@@ -77,3 +80,15 @@ checkpoint.load_url = functools.partial(checkpoint.load_url, weights_only=True)
 # Where weights_only=True fails, the onedl fork loads a file again without it, and it lets a pickle call getattr.
 if hasattr(checkpoint, '_safe_torch_load'):
     checkpoint._safe_torch_load = functools.partial(torch.load, weights_only=True)
+
+_path_of_base = Config._get_cfg_path
+
+
+def _path_of_base_or_ours(base: str, filename: str) -> tuple[str, str | None]:
+    package, _, name = base.partition('::')
+    return (str(shipped_config(name)), None) if package == 'timm_se_plugin' else _path_of_base(base, filename)
+
+
+# In a configuration, _base_ = 'timm_se_plugin::faster-rcnn_se-r50_fpn_1x_coco.py' is a file of this package, as
+# 'mmdet::…' is one of MMDetection's. MMEngine by itself finds the configurations of OpenMMLab's packages alone.
+Config._get_cfg_path = staticmethod(_path_of_base_or_ours)

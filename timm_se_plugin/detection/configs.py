@@ -7,11 +7,27 @@ from typing import Any
 
 from mmengine.config import Config
 
-__all__ = ['config_path', 'read_config']
+__all__ = ['config_path', 'read_config', 'shipped_config']
 
 _PACKAGE = Path(__file__).parents[1]
 # An installed package has the folder inside, a checkout beside the package.
 _FOLDERS = (_PACKAGE / 'mmdet_configs', _PACKAGE.parent / 'mmdet_configs')
+
+
+def shipped_config(name: str) -> Path:
+    """Path of one of this package's configurations, by its name in ``mmdet_configs``, with or without ``.py``.
+
+    Raises:
+        FileNotFoundError: there is no such configuration; the message lists similar names.
+    """
+    for folder in _FOLDERS:
+        for wanted in (name, Path(name).name):
+            path = folder / f'{wanted.removesuffix(".py")}.py'
+            if path.is_file():
+                return path
+    ours = [path.stem for folder in _FOLDERS for path in folder.glob('*.py')]
+    raise FileNotFoundError(f'{name} is neither a file nor a configuration of timm_se_plugin; similar names: '
+                            f'{", ".join(get_close_matches(name, ours, cutoff=0)) or "none"}')
 
 
 def config_path(name: str | Path) -> Path:
@@ -23,15 +39,7 @@ def config_path(name: str | Path) -> Path:
     Raises:
         FileNotFoundError: there is no such file or name; the message lists similar names.
     """
-    if Path(name).is_file():
-        return Path(name)
-    ours = {path.stem: path for folder in _FOLDERS for path in folder.glob('*.py')}
-    stem = Path(name).name.removesuffix('.py')
-    if stem not in ours:
-        raise FileNotFoundError(
-            f'{name} is neither a file nor a configuration of timm_se_plugin; similar names: '
-            f'{", ".join(get_close_matches(str(name), ours, cutoff=0)) or "none"}')
-    return ours[stem]
+    return Path(name) if Path(name).is_file() else shipped_config(str(name))
 
 
 def read_config(name: str | Path, options: Mapping[str, Any] | None = None, work_dir: str | None = None) -> Config:

@@ -115,10 +115,15 @@ class ProgressHook(Hook):
         self.bar.close()
 
 
+# MMEngine's about classes of its own, which its own hooks use.
+_CHATTER = (
+    '"FileClient" will be deprecated in future. Please use io functions in '
+    'https://mmengine.readthedocs.io/en/latest/api/fileio.html#file-io',
+    '"HardDiskBackend" is the alias of "LocalBackend" and the former will be deprecated in future.')
+
+
 def _tells_the_user(record: logging.LogRecord) -> bool:
-    """Whether a line of the log is not MMEngine's about a class of its own, which its own hooks use."""
-    return record.getMessage() != ('"FileClient" will be deprecated in future. Please use io functions in '
-                                   'https://mmengine.readthedocs.io/en/latest/api/fileio.html#file-io')
+    return record.getMessage() not in _CHATTER
 
 
 def _runner(config: Config, splits: tuple[str, ...], strict: bool, check_pictures: bool) -> Runner:

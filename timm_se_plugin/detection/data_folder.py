@@ -1,0 +1,268 @@
+"""A folder of pictures and boxes, in the format of COCO, Pascal VOC or YOLO, as files in COCO's format."""
+
+import hashlib
+import json
+import logging
+import os
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from filelock import FileLock
+
+from ..files.writing import write_atomically
+from .coco import class_names, read_coco
+from .conversion import AnnotatedPicture, to_coco
+from .voc import is_voc, read_voc, split_lists
+from .yolo import is_yolo, read_yolo
+
+__all__ = ['Split', 'read_folder']
+
+_logger = logging.getLogger(__name__)
+_ENDINGS = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
+_DEPTH = 5      # how many folders deep files are looked for, so that a link to a folder above ends
+_LOOKED = 50    # how many pictures of a split decide which folder its names begin in
+_SPLIT = re.compile(r'(?<![a-z])(train|val|test)(?:ing|id|idation)?(?![a-z])')
+
+
+class Split(NamedTuple):
+    """The annotations of a split.
+
+    Args:
+        content: what a file in COCO's format holds.
+        pictures: the folder that the names of the picture files begin in.
+        file: the file with this content.
+    """
+
+    content: dict[str, Any]
+    pictures: Path
+    file: Path
+
+
+def read_folder(
+        folder: str | Path, kept_in: Path, val_share: float | None = None,
+) -> tuple[dict[str, Split], tuple[str, ...]]:
+    """Find the pictures and boxes of each split in a folder, and the classes.
+
+    A split is known by the words train, val (or valid, validation) and test in the names of files or folders, by the
+    lists of Pascal VOC, or by YOLO's YAML file. What has none of these words is the train split.
+
+    Args:
+        folder: the folder. Nothing is written into it.
+        kept_in: folder that gets the files of the splits which are not in COCO's format, or are divided.
+        val_share: part of the train split that becomes the val split, between 0 and 1; None for data with a val split.
+            A picture's name decides in which part it is, so that it stays there when others come and go.
+
+    Returns:
+        The splits by the names ``'train'``, ``'val'`` and ``'test'``, of which the last may be missing, and the names
+        of the classes that have boxes.
+
+    Raises:
+        FileNotFoundError: there is no such folder, no annotation in it, or no picture of the annotations.
+        ValueError: the folder has annotations in several formats, in several files for a split, or wrong ones; it has
+            no train or no val split, or has a val split although `val_share` is given.
+    """
+    root = Path(folder).absolute()
+    if not root.is_dir():
+        raise FileNotFoundError(f'--data {folder} is not a folder; give a folder with pictures and their boxes')
+    files, folders = _below(root, kept_in)
+    found = {'COCO': [file for file in files if _is_coco(file)], 'Pascal VOC': [file for file in files if is_voc(file)],
+             'YOLO': [file for file in files if is_yolo(file)]}
+    formats = [name for name, of_format in found.items() if of_format]
+    if len(formats) != 1:
+        raise (ValueError if formats else FileNotFoundError)(_which_format(root, found, files))
+    if formats == ['COCO']:
+        splits = _coco_splits(root, found['COCO'], folders)
+    else:
+        annotated, names = (_voc_splits(root, found['Pascal VOC'], files) if formats == ['Pascal VOC'] else
+                            _yolo_splits(found['YOLO']))
+        splits = {name: Split(to_coco(pictures, names, root), root, kept_in / f'instances_{name}.json')
+                  for name, pictures in annotated.items()}
+    splits = _with_validation(splits, root, kept_in, val_share)
+    kept = [split for split in splits.values() if split.file.parent == kept_in]
+    if kept:
+        kept_in.mkdir(parents=True, exist_ok=True)
+        with FileLock(kept_in / '.lock'):   # each process of a distributed run writes the same files
+            for split in kept:
+                write_atomically(split.file, json.dumps(split.content).encode())
+    classes = _classes_with_boxes(splits, root)
+    _logger.info('%s, in the format of %s: %s; %d classes: %s', root, formats[0], ', '.join(
+        f'{name} {len(split.content["images"])} pictures with {len(split.content["annotations"])} boxes'
+        for name, split in splits.items()), len(classes), ', '.join(classes))
+    return splits, classes
+
+
+def _below(root: Path, kept_in: Path) -> tuple[list[Path], list[Path]]:
+    """The files in a folder and the folders that hold them, without hidden ones and those of runs."""
+    files, folders = [], []
+    for place, inner, names in os.walk(root, followlinks=True):
+        path = Path(place)
+        deep = len(path.relative_to(root).parts) >= _DEPTH
+        inner[:] = [] if deep else sorted(name for name in inner if not name.startswith('.') and name != 'work_dirs'
+                                          and path / name != kept_in.absolute())
+        folders.append(path)
+        files += [path / name for name in sorted(names) if not name.startswith('.')]
+    return files, folders
+
+
+def _is_coco(file: Path) -> bool:
+    if file.suffix.lower() != '.json':
+        return False
+    content = file.read_bytes()
+    return all(f'"{name}"'.encode() in content for name in ('images', 'annotations', 'categories'))
+
+
+def _which_format(root: Path, found: dict[str, list[Path]], all_files: Sequence[Path]) -> str:
+    if any(found.values()):
+        first = ', '.join(f'{name} ({files[0].relative_to(root)})' for name, files in found.items() if files)
+        return (f'{root} has annotations in more than one format: {first}; give a folder with those of one format, or '
+                'move the others away')
+    pictures = sum(file.suffix.lower() in _ENDINGS for file in all_files)
+    other = next((f'. A file such as {file.relative_to(root)} is none of these' for file in all_files
+                  if file.suffix.lower() in ('.json', '.xml', '.yaml', '.txt')), '')
+    return (f'{root} has {pictures} pictures and no annotations; looked for COCO (a JSON file with images, annotations '
+            'and categories), Pascal VOC (an XML file for each picture) and YOLO (a YAML file such as data.yaml, with '
+            f'names and train, beside labels in text files){other}; give the folder that holds both the pictures and '
+            'their boxes')
+
+
+def _split_of(path: Path) -> str | None:
+    """The split that the name of a file or of a folder that it is in tells, the nearest first."""
+    for part in (path.stem, *reversed(path.parts[:-1])):
+        words = _SPLIT.findall(part.lower())
+        if words:
+            return words[-1]
+    return None
+
+
+def _coco_splits(root: Path, files: Sequence[Path], folders: Sequence[Path]) -> dict[str, Split]:
+    of_splits: dict[str | None, list[Path]] = {}
+    for file in files:
+        of_splits.setdefault(_split_of(file.relative_to(root)), []).append(file)
+    unnamed = of_splits.pop(None, [])
+    if 'train' not in of_splits and unnamed:
+        of_splits = {'train': unnamed, **of_splits}
+    elif unnamed:
+        _logger.warning('%s is left out, since its name does not tell its split', ', '.join(map(str, unnamed)))
+    splits = {}
+    for name, candidates in of_splits.items():
+        # COCO has the instances beside captions and keypoints of the same pictures.
+        chosen = [file for file in candidates if file.name.startswith('instances_')] or candidates
+        if len(chosen) > 1:
+            raise ValueError(f'{root} has {len(chosen)} files that may be the annotations of {name}: '
+                             f'{", ".join(str(file.relative_to(root)) for file in chosen[:5])}; keep one of them, or '
+                             'name each after its split: train.json, val.json, test.json')
+        content = read_coco(str(chosen[0]), str(chosen[0])).dataset
+        splits[str(name)] = Split(content, _pictures_folder(root, chosen[0], content, str(name), folders), chosen[0])
+    return splits
+
+
+def _pictures_folder(root: Path, file: Path, content: dict[str, Any], split: str, folders: Sequence[Path]) -> Path:
+    """The folder from which the names of pictures lead to files; of several, the split's own or the nearest.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: a picture has no name.
+    """
+    names = [image.get('file_name') for image in content['images']]
+    if not all(isinstance(name, str) for name in names):
+        raise ValueError(f'{file} has images without file_name; write the name of the file of each')
+    looked = names[::-(-len(names) // _LOOKED)]
+
+    def rank(candidate: Path) -> tuple[int, int, int, int]:
+        word = _split_of(candidate.relative_to(root) / '_')
+        return (sum((candidate / name).is_file() for name in looked), {split: 2, None: 1}.get(word, 0),
+                len({*candidate.parts} & {*file.parent.parts}), -len(candidate.parts))
+
+    best = max(folders, key=rank)
+    missing = next((name for name in looked if not (best / name).is_file()), None)
+    if missing:
+        raise FileNotFoundError(f'{file} names the picture {missing}, which does not exist in {best}, the folder in '
+                                f'{root} with the most of its pictures ({rank(best)[0]} of {len(looked)} looked for); '
+                                f'put the pictures of {split} into one folder, or correct file_name in the file')
+    return best
+
+
+def _voc_splits(
+        root: Path, files: Sequence[Path], all_files: Sequence[Path],
+) -> tuple[dict[str, list[AnnotatedPicture]], list[str]]:
+    lists = split_lists(all_files)
+    listed = set().union(*lists.values())
+    if lists:
+        missing = sorted(listed - {file.stem for file in files})
+        if missing:
+            raise FileNotFoundError(f'the lists in ImageSets/Main of {root} name {len(missing)} pictures that have no '
+                                    f'XML file, of which {missing[0]} is the first; add the files, or take the names '
+                                    'out of the lists')
+        left_out = [file for file in files if file.stem not in listed]
+        if left_out:
+            _logger.info('%d XML files, of which %s is the first, are left out, since no list in ImageSets/Main has '
+                         'them', len(left_out), left_out[0])
+        files = [file for file in files if file.stem in listed]
+    splits: dict[str, list[AnnotatedPicture]] = {}
+    for file, picture in read_voc(files, [file for file in all_files if file.suffix.lower() in _ENDINGS]):
+        of_file = [name for name, stems in lists.items() if file.stem in stems] if lists else [
+            _split_of(file.parent.relative_to(root) / '_') or 'train']  # pictures may be of trains
+        for name in of_file:
+            splits.setdefault(name, []).append(picture)
+    names = {box.label for pictures in splits.values() for picture in pictures for box in picture.boxes}
+    return splits, sorted(names)
+
+
+def _yolo_splits(files: Sequence[Path]) -> tuple[dict[str, list[AnnotatedPicture]], list[str]]:
+    if len(files) > 1:
+        raise ValueError(f'{files[0]} and {files[1]} both describe data of YOLO; keep one of them')
+    return read_yolo(files[0], _ENDINGS)
+
+
+def _with_validation(splits: dict[str, Split], root: Path, kept_in: Path, share: float | None) -> dict[str, Split]:
+    """The splits with a val split, which is a share of the train split if `share` is given."""
+    has = ', '.join(f'{name} ({split.file})' for name, split in splits.items())
+    if 'train' not in splits:
+        raise ValueError(f'{root} has no train split; it has {has or "none"}. Name the file or the folder of the '
+                         'pictures to train on after it: train')
+    if share is None and 'val' not in splits:
+        raise ValueError(f'{root} has no val split, by which the detector is judged; it has {has}. --val-share 0.2 '
+                         'takes a fifth of the train split, or add the annotations of other pictures, with val or '
+                         'valid in the name of the file or its folder')
+    if share is None:
+        return {name: splits[name] for name in ('train', 'val', 'test') if name in splits}
+    if 'val' in splits:
+        raise ValueError(f'{root} has a val split ({splits["val"].file}), so that --val-share {share:g} would divide '
+                         'the train split for nothing; leave --val-share out')
+    train = splits['train']
+    images = sorted(train.content['images'], key=lambda image: hashlib.sha256(
+        str(image['file_name']).encode()).digest())
+    count = round(share * len(images)) or 1
+    if not 0 < share < 1 or count >= len(images):
+        raise ValueError(f'--val-share {share:g} of {len(images)} pictures leaves no picture on one of the sides; give '
+                         'a part between 0 and 1, such as 0.2')
+    chosen = {image['id'] for image in images[:count]}
+
+    def part(name: str, is_val: bool) -> Split:
+        content = {**train.content, **{key: [item for item in train.content[key] if (item[id_] in chosen) == is_val]
+                                       for key, id_ in (('images', 'id'), ('annotations', 'image_id'))}}
+        return Split(content, train.pictures, kept_in / f'instances_{name}.json')
+
+    return {**splits, 'train': part('train', False), 'val': part('val', True)}
+
+
+def _classes_with_boxes(splits: dict[str, Split], root: Path) -> tuple[str, ...]:
+    names: dict[str, None] = {}     # in the order of the files
+    boxes: dict[str, Counter[str]] = {}
+    for of_split, split in splits.items():
+        of_id = {category['id']: str(category['name']) for category in split.content['categories']}
+        names.update(dict.fromkeys(of_id.values()))
+        boxes[of_split] = Counter(of_id[annotation['category_id']] for annotation in split.content['annotations'])
+    classes = [name for name in names if any(count[name] for count in boxes.values())]
+    if not classes:
+        raise ValueError(f'{root} has no box in any split; give a folder with annotated pictures')
+    unused = ', '.join(name for name in names if name not in classes)
+    if unused:
+        _logger.info('%s: no picture has a box of %s, which the detector does not learn', root, unused)
+    unlearned = ', '.join(name for name in classes if not boxes['train'][name])
+    if unlearned:
+        _logger.warning('%s: no box of the train split is a %s, which the detector cannot learn', root, unlearned)
+    return class_names(classes, str(root))

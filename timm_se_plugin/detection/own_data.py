@@ -1,0 +1,94 @@
+"""A configuration of MMDetection for a folder of a user's pictures and boxes."""
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+
+from .configs import read_config
+from .data_folder import Split, read_folder
+
+__all__ = ['config_for_folder']
+
+
+def config_for_folder(
+        model: str | Path, folder: str | Path, work_dir: str | Path | None = None, val_share: float | None = None,
+) -> Config:
+    """A complete configuration that trains, validates and tests a detector on the data of a folder.
+
+    Data sets, evaluators and the number of classes of each head are those of the data. The learning rate is scaled to
+    the batch size where `model` says which one its learning rate is for, and the warm-up is an epoch at most.
+
+    Args:
+        model: the configuration of the detector: a file, or the name of one of this package's.
+        folder: the data, as :func:`~.data_folder.read_folder` takes it.
+        work_dir: folder of the run, which gets ``annotations/`` with what is converted; if None, ``work_dirs/<name>``.
+            The name is that of `model`, which ends with its data, with the name of `folder` at the end instead.
+        val_share: part of the train split to validate with, where the folder has no val split.
+
+    Returns:
+        The configuration, with the file name that the run gives its copy in `work_dir`.
+
+    Raises:
+        FileNotFoundError: `model`, or as :func:`~.data_folder.read_folder`.
+        ValueError: `model` has several data sets for a split, or as :func:`~.data_folder.read_folder`.
+    """
+    config = read_config(model)
+    source = Path(str(config.filename))
+    data = re.sub(r'[^\w-]+', '-', Path(folder).absolute().name).strip('-') or 'data'
+    name = f'{source.stem.rpartition("_")[0] or source.stem}_{data}'
+    config.work_dir = str(work_dir or Path('work_dirs', name))
+    splits, classes = read_folder(folder, Path(config.work_dir, 'annotations'), val_share)
+    root = Path(folder).absolute()
+    for of_config in ('train', 'val', 'test'):
+        split = splits.get(of_config, splits['val'])
+        _set_data(config, of_config, split, classes, root)
+    _set_classes(config.model, len(classes))
+    for left in ('data_root', 'dataset_type', 'metainfo', 'train_pipeline', 'test_pipeline', 'backend_args'):
+        config.pop(left, None)  # variables of the file, whose values the data sets hold
+    if 'base_batch_size' in config.get('auto_scale_lr', {}):
+        config.auto_scale_lr.enable = True
+    batch = config.train_dataloader.get('batch_size', 1) * int(os.environ.get('WORLD_SIZE', 1))
+    steps = max(len(splits['train'].content['images']) // batch, 2)
+    schedules = config.get('param_scheduler') or []
+    for schedule in schedules if isinstance(schedules, list) else [schedules]:
+        if schedule.type == 'LinearLR' and not schedule.get('by_epoch', True) and 'end' in schedule:
+            schedule.end = min(schedule.end, steps)
+    return Config(config.to_dict(), cfg_text=config.text, filename=str(Path(config.work_dir, f'{name}.py')))
+
+
+def _set_data(config: Config, of_config: str, split: Split, classes: tuple[str, ...], root: Path) -> None:
+    """Set the data set and the evaluator of a split."""
+    dataset = config[f'{of_config}_dataloader'].dataset
+    while 'dataset' in dataset:     # of a wrapper such as RepeatDataset
+        dataset = dataset.dataset
+    if 'datasets' in dataset:
+        raise ValueError(f'{config.filename}: {of_config}_dataloader has several data sets, and --data gives one; take '
+                         'a configuration with one data set')
+    file, pictures = (path.absolute() for path in (split.file, split.pictures))
+    for replaced in ('metainfo', 'data_prefix'):    # whose values an update would merge
+        dataset.pop(replaced, None)
+    dataset.update(
+        type='CocoDataset', data_root=root.as_posix(), metainfo={'classes': classes},
+        ann_file=(file.relative_to(root) if file.is_relative_to(root) else file).as_posix(),
+        data_prefix={'img': '' if pictures == root else f'{pictures.relative_to(root).as_posix()}/'})
+    if of_config != 'train':
+        evaluator = config.get(f'{of_config}_evaluator')
+        known = isinstance(evaluator, dict) and evaluator.get('type') == 'CocoMetric'
+        config[f'{of_config}_evaluator'] = {**(evaluator if known else {'type': 'CocoMetric', 'metric': 'bbox'}),
+                                            'ann_file': file.as_posix()}
+
+
+def _set_classes(part: Any, count: int) -> None:
+    """Set ``num_classes`` of each head that tells the classes of objects apart, in a part of a model."""
+    if isinstance(part, dict):
+        if 'num_classes' in part:
+            part['num_classes'] = count
+        for name, inner in part.items():
+            if name not in ('backbone', 'rpn_head', 'semantic_head'):
+                _set_classes(inner, count)
+    elif isinstance(part, (list, tuple)):
+        for inner in part:
+            _set_classes(inner, count)

@@ -1,0 +1,99 @@
+"""Annotations of Pascal VOC: an XML file for each picture, and text files that list the pictures of a split."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from xml.etree import ElementTree
+
+from .conversion import AnnotatedPicture, Box, read_each, within
+
+__all__ = ['is_voc', 'read_voc', 'split_lists']
+
+
+def is_voc(file: Path) -> bool:
+    """Whether a file is an XML file whose first element is ``annotation``."""
+    if file.suffix.lower() != '.xml':
+        return False
+    with file.open('rb') as opened:
+        return re.search(rb'<annotation[\s>]', opened.read(1000)) is not None
+
+
+def split_lists(files: Sequence[Path]) -> dict[str, set[str]]:
+    """The names of the pictures of each split, without their endings, as ``ImageSets/Main/<split>.txt`` list them.
+
+    Args:
+        files: all files of the folder.
+
+    Raises:
+        ValueError: two files list the pictures of one split.
+    """
+    found: dict[str, Path] = {}
+    for file in files:
+        if file.parts[-3:-1] == ('ImageSets', 'Main') and file.suffix == '.txt' and file.stem in (
+                'train', 'val', 'test', 'trainval'):
+            other = found.setdefault(file.stem, file)
+            if other != file:
+                raise ValueError(f'{other} and {file} both list the pictures of {file.stem}; give the folder that '
+                                 'holds one of these two ImageSets')
+    if 'train' in found:
+        found.pop('trainval', None)
+    return {'train' if name == 'trainval' else name: {
+        re.sub(r'\.(jpe?g|png|bmp|xml)$', '', line.split()[0], flags=re.I)
+        for line in file.read_text(encoding='utf-8-sig').splitlines() if line.strip()} for name, file in found.items()}
+
+
+def read_voc(files: Sequence[Path], pictures: Sequence[Path]) -> list[tuple[Path, AnnotatedPicture]]:
+    """Read XML files. An object that is marked ``difficult`` becomes one that is not counted.
+
+    Pixels of Pascal VOC are numbered from 1, and the last one belongs to the box: xmin=1, xmax=10 are the first ten.
+
+    Args:
+        files: the XML files.
+        pictures: the picture files; that of an XML file has its name, or the name that the file gives. Of several, the
+            picture is taken whose folders have the most names in common with those of the XML file.
+
+    Returns:
+        Each XML file with its picture.
+
+    Raises:
+        ValueError: a file is no XML, lacks a name or a number, has a box outside the picture or no picture.
+    """
+    named: dict[str, list[Path]] = {}
+    for picture in pictures:
+        for name in (picture.stem, picture.name):
+            named.setdefault(name, []).append(picture)
+
+    def read(file: Path) -> tuple[Path, AnnotatedPicture]:
+        try:
+            root = ElementTree.parse(file).getroot()
+        except ElementTree.ParseError as error:
+            raise ValueError(f'{file} is not a whole XML file: {error}; write it anew, or remove it') from error
+        candidates = named.get(file.stem) or named.get(Path(root.findtext('filename') or '-').name)
+        if not candidates:
+            raise ValueError(f'{file} has no picture: there is none named {file.stem} or '
+                             f'{root.findtext("filename")!r}; add the picture, or remove the XML file')
+        path = max(candidates, key=lambda picture: len({*picture.parent.parts} & {*file.parent.parts}))
+        width, height = (int(_number(root, f'size/{name}', file)) for name in ('width', 'height'))
+        if min(width, height) < 1:
+            raise ValueError(f'{file} has no size: width={width}, height={height}; write the width and height of the '
+                             'picture in pixels into <size>')
+        boxes = []
+        for element in root.findall('object'):
+            label = (element.findtext('name') or '').strip()
+            if not label:
+                raise ValueError(f'{file} has an object without <name>; write the name of its class, or remove it')
+            x1, y1, x2, y2 = (_number(element, f'bndbox/{name}', file) for name in ('xmin', 'ymin', 'xmax', 'ymax'))
+            corners = within((x1 - 1, y1 - 1, x2, y2), (width, height), f'{file}, {label!r}')
+            boxes.append(Box(label, corners, is_crowd=element.findtext('difficult', '0').strip() == '1'))
+        return file, AnnotatedPicture(path, (width, height), boxes)
+
+    return read_each(files, read)
+
+
+def _number(element: ElementTree.Element, path: str, file: Path) -> float:
+    text = element.findtext(path)
+    try:
+        return float(text or '')
+    except ValueError:
+        raise ValueError(f'{file} has {"no" if text is None else repr(text) + " as"} <{path.replace("/", "> <")}> in '
+                         f'<{element.tag}>, which has to be a number of pixels; write it into the file') from None

@@ -1,0 +1,147 @@
+"""Annotations of YOLO: a text file for each picture, and a YAML file that names the classes and the splits."""
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from PIL import Image
+
+from .conversion import AnnotatedPicture, Box, read_each, within
+
+__all__ = ['is_yolo', 'read_yolo']
+
+_logger = logging.getLogger(__name__)
+_ORIENTATION = 0x0112  # the EXIF tag; values of 5 to 8 swap width and height
+
+
+def is_yolo(file: Path) -> bool:
+    """Whether a file is a YAML file that has ``names``, and the pictures of ``train`` or ``val``."""
+    if file.suffix.lower() not in ('.yaml', '.yml'):
+        return False
+    try:
+        content = yaml.safe_load(file.read_text(encoding='utf-8-sig'))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        if file.stem.lower() in ('data', 'dataset'):
+            raise ValueError(f'{file} is not a YAML file: {error}') from error
+        return False
+    return isinstance(content, dict) and 'names' in content and bool({'train', 'val'} & content.keys())
+
+
+def read_yolo(file: Path, endings: Iterable[str]) -> tuple[dict[str, list[AnnotatedPicture]], list[str]]:
+    """Read the pictures and labels that a YAML file describes.
+
+    The labels of ``images/a.jpg`` are in ``labels/a.txt``, or else in ``images/a.txt``. Each line is the number of a
+    class, and either the centre, the width and the height of a box or the points of an outline, as fractions of the
+    width and height of the picture. A picture without labels has no objects.
+
+    Args:
+        file: the YAML file, with ``names``, ``train``, ``val`` and ``test``, and maybe ``path``, the folder of these.
+        endings: the endings of picture files.
+
+    Returns:
+        The pictures of each split, and the names of the classes.
+
+    Raises:
+        FileNotFoundError: the folder of train or val does not exist.
+        ValueError: the names are not a list; there are no labels; a line has a class without a name, a number that is
+            no fraction, or a box outside the picture.
+    """
+    content = yaml.safe_load(file.read_text(encoding='utf-8-sig'))
+    names = content['names']
+    if isinstance(names, Mapping) and set(names) == set(range(len(names))):
+        names = [names[i] for i in range(len(names))]
+    if not isinstance(names, list) or not names:
+        raise ValueError(f'{file}: names={names!r} does not name the classes 0, 1, 2, …; write a list, names: [cat, '
+                         'dog], in the order of the numbers in the labels')
+    classes = [str(name) for name in names]
+    if len(set(classes)) < len(classes):
+        raise ValueError(f'{file}: names={classes} has a name more than once; give each class a name of its own')
+    splits = {}
+    for split in ('train', 'val', 'test'):
+        pictures = [picture for place in _listed(content.get(split)) for picture in _pictures(
+            file, content.get('path'), place, split, tuple(endings))]
+        if pictures:
+            splits[split] = read_each(pictures, lambda picture: _annotated(picture, classes, file))
+    if not any(picture.boxes for pictures in splits.values() for picture in pictures):
+        first = next((picture.path for pictures in splits.values() for picture in pictures), None)
+        raise ValueError(f'{file}: ' + (f'no picture has a label; those of {first} were looked for in '
+                                        f'{" and ".join(map(str, _labels(first)))}' if first else
+                                        'the folders of train, val and test hold no pictures'))
+    return splits, classes
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value] if value else []
+
+
+def _pictures(file: Path, base: Any, place: Any, split: str, endings: tuple[str, ...]) -> list[Path]:
+    """The pictures of a folder, or of a text file that lists them."""
+    # Roboflow writes ../train/images for the folder train/images beside the file.
+    candidates = [*([file.parent / base / place] if base else []), file.parent / place,
+                  file.parent / str(place).removeprefix('../')]
+    found = next((path for path in candidates if path.exists()), None)
+    if found is None and split == 'test':   # which Roboflow names even if there is none
+        _logger.warning('%s: test: %s does not exist, and is left out', file, place)
+        return []
+    if found is None:
+        raise FileNotFoundError(f'{file}: {split}: {place} does not exist; looked for '
+                                f'{" and ".join(dict.fromkeys(map(str, candidates)))}; correct {split} or path in the '
+                                'file')
+    if found.is_dir():
+        return sorted(path for path in found.rglob('*') if path.suffix.lower() in endings)
+    lines = found.read_text(encoding='utf-8-sig').splitlines()
+    return [found.parent / line.strip() for line in lines if line.strip()]
+
+
+def _labels(picture: Path) -> list[Path]:
+    """Where the labels of a picture may be."""
+    parts = list(picture.parts)
+    beside = picture.with_suffix('.txt')
+    if 'images' not in parts:
+        return [beside]
+    last = len(parts) - 1 - parts[::-1].index('images')
+    return [Path(*parts[:last], 'labels', *parts[last + 1:]).with_suffix('.txt'), beside]
+
+
+def _annotated(picture: Path, classes: Sequence[str], names: Path) -> AnnotatedPicture:
+    try:
+        with Image.open(picture) as opened:
+            size = opened.size
+            has_tags = 'exif' in opened.info or opened.format == 'TIFF'  # Pillow would decode a PNG file to look
+            if has_tags and opened.getexif().get(_ORIENTATION) in range(5, 9):
+                size = size[::-1]
+    except OSError as error:
+        raise ValueError(f'{picture} cannot be read: {error}; replace the picture, or remove it') from error
+    labels = next((path for path in _labels(picture) if path.is_file()), None)
+    lines = labels.read_text(encoding='utf-8-sig').splitlines() if labels else []
+    boxes = [_box(line.split(), size, classes, f'{labels}, line {number}', names)
+             for number, line in enumerate(lines, start=1) if line.strip()]
+    return AnnotatedPicture(picture, size, boxes)
+
+
+def _box(words: Sequence[str], size: tuple[int, int], classes: Sequence[str], where: str, names: Path) -> Box:
+    try:
+        label, *values = map(float, words)
+    except ValueError:
+        raise ValueError(f'{where}: {" ".join(words)!r} has to be a class, x, y, width and height, all of them numbers'
+                         ) from None
+    if len(values) != 4 and (len(values) < 6 or len(values) % 2):
+        raise ValueError(f'{where} has {len(words)} numbers; a box has 5, a class and x, y, width and height, and an '
+                         'outline a class and two for each of at least three points')
+    if label not in range(len(classes)):
+        raise ValueError(f'{where} has the class {label:g}, and {names} names the classes 0 to {len(classes) - 1}; add '
+                         'the name of the class, or correct the line')
+    if not all(0 <= value <= 1.01 for value in values):     # 1.01 for rounding
+        raise ValueError(f'{where}: {" ".join(words[1:])} are not fractions of the width and height of the picture, '
+                         f'from 0 to 1; divide pixels by the size of the picture, {size[0]}x{size[1]}')
+    scaled = [value * size[i % 2] for i, value in enumerate(values)]
+    if len(values) == 4:
+        x, y, width, height = scaled
+        polygon: tuple[float, ...] = ()
+        corners = (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
+    else:
+        polygon = tuple(scaled)
+        corners = (min(scaled[::2]), min(scaled[1::2]), max(scaled[::2]), max(scaled[1::2]))
+    return Box(classes[int(label)], within(corners, size, where), polygon)
