@@ -65,3 +65,16 @@ def test_wheel_works_in_an_empty_environment(dist, tmp_path):
     assert files == 'True True'
     assert network.startswith('ResNet ')
     assert str(tmp_path / 'empty') in network
+
+
+@pytest.mark.slow
+def test_a_configuration_has_a_base_of_the_wheel(dist, tmp_path):
+    pytest.importorskip('mmdet', reason='needs the [mmdet] or the [onedl] extra')
+    zipfile.ZipFile(next(dist.glob('*.whl'))).extractall(tmp_path / 'installed')
+    (tmp_path / 'mine.py').write_text("_base_ = 'timm_se_plugin::retinanet_se-r50_fpn_1x_coco.py'\n", encoding='utf-8')
+    code = ("import sys; sys.path.insert(0, 'installed')\n"
+            'from timm_se_plugin.detection.configs import read_config, shipped_config\n'
+            "print(shipped_config('retinanet_se-r50_fpn_1x_coco'), read_config('mine.py').model.backbone.attn)")
+    path, attn = output(sys.executable, '-W', 'ignore', '-c', code, cwd=tmp_path).split()
+    assert (Path(path).relative_to(tmp_path).as_posix(), attn) == (
+        'installed/timm_se_plugin/mmdet_configs/retinanet_se-r50_fpn_1x_coco.py', 'se')

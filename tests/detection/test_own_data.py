@@ -225,18 +225,3 @@ def test_configurations_of_the_page_build_their_detector(tmp_path, block):
     init_default_scope('mmdet')
     assert MODELS.build(config.model).backbone.attn
     assert config.test_dataloader.dataset.get('metainfo', {}) in ({}, {'classes': ('raccoon',)})
-
-
-def test_a_base_is_found_in_a_built_wheel(tmp_path):
-    pytest.importorskip('hatchling', reason='builds the wheel')
-    subprocess.run([sys.executable, '-m', 'pip', 'wheel', '--quiet', '--no-build-isolation', '--no-deps', '--wheel-dir',
-                    str(tmp_path), str(ROOT)], check=True)
-    wheel = next(tmp_path.glob('*.whl'))
-    installed = tmp_path / 'installed'
-    subprocess.run([sys.executable, '-m', 'zipfile', '-e', str(wheel), str(installed)], check=True)
-    (tmp_path / 'mine.py').write_text(f'_base_ = {BASE.format("retinanet_se-r50_fpn_1x_coco")!r}\n')
-    code = ('from timm_se_plugin.detection.configs import read_config, shipped_config\n'
-            'print(shipped_config("retinanet_se-r50_fpn_1x_coco"), read_config("mine.py").model.backbone.attn)')
-    found = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], check=True, cwd=tmp_path, text=True,
-                           capture_output=True, env={**os.environ, 'PYTHONPATH': str(installed)}).stdout.split()
-    assert found == [str(installed / 'timm_se_plugin' / 'mmdet_configs' / 'retinanet_se-r50_fpn_1x_coco.py'), 'se']
