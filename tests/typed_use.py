@@ -30,6 +30,8 @@ class Scale(nn.Module):
 def specification(model: nn.Module) -> None:
     """What attention a network has."""
     spec = AttentionSpec('se', stages=(3, 4), rd_ratio=1 / 8, integration='pre', fused=False)
+    AttentionSpec('se', fused='never')      # type: ignore[arg-type]
+    AttentionSpec('se', bias='yes')         # type: ignore[arg-type]
     assert_type(AttentionSpec.of(model), AttentionSpec | None)
     assert_type(spec.stages, tuple[int, ...])
     assert_type(spec.rd_ratio, float | None)

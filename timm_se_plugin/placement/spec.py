@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from fractions import Fraction
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from timm.layers import get_act_layer
@@ -75,7 +75,7 @@ class AttentionSpec:
     act_layer: str = 'relu'
     gate: str | None = None
     bias: bool = True
-    init: str = 'default'
+    init: Literal['default', 'identity'] = 'default'
     kernels: tuple[int, ...] = (3, 5)
     keep_3x3: bool = True
     groups: int | tuple[int, ...] | None = None
@@ -83,7 +83,7 @@ class AttentionSpec:
     select: str = 'softmax'
     rd_min_channels: int | None = None
     sk_stages: tuple[int, ...] = (1, 2, 3, 4)
-    fused: bool | str = 'auto'
+    fused: bool | Literal['auto'] = 'auto'
     extra: Mapping[str, object] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
