@@ -105,13 +105,13 @@ def draw_speed(device: str, path: Path) -> None:
 
 
 def _spread(values: list[float], digits: int) -> str:
-    """Mean and, of several, the standard deviation."""
+    """Mean and, with several values, the standard deviation."""
     return f'{statistics.mean(values):.{digits}f}' + (
         f' ± {statistics.stdev(values):.{digits}f}' if len(values) > 1 else '')
 
 
 def _difference(values: dict[str, float], reference: dict[str, float], digits: int) -> str:
-    """Mean paired difference with its 95 % interval where there are two seeds or more."""
+    """Mean paired difference, with the 95 % interval if there are at least two seeds."""
     found = None if values is reference else paired_difference(values, reference)
     if found is None:
         return ''
@@ -140,7 +140,7 @@ def training_table(name: str) -> str:
 
 
 def _cifar_runs() -> dict[str, list[Row]]:
-    """Trainings of ResNet-20 on CIFAR-10 for 15 epochs by their attention, with the attention's own defaults."""
+    """Trainings of ResNet-20 on CIFAR-10 for 15 epochs, by attention; only attention with default options counts."""
     named = {f'{attn}_resnet20_cifar_plugin': attn for attn in ('se', 'sk')}
     runs: dict[str, list[Row]] = {}
     for row in read('cifar10.csv'):
@@ -151,7 +151,7 @@ def _cifar_runs() -> dict[str, list[Row]]:
 
 
 def attentions_table() -> str:
-    """Every attention on one network: what it costs, and the accuracy over the seeds."""
+    """Cost and accuracy over the seeds of every attention on one network."""
     runs, times = _cifar_runs(), {
         (row['mode'], 'none' if row['variant'] == 'plain' else row['variant']): row
         for row in read('attentions-cpu.csv')}

@@ -131,6 +131,30 @@ def test_a_saved_network_asks_for_its_registration(registered, tmp_path):
         timm.create_model(f'local-dir:{tmp_path}', pretrained=True)
 
 
+class OwnDefaults(nn.Module):
+    """An attention whose keywords are those of others, with other defaults."""
+
+    def __init__(self, channels, groups: int = 4, bias: bool = False, act_layer=nn.SiLU, rd_divisor: int = 8,
+                 rd_channels: int | None = 12, rd_ratio: float = 0.25, squeeze: str = 'max', device=None, dtype=None):
+        super().__init__()
+        self.given = (groups, bias, act_layer, rd_divisor, rd_channels, rd_ratio, squeeze)
+
+    def forward(self, x):
+        return x
+
+
+def test_a_layer_keeps_the_defaults_of_keywords_that_others_have_too(registered, tmp_path):
+    register_attention('own', OwnDefaults)
+    kwargs = {'attn': 'own', 'attn_stages': 1}
+    model = timm.create_model('test_resnet_plugin', **kwargs)
+    assert model.layer1[0].se.given == (4, False, nn.SiLU, 8, 12, 0.25, 'max')
+    write_model(model, tmp_path)
+    again = timm.create_model(f'local-dir:{tmp_path}', pretrained=True)
+    assert again.layer1[0].se.given == model.layer1[0].se.given
+    model = timm.create_model('test_resnet_plugin', attn_groups=2, attn_bias=True, attn_act_layer='gelu', **kwargs)
+    assert model.layer1[0].se.given == (2, True, timm.layers.get_act_layer('gelu'), 8, 12, 0.25, 'max')
+
+
 class NeedsMore(nn.Module):
     def __init__(self, channels, groups, device=None, dtype=None): ...
 
@@ -139,12 +163,17 @@ class HasNoFactory(nn.Module):
     def __init__(self, channels): ...
 
 
+class HasStages(nn.Module):
+    def __init__(self, channels, stages=2, device=None, dtype=None): ...
+
+
 @pytest.mark.parametrize(('name', 'layer', 'message'), [
     ('se', SimAM, "'se' cannot name an attention: choose a lower-case word other than se, sk"),
     ('none', SimAM, "'none' cannot name an attention"),
     ('Sim-AM', SimAM, "'Sim-AM' cannot name an attention"),
     ('mine', NeedsMore, 'NeedsMore cannot be an attention: its constructor has no default for groups; it is called as'),
-    ('mine', HasNoFactory, 'HasNoFactory cannot be an attention: its constructor lacks device, dtype')])
+    ('mine', HasNoFactory, 'HasNoFactory cannot be an attention: its constructor lacks device, dtype'),
+    ('mine', HasStages, 'HasStages cannot be an attention: its keyword stages is the name of another option')])
 def test_what_cannot_be_registered_is_one_clear_error(name, layer, message):
     before = dict(ATTENTIONS)
     with pytest.raises(ValueError, match=message):

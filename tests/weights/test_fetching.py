@@ -290,7 +290,7 @@ def test_a_configuration_that_is_none_is_refused(hub, model, text, message):
 
 def test_a_place_has_to_be_a_place(tmp_path):
     for place in ('me/a', 'hf-hub:', 'ftp:me/a'):
-        with pytest.raises(ValueError, match="does not name a saved model, as 'hf-hub:user/repo' or 'local-dir:f"):
+        with pytest.raises(ValueError, match="does not name a saved model; give 'hf-hub:user/repo' or 'local-dir:f"):
             read_config_json(place)
     with pytest.raises(FileNotFoundError, match=r'has no file config.json'):
         read_config_json(f'local-dir:{tmp_path}')

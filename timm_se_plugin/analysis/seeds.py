@@ -1,4 +1,4 @@
-"""What several seeds of one training say: their mean and spread, and the difference between two networks."""
+"""The difference between two networks that were trained with several seeds."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ class Difference:
     Args:
         mean: of the differences.
         low: lower end of the confidence interval of the mean; None with one seed.
-        high: its upper end.
+        high: upper end of the interval; None with one seed.
         seeds: number of seeds that both networks have.
     """
 
@@ -31,14 +31,14 @@ def paired_difference(
     shares these, so the differences within pairs vary less than the networks do, if the seed matters at all.
 
     Args:
-        values: by seed, such as the top-1 accuracy in per cent.
-        reference: the same of the network that is compared with.
-        level: probability with which the interval covers the mean, were the differences normally distributed.
+        values: results of a network by seed, such as the top-1 accuracy in per cent.
+        reference: results of the other network by seed.
+        level: probability with which the interval covers the mean, if the differences are normally distributed.
 
     Returns:
         The difference in the unit of the values; None if no seed is in both.
     """
-    from scipy import stats  # scikit-learn brings it: the [train] extra
+    from scipy import stats  # comes with scikit-learn, in the [train] extra
 
     seeds = [seed for seed in values if seed in reference]
     if not seeds:

@@ -40,7 +40,7 @@ def saved_file(place: str, name: str) -> Path:
     prefix = next((prefix for prefix in SAVED_AT if place.startswith(prefix)), None)
     where = place.removeprefix(prefix or '')
     if not prefix or not where:
-        raise ValueError(f"{place!r} does not name a saved model, as '{HUB}user/repo' or '{FOLDER}folder' does")
+        raise ValueError(f"{place!r} does not name a saved model; give '{HUB}user/repo' or '{FOLDER}folder'")
     path = fetch(where, name) if prefix == HUB else Path(where, name)
     if not path.is_file():
         raise FileNotFoundError(f'{where} has no file {name}')
@@ -78,7 +78,8 @@ def fetch(repo: str, name: str) -> Path:
     except LocalEntryNotFoundError as error:  # a subclass of EntryNotFoundError, though the Hub may have the file
         cause = error.__cause__
         if isinstance(cause, OfflineModeIsEnabled):
-            raise FileNotFoundError(f'{name} of {repo} is not in the cache, and offline mode is on') from error
+            raise FileNotFoundError(f'{name} of {repo} is not in the cache, and offline mode is on; unset '
+                                    'HF_HUB_OFFLINE to download the file') from error
         if isinstance(cause, HfHubHTTPError) and cause.response.status_code < 500:
             raise cause from None
         raise ConnectionError(

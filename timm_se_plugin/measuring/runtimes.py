@@ -62,7 +62,7 @@ def _step(model: nn.Module, runtime: str, size: int, threads: int) -> Iterator[S
             with torch.inference_mode():
                 return called(x.contiguous(memory_format=torch.channels_last))
 
-        # Networks of one class, and batches, share the number of programs that torch.compile makes of its forward.
+        # Networks of one class, and all batch sizes, count together towards the limit of compiled programs.
         with torch._dynamo.config.patch(recompile_limit=64):
             yield run
         return

@@ -45,8 +45,8 @@ def build(arch: Architecture, pretrained: bool = False, **kwargs: Any) -> nn.Mod
     if 'pretrained_model_args' in signature(build_model_with_cfg).parameters:
         kwargs['pretrained_model_args'] = saved_args
     elif cfg.source in SAVED_SOURCES:
-        # timm before 1.0.31 does not pass on the saved arguments, and adapts a first convolution that has not three
-        # input channels, even if the saved weights have as many.
+        # timm before 1.0.31 does not pass on the saved arguments, and adapts a first convolution of other than three
+        # channels, although the saved weights have the right number already.
         saved_args = read_config_json(f'{cfg.source}:{cfg.hf_hub_id or cfg.file}').get('model_args')
         if (saved_args or {}).get('in_chans', 3) == kwargs.get('in_chans', 3):
             cfg = replace(cfg, first_conv=None)

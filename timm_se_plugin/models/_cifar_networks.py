@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 __all__ = ['CifarLevels', 'CifarResNet', 'PaddedShortcut', 'as_timm_counts', 'keep_size_in_stem', 'refuse']
 
-# timm's constructor assumes a stem that divides the size by 4, and these stems keep the size.
+# timm's constructor assumes a stem that divides the size by 4, and these stems keep the size. From 8 on no stride is
+# replaced by dilation.
 _OUTPUT_STRIDES = {2: 8, 4: 16, 8: 32, 16: 32, 32: 32}
 
 
@@ -76,7 +77,7 @@ class CifarLevels(nn.Module):
         """As timm's, with indices into the levels of this network."""
         levels: Any = self.feature_info
         taken, _ = feature_take_indices(len(levels), indices)
-        return super().forward_intermediates(x, taken, *args, **kwargs)  # type: ignore[misc]  # timm's class comes next
+        return super().forward_intermediates(x, taken, *args, **kwargs)  # type: ignore[misc]  # timm's class is next
 
     def prune_intermediate_layers(
             self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True,

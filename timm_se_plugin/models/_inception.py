@@ -95,7 +95,7 @@ class CheckpointedInceptionResnetV2(_Completed, InceptionResnetV2):
 
 
 def without_auxiliary(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """The checkpoint with exactly the network's keys of an auxiliary classifier; missing ones keep their values."""
+    """A checkpoint without an auxiliary classifier that the network lacks, or with the network's own if it has none."""
     expected = model.state_dict()
     kept = {key: value for key, value in state_dict.items() if not key.startswith('AuxLogits.') or key in expected}
     own = {key: value for key, value in expected.items() if key.startswith('AuxLogits.')}

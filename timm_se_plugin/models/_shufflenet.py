@@ -181,7 +181,7 @@ class ShuffleNetV2(TorchvisionShuffleNetV2):
 
 
 def _dilate(units: nn.Sequential, first_dilation: int, dilation: int) -> None:
-    """Replace a stage's stride by dilation of its 3x3 convolutions; the first unit has the previous dilation."""
+    """Replace a stage's stride by dilation of its 3x3 convolutions; the first unit gets `first_dilation`."""
     for index, unit in enumerate(units):
         for conv in unit.modules():
             if isinstance(conv, nn.Conv2d) and conv.kernel_size == (3, 3):

@@ -46,7 +46,7 @@ def timm_resnets() -> dict[str, TimmResNet]:
 
 
 def observed() -> dict[str, TimmResNet]:
-    """The table as the networks show it that the installed timm builds, on the meta device."""
+    """The table, read from the networks that the installed timm builds on the meta device."""
     names = [name for name in timm.list_models(module='resnet', include_tags=False)
              if timm.models.model_entrypoint(name).__module__ == ResNet.__module__]
     models = {name: timm.create_model(name, device='meta') for name in names}

@@ -24,6 +24,8 @@ __all__ = ['ATTENTIONS', 'Attention', 'attention_layers', 'names_that_start_at_i
            'register_attention', 'start_at_identity']
 
 _PLACEMENT = ('stages', 'fused', 'integration', 'sites')
+# Keywords that a registered layer cannot have, since the specification uses these names in another way.
+_RESERVED = ('attn', 'extra', *_PLACEMENT, 'kernels', 'keep_3x3', 'split_input', 'select', 'sk_stages')
 _WIDTH = {'rd_ratio': 1 / 16, 'rd_channels': None, 'rd_divisor': 1}
 _GATE = {'gate': 'sigmoid', 'init': 'default'}
 _SE = {**_WIDTH, 'squeeze': 'avg', 'act_layer': 'relu', **_GATE, 'bias': True}
@@ -83,7 +85,8 @@ class Attention:
         """The layer for `channels` channels, with all of its options given."""
         create: Any = self.create or self.layer
         taken = inspect.signature(create).parameters  # 'sk+se' has the options of two layers; this one is SE
-        given = {name: options[name] for name in self.options if name in taken and name != 'init'}
+        given = {name: options[name] for name in self.options
+                 if name in taken and name != 'init' and options[name] is not None}
         if 'act_layer' in given:
             given['act_layer'] = get_act_layer(given['act_layer'])
         layer = create(channels, **given, device=device, dtype=dtype)
@@ -167,7 +170,8 @@ def register_attention(
         gates: names of the layer's modules whose outputs are gates, for the analysis.
 
     Raises:
-        ValueError: a name that is taken or is no lower-case word, or a constructor that cannot be called as above.
+        ValueError: a name that is taken or is no lower-case word, a constructor that cannot be called as above, or a
+            keyword that is the name of an option of placement or of a Selective Kernel.
     """
     if name in ATTENTIONS or name == 'none' or not name.isidentifier() or name != name.lower():
         raise ValueError(f'{name!r} cannot name an attention: choose a lower-case word other than '
@@ -175,6 +179,10 @@ def register_attention(
     _, *parameters = inspect.signature(layer).parameters.values()
     options = {parameter.name: parameter.default for parameter in parameters
                if parameter.name not in ('device', 'dtype')}
+    taken = [option for option in options if option in _RESERVED]
+    if taken:
+        raise ValueError(f'{layer.__name__} cannot be an attention: its keyword {taken[0]} is the name of another '
+                         f'option, attn_{taken[0]}; rename the keyword')
     unsuited = [parameter.name for parameter in parameters if parameter.default is inspect.Parameter.empty]
     factory = {'device', 'dtype'} - {parameter.name for parameter in parameters}
     if unsuited or factory:
@@ -185,7 +193,7 @@ def register_attention(
     if last_layers:
         options['init'] = 'default'
     if isinstance(options.get('act_layer'), type):
-        options['act_layer'] = 'relu'
+        options['act_layer'] = None  # the layer's own, whose name in timm is not known
     attention = Attention(
         name, layer, options, paper, tuple(tags) or (name,), last_layers=last_layers, identity_gate=identity_gate,
         gates=tuple(gates))

@@ -42,12 +42,12 @@ class AttentionSpec:
         rd_ratio: 1 / r, a fraction in (0, 1], or a string such as ``'1/16'``; if None 1/2 in ``'cse'`` and ``'scse'``,
             1/16 elsewhere. In ``'sk+se'`` both attentions use this and the next two options.
         rd_channels: inner width; takes the place of ``rd_ratio``.
-        rd_divisor: 1 for the papers' widths, C // r and max(C / r, L); anything else for timm's rule.
-        squeeze: ``'avg'``, ``'max'`` or ``'none'``.
-        act_layer: the inner activation, by timm's name.
+        rd_divisor: 1, the default, for the papers' widths, C // r and max(C / r, L); anything else for timm's rule.
+        squeeze: ``'avg'``, the default, ``'max'`` or ``'none'``.
+        act_layer: the inner activation, by timm's name; ``'relu'`` if None.
         gate: a name in ``GATES``; if None the paper's, ``'sigmoid'`` (in ``'ese'`` ``'hard_sigmoid'``), or with
             ``init='identity'`` ``'double_sigmoid'`` (in ``'scse'`` ``'sigmoid'``).
-        bias: bias in the excitation's layers.
+        bias: bias in the excitation's layers; True if None.
         init: ``'identity'`` starts with every gate at exactly 1.
         kernels: SK's branches, odd sizes; a 5 is a 3x3 of dilation 2 (SK paper, Table 7).
         keep_3x3: False for true 5x5 and larger kernels (Table 6).
@@ -70,11 +70,11 @@ class AttentionSpec:
     sites: str | None = None
     rd_ratio: float | None = None
     rd_channels: int | None = None
-    rd_divisor: int = 1
-    squeeze: str = 'avg'
-    act_layer: str = 'relu'
+    rd_divisor: int | None = None
+    squeeze: str | None = None
+    act_layer: str | None = None
     gate: str | None = None
-    bias: bool = True
+    bias: bool | None = None
     init: Literal['default', 'identity'] = 'default'
     kernels: tuple[int, ...] = (3, 5)
     keep_3x3: bool = True
@@ -102,12 +102,13 @@ class AttentionSpec:
             self._set(name, tuple(sorted(value)) if 'stages' in name and _are_counts(value) else value)
         if self.gate is None and 'gate' in defaults:
             self._set('gate', self.record.identity_gate if self.init == 'identity' else defaults['gate'])
-        if self.rd_ratio is None and 'rd_ratio' in defaults:
-            self._set('rd_ratio', defaults['rd_ratio'])
+        for name, default in defaults.items():
+            if name in _FIELDS and getattr(self, name) is None:
+                self._set(name, default)
         for name, value in _own_fields(self):
             if name in self.record.names:
                 is_allowed, allowed = _RULES[name]
-                if not is_allowed(value):
+                if not is_allowed(value) and not (value is None and defaults.get(name, name) is None):
                     raise _not_allowed(name, value, allowed)
             elif value != getattr(AttentionSpec, name):
                 raise _unknown_option(name, self.record)
@@ -211,7 +212,8 @@ class AttentionSpec:
         Raises:
             ValueError: options that do not suit the convolution's channels.
         """
-        assert self.rd_ratio is not None  # resolved
+        assert self.rd_ratio is not None  # SK has a default
+        assert self.rd_divisor is not None
         try:
             return SelectiveKernel(
                 conv.in_channels, conv.out_channels, kernels=self.kernels, keep_3x3=self.keep_3x3,

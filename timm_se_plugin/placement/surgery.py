@@ -289,7 +289,8 @@ def _of_families(model: nn.Module, spec: AttentionSpec) -> tuple[list[_Place], l
     places = [place for place in places if spec.recalibrates(stage_of(place))]
     kernels = [kernel for kernel in kernels if spec.selects_kernels(stage_of(kernel))]
     if not places and not kernels:
-        raise ValueError(f'{type(model).__name__} has no place for attention in attn_stages={spec.stages!r}')
+        raise ValueError(f'{type(model).__name__} has no place for attention in attn_stages={spec.stages!r}; choose '
+                         'other stages')
     return places, kernels
 
 

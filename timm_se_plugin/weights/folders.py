@@ -96,7 +96,7 @@ def _record_widths(network: Any) -> None:
 def _tidy(path: Path, published: bool) -> None:
     """Remove or correct entries of a config.json that timm writes and that do not hold for this model.
 
-    transformers passes the number of classes itself, so the model's arguments may not contain it again. The tag, the
+    transformers passes the number of classes itself, so the model's arguments must not repeat it. The tag, the
     license and the paper in timm's configuration are those of the published weights, and do not hold for a network that
     began without these weights.
     """

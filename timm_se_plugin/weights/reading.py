@@ -54,7 +54,7 @@ def read_weights(path: str | Path) -> tuple[StateDict, dict[str, Any]]:
         with torch.serialization.safe_globals([argparse.Namespace]):  # the class of the options in timm's checkpoints
             loaded = torch.load(path, map_location='cpu', weights_only=True)
     except Exception as error:  # the errors of pickle, zip and torch have no class in common
-        raise ValueError(f'{path} is broken, or not a file of only weights: {error}') from error
+        raise ValueError(f'{path} is broken, or not a file of weights only: {error}') from error
     found = loaded
     for name in _HOLDERS:
         if isinstance(loaded, Mapping) and isinstance(loaded.get(name), Mapping):
