@@ -52,5 +52,5 @@ def test_all_attentions_of_the_flag_are_measured_in_turns(clock):
     case = Case('resnet20_cifar', 'all', batch=2, height=32, width=32)
     rows = measure(case, rounds=2, warmup=0, variants=['eca', 'sk+se'])
     assert [(row['variant'], row['ratio']) for row in rows] == [('plain', 1), ('sk+se', 1.5), ('eca', 1.5)]
-    with pytest.raises(ValueError, match=f'its variants: plain, {", ".join(ATTENTIONS)}$'.replace('+', r'\+')):
+    with pytest.raises(ValueError, match=f'choose from plain, {", ".join(ATTENTIONS)}$'.replace('+', r'\+')):
         measure(case, variants=['fused'])
