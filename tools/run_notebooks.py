@@ -1,4 +1,4 @@
-"""Run the notebooks of docs/notebooks/, and keep their outputs; an error in a cell ends it."""
+"""Run the notebooks of docs/notebooks/ and store their outputs; an error in a cell stops the run."""
 
 import os
 import tempfile
@@ -11,7 +11,7 @@ FOLDER = Path(__file__).parents[1] / 'docs' / 'notebooks'
 
 
 def main() -> None:
-    """Run each notebook in an empty folder, and write it."""
+    """Run each notebook in an empty folder, and write the notebook with the outputs."""
     os.environ['PYTHONWARNINGS'] = 'ignore:IProgress not found'    # of tqdm, where ipywidgets is not installed
     for path in sorted(FOLDER.glob('*.ipynb')):
         print(path.name, flush=True)
@@ -19,7 +19,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             NotebookClient(notebook, timeout=600, kernel_name='python3', resources={'metadata': {'path': folder}},
                            record_timing=False, coalesce_streams=True).execute()
-        # Python's version and times of the clock would differ from run to run.
+        # Python's version would differ between machines.
         notebook.metadata.language_info = {'name': 'python'}
         path.write_text(nbformat.writes(notebook) + '\n', encoding='utf-8')
 

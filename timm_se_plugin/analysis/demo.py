@@ -86,7 +86,7 @@ def train(
                   disable=not sys.stderr.isatty()) as progress:
             for step, index in enumerate(progress):
                 losses = {}
-                # Taking turns at going first, so that neither always finds the other's warm cache.
+                # Each model goes first in turn, so that neither always finds caches that the other has warmed.
                 for name in sorted(models, reverse=bool(step % 2)):
                     losses[name], elapsed = training_step(models[name], optimizers[name], x[index], y[index])
                     seconds[name].append(elapsed)
@@ -95,7 +95,7 @@ def train(
 
 
 def picture(path: Path, x: Tensor, y: Tensor, probabilities: Tensor, count: int = 24) -> None:
-    """Test images with what the model says; all of its mistakes first, in red."""
+    """Draw test images with the model's predictions; mistakes come first, in red."""
     from matplotlib.figure import Figure
 
     confidence, predicted = probabilities.max(1)
@@ -104,8 +104,8 @@ def picture(path: Path, x: Tensor, y: Tensor, probabilities: Tensor, count: int 
     for axis, i in zip(figure.subplots(3, count // 3).flat, chosen.tolist(), strict=True):
         right = predicted[i] == y[i]
         axis.imshow(x[i, 0].numpy(), cmap='gray_r')
-        said = f'{int(predicted[i])}  {float(confidence[i]):.0%}' + ('' if right else f'\nis {int(y[i])}')
-        axis.set_title(said, fontsize=10, color='black' if right else 'tab:red')
+        text = f'{int(predicted[i])}  {float(confidence[i]):.0%}' + ('' if right else f'\nis {int(y[i])}')
+        axis.set_title(text, fontsize=10, color='black' if right else 'tab:red')
         axis.axis('off')
     mistakes = int((predicted != y).sum())
     figure.suptitle(f'{ATTENDED} on {len(y)} test digits: {mistakes} mistakes (shown first)')
@@ -132,11 +132,11 @@ def demo(output: Path, epochs: int = 3, batch_size: int = 64, size: int = 32, se
     """Run the demo, and print what it finds.
 
     Args:
-        output: folder for everything written.
-        epochs: number of epochs before the plain network gains attention, and again after it.
+        output: folder for all files.
+        epochs: number of epochs before attention is added, and of those after.
         batch_size: images in a batch.
-        size: the images are resized to this many pixels.
-        seeds: the whole is done with the seeds 0, 1, ...: as many as this.
+        size: height and width in pixels to which the images are resized.
+        seeds: number of seeds; everything is done with the seeds 0, 1, and so on.
     """
     x, y, test_x, test_y = digits(size)
     classes = [str(i) for i in range(10)]

@@ -7,7 +7,7 @@ __all__ = ['KeyValues']
 
 
 class KeyValues(argparse.Action):
-    """timm's ``ParseKwargs``, imported when such an option is given: ``--help`` does not wait for it."""
+    """timm's ``ParseKwargs``, which is imported only when such an option is given, so that ``--help`` is quick."""
 
     def __call__(self, *given: Any, **named: Any) -> None:  # noqa: D102
         from timm.utils import ParseKwargs
