@@ -36,6 +36,25 @@ def train(arguments: Sequence[str], log: str) -> None:
     timm_se_plugin.training.train_classifier(options)
 
 
+def train_in_pieces(*arguments: str) -> None:
+    """Train, in this process; the run is ended right after each of its first two saves and continued."""
+    import pytest
+
+    from timm_se_plugin.training import parse_options, train_classifier
+    from timm_se_plugin.training.run import Run
+
+    def save_and_stop(run: Run, best: bool = False) -> None:
+        save(run, best)
+        raise KeyboardInterrupt
+    save, options = Run.save, parse_options([*TINY, '--recovery-interval', '2', *arguments, '--resume', 'auto'])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Run, 'save', save_and_stop)
+        for _ in range(2):
+            with pytest.raises(KeyboardInterrupt):
+                train_classifier(options)
+    train_classifier(options)
+
+
 def job(folder: Path, *arguments: str) -> tuple[tuple[str, ...], str]:
     """Arguments of :func:`train` for a run in `folder`, which logs to ``<folder>.log``."""
     folder.parent.mkdir(parents=True, exist_ok=True)

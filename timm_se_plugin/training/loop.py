@@ -71,7 +71,7 @@ def train_epoch(run: Run, termination: Termination) -> None:
     progress = Progress(
         f'epoch {run.epoch + 1}/{run.epochs}', count, run.batch, options.batch_size * process.world_size,
         options.log_interval, process.primary)
-    run.task.train()
+    run.train()
     start = time.perf_counter()
     for x, y in run.train_loader(run.epoch, run.batch) if run.batch < count else ():
         update = (run.batch + 1) % steps == 0
@@ -113,7 +113,7 @@ def finish_epoch(run: Run, termination: Termination) -> None:
         TerminatedError: SIGTERM came during the evaluation; the state was saved before it.
     """
     options, process = run.options, run.process
-    lr = run.optimizer.param_groups[0]['lr']
+    lr = run.lr
     termination.at_once = True
     if process.any(termination.received):
         raise TerminatedError
@@ -164,7 +164,7 @@ def _finish(run: Run, changed: str, made: dict[str, Any]) -> dict[str, Any]:
     """Write the tables and the curves of a finished run, and return its row of results."""
     options, last = run.options, run.history[-1]
     cost = complexity(run.model, run.input_size)
-    ratio = step_time_ratio(run) if options.results and run.process.primary else None
+    ratio = step_time_ratio(run) if options.results and run.process.primary and not options.freeze else None
     row = {
         'model': options.model, 'options': changed, 'seed': options.seed, 'epochs': run.epochs,
         'top1': last['val_top1'], 'top5': last['val_top5'], 'parameters': cost.params, 'macs': cost.macs,

@@ -41,6 +41,12 @@ _fraction = _number(
 _share = _number(float, lambda x: 0 <= x <= 1, 'a number from 0 to 1')
 
 
+def _part(text: str) -> str:
+    if text not in ('backbone', 'base') and not (text.isascii() and text.isdigit()):
+        raise argparse.ArgumentTypeError(f'{text!r} is neither backbone nor base nor a number of stages')
+    return text
+
+
 def _with_defaults(root: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """Add the default of each option to its help."""
     for action in root._actions:
@@ -176,6 +182,9 @@ def _add_augmentation(root: argparse.ArgumentParser) -> None:
 
 def _add_optimisation(root: argparse.ArgumentParser) -> None:
     add, switch = _adders(root.add_argument_group('optimisation'))
+    add('--freeze', type=_part, metavar='PART',
+        help='what to leave as it is, with the statistics of its BatchNorm layers: backbone for all but the '
+             'classifier, base for all but the classifier and the attention, or N for the stem and the first N stages')
     add('--drop-path', type=_share, metavar='P',
         help="rate of stochastic depth in the last block; the model's own if not given")
     add('--epochs', type=_count, default=100, metavar='N',
@@ -193,6 +202,8 @@ def _add_optimisation(root: argparse.ArgumentParser) -> None:
              'has ada or lamb in it, else linear')
     add('--momentum', type=_share, default=0.9, metavar='X', help='momentum of the optimizer')
     add('--weight-decay', type=_amount, default=2e-5, metavar='X', help='weight decay')
+    add('--layer-decay', type=_fraction, metavar='X',
+        help='learning rate of a layer by that of the layer after it, by timm\'s order of the layers, such as 0.75')
     add('--attn-weight-decay', type=_amount, metavar='X',
         help="weight decay of the attention's own parameters; --weight-decay if not given")
     add('--attn-lr-scale', type=_positive, default=1.0, metavar='X',

@@ -31,6 +31,7 @@ from .data import (
     train_loader,
 )
 from .folders import closest, shared_pictures
+from .freezing import fix_statistics, freeze
 from .images import seed_of
 from .network import check_model, moved
 from .optimizer import make_optimizer
@@ -85,6 +86,10 @@ class Run:
             if process.device.type != 'cuda':
                 raise ValueError('--sync-bn needs CUDA: torch.nn.SyncBatchNorm does not run on the CPU')
             model = convert_sync_batchnorm(model)
+        if options.freeze:
+            if not options.pretrained:
+                _logger.warning('--freeze %s without --pretrained keeps random weights', options.freeze)
+            freeze(model, options.freeze)
         config = data_config(vars(options), model)
         self.input_size: tuple[int, int, int] = tuple(config['input_size'])
         self.train_loader = train_loader(options, train_data, config, process)
@@ -148,6 +153,17 @@ class Run:
             'sqrt' if any(kind in self.options.opt.lower() for kind in ('ada', 'lamb')) else 'linear')
         ratio = self.global_batch / self.options.lr_base_size
         return self.options.lr or self.options.lr_base * (ratio ** 0.5 if scale == 'sqrt' else ratio)
+
+    @property
+    def lr(self) -> float:
+        """Present learning rate, of the last layer outside the attention."""
+        group = self.optimizer.param_groups[0]
+        return group['lr'] / group.get('lr_scale', 1.0)
+
+    def train(self) -> None:
+        """Set the network to training, except what is frozen."""
+        self.task.train()
+        fix_statistics(self.model)
 
     def autocast(self) -> AbstractContextManager:
         """Context of a forward pass: autocast, or nothing."""
