@@ -33,6 +33,7 @@ from .data import (
 from .folders import closest, shared_pictures
 from .freezing import fix_statistics, freeze
 from .images import seed_of
+from .loss import make_loss
 from .network import check_model, moved
 from .optimizer import make_optimizer
 from .process import Process
@@ -97,12 +98,10 @@ class Run:
         self.updates = len(self.train_loader) // options.grad_accum_steps
 
         self.augment = BatchAugmentation(options, self.classes, process.device)
+        names = self.label_names or [str(i) for i in range(self.classes)]
+        loss = make_loss(options, train_data, names, self.augment.mix is not None)
         self.task = ClassificationTask(
-            model, device=process.device, verbose=False,
-            criterion_kwargs={
-                'loss_type': 'bce' if options.bce_loss else 'ce', 'smoothing': options.smoothing,
-                'soft_targets': self.augment.mix is not None,
-                'bce_target_thresh': options.bce_target_thresh if options.bce_loss else None})
+            model, loss.to(getattr(torch, options.model_dtype)), device=process.device, verbose=False)
         self.optimizer = make_optimizer(model, options, self.learning_rate)
         self.scheduler, self.epochs = create_scheduler(options, self.optimizer, self.updates)
         scales = options.amp and options.amp_dtype == 'float16'
