@@ -23,6 +23,21 @@ def save_digits(folder: Path, train: int = 96, val: int = 50) -> Path:
     return folder
 
 
+def save_labelled_digits(folder: Path, train: int = 96, val: int = 50) -> Path:
+    """Write digits as :func:`save_digits` does, and ``train.csv`` and ``val.csv`` with what is true of each."""
+    import csv
+    save_digits(folder, train, val)
+    for split in ('train', 'val'):
+        with open(folder / f'{split}.csv', 'w', encoding='utf-8', newline='') as file:
+            writer = csv.writer(file)
+            writer.writerow(['picture', 'even', 'large', 'has a hole'])
+            for path in sorted((folder / split).glob('*/*.png')):
+                digit = int(path.parent.name)
+                writer.writerow([path.relative_to(folder).as_posix(), int(digit % 2 == 0), int(digit >= 5),
+                                 int(digit in (0, 6, 8, 9))])
+    return folder
+
+
 def train(arguments: Sequence[str], log: str) -> None:
     """Train; what the run says goes to the file `log`."""
     import logging

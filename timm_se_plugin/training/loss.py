@@ -11,6 +11,8 @@ from timm.loss import compute_class_weights, create_classification_loss
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .labels import LabelReader
+
 __all__ = ['WeightedCrossEntropy', 'make_loss']
 
 _logger = logging.getLogger(__name__)
@@ -52,11 +54,12 @@ def make_loss(options: Namespace, data: Any, names: Sequence[str], mixes: bool) 
     Raises:
         ValueError: weights that the loss does not take, or data that does not tell its classes before it is read.
     """
-    is_binary = options.bce_loss
+    is_multilabel = options.task == 'multilabel'
+    is_binary = options.bce_loss or is_multilabel
     smoothing = 0.0 if mixes else options.smoothing
     weights: dict[str, Tensor] = {}
     if options.class_weight:
-        kind, weight = _weights(options.class_weight, data, names)
+        kind, weight = _weights(options.class_weight, data, names, is_binary)
         if not is_binary and kind == 'pos_weight':
             raise ValueError('--class-weight neg_pos is for binary cross-entropy, --bce-loss; --class-weight inv_freq '
                              'is for cross-entropy')
@@ -64,18 +67,20 @@ def make_loss(options: Namespace, data: Any, names: Sequence[str], mixes: bool) 
             return WeightedCrossEntropy(weight, smoothing)
         weights = {kind: weight}
     return create_classification_loss(
-        'bce' if is_binary else 'ce', smoothing=smoothing, soft_targets=mixes,
+        'bce' if is_binary else 'ce', is_multilabel, smoothing=smoothing, soft_targets=mixes,
         bce_target_thresh=options.bce_target_thresh if is_binary else None, **weights)
 
 
-def _weights(method: str, data: Any, names: Sequence[str]) -> tuple[str, Tensor]:
-    """timm's name of the weights and the weights, (classes,), whose mean over the images is 1 if they are of classes.
+def _weights(method: str, data: Any, names: Sequence[str], is_binary: bool) -> tuple[str, Tensor]:
+    """timm's name of the weights, and the weights, (classes,).
 
-    timm's own mean over the classes is 1. A class with many images would then nearly stop the training.
+    timm lets their mean over the classes be 1, which keeps the size of a sum over classes, as binary cross-entropy is
+    one. Cross-entropy has one term for each image, whose size a class with many images would then take nearly to 0;
+    therefore the mean over the images is 1 there.
     """
     counts = np.bincount(_targets(data), minlength=len(names))
     kind, weight = compute_class_weights(counts, len(data), method)
-    if kind == 'class_weight':
+    if not is_binary:
         weight = weight * (counts.sum() / (weight * torch.from_numpy(counts)).sum()).float()
     order = np.argsort(counts, kind='stable')
     shown = [f'{names[i]} {counts[i]:,} ({weight[i]:.3g})' for i in order]
@@ -86,10 +91,12 @@ def _weights(method: str, data: Any, names: Sequence[str]) -> tuple[str, Tensor]
 
 
 def _targets(data: Any) -> np.ndarray:
-    """The class of each image, (images,), without reading the images."""
+    """The class of each image, (images,), or all labels of all images, without reading the images."""
     reader: Any = getattr(data, 'reader', None)
     if hasattr(reader, 'targets'):  # a tar file
         return np.asarray(reader.targets)
+    if isinstance(reader, LabelReader):
+        return np.array([label for _, labels in reader.samples for label in labels], int)
     if hasattr(reader, 'samples'):  # a folder
         return np.array([target for _, target in reader.samples])
     if hasattr(data, 'targets'):  # of torchvision

@@ -82,6 +82,9 @@ def _add_data(root: argparse.ArgumentParser) -> None:
     add('--dataset', default='', metavar='NAME',
         help='data set by its source in timm: torch/cifar10, hfds/NAME, hfids/NAME, tfds/NAME, wds/NAME; not given for '
              'folders and tar files')
+    add('--task', choices=('classification', 'multilabel'), default='classification',
+        help='multilabel for pictures with any number of labels: a CSV file for each split, such as train.csv in '
+             '--data-dir, with the path of a picture and then a column of 0 and 1 for each label')
     add('--input-key', metavar='NAME',
         help='column of the images in a data set with columns (hfds/…); image if not given')
     add('--target-key', metavar='NAME', help='column of the labels in a data set with columns; label if not given')
@@ -90,7 +93,8 @@ def _add_data(root: argparse.ArgumentParser) -> None:
     add('--val-share', type=_number(float, lambda x: 0 <= x < 1, 'a number from 0 to below 1'), default=0.0,
         metavar='X',
         help='share of the pictures of each class to evaluate on, where --data-dir is a folder of classes without '
-             'splits; a picture stays in its part when others come and go; 0 for data that has splits')
+             'splits, or one CSV file of --task multilabel; a picture stays in its part when others come and go; 0 for '
+             'data that has splits')
     add('--val-share-seed', type=_natural, default=0, metavar='N', help='seed that chooses the pictures of --val-share')
     add('--val-num-samples', type=_count, metavar='N',
         help='images in --val-split, which a stream (wds/, hfids/) has to be told')
@@ -233,7 +237,8 @@ def _add_optimisation(root: argparse.ArgumentParser) -> None:
     add('--patience-epochs', type=_natural, default=10, metavar='N',
         help='epochs without progress before --sched plateau lowers the learning rate')
     add('--eval-metric', choices=('top1', 'loss'), default='top1',
-        help='metric of the validation split that chooses the best checkpoint, and that --sched plateau watches')
+        help='metric of the validation split that chooses the best checkpoint, and that --sched plateau watches; '
+             'with --task multilabel, top1 is the mean average precision')
     switch('--sync-bn', help='compute the statistics of BatchNorm over all processes; CUDA only')
     switch('--grad-checkpointing', help='save memory: compute activations again in the backward pass')
     add('--torchcompile', nargs='?', const='inductor', metavar='BACKEND',

@@ -14,7 +14,7 @@ from timm.data.readers.reader_image_folder import ReaderImageFolder
 from timm.layers import convert_sync_batchnorm
 from timm.models import safe_model_name
 from timm.scheduler import create_scheduler
-from timm.task import ClassificationTask
+from timm.task import ClassificationTask, MultiLabelClassificationTask
 from timm.utils import NativeScaler, dispatch_clip_grad, random_seed
 from torch import Tensor, nn
 
@@ -100,7 +100,8 @@ class Run:
         self.augment = BatchAugmentation(options, self.classes, process.device)
         names = self.label_names or [str(i) for i in range(self.classes)]
         loss = make_loss(options, train_data, names, self.augment.mix is not None)
-        self.task = ClassificationTask(
+        self.is_multilabel = options.task == 'multilabel'
+        self.task = (MultiLabelClassificationTask if self.is_multilabel else ClassificationTask)(
             model, loss.to(getattr(torch, options.model_dtype)), device=process.device, verbose=False)
         self.optimizer = make_optimizer(model, options, self.learning_rate)
         self.scheduler, self.epochs = create_scheduler(options, self.optimizer, self.updates)
@@ -204,7 +205,8 @@ class Run:
         """Add a batch to the sums of the epoch."""
         loss = result['loss'].detach()
         self._losses.append(loss)
-        right = (result['output'].detach().argmax(1) == y).sum()
+        # One guess is right or wrong; of several labels the loss alone is counted.
+        right = self.sums.new_zeros(()) if self.is_multilabel else (result['output'].detach().argmax(1) == y).sum()
         self.sums += torch.stack([loss.to(self.sums) * len(y), right.to(self.sums), self.sums.new_tensor(len(y))])
 
     def check(self) -> None:
