@@ -4,7 +4,8 @@ import pytest
 import timm
 import torch
 import yaml
-from digit_runs import TINY, equal, train_in_pieces, weights
+from digit_runs import TINY, equal, job, train, train_in_pieces, weights
+from processes import finish, start_group
 
 from timm_se_plugin.training import parse_options, train_classifier
 from timm_se_plugin.training.freezing import freeze
@@ -23,6 +24,9 @@ def start(tmp_path_factory):
     torch.manual_seed(1)
     folder = tmp_path_factory.mktemp('start') / 'weights'
     model = timm.create_model('se_test_resnet_plugin', num_classes=10)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.normal_(module.running_mean, std=0.1)
     write_model(model, folder)
     return ('--model', f'local-dir:{folder}', '--pretrained'), model.state_dict()
 
@@ -77,6 +81,19 @@ def test_frozen_weights_and_statistics_stay_to_the_bit_and_a_resumed_run_is_the_
     with pytest.raises(ValueError, match=rf"other values here: freeze=None \(was '{what}'\)"):
         Run(options(digits, tmp_path, *start[0], *arguments[5:], '--experiment', 'part', '--resume', 'auto'),
             Process(torch.device('cpu')))
+
+
+@pytest.mark.slow
+def test_three_processes_keep_the_statistics_to_the_bit(digits, tmp_path, start):
+    # A third of a sum of three equal numbers is not always the number.
+    this = job(tmp_path / 'run', '--data-dir', str(digits), *start[0], '--freeze', 'base', '--batch-size', '4',
+               '--epochs', '1', '--model-ema')
+    assert [finish(process) for process in start_group(train, this, this, this)] == [0, 0, 0]
+    for ema in (False, True):
+        found = weights(tmp_path / 'run', ema)
+        changed = [name for name, before in start[1].items() if not torch.equal(found[name], before)]
+        assert changed
+        assert all('.se.' in name or name.startswith('fc.') for name in changed)
 
 
 @pytest.mark.parametrize(('arguments', 'said'), [

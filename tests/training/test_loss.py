@@ -1,6 +1,7 @@
 """Weights of the classes in the loss of a training."""
 
 import logging
+import shutil
 from collections import Counter
 
 import numpy as np
@@ -67,6 +68,20 @@ def test_binary_cross_entropy_takes_timms_weights(tail, tmp_path):
     counts = counted(tail)
     found = made(tail, tmp_path, '--class-weight', 'neg_pos', '--bce-loss').task.criterion.pos_weight
     assert found.tolist() == pytest.approx([counts.total() / counts[i] - 1 for i in range(10)])
+
+
+def test_images_are_counted_in_every_source_but_streams(tail, tmp_path, monkeypatch):
+    datasets = pytest.importorskip('datasets', reason='hfds/ and hfids/ need datasets: the [train] extra')
+    monkeypatch.setattr(datasets.config, 'HF_HUB_OFFLINE', True)
+    for split in ('train', 'val'):
+        shutil.make_archive(str(tmp_path / 'tars' / split), 'tar', tail / split)
+    arguments = ('--class-weight', 'inv_freq', '--data-dir', str(tmp_path / 'cache'), '--num-classes', '10')
+    expected = made(tail, tmp_path, *arguments[:2]).task.criterion.weight
+    for more in (('--data-dir', str(tmp_path / 'tars')), ('--dataset', f'hfds/{tail}')):
+        assert torch.equal(made(tail, tmp_path, *arguments, *more).task.criterion.weight, expected)
+    with pytest.raises(ValueError, match='which this data does not tell before it is read'):
+        made(tail, tmp_path, *arguments, '--dataset', f'hfids/{tail}', '--train-num-samples', '70', '--val-num-samples',
+             '30')
 
 
 @pytest.mark.parametrize(('arguments', 'said'), [

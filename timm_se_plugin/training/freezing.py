@@ -9,7 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..placement import counted_attention
 
-__all__ = ['fix_statistics', 'freeze']
+__all__ = ['fix_statistics', 'freeze', 'moving_statistics']
 
 
 def freeze(model: nn.Module, what: str) -> None:
@@ -53,5 +53,15 @@ def freeze(model: nn.Module, what: str) -> None:
 def fix_statistics(model: nn.Module) -> None:
     """Set the BatchNorm layers whose weights are frozen to evaluation, so that a training keeps their statistics."""
     for module in model.modules():
-        if isinstance(module, _BatchNorm) and module.weight is not None and not module.weight.requires_grad:
+        if _is_fixed(module):
             module.eval()
+
+
+def moving_statistics(model: nn.Module) -> nn.ModuleList:
+    """The layers whose running statistics a training changes."""
+    return nn.ModuleList([module for module in model.modules()
+                          if 'running_mean' in module._buffers and not _is_fixed(module)])
+
+
+def _is_fixed(module: nn.Module) -> bool:
+    return isinstance(module, _BatchNorm) and module.weight is not None and not module.weight.requires_grad

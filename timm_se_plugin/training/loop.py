@@ -16,6 +16,7 @@ from ..measuring.complexity import complexity
 from ..measuring.provenance import provenance
 from .config import own_options
 from .evaluation import evaluate
+from .freezing import moving_statistics
 from .process import init_process
 from .records import Progress, draw_curves, record_result
 from .run import Run
@@ -103,7 +104,7 @@ def train_epoch(run: Run, termination: Termination) -> None:
     run.seconds += time.perf_counter() - start
     if process.distributed:  # before the save, since a resumed run evaluates what the checkpoint holds
         for model in dict.fromkeys((run.model, run.evaluated)):
-            distribute_bn(model, process.world_size, reduce=True)
+            distribute_bn(moving_statistics(model), process.world_size, reduce=True)
     run.save()
 
 
