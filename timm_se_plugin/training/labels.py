@@ -108,7 +108,7 @@ def read_labels(path: str) -> LabelReader:
                          f'{closest(missing, [])}; a path begins in the folder of the CSV file')
     if not samples:
         raise ValueError(f'{path} names no picture')
-    _say_rare(path, names, samples)
+    _say_absent(path, names, samples)
     return LabelReader(path, names, samples)
 
 
@@ -144,7 +144,7 @@ def _names(path: str, header: Sequence[str]) -> list[str]:
     return names
 
 
-def _say_rare(path: str, names: Sequence[str], samples: Sequence[tuple[str, tuple[int, ...]]]) -> None:
+def _say_absent(path: str, names: Sequence[str], samples: Sequence[tuple[str, tuple[int, ...]]]) -> None:
     found = {label for _, labels in samples for label in labels}
     absent = [name for label, name in enumerate(names) if label not in found]
     if absent:

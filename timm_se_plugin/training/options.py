@@ -181,8 +181,9 @@ def _add_augmentation(root: argparse.ArgumentParser) -> None:
     add('--smoothing', type=_share, default=0.0, metavar='X', help='label smoothing')
     add('--class-weight', choices=('inv_freq', 'effective_num', 'neg_pos'),
         help="weights in the loss for classes with few pictures, by timm's names: inv_freq by the inverse of their "
-             'number, effective_num by that of their effective number (arXiv 1901.05555), neg_pos for the labelled '
-             'pictures by those without the label, which is for binary cross-entropy')
+             'number, effective_num by the inverse of their effective number (arXiv 1901.05555); and for binary '
+             'cross-entropy neg_pos, which weighs the pictures of a class by the number of the other pictures over '
+             'their number')
     switch('--bce-loss', help='train with binary cross-entropy instead of cross-entropy')
     add('--bce-target-thresh', type=_share, metavar='X',
         help='with --bce-loss, turn targets above X into 1 and the others into 0')
