@@ -63,8 +63,9 @@ def test_the_base_is_all_but_the_attention_and_the_classifier():
         assert parameter.requires_grad == ('.se.' in name or name.startswith('fc.')), name
 
 
-@pytest.mark.parametrize(('what', 'parts'), [('backbone', ('fc.',)), ('base', ('fc.', '.se.')), ('2', (
-    'fc.', 'layer3.', 'layer4.'))])
+@pytest.mark.parametrize(('what', 'parts'), [
+    pytest.param('backbone', ('fc.',), marks=pytest.mark.slow), ('base', ('fc.', '.se.')),
+    pytest.param('2', ('fc.', 'layer3.', 'layer4.'), marks=pytest.mark.slow)])
 def test_frozen_weights_and_statistics_stay_to_the_bit_and_a_resumed_run_is_the_same(
         digits, tmp_path, start, what, parts):
     arguments = (*start[0], '--freeze', what, '--model-ema', '--model-ema-decay', '0.5', '--warmup-epochs', '1',
