@@ -23,6 +23,21 @@ def save_digits(folder: Path, train: int = 96, val: int = 50) -> Path:
     return folder
 
 
+def save_labelled_digits(folder: Path, train: int = 96, val: int = 50) -> Path:
+    """Write digits as :func:`save_digits` does, and ``train.csv`` and ``val.csv`` with what is true of each."""
+    import csv
+    save_digits(folder, train, val)
+    for split in ('train', 'val'):
+        with open(folder / f'{split}.csv', 'w', encoding='utf-8', newline='') as file:
+            writer = csv.writer(file)
+            writer.writerow(['picture', 'even', 'large', 'has a hole'])
+            for path in sorted((folder / split).glob('*/*.png')):
+                digit = int(path.parent.name)
+                writer.writerow([path.relative_to(folder).as_posix(), int(digit % 2 == 0), int(digit >= 5),
+                                 int(digit in (0, 6, 8, 9))])
+    return folder
+
+
 def train(arguments: Sequence[str], log: str) -> None:
     """Train; what the run says goes to the file `log`."""
     import logging
@@ -34,6 +49,25 @@ def train(arguments: Sequence[str], log: str) -> None:
     import timm_se_plugin.training
     options = timm_se_plugin.training.parse_options(arguments)
     timm_se_plugin.training.train_classifier(options)
+
+
+def train_in_pieces(*arguments: str) -> None:
+    """Train, in this process; the run is ended right after each of its first two saves and continued."""
+    import pytest
+
+    from timm_se_plugin.training import parse_options, train_classifier
+    from timm_se_plugin.training.run import Run
+
+    def save_and_stop(run: Run, best: bool = False) -> None:
+        save(run, best)
+        raise KeyboardInterrupt
+    save, options = Run.save, parse_options([*TINY, '--recovery-interval', '2', *arguments, '--resume', 'auto'])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Run, 'save', save_and_stop)
+        for _ in range(2):
+            with pytest.raises(KeyboardInterrupt):
+                train_classifier(options)
+    train_classifier(options)
 
 
 def job(folder: Path, *arguments: str) -> tuple[tuple[str, ...], str]:

@@ -6,7 +6,7 @@ import pytest
 import timm
 import torch
 import yaml
-from digit_runs import TINY, equal, weights
+from digit_runs import TINY, equal, summary, train_in_pieces, weights
 
 from timm_se_plugin.placement import attention_modules
 from timm_se_plugin.training import parse_options, train_classifier
@@ -64,6 +64,30 @@ def test_the_multiple_stays_through_a_schedule_and_a_resumed_run_is_the_same(dig
     with pytest.raises(ValueError, match=r'of another run; other values here: attn_lr_scale=1.0 \(was 4.0\)'):
         Run(options(digits, tmp_path, *arguments[:2], *arguments[4:], '--experiment', 'part', '--resume', 'auto'),
             Process(torch.device('cpu')))
+
+
+def test_layer_decay_is_timms_and_multiplies_with_the_attentions_values(digits, tmp_path):
+    arguments = ('--layer-decay', '0.5', '--sched', 'none')
+    plain, own = (Run(options(digits, tmp_path, *arguments, *more), Process(torch.device('cpu'))) for more in ((), OWN))
+    layers = ('conv1', 'bn1', 'layer1', 'layer2', 'layer3', 'layer4', 'fc')
+    depths = dict(zip(layers, (0, 0, 1, 2, 3, 4, 5), strict=True))
+    attention = tuple(f'{name}.' for name in attention_modules(own.model))
+    mixed = settings(own)
+    for name, (rate, decay) in settings(plain).items():
+        expected = 0.05 * 0.5 ** (5 - depths[name.split('.')[0]])
+        assert rate == pytest.approx(expected)
+        ours = name.startswith(attention)
+        assert mixed[name] == (pytest.approx(4 * expected if ours else expected), 0.3 if ours and decay else decay)
+    assert plain.lr == own.lr == pytest.approx(0.05)
+
+
+def test_a_run_with_layer_decay_is_the_same_when_it_is_resumed(digits, tmp_path):
+    arguments = ('--data-dir', str(digits), '--output', str(tmp_path), '--layer-decay', '0.7', '--warmup-epochs', '1',
+                 '--sched-on-updates')
+    train_classifier(parse_options([*TINY, *arguments, '--recovery-interval', '2', '--experiment', 'whole']))
+    train_in_pieces(*arguments, '--experiment', 'part')
+    assert equal(weights(tmp_path / 'part'), weights(tmp_path / 'whole'))
+    assert summary(tmp_path / 'part') == summary(tmp_path / 'whole')
 
 
 @pytest.mark.parametrize('arguments', [(), ('--attn-weight-decay', '0.1', '--attn-lr-scale', '1')])

@@ -30,7 +30,8 @@ _TRAIN = (
 
 # Options of the training that the study sets for each row.
 _OWN = {
-    '--config', '--model', '--model-kwargs', '--seed', '--device', '--output', '--experiment', '--resume', '--results'}
+    '--config', '--model', '--model-kwargs', '--seed', '--device', '--output', '--experiment', '--resume', '--results',
+    '--task'}
 
 
 def open_network(model: str) -> str:

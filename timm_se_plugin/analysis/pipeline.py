@@ -51,6 +51,8 @@ def analyze(options: Namespace) -> GateStatistics:
 
     if not options.output:
         raise ValueError('--output is missing; give the folder for the table, the figures and the report')
+    if options.task == 'multilabel':
+        raise ValueError('the analysis compares classes, and a picture of --task multilabel has any number of labels')
     if options.real_labels is not None:
         raise ValueError('--real-labels is for timm-se evaluate; the analysis uses the labels of the data')
     folder = Path(options.output)

@@ -65,6 +65,8 @@ def pruning_study(
     unknown = set(changes) - set(trained)
     if unknown:
         raise ValueError(f'the training has no option called {", ".join(sorted(unknown))}')
+    if options.task == 'multilabel':
+        raise ValueError('the study compares accuracies, and a picture of this training has any number of labels')
     with init_process(options) as process:
         train_data, val_data = (open_split(options, split, training=False) for split in (
             options.train_split, options.val_split))
@@ -82,7 +84,7 @@ def pruning_study(
         training = train_loader(options, train_data, config, process)
 
         def top1(network: nn.Module) -> float:
-            return evaluate(network, validation, model.num_classes).top1
+            return evaluate(network, validation, model.num_classes).metrics['top1']
 
         def row(network: nn.Module, criterion: str, share: float, before: float, after: float) -> dict[str, Any]:
             cost = complexity(network, size)

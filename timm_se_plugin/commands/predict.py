@@ -21,6 +21,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help='folder of a run or of a saved model, hf-hub:user/repo, local-dir:folder, an .onnx file '
                              "of timm-se export, or timm's name of a network with published weights")
     parser.add_argument('--top', type=int, default=5, metavar='N', help='number of classes (default: %(default)s)')
+    parser.add_argument('--threshold', type=float, metavar='X',
+                        help='lowest score of a class that is given; if not given, 0.5 for a model of --task '
+                             'multilabel, whose pictures have any number of labels, and 0 for others')
     parser.add_argument('--output', type=Path, metavar='FILE',
                         help='.csv or .json file to write; a .csv file has a row for each class of a picture')
     parser.add_argument('--sheet', type=Path, metavar='FILE',
@@ -49,8 +52,10 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
         raise ValueError(f'--top {args.top} and --batch-size {args.batch_size} have to be 1 or more')
     files = pictures_of(args.pictures)
     predictions = []
-    for found in predict(open_classifier(args.model, args.device), files, args.top, args.batch_size, args.device):
-        print(f'{found.file}: ' + ', '.join(f'{label} {score:.3f}' for label, score in found.classes), flush=True)
+    for found in predict(open_classifier(args.model, args.device), files, args.top, args.batch_size, args.device,
+                         args.threshold):
+        said = ', '.join(f'{label} {score:.3f}' for label, score in found.classes)
+        print(f'{found.file}: {said or "nothing"}', flush=True)
         predictions.append(found)
     if not predictions:
         raise ValueError(f'none of the {len(files)} files is a picture that can be read')

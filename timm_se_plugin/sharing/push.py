@@ -91,4 +91,4 @@ def _loaded(source: nn.Module | str | Path, facts: Facts) -> tuple[nn.Module, Fa
             'last.pth.tar of a trained classifier, nor the last_checkpoint of a trained detector')
     given = {name: value for name, value in vars(facts).items() if value is not None}
     return run.model, replace(run.facts, **given), {
-        'data_config': run.data_config, 'model_config': {'label_names': run.label_names} if run.label_names else {}}
+        'data_config': run.data_config, 'model_config': run.model_config}

@@ -86,7 +86,7 @@ class BatchAugmentation:
             self.mix = Mixup(
                 mixup_alpha=options.mixup, cutmix_alpha=options.cutmix, prob=options.mixup_prob,
                 switch_prob=options.mixup_switch_prob, mode=options.mixup_mode, label_smoothing=options.smoothing,
-                num_classes=classes)
+                num_classes=classes, multi_label=options.task == 'multilabel')
 
     def erased(self, x: Tensor, seeds: Sequence[int]) -> Tensor:
         """Images (N, C, H, W) with random parts erased in their own memory; each has a seed for its randomness."""
@@ -97,7 +97,7 @@ class BatchAugmentation:
         return x
 
     def __call__(self, x: Tensor, y: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
-        """Mixed images (N, C, H, W) and their targets: (N,), or (N, classes) after mixing."""
+        """Mixed images (N, C, H, W) and their targets: (N,), or (N, classes) after mixing and of several labels."""
         if self.mix is not None:
             self.mix.mixup_enabled = not 0 < self.mixes_until <= epoch
             x, y = self.mix(x, y)

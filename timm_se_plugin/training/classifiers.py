@@ -8,9 +8,9 @@ from typing import Any
 import timm
 from timm.data import ImageNetInfo, infer_imagenet_subset
 
-from ..files.hub_files import CONFIG, FOLDER
+from ..files.hub_files import CONFIG, FOLDER, SAVED_AT, read_config_json
 from ..models.names import check_model
-from ..weights.runs import data_config, read_run
+from ..weights.runs import MULTILABEL, data_config, read_run
 from .onnx_file import open_onnx
 from .prediction import Classifier
 
@@ -35,12 +35,13 @@ def open_classifier(place: str, device: str = 'cpu') -> Classifier:
         return open_onnx(place)
     config: dict[str, Any] | None = None
     names: Sequence[str] | None = None
+    is_multilabel = False
     if os.path.isdir(place) and not os.path.isfile(os.path.join(place, CONFIG)):
         run = read_run(place)
         if run is None:
             raise ValueError(f'{place} has no {CONFIG}, as a saved model has, and no model_best.pth.tar and no '
                              'last.pth.tar, as a training leaves')
-        model, config, names = run.model, run.data_config, run.label_names
+        model, config, names, is_multilabel = run.model, run.data_config, run.label_names, run.is_multilabel
     else:
         name = f'{FOLDER}{place}' if os.path.isdir(place) else place
         check_model(name)
@@ -48,6 +49,7 @@ def open_classifier(place: str, device: str = 'cpu') -> Classifier:
             raise ValueError(f'{name} has no published weights, and random ones predict nothing; --model takes the '
                              'folder of a run or of a saved model too')
         model = timm.create_model(name, pretrained=True)
+        is_multilabel = name.startswith(SAVED_AT) and read_config_json(name).get('problem_type') == MULTILABEL
     network: Any = model.to(device).eval()
     if not network.num_classes:
         raise ValueError(f'{place} gives features and no classes')
@@ -55,7 +57,7 @@ def open_classifier(place: str, device: str = 'cpu') -> Classifier:
     if not names or len(names) != network.num_classes:
         names = [str(i) for i in range(network.num_classes)]
         _logger.warning('%s has no names of classes, which are called by their numbers', place)
-    return Classifier(network, config or data_config({}, network), names)
+    return Classifier(network, config or data_config({}, network), names, is_multilabel)
 
 
 def _imagenet(model: Any) -> list[str] | None:

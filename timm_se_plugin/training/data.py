@@ -23,11 +23,12 @@ from torchvision.transforms import Compose
 from .augmentation import Transforms, train_transforms
 from .folders import closest, read_class_map, read_folder, read_tar, share_of
 from .images import Batches, Images, Picture, seed_of
+from .labels import LabelTarget, read_labels, share_of_labels
 from .process import Process
 
 __all__ = [
     'STREAMS', 'Loader', 'class_names', 'eval_loader', 'label_by_name', 'number_of_classes', 'open_split',
-    'split_root', 'train_loader']
+    'split_file', 'split_root', 'train_loader']
 
 _logger = logging.getLogger(__name__)
 _SOURCES = ('torch', 'hfds', 'hfids', 'tfds', 'wds')  # of data sets, in timm
@@ -67,7 +68,7 @@ class Loader:
         return count // whole * whole if self.training else count
 
     def __call__(self, epoch: int = 0, start: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Batches of an epoch from number `start` on: images (N, C, H, W) and targets (N,)."""
+        """Batches of an epoch from number `start` on: images (N, C, H, W) and targets (N,), or (N, labels)."""
         for x, y in self._batches_from(epoch, start):
             yield x.contiguous(memory_format=torch.channels_last) if self.options.channels_last else x, y
 
@@ -159,11 +160,17 @@ def open_split(options: Namespace, split: str, training: bool) -> Any:
     if keys and (not options.dataset or source.lower() == 'torch'):
         raise ValueError('--input-key and --target-key are for data sets with columns, and '
                          f'{options.dataset or "a folder"} has none')
+    is_multilabel = options.task == 'multilabel'
+    if is_multilabel and (options.dataset or options.class_map):
+        raise ValueError('--task multilabel reads the CSV files of --data-dir, whose columns are the labels; leave '
+                         f'out {"--dataset" if options.dataset else "--class-map"}')
     class_map = read_class_map(options.class_map) if options.class_map else None
     if not options.dataset:
         if not (root and Path(root).exists()):
             found = f'there is nothing at --data-dir {root}' if root else 'no data is given'
             raise ValueError(f'{found}; --data-dir takes the folder of the data, --dataset the name of a data set')
+        if is_multilabel:
+            return _labelled(options, split)
         if getattr(options, 'val_share', None):
             return ImageDataset(root, _part(options, split, class_map))
         root = split_root(Path(root), split)
@@ -201,6 +208,21 @@ def _part(options: Namespace, split: str, class_map: Mapping[str, int] | None) -
     return reader
 
 
+def _labelled(options: Namespace, split: str) -> ImageDataset:
+    """The pictures of a CSV file with labels: those of a split, or those in --val-share or not in it."""
+    reader = read_labels(split_file(Path(options.data_dir), split))
+    share = getattr(options, 'val_share', None)
+    if share and not Path(options.data_dir).is_file():
+        raise ValueError(f'--val-share {share} is for one CSV file, and --data-dir {options.data_dir} is a folder with '
+                         'a file for each split; leave it out, or name one of the files')
+    if share:
+        chosen = share_of_labels(reader, share, options.val_share_seed)
+        reader.samples = [sample for sample, is_chosen in zip(reader.samples, chosen, strict=True)
+                          if is_chosen == (split == options.val_split)]
+    size = len(reader.class_to_idx)
+    return ImageDataset(reader.root, reader, target_transform=LabelTarget(tuple(range(size)), size))
+
+
 def _check_columns(options: Namespace, columns: Iterable[str]) -> None:
     for option, default in _COLUMNS.items():
         key = getattr(options, option) or default
@@ -232,7 +254,9 @@ def label_by_name(dataset: Any, names: Sequence[str] | None, split: str) -> None
             f'the split {split} has classes that the model does not know: {closest(unknown, names)}; it knows '
             f'{", ".join(names[:10])}{" …" if len(names) > 10 else ""}. Rename or take away what is not meant, or give '
             'each class of the data its index by --class-map')
-    dataset.target_transform = [indices[name] for name in found].__getitem__
+    order = [indices[name] for name in found]
+    is_multilabel = isinstance(getattr(dataset, 'target_transform', None), LabelTarget)
+    dataset.target_transform = LabelTarget(tuple(order), len(names)) if is_multilabel else order.__getitem__
     dataset.label_names = names
     absent = sorted(indices.keys() - set(found))
     if absent:
@@ -257,13 +281,31 @@ def split_root(root: Path, split: str) -> str:
                             ', '.join(others))
         return str(found[0])
     if root.is_file() and root.suffix != '.tar':
-        raise ValueError(f'--data-dir {root} is neither a folder nor a tar file')
+        raise ValueError(f'--data-dir {root} is neither a folder nor a tar file; --task multilabel reads a CSV file')
     # A folder without folders in it is a class, even one named train.
     others = [name for names in _SPLITS for name in names
               if (root / name).is_dir() and any(entry.is_dir() for entry in (root / name).iterdir())]
     if others:
         raise ValueError(f'{root} has no split {split!r}; it has {", ".join(others)}')
     return str(root)
+
+
+def split_file(root: Path, split: str) -> str:
+    """The CSV file of a split; `root` itself where this is a file.
+
+    Raises:
+        ValueError: there is no such file, or `root` is another kind of file.
+    """
+    if root.is_file():
+        if root.suffix.lower() != '.csv':
+            raise ValueError(f'--data-dir {root} is neither a folder nor a CSV file, as --task multilabel needs it')
+        return str(root)
+    names = (split, *next((names for names in _SPLITS if split in names), ()))
+    found = [path for name in names if (path := root / f'{name}.csv').is_file()]
+    if not found:
+        raise ValueError(f'{root} has no {split}.csv; --task multilabel needs a CSV file for each split, with the path '
+                         'of a picture and then a column of 0 and 1 for each label')
+    return str(found[0])
 
 
 def _is_stream(name: str) -> bool:
@@ -298,6 +340,8 @@ def number_of_classes(options: Namespace, train_data: Any) -> int:
         return len(names)
     if names and len(names) > options.num_classes:
         raise ValueError(f'--num-classes {options.num_classes} is too few: the data has {len(names)}')
+    if names and len(names) < options.num_classes and options.task == 'multilabel':
+        raise ValueError(f'--num-classes {options.num_classes} is more than the {len(names)} labels of the data')
     return options.num_classes
 
 

@@ -6,7 +6,7 @@ import json
 import logging
 import time
 from argparse import Namespace
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,9 @@ from ..measuring.complexity import complexity
 from ..measuring.provenance import provenance
 from ..weights.runs import data_config
 from .data import Loader, class_names, eval_loader, label_by_name, open_split
+from .label_evaluation import LabelEvaluation
 from .network import evaluated_network, label_names
-from .process import init_process
+from .process import Process, init_process
 from .records import draw_confusion
 
 __all__ = ['Evaluation', 'evaluate', 'evaluate_classifier']
@@ -54,6 +55,11 @@ class Evaluation:
     images_per_second: float
 
     @property
+    def metrics(self) -> dict[str, float]:
+        """Accuracies by name; the main metric first."""
+        return {'top1': self.top1, 'top5': self.top5}
+
+    @property
     def images(self) -> int:
         """Number of images."""
         return int(self.counts.sum())
@@ -82,7 +88,7 @@ class Evaluation:
 @torch.no_grad()
 def evaluate(
         model: nn.Module, loader: Loader, classes: int, each_output: Callable[[Tensor], None] | None = None,
-) -> Evaluation:
+) -> Evaluation | LabelEvaluation:
     """Evaluate a model; each process evaluates its own images, and every image counts once.
 
     Args:
@@ -91,27 +97,59 @@ def evaluate(
         classes: number of the model's classes.
         each_output: is called with the logits of each batch.
 
+    Returns:
+        An :class:`Evaluation`, or with ``--task multilabel`` a
+        :class:`~timm_se_plugin.training.label_evaluation.LabelEvaluation`.
+
     Raises:
         ValueError: a label for which the model has no class, or no readable image.
     """
-    mode, process = model.training, loader.process
+    outputs = _outputs(model, loader, each_output)
+    if loader.options.task == 'multilabel':
+        return _evaluate_labels(outputs, loader.process, classes)
+    return _evaluate_classes(outputs, loader.process, classes)
+
+
+def _outputs(
+        model: nn.Module, loader: Loader, each_output: Callable[[Tensor], None] | None,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The logits and the targets of each batch's readable images."""
+    mode = model.training
     model.eval()
-    evaluator = ClassificationEvaluator(device=process.device)
-    codes = [torch.zeros(0, dtype=torch.int64, device=process.device)]  # of the true class and the first guess
-    start = time.perf_counter()
     for x, y in loader():
-        with process.autocast(loader.options):
+        with loader.process.autocast(loader.options):
             output = model(x)
         if each_output:
             each_output(output)
-        known = y >= 0  # the target of an unreadable image is -1
-        output, y = output[known], y[known]
+        known = (y if y.ndim == 1 else y[:, 0]) >= 0  # the target of an unreadable image is -1
+        yield output[known], y[known]
+    model.train(mode)
+
+
+def _evaluate_labels(outputs: Iterable[tuple[Tensor, Tensor]], process: Process, classes: int) -> LabelEvaluation:
+    start = time.perf_counter()
+    logits, targets = [torch.zeros(0, classes)], [torch.zeros(0, classes)]
+    for output, y in outputs:
+        if y.shape[1] != classes:
+            raise ValueError(f'the data has {y.shape[1]} labels and the model has {classes} classes')
+        logits.append(output.float().cpu())
+        targets.append(y.float().cpu())
+    found, truth = (process.gathered(torch.cat(parts)) for parts in (logits, targets))
+    if not len(found):
+        raise ValueError('there is no readable image to evaluate')
+    return LabelEvaluation.of(found, truth, time.perf_counter() - start)
+
+
+def _evaluate_classes(outputs: Iterable[tuple[Tensor, Tensor]], process: Process, classes: int) -> Evaluation:
+    evaluator = ClassificationEvaluator(device=process.device)
+    codes = [torch.zeros(0, dtype=torch.int64, device=process.device)]  # of the true class and the first guess
+    start = time.perf_counter()
+    for output, y in outputs:
         if y.numel() and int(y.max()) >= classes:
             raise ValueError(f'the data has the label {int(y.max())}, but the model has only {classes} classes; '
                              '--num-classes sets their number')
         evaluator.update(output, y)
         codes.append(y * classes + output.argmax(1))
-    model.train(mode)
     metrics = evaluator.compute(distributed=process.distributed)
     found, counts = process.gathered(torch.cat(codes)).unique(return_counts=True)
     if not len(found):
@@ -146,7 +184,7 @@ def evaluate_classifier(options: Namespace) -> dict[str, Any]:
         cost = complexity(model, tuple(config['input_size']))
         metrics = {
             'model': options.model, 'checkpoint': options.checkpoint or '', 'split': options.val_split,
-            'images': evaluation.images, 'loss': evaluation.loss, 'top1': evaluation.top1, 'top5': evaluation.top5,
+            'images': evaluation.images, 'loss': evaluation.loss, **evaluation.metrics,
             **({f'real_top{k}': share / 100 for k, share in real.get_accuracy().items()} if real else {}),
             'input_size': 'x'.join(map(str, config['input_size'])), 'crop_pct': config['crop_pct'],
             'parameters': cost.params, 'macs': cost.macs,
@@ -172,12 +210,26 @@ def _real_labels(options: Namespace, dataset: Any, processes: int) -> RealLabels
     return RealLabelsImagenet(names, real_json=options.real_labels or None)
 
 
-def _report(metrics: dict[str, Any], evaluation: Evaluation, names: list[str], output: str | None) -> None:
+def _report(
+        metrics: dict[str, Any], evaluation: Evaluation | LabelEvaluation, names: list[str], output: str | None,
+) -> None:
     for name, value in metrics.items():
         _logger.info('%-18s %s', name, f'{value:.4f}' if isinstance(value, float) else value)
     if not output:
         return
-    folder, names = Path(output), [*names, *map(str, range(len(names), evaluation.classes))]
+    folder = Path(output)
+    if isinstance(evaluation, LabelEvaluation):
+        scores = ([f'{score:.4f}' for score in each] for each in (evaluation.average_precision, evaluation.f1))
+        _write(folder / 'classes.csv', ('class', 'images', 'average_precision', 'f1'), zip(
+            names, evaluation.class_images.tolist(), *scores, strict=True))
+    else:
+        _report_classes(folder, evaluation, names)
+    write_atomically(folder / 'metrics.json', (json.dumps(metrics, indent=1) + '\n').encode())
+    _logger.info('written: %s', folder)
+
+
+def _report_classes(folder: Path, evaluation: Evaluation, names: list[str]) -> None:
+    names = [*names, *map(str, range(len(names), evaluation.classes))]
     rows = list(zip(names, evaluation.class_images.tolist(), (f'{share:.4f}' for share in evaluation.class_accuracy),
                     strict=True))
     if evaluation.classes <= _DRAWN:
@@ -191,8 +243,6 @@ def _report(metrics: dict[str, Any], evaluation: Evaluation, names: list[str], o
         _write(folder / 'confusion.csv', ('class', 'guess', 'images'), (
             (names[true], names[guess], count) for (true, guess), count in zip(
                 evaluation.pairs.tolist(), evaluation.counts.tolist(), strict=True)))
-    write_atomically(folder / 'metrics.json', (json.dumps(metrics, indent=1) + '\n').encode())
-    _logger.info('written: %s', folder)
 
 
 def _write(path: Path, columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset, Sampler
 
+from .labels import LabelTarget
 from .process import Process
 
 __all__ = ['Batches', 'Images', 'Picture', 'UnreadableImageError', 'seed_of']
@@ -118,8 +119,8 @@ class Images(Dataset):
         seed: of the run.
         corrupt: ``'fail'`` raises at an unreadable image; ``'skip'`` logs its name and goes on.
         keep: whether decoded images are kept in memory, in each worker.
-        replace: whether the next image replaces a skipped one; otherwise a blank image with the target -1 does, so that
-            no image counts twice.
+        replace: whether the next image replaces a skipped one; otherwise a blank image with the target -1 does, for
+            each label if there are several, so that no image counts twice.
     """
 
     def __init__(
@@ -128,15 +129,15 @@ class Images(Dataset):
     ) -> None:
         self.dataset, self.picture, self.transforms, self.seed = dataset, picture, transforms, seed
         self.corrupt, self.replace = corrupt, replace
-        self.kept: dict[int, tuple[Image.Image, int]] | None = {} if keep else None
+        self.kept: dict[int, tuple[Image.Image, Any]] | None = {} if keep else None
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, draw: Draw) -> tuple[Any, int]:
+    def __getitem__(self, draw: Draw) -> tuple[Any, Any]:
         return self.__getitems__([draw])[0]
 
-    def __getitems__(self, draws: Sequence[Draw]) -> list[tuple[Any, int]]:
+    def __getitems__(self, draws: Sequence[Draw]) -> list[tuple[Any, Any]]:
         with _randomness_apart():
             return [self._draw(*draw) for draw in draws]
 
@@ -147,7 +148,7 @@ class Images(Dataset):
         except (AttributeError, AssertionError, NotImplementedError):  # data sets of torchvision and Hugging Face
             return f'image {index}'
 
-    def _draw(self, epoch: int, position: int, index: int) -> tuple[Any, int]:
+    def _draw(self, epoch: int, position: int, index: int) -> tuple[Any, Any]:
         """The transformed image at a position of an epoch, and its target."""
         for _ in range(_TRIES):
             try:
@@ -161,7 +162,9 @@ class Images(Dataset):
                     raise UnreadableImageError(f'{message}; --corrupt-images skip leaves it out') from error
                 _logger.warning('%s; it is left out', message)
             if not self.replace:
-                return self._transformed(Image.new(self.picture.mode, (32, 32)), epoch, position), -1
+                labels = getattr(self.dataset, 'target_transform', None)
+                unknown = labels.unknown if isinstance(labels, LabelTarget) else -1
+                return self._transformed(Image.new(self.picture.mode, (32, 32)), epoch, position), unknown
             index = (index + 1) % len(self.dataset)
         raise UnreadableImageError(f'{_TRIES} images in a row cannot be read; the last: {message}')
 
@@ -172,21 +175,24 @@ class Images(Dataset):
         torch.default_generator.manual_seed(seed)
         return self.transforms(epoch)(image)
 
-    def _image(self, index: int) -> tuple[Image.Image, int]:
+    def _image(self, index: int) -> tuple[Image.Image, Any]:
         if self.kept is None:
             return self._read(index)
         if index not in self.kept:
             self.kept[index] = self._read(index)
         return self.kept[index]
 
-    def _read(self, index: int) -> tuple[Image.Image, int]:
+    def _read(self, index: int) -> tuple[Image.Image, Any]:
         if not hasattr(self.dataset, 'reader'):  # a data set of torchvision
             image, target = self.dataset[index]
             return self.picture(image), int(target)
         file, target = self.dataset.reader[index]  # dataset[index] would skip unreadable images without a word
         change = self.dataset.target_transform or int
         with file:
-            return self.picture(Image.open(file)), -1 if target is None else change(int(target))
+            picture = self.picture(Image.open(file))
+        if isinstance(change, LabelTarget):
+            return picture, change(target)
+        return picture, -1 if target is None else change(int(target))
 
 
 class Batches(Sampler[list[Draw]]):

@@ -16,6 +16,7 @@ from ..measuring.complexity import complexity
 from ..measuring.provenance import provenance
 from .config import own_options
 from .evaluation import evaluate
+from .freezing import moving_statistics
 from .process import init_process
 from .records import Progress, draw_curves, record_result
 from .run import Run
@@ -71,7 +72,7 @@ def train_epoch(run: Run, termination: Termination) -> None:
     progress = Progress(
         f'epoch {run.epoch + 1}/{run.epochs}', count, run.batch, options.batch_size * process.world_size,
         options.log_interval, process.primary)
-    run.task.train()
+    run.train()
     start = time.perf_counter()
     for x, y in run.train_loader(run.epoch, run.batch) if run.batch < count else ():
         update = (run.batch + 1) % steps == 0
@@ -89,7 +90,8 @@ def train_epoch(run: Run, termination: Termination) -> None:
         if run.batch % interval == 0:
             run.check()
             loss, right, images = run.sums.tolist()
-            progress.update(run.batch - 1, loss=loss / images, top1=right / images)
+            progress.update(
+                run.batch - 1, loss=loss / images, **({} if run.is_multilabel else {'top1': right / images}))
         if update and run.batch < count:
             stop = (run.batch % interval < steps or not process.distributed) and process.any(termination.received)
             if stop or (options.recovery_interval and run.batch % options.recovery_interval < steps):
@@ -102,7 +104,7 @@ def train_epoch(run: Run, termination: Termination) -> None:
     run.seconds += time.perf_counter() - start
     if process.distributed:  # before the save, since a resumed run evaluates what the checkpoint holds
         for model in dict.fromkeys((run.model, run.evaluated)):
-            distribute_bn(model, process.world_size, reduce=True)
+            distribute_bn(moving_statistics(model), process.world_size, reduce=True)
     run.save()
 
 
@@ -113,7 +115,7 @@ def finish_epoch(run: Run, termination: Termination) -> None:
         TerminatedError: SIGTERM came during the evaluation; the state was saved before it.
     """
     options, process = run.options, run.process
-    lr = run.optimizer.param_groups[0]['lr']
+    lr = run.lr
     termination.at_once = True
     if process.any(termination.received):
         raise TerminatedError
@@ -122,14 +124,17 @@ def finish_epoch(run: Run, termination: Termination) -> None:
     run.check_validation(evaluation.loss)
     loss, right, images = process.total(run.sums).tolist()
     row = {
-        'epoch': run.epoch, 'train_loss': loss / images, 'train_top1': right / images, 'val_loss': evaluation.loss,
-        'val_top1': evaluation.top1, 'val_top5': evaluation.top5, 'lr': lr, 'seconds': round(run.seconds, 2)}
+        'epoch': run.epoch, 'train_loss': loss / images,
+        **({} if run.is_multilabel else {'train_top1': right / images}), 'val_loss': evaluation.loss,
+        **{f'val_{name}': value for name, value in evaluation.metrics.items()}, 'lr': lr,
+        'seconds': round(run.seconds, 2)}
+    main = next(iter(evaluation.metrics.values()))
     run.history.append(row)
     run.epoch, run.batch = run.epoch + 1, 0
     run.sums.zero_()
     if run.scheduler:
-        run.scheduler.step(run.epoch, row[f'val_{options.eval_metric}'])
-    score = -evaluation.loss if options.eval_metric == 'loss' else evaluation.top1
+        run.scheduler.step(run.epoch, evaluation.loss if options.eval_metric == 'loss' else main)
+    score = -evaluation.loss if options.eval_metric == 'loss' else main
     best, run.best = score > run.best, max(run.best, score)
     run.save(best)
     if process.primary:
@@ -138,9 +143,14 @@ def finish_epoch(run: Run, termination: Termination) -> None:
             for name, number in row.items():
                 run.writer.add_scalar(name, number, row['epoch'])
             run.writer.flush()
-        _logger.info('epoch %d/%d  train loss %.4f  top-1 %.4f  val loss %.4f  top-1 %.4f  top-5 %.4f  lr %.3g',
-                     run.epoch, run.epochs, row['train_loss'], row['train_top1'], row['val_loss'], row['val_top1'],
-                     row['val_top5'], lr)
+        train, val = (_told({name.removeprefix(split): value for name, value in row.items() if name.startswith(split)})
+                      for split in ('train_', 'val_'))
+        _logger.info('epoch %d/%d  train %s  val %s  lr %.3g', run.epoch, run.epochs, train, val, lr)
+
+
+def _told(metrics: dict[str, float]) -> str:
+    names = {'top1': 'top-1', 'top5': 'top-5', 'map': 'mAP', 'f1': 'mean F1'}
+    return '  '.join(f'{names.get(name, name)} {value:.4f}' for name, value in metrics.items())
 
 
 def _write_options(run: Run, made: dict[str, Any]) -> None:
@@ -164,10 +174,12 @@ def _finish(run: Run, changed: str, made: dict[str, Any]) -> dict[str, Any]:
     """Write the tables and the curves of a finished run, and return its row of results."""
     options, last = run.options, run.history[-1]
     cost = complexity(run.model, run.input_size)
-    ratio = step_time_ratio(run) if options.results and run.process.primary else None
+    ratio = step_time_ratio(run) if options.results and run.process.primary and not options.freeze else None
+    metrics = {name.removeprefix('val_'): value for name, value in last.items()
+               if name.startswith('val_') and name != 'val_loss'}
     row = {
-        'model': options.model, 'options': changed, 'seed': options.seed, 'epochs': run.epochs,
-        'top1': last['val_top1'], 'top5': last['val_top5'], 'parameters': cost.params, 'macs': cost.macs,
+        'model': options.model, 'options': changed, 'seed': options.seed, 'epochs': run.epochs, **metrics,
+        'parameters': cost.params, 'macs': cost.macs,
         'time_ratio': round(ratio, 3) if ratio else '', 'seconds': round(run.seconds),
         'recipe': Path(options.config).stem if options.config else '', 'global_batch': run.global_batch,
         'amp': run.process.amp_dtype(options), 'torchcompile': options.torchcompile or '', **made}
@@ -176,5 +188,5 @@ def _finish(run: Run, changed: str, made: dict[str, Any]) -> dict[str, Any]:
         draw_curves(run.history, f'{options.model}, seed {options.seed}', run.folder / 'curves.png')
         if options.results:
             record_result(Path(options.results), row, run.history)
-        _logger.info('finished: top-1 %.4f, top-5 %.4f; %s', row['top1'], row['top5'], run.folder)
+        _logger.info('finished: %s; %s', _told(metrics), run.folder)
     return row

@@ -5,7 +5,7 @@ import logging
 import tempfile
 import warnings
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..files.version import __version__
 from ..files.writing import write_atomically
+from ..weights.runs import MULTILABEL
 from .images import Picture
 from .prediction import Classifier, pictures_of, readable
 
@@ -54,7 +55,8 @@ def export_onnx(classifier: Classifier, file: str | Path, pictures: Iterable[str
     The file's input is ``images``, (N, C, H, W) in float32, and its output ``logits``, (N, classes). Its metadata have
     an entry ``timm_se_plugin``, JSON: timm's data configuration (``input_size``, ``mean``, ``std``, ``interpolation``,
     ``crop_pct``, ``crop_mode``; pixels go from 0 to 1 before the mean is taken off), and ``label_names``, the classes
-    in the order of the logits.
+    in the order of the logits. ``problem_type`` is ``multi_label_classification``, as in ``config.json``, where a
+    picture has any number of them and a probability is the sigmoid of a logit.
 
     Args:
         classifier: of :func:`~.classifiers.open_classifier`, on the CPU.
@@ -76,6 +78,7 @@ def export_onnx(classifier: Classifier, file: str | Path, pictures: Iterable[str
                                   '"timm-se-plugin[export]"`', name=error.name) from error
     x = _images(classifier, pictures, most)
     described = {**{key: classifier.config[key] for key in _DESCRIBED if key in classifier.config},
+                 **({'problem_type': MULTILABEL} if classifier.is_multilabel else {}),
                  'label_names': list(classifier.names), 'version': __version__}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, 'model.onnx')
@@ -83,9 +86,10 @@ def export_onnx(classifier: Classifier, file: str | Path, pictures: Iterable[str
         model = onnx.load(path)
         onnx.helper.set_model_props(model, {_KEY: json.dumps(described)})
         content = model.SerializeToString()
-    found = _logits(onnxruntime.InferenceSession(content, providers=_PROVIDERS))(x).float().softmax(1)
+    session = onnxruntime.InferenceSession(content, providers=_PROVIDERS)
+    found = replace(classifier, logits=_logits(session)).scores(x)
     with torch.no_grad():
-        expected = classifier.logits(x).float().softmax(1)
+        expected = classifier.scores(x)
     difference = float((found - expected).abs().max())
     if not difference <= _TOLERANCE:
         raise ValueError(f'{file} is not written: ONNX Runtime gives probabilities that differ by up to '
@@ -164,4 +168,4 @@ def open_onnx(file: str | Path) -> Classifier:
     names = described.pop('label_names')
     config = {key: tuple(value) if isinstance(value, list) else value for key, value in described.items()
               if key in _DESCRIBED}
-    return Classifier(_logits(session), config, names)
+    return Classifier(_logits(session), config, names, described.get('problem_type') == MULTILABEL)

@@ -41,6 +41,12 @@ _fraction = _number(
 _share = _number(float, lambda x: 0 <= x <= 1, 'a number from 0 to 1')
 
 
+def _part(text: str) -> str:
+    if text not in ('backbone', 'base') and not (text.isascii() and text.isdigit()):
+        raise argparse.ArgumentTypeError(f'{text!r} is neither backbone nor base nor a number of stages')
+    return text
+
+
 def _with_defaults(root: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """Add the default of each option to its help."""
     for action in root._actions:
@@ -76,6 +82,9 @@ def _add_data(root: argparse.ArgumentParser) -> None:
     add('--dataset', default='', metavar='NAME',
         help='data set by its source in timm: torch/cifar10, hfds/NAME, hfids/NAME, tfds/NAME, wds/NAME; not given for '
              'folders and tar files')
+    add('--task', choices=('classification', 'multilabel'), default='classification',
+        help='multilabel for pictures with any number of labels: a CSV file for each split, such as train.csv in '
+             '--data-dir, with the path of a picture and then a column of 0 and 1 for each label')
     add('--input-key', metavar='NAME',
         help='column of the images in a data set with columns (hfds/…); image if not given')
     add('--target-key', metavar='NAME', help='column of the labels in a data set with columns; label if not given')
@@ -84,7 +93,8 @@ def _add_data(root: argparse.ArgumentParser) -> None:
     add('--val-share', type=_number(float, lambda x: 0 <= x < 1, 'a number from 0 to below 1'), default=0.0,
         metavar='X',
         help='share of the pictures of each class to evaluate on, where --data-dir is a folder of classes without '
-             'splits; a picture stays in its part when others come and go; 0 for data that has splits')
+             'splits, or one CSV file of --task multilabel; a picture stays in its part when others come and go; 0 for '
+             'data that has splits')
     add('--val-share-seed', type=_natural, default=0, metavar='N', help='seed that chooses the pictures of --val-share')
     add('--val-num-samples', type=_count, metavar='N',
         help='images in --val-split, which a stream (wds/, hfids/) has to be told')
@@ -169,6 +179,11 @@ def _add_augmentation(root: argparse.ArgumentParser) -> None:
     add('--mixup-off-epoch', type=_natural, default=0, metavar='N',
         help='mix nothing from epoch N on, counted from 0; 0 mixes in every epoch')
     add('--smoothing', type=_share, default=0.0, metavar='X', help='label smoothing')
+    add('--class-weight', choices=('inv_freq', 'effective_num', 'neg_pos'),
+        help="weights in the loss for classes with few pictures, by timm's names: inv_freq by the inverse of their "
+             'number, effective_num by the inverse of their effective number (arXiv 1901.05555); and for binary '
+             'cross-entropy neg_pos, which weighs the pictures of a class by the number of the other pictures over '
+             'their number')
     switch('--bce-loss', help='train with binary cross-entropy instead of cross-entropy')
     add('--bce-target-thresh', type=_share, metavar='X',
         help='with --bce-loss, turn targets above X into 1 and the others into 0')
@@ -176,6 +191,9 @@ def _add_augmentation(root: argparse.ArgumentParser) -> None:
 
 def _add_optimisation(root: argparse.ArgumentParser) -> None:
     add, switch = _adders(root.add_argument_group('optimisation'))
+    add('--freeze', type=_part, metavar='PART',
+        help='what to leave as it is, with the statistics of its BatchNorm layers: backbone for all but the '
+             'classifier, base for all but the classifier and the attention, or N for the stem and the first N stages')
     add('--drop-path', type=_share, metavar='P',
         help="rate of stochastic depth in the last block; the model's own if not given")
     add('--epochs', type=_count, default=100, metavar='N',
@@ -193,6 +211,8 @@ def _add_optimisation(root: argparse.ArgumentParser) -> None:
              'has ada or lamb in it, else linear')
     add('--momentum', type=_share, default=0.9, metavar='X', help='momentum of the optimizer')
     add('--weight-decay', type=_amount, default=2e-5, metavar='X', help='weight decay')
+    add('--layer-decay', type=_fraction, metavar='X',
+        help='learning rate of a layer by that of the layer after it, by timm\'s order of the layers, such as 0.75')
     add('--attn-weight-decay', type=_amount, metavar='X',
         help="weight decay of the attention's own parameters; --weight-decay if not given")
     add('--attn-lr-scale', type=_positive, default=1.0, metavar='X',
@@ -218,7 +238,8 @@ def _add_optimisation(root: argparse.ArgumentParser) -> None:
     add('--patience-epochs', type=_natural, default=10, metavar='N',
         help='epochs without progress before --sched plateau lowers the learning rate')
     add('--eval-metric', choices=('top1', 'loss'), default='top1',
-        help='metric of the validation split that chooses the best checkpoint, and that --sched plateau watches')
+        help='metric of the validation split that chooses the best checkpoint, and that --sched plateau watches; '
+             'with --task multilabel, top1 is the mean average precision')
     switch('--sync-bn', help='compute the statistics of BatchNorm over all processes; CUDA only')
     switch('--grad-checkpointing', help='save memory: compute activations again in the backward pass')
     add('--torchcompile', nargs='?', const='inductor', metavar='BACKEND',

@@ -29,11 +29,18 @@ class Classifier:
         logits: maps images, (N, C, H, W), to logits, (N, classes).
         config: timm's data configuration: size, crop, interpolation, mean and deviation.
         names: of the classes, in the order of the logits.
+        is_multilabel: whether a picture has any number of the classes, instead of one.
     """
 
     logits: Callable[[Tensor], Tensor]
     config: dict[str, Any]
     names: Sequence[str]
+    is_multilabel: bool = False
+
+    def scores(self, x: Tensor) -> Tensor:
+        """Probabilities of the classes, (N, classes), of images (N, C, H, W)."""
+        logits = self.logits(x).float()
+        return logits.sigmoid() if self.is_multilabel else logits.softmax(1)
 
 
 @dataclass(frozen=True)
@@ -42,7 +49,7 @@ class Prediction:
 
     Args:
         file: the picture.
-        classes: names and probabilities of the best classes, the best first.
+        classes: names and probabilities of the best classes, the best first; none may be good enough.
     """
 
     file: str
@@ -78,6 +85,7 @@ def pictures_of(paths: Iterable[str | Path]) -> list[Path]:
 @torch.no_grad()
 def predict(
         classifier: Classifier, files: Iterable[str | Path], top: int = 5, batch_size: int = 32, device: str = 'cpu',
+        threshold: float | None = None,
 ) -> Iterator[Prediction]:
     """The best classes of each picture; an unreadable one is named in the log and passed over.
 
@@ -89,15 +97,19 @@ def predict(
         top: number of classes.
         batch_size: number of pictures that are computed at once.
         device: where the classifier computes.
+        threshold: lowest probability of a class that is given; if None, 0.5 for a classifier of any number of labels.
     """
+    if threshold is None:
+        threshold = 0.5 if classifier.is_multilabel else 0.0
     picture = Picture.of(classifier.config['input_size'][0], upright=True)
     transform: Any = create_transform(**classifier.config, is_training=False)
     images = readable(files, picture, transform)
     while batch := list(islice(images, batch_size)):
         x = torch.stack([image for _, image in batch]).to(device)
-        scores, indices = classifier.logits(x).float().softmax(1).topk(min(top, len(classifier.names)))
+        scores, indices = classifier.scores(x).topk(min(top, len(classifier.names)))
         for (file, _), row, best in zip(batch, scores.tolist(), indices.tolist(), strict=True):
-            yield Prediction(str(file), tuple((classifier.names[i], score) for i, score in zip(best, row, strict=True)))
+            yield Prediction(str(file), tuple(
+                (classifier.names[i], score) for i, score in zip(best, row, strict=True) if score >= threshold))
 
 
 def readable(
@@ -132,8 +144,8 @@ def draw_sheet(predictions: Sequence[Prediction], path: str | Path, columns: int
             small = picture(image)
         small.thumbnail((side - 4, side - 4))
         sheet.paste(small, (x + (side - small.width) // 2, y + (side - small.height) // 2))
-        label, score = prediction.classes[0]
-        text = f' {score:.0%}'
+        label, score = prediction.classes[0] if prediction.classes else ('', None)
+        text = '' if score is None else f' {score:.0%}'
         while label and font.getlength(label + text) > side - 4:
             label = label[:-2] + '…' if len(label) > 2 else ''
         pen.text((x + 2, y + side + 1), label + text, 'black', font)

@@ -87,8 +87,10 @@ def draw_curves(history: list[dict[str, Any]], title: str, path: str | Path) -> 
 
     figure = Figure(figsize=(10, 4), layout='constrained')
     epochs = [row['epoch'] for row in history]
-    for axes, names, label in zip(figure.subplots(1, 2), (('train_loss', 'val_loss'), ('train_top1', 'val_top1')),
-                                  ('loss', 'top-1'), strict=True):
+    right, title_right = ((('val_map', 'val_f1'), 'mAP and mean F1') if 'val_map' in history[0] else
+                          (('train_top1', 'val_top1'), 'top-1'))
+    for axes, names, label in zip(figure.subplots(1, 2), (('train_loss', 'val_loss'), right), ('loss', title_right),
+                                  strict=True):
         for name in names:
             axes.plot(epochs, [row[name] for row in history], marker='.', label=name.replace('_', ' '))
         axes.set(xlabel='epoch', ylabel=label)

@@ -14,7 +14,7 @@ from timm.data.readers.reader_image_folder import ReaderImageFolder
 from timm.layers import convert_sync_batchnorm
 from timm.models import safe_model_name
 from timm.scheduler import create_scheduler
-from timm.task import ClassificationTask
+from timm.task import ClassificationTask, MultiLabelClassificationTask
 from timm.utils import NativeScaler, dispatch_clip_grad, random_seed
 from torch import Tensor, nn
 
@@ -31,7 +31,9 @@ from .data import (
     train_loader,
 )
 from .folders import closest, shared_pictures
+from .freezing import fix_statistics, freeze
 from .images import seed_of
+from .loss import make_loss
 from .network import check_model, moved
 from .optimizer import make_optimizer
 from .process import Process
@@ -85,6 +87,10 @@ class Run:
             if process.device.type != 'cuda':
                 raise ValueError('--sync-bn needs CUDA: torch.nn.SyncBatchNorm does not run on the CPU')
             model = convert_sync_batchnorm(model)
+        if options.freeze:
+            if not options.pretrained:
+                _logger.warning('--freeze %s without --pretrained keeps random weights', options.freeze)
+            freeze(model, options.freeze)
         config = data_config(vars(options), model)
         self.input_size: tuple[int, int, int] = tuple(config['input_size'])
         self.train_loader = train_loader(options, train_data, config, process)
@@ -92,12 +98,11 @@ class Run:
         self.updates = len(self.train_loader) // options.grad_accum_steps
 
         self.augment = BatchAugmentation(options, self.classes, process.device)
-        self.task = ClassificationTask(
-            model, device=process.device, verbose=False,
-            criterion_kwargs={
-                'loss_type': 'bce' if options.bce_loss else 'ce', 'smoothing': options.smoothing,
-                'soft_targets': self.augment.mix is not None,
-                'bce_target_thresh': options.bce_target_thresh if options.bce_loss else None})
+        names = self.label_names or [str(i) for i in range(self.classes)]
+        loss = make_loss(options, train_data, names, self.augment.mix is not None)
+        self.is_multilabel = options.task == 'multilabel'
+        self.task = (MultiLabelClassificationTask if self.is_multilabel else ClassificationTask)(
+            model, loss.to(getattr(torch, options.model_dtype)), device=process.device, verbose=False)
         self.optimizer = make_optimizer(model, options, self.learning_rate)
         self.scheduler, self.epochs = create_scheduler(options, self.optimizer, self.updates)
         scales = options.amp and options.amp_dtype == 'float16'
@@ -149,6 +154,17 @@ class Run:
         ratio = self.global_batch / self.options.lr_base_size
         return self.options.lr or self.options.lr_base * (ratio ** 0.5 if scale == 'sqrt' else ratio)
 
+    @property
+    def lr(self) -> float:
+        """Present learning rate, of the last layer outside the attention."""
+        group = self.optimizer.param_groups[0]
+        return group['lr'] / group.get('lr_scale', 1.0)
+
+    def train(self) -> None:
+        """Set the network to training, except what is frozen."""
+        self.task.train()
+        fix_statistics(self.model)
+
     def autocast(self) -> AbstractContextManager:
         """Context of a forward pass: autocast, or nothing."""
         return self.process.autocast(self.options)
@@ -189,7 +205,8 @@ class Run:
         """Add a batch to the sums of the epoch."""
         loss = result['loss'].detach()
         self._losses.append(loss)
-        right = (result['output'].detach().argmax(1) == y).sum()
+        # One guess is right or wrong; of several labels the loss alone is counted.
+        right = self.sums.new_zeros(()) if self.is_multilabel else (result['output'].detach().argmax(1) == y).sum()
         self.sums += torch.stack([loss.to(self.sums) * len(y), right.to(self.sums), self.sums.new_tensor(len(y))])
 
     def check(self) -> None:

@@ -49,6 +49,7 @@ def step_time_ratio(run: Run, rounds: int = 15) -> float | None:
         for model in models:
             model.compile(backend=run.options.torchcompile)
     x, y = next(iter(run.train_loader(0)))
+    y = y if y.ndim == 1 else y.argmax(1)
 
     def seconds(model: nn.Module) -> float:
         start = time.perf_counter()

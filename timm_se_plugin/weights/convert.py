@@ -20,7 +20,7 @@ from .layouts import is_elsewhere, layout_of, renamed, sizes, with_names, withou
 from .mm_config import backbone_attention, backbone_config
 from .padding import padded_behind, pads_shortcuts
 from .reading import read_weights
-from .runs import build_model, data_config, own_arguments
+from .runs import MULTILABEL, build_model, data_config, own_arguments
 from .same_function import check_same_function
 
 __all__ = ['PADDINGS', 'Conversion', 'convert', 'convert_file', 'convert_to_timm']
@@ -232,6 +232,8 @@ def convert_file(
         original, data_config = _source_of(source, tidied, meta)
         conversion = convert(state, target, original, meta, renames, padding)
         described = {'label_names': meta['label_names']} if meta.get('label_names') else {}
+        if (meta.get('args') or {}).get('task') == 'multilabel':
+            described['problem_type'] = MULTILABEL
         if conversion.layout == 'caffe':
             data_config = INPUT
     if data_config is None:

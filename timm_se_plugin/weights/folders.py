@@ -22,7 +22,8 @@ from ..placement.widths import changed_widths
 __all__ = ['DESCRIBED', 'plugin_config', 'write_model']
 
 # Entries of timm's config.json that describe a model and are not needed to build it.
-DESCRIBED = ('label_names', 'label_descriptions', 'license', 'description', 'tags', 'paper_ids', 'paper_name')
+DESCRIBED = (
+    'label_names', 'label_descriptions', 'problem_type', 'license', 'description', 'tags', 'paper_ids', 'paper_name')
 
 
 def plugin_config(attn: AttentionSpec | None) -> dict[str, Any]:

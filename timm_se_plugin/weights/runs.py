@@ -17,8 +17,11 @@ from .facts import Facts
 from .reading import read_weights
 
 __all__ = [
-    'TrainedClassifier', 'build_model', 'channel_kwargs', 'data_config', 'model_kwargs', 'own_arguments', 'read_run']
+    'MULTILABEL', 'TrainedClassifier', 'build_model', 'channel_kwargs', 'data_config', 'model_kwargs', 'own_arguments',
+    'read_run']
 
+# Entry `problem_type` of a config.json, by transformers' name, where a picture has any number of labels.
+MULTILABEL = 'multi_label_classification'
 # The options, by timm's names, that a model card repeats as the recipe.
 _RECIPE = (
     'epochs', 'batch_size', 'grad_accum_steps', 'opt', 'lr', 'lr_base', 'lr_base_size', 'sched', 'warmup_epochs',
@@ -33,12 +36,20 @@ class TrainedClassifier(NamedTuple):
         data_config: the preprocessing, as timm's data configuration.
         facts: facts about the training, for a model card.
         label_names: names of the classes; None if the run does not tell.
+        is_multilabel: whether a picture has any number of the classes, instead of one.
     """
 
     model: nn.Module
     data_config: dict[str, Any]
     facts: Facts
     label_names: list[str] | None
+    is_multilabel: bool = False
+
+    @property
+    def model_config(self) -> dict[str, Any]:
+        """What a ``config.json`` says about the classes."""
+        return {**({'label_names': self.label_names} if self.label_names else {}),
+                **({'problem_type': MULTILABEL} if self.is_multilabel else {})}
 
 
 def read_run(folder: str | Path) -> TrainedClassifier | None:
@@ -66,7 +77,8 @@ def read_run(folder: str | Path) -> TrainedClassifier | None:
     facts = _facts(args, Path(folder, 'summary.csv'), said.get('epoch'))
     names = said.get('label_names')
     known = isinstance(names, list) and len(names) == model.num_classes
-    return TrainedClassifier(model, data_config(args, model), facts, names if known else None)
+    return TrainedClassifier(model, data_config(args, model), facts, names if known else None,
+                             args.get('task') == 'multilabel')
 
 
 def build_model(args: Mapping[str, Any]) -> nn.Module:

@@ -1,0 +1,154 @@
+"""Pictures with any number of labels each: a CSV file with a column for each label."""
+
+import csv
+import io
+import logging
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from unicodedata import normalize
+
+import torch
+from timm.data import MultiLabelTarget
+from timm.data.readers.reader import Reader
+from timm.data.readers.reader_image_folder import ReaderImageFolder
+from torch import Tensor
+
+from .folders import closest, share_of
+
+__all__ = ['LabelReader', 'LabelTarget', 'read_labels', 'share_of_labels']
+
+_logger = logging.getLogger(__name__)
+_CELLS = {'0': False, '1': True, '0.0': False, '1.0': True, 'False': False, 'True': True}  # as pandas writes them
+
+
+@dataclass(frozen=True)
+class LabelTarget:
+    """The target of a picture: 1 for each of its labels and 0 for the others.
+
+    Args:
+        order: index of each label of the data in the target.
+        size: number of labels of the target.
+    """
+
+    order: tuple[int, ...]
+    size: int
+
+    def __call__(self, labels: Sequence[int]) -> Tensor:
+        """The target, (size,), of a picture with these labels of the data."""
+        return MultiLabelTarget(self.size)([self.order[label] for label in labels])
+
+    @property
+    def unknown(self) -> Tensor:
+        """The target of an unreadable picture, (size,)."""
+        return torch.full((self.size,), -1.0)
+
+
+class LabelReader(ReaderImageFolder):
+    """timm's reader of picture files, whose targets are the indices of all labels of a picture.
+
+    Args:
+        root: the CSV file.
+        names: of the labels.
+        samples: path and labels of each picture.
+    """
+
+    def __init__(self, root: str, names: Sequence[str], samples: list[tuple[str, tuple[int, ...]]]) -> None:
+        Reader.__init__(self)
+        self.root, self.samples = root, samples
+        self.class_to_idx = {name: index for index, name in enumerate(names)}
+
+    def _filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
+        path = self.samples[index][0]
+        return os.path.basename(path) if basename else path
+
+
+def read_labels(path: str) -> LabelReader:
+    """Pictures and their labels from a CSV file.
+
+    The first column has the path of a picture, absolute or from the folder of the file; each further column is a label,
+    with 1 for the pictures that have it and 0 for the others. The first line names the columns.
+
+    Raises:
+        ValueError: the file is no such table, a cell is neither 0 nor 1, a picture stands on two lines, or there is no
+            such picture.
+    """
+    try:
+        text = normalize('NFC', Path(path).read_text(encoding='utf-8-sig'))
+    except UnicodeDecodeError as error:
+        raise ValueError(f'{path} is not text in UTF-8; save it as such') from error
+    rows = csv.reader(io.StringIO(text, newline=''))
+    names = _names(path, next(rows, []))
+    samples: list[tuple[str, tuple[int, ...]]] = []
+    lines: dict[str, int] = {}
+    missing = []
+    for row in rows:
+        if not any(row):
+            continue
+        where = f'{path}, line {rows.line_num},'
+        if len(row) != len(names) + 1:
+            raise ValueError(f'{where} has {len(row)} cells, and the first line names {len(names) + 1} columns')
+        picture, *cells = (cell.strip() for cell in row)
+        for name, cell in zip(names, cells, strict=True):
+            if cell not in _CELLS:
+                raise ValueError(f'{where} has {cell!r} in the column {name!r}; a picture with a label has 1 in its '
+                                 'column, and the others 0')
+        if picture in lines:
+            raise ValueError(f'{where} has the picture {picture} of line {lines[picture]} again; a picture has all of '
+                             'its labels on one line')
+        lines[picture] = rows.line_num
+        file = os.path.join(os.path.dirname(path), picture)
+        if not os.path.isfile(file):
+            missing.append(picture)
+        samples.append((file, tuple(label for label, cell in enumerate(cells) if _CELLS[cell])))
+    if missing:
+        raise ValueError(f'{path} names {len(missing)} of {len(samples)} pictures that are not there: '
+                         f'{closest(missing, [])}; a path begins in the folder of the CSV file')
+    if not samples:
+        raise ValueError(f'{path} names no picture')
+    _say_absent(path, names, samples)
+    return LabelReader(path, names, samples)
+
+
+def share_of_labels(reader: LabelReader, share: float, seed: int) -> list[bool]:
+    """Which pictures are in a share that has about as large a part of each label.
+
+    A picture counts as one of its rarest label. Where a label has one picture alone, this is not in the share.
+
+    Args:
+        reader: of :func:`read_labels`.
+        share: part of the pictures, between 0 and 1.
+        seed: of the choice, as for :func:`~.folders.share_of`.
+    """
+    counts = Counter(label for _, labels in reader.samples for label in labels)
+    rarest = [min(labels, key=lambda label: (counts[label], label), default=-1) for _, labels in reader.samples]
+    groups = Counter(rarest)
+    sizeable = [i for i, label in enumerate(rarest) if groups[label] > 1]
+    inside = share_of([(reader.samples[i][0], rarest[i]) for i in sizeable], os.path.dirname(reader.root), share, seed)
+    chosen = {i for i, is_chosen in zip(sizeable, inside, strict=True) if is_chosen}
+    return [i in chosen for i in range(len(rarest))]
+
+
+def _names(path: str, header: Sequence[str]) -> list[str]:
+    names = [name.strip() for name in header[1:]]
+    if not names:
+        raise ValueError(f'{path} has no column for a label on its first line: a column with the paths of the pictures '
+                         'comes first, then a column of 0 and 1 for each label, separated by commas')
+    if not all(names):
+        raise ValueError(f'{path} has no name for the column {names.index("") + 2} on its first line')
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise ValueError(f'{path} has several columns named {", ".join(map(repr, twice))}')
+    return names
+
+
+def _say_absent(path: str, names: Sequence[str], samples: Sequence[tuple[str, tuple[int, ...]]]) -> None:
+    found = {label for _, labels in samples for label in labels}
+    absent = [name for label, name in enumerate(names) if label not in found]
+    if absent:
+        _logger.warning('%s: %d labels without a picture (%s)', path, len(absent), ', '.join(absent[:5]))
+    empty = sum(not labels for _, labels in samples)
+    if empty:
+        _logger.info('%s: %d of %d pictures have no label', path, empty, len(samples))
