@@ -22,13 +22,20 @@ def resnets() -> list[str]:
     return sorted(architectures.keys() - others)
 
 
+@cache
+def _has_timms_channels() -> set[str]:
+    return set(timm.list_models(module='plugin_resnet', include_tags=False))
+
+
 def _few(name: str) -> dict[str, Any]:
-    """Arguments that leave a network five blocks, which are enough for each kind; a pruned one has no choice."""
+    """Arguments that leave a network five narrow blocks, which are enough; a pruned one has no choice."""
     arch = architectures[name]
     small: dict[str, Any] = {} if arch.is_pruned else {'layers': (2, 1, 1, 1)[:arch.stages]}
     channels = arch.model_args.get('channels', (0,))
     if channels[0] >= 64:
         small['channels'] = tuple(width // 4 for width in channels)
+    elif name in _has_timms_channels() and not arch.is_pruned and 'test' not in arch.base:
+        small['channels'] = (32, 64, 128, 256)
     return small
 
 
