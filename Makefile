@@ -28,8 +28,8 @@ demo: .venv/.installed  ## a trained network gains SE without losing a predictio
 	$(BIN)/python tools/demo.py
 	$(BIN)/python tools/demo_detection.py
 
-test: .venv/.installed  ## the quick suite; `make interop` runs what needs other libraries
-	$(BIN)/python -m pytest -n 2 -m "not slow" --ignore tests/interop
+test: .venv/.installed  ## the quick suite; `make kernels` and `make interop` have what is left out
+	$(BIN)/python -m pytest -n 2 -m "not slow" --ignore tests/interop --ignore tests/layers/kernels
 
 test-all: .venv/.installed .venv-onedl/.installed  ## every name and size, and detection on both stacks
 	$(BIN)/python -m pytest -n 2

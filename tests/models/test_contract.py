@@ -108,7 +108,8 @@ def test_scripted_network_is_equal(name):
 
 
 @names
-@pytest.mark.parametrize('feature_cls', ['list', 'dict', 'hook', 'getter', 'fx'])
+@pytest.mark.parametrize('feature_cls', [
+    'list', 'fx', *(pytest.param(cls, marks=pytest.mark.slow) for cls in ('dict', 'hook', 'getter'))])
 def test_features_only(name, feature_cls):
     levels = shallow(name).feature_info
     for out_indices in (None, (2, len(levels) - 1)):  # by default all of them

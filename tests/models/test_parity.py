@@ -28,8 +28,9 @@ TIMM_SE = [
 ]
 DEEP = ('seresnet101', 'seresnet152', 'seresnet152d', 'seresnext101_32x8d', 'seresnextaa101d_32x8d', 'senet154')
 SIZES = [(64, 64), (65, 97)]
-DEPTHS = pytest.mark.parametrize(
-    'depth', [{'layers': (2, 1, 1, 1)}, pytest.param({}, marks=pytest.mark.slow)], ids=['shallow', 'whole'])
+NARROW = {'channels': (32, 64, 128, 256)}
+SMALL = pytest.mark.parametrize(
+    'small', [{'layers': (2, 1, 1, 1), **NARROW}, pytest.param({}, marks=pytest.mark.slow)], ids=['small', 'whole'])
 
 
 SEEDED = [
@@ -59,11 +60,11 @@ def slow_if_deep(*values):
 
 
 @pytest.mark.parametrize('size', SIZES)
-@DEPTHS
+@SMALL
 @pytest.mark.parametrize(('name', 'options', 'timm_name'), [slow_if_deep(*case) for case in TIMM_SE])
-def test_matches_timms_se_network_in_float64(name, options, timm_name, depth, size):
-    reference = randomised(timm.create_model(timm_name, num_classes=10, **depth))
-    model = timm.create_model(name, num_classes=10, **depth, **options)
+def test_matches_timms_se_network_in_float64(name, options, timm_name, small, size):
+    reference = randomised(timm.create_model(timm_name, num_classes=10, **small))
+    model = timm.create_model(name, num_classes=10, **small, **options)
     model.load_state_dict(reference.state_dict())
     assert_same_network(model, reference, images(2, 3, *size))
 
@@ -95,8 +96,8 @@ TIMM_SK = [
 @pytest.mark.parametrize('size', SIZES)
 @pytest.mark.parametrize(('name', 'options', 'timm_name'), TIMM_SK)
 def test_matches_timms_sk_network_in_float64(name, options, timm_name, size, fused):
-    reference = randomised(timm.create_model(timm_name, num_classes=10, layers=(2, 1, 1, 2)))
-    model = timm.create_model(name, num_classes=10, layers=(2, 1, 1, 2), attn_fused=fused, **options)
+    reference = randomised(timm.create_model(timm_name, num_classes=10, layers=(2, 1, 1, 2), **NARROW))
+    model = timm.create_model(name, num_classes=10, layers=(2, 1, 1, 2), attn_fused=fused, **NARROW, **options)
     model.load_state_dict(sk_keys(reference.state_dict()))
     assert_same_network(model, reference, images(2, 3, *size), key_map=sk_keys)
 
@@ -128,12 +129,13 @@ LEGACY = [name for name in architectures if name.startswith('legacy_se')]
 @pytest.mark.parametrize('name', [
     pytest.param(name, marks=[pytest.mark.slow] if any(d in name for d in ('101', '152', '154')) else [])
     for name in LEGACY])
-@DEPTHS
-def test_matches_timms_legacy_network_in_float64(name, depth, tmp_path):
+@pytest.mark.parametrize('layers', [
+    {'layers': (2, 1, 1, 1)}, pytest.param({}, marks=pytest.mark.slow)], ids=['shallow', 'whole'])
+def test_matches_timms_legacy_network_in_float64(name, layers, tmp_path):
     """Their keys, their stem's pooling, their strides: loaded as a published file would be."""
-    reference = randomised(timm.create_model(name.removesuffix('_plugin'), drop_rate=0., **depth))
+    reference = randomised(timm.create_model(name.removesuffix('_plugin'), drop_rate=0., **layers))
     overlay = saved(reference, tmp_path)
-    model = timm.create_model(f'{name}.in1k', pretrained=True, pretrained_cfg_overlay=overlay, drop_rate=0., **depth)
+    model = timm.create_model(f'{name}.in1k', pretrained=True, pretrained_cfg_overlay=overlay, drop_rate=0., **layers)
     for size in [SIZES[1], (72, 50)]:
         assert_same_network(model, reference, images(2, 3, *size), key_map=legacy_keys)
 
@@ -228,8 +230,8 @@ class LiteralBottleneck(torch.nn.Module):
 @pytest.mark.parametrize(('name', 'literal_block'), [
     ('se_resnet26_plugin', LiteralBottleneck), ('se_resnet18_plugin', LiteralBasicBlock)])
 def test_place_is_the_papers(name, literal_block, integration, training):
-    model = randomised(timm.create_model(name, attn_integration=integration))
-    literal = timm.create_model(name, attn_integration=integration)
+    model = randomised(timm.create_model(name, attn_integration=integration, **NARROW))
+    literal = timm.create_model(name, attn_integration=integration, **NARROW)
     literal.load_state_dict(model.state_dict())
     for layer in (literal.layer1, literal.layer2, literal.layer3, literal.layer4):
         for i, block in enumerate(layer):
