@@ -64,7 +64,14 @@ def test_predict_and_compare_draw(demo, tmp_path, printed):
     main(['detect', 'compare', CONFIG, str(checkpoint), '--output', str(tmp_path / 'pairs.png'), '--count', '2',
           *on(folder, 'test')])
     assert (tmp_path / 'pairs.png').is_file()
-    with pytest.raises(SystemExit, match='is the only path given; give a checkpoint and at least one picture'):
+    found_by_folder = printed('detect', 'predict', folder / 'scenes' / 'images', '--model', folder / 'detector', '--score',
+                              '0.01', '--output', tmp_path / 'found')
+    assert found_by_folder == found
+    with pytest.raises(SystemExit, match='is no folder, hf-hub:user/repo or local-dir:folder'):
+        main(['detect', 'predict', str(folder / 'scenes'), '--model', CONFIG])
+    with pytest.raises(SystemExit, match='--int8 is for classifiers'):
+        main(['export', str(folder / 'detector'), 'a.onnx', '--pictures', 'any', '--int8', 'any'])
+    with pytest.raises(SystemExit, match='without --model, a configuration, a checkpoint and at least'):
         main(['detect', 'predict', CONFIG, str(checkpoint)])
 
 

@@ -2,6 +2,7 @@
 
 timm-se export work_dirs/run digits.onnx --pictures pictures/
 timm-se predict pictures/ --model digits.onnx
+timm-se export work_dirs/run digits.onnx --pictures pictures/ --int8 training/
 
 timm-se export faster-rcnn_se-r18_fpn_bccd cells.onnx --checkpoint work_dirs/.../epoch_8.pth --pictures pictures/
 timm-se detect predict pictures/ --model cells.onnx
@@ -13,6 +14,7 @@ and MMDetection is not needed to run the file.
 
 import argparse
 import os
+from pathlib import Path
 from typing import Any
 
 from .detector_options import ConfigOptions
@@ -29,6 +31,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--pictures', nargs='+', required=True, metavar='PICTURE',
                         help='picture files and folders, of which the first 32, or 8 for a detector, are what the file '
                              'is checked on')
+    parser.add_argument('--int8', nargs='+', metavar='PICTURE',
+                        help='write a classifier in 8-bit integers too, as NAME-int8.onnx; 200 of these pictures, of '
+                             'the kind that the network was trained on, give the ranges of the activations; --pictures are '
+                             'then classified by both files, and show the accuracy where their folders have the names '
+                             'of the classes')
+    parser.add_argument('--record', type=Path, metavar='FILE',
+                        help='.csv file to add the accuracy of --int8 to')
     parser.add_argument('--checkpoint', metavar='FILE', help="a detector's weights")
     parser.add_argument('--cfg-options', nargs='+', action=ConfigOptions, default={}, metavar='KEY=VALUE',
                         help="change values of the detector's configuration, as in model.test_cfg.rcnn.score_thr=0.2")
@@ -44,7 +53,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     if not args.file.endswith('.onnx'):
         raise ValueError(f'{args.file} does not end in .onnx')
+    if args.record and not args.int8:
+        raise ValueError(f'--record {args.record} needs --int8, whose accuracy it records')
     if args.checkpoint or _is_detector(args.model):
+        if args.int8:
+            raise ValueError(f'--int8 is for classifiers, and {args.model} is a detector')
         from ..detection.hub import open_detector
         from ..detection.onnx_export import export_detector
 
@@ -63,7 +76,31 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     print(f'{done.file}: {done.bytes:,} bytes, for {"any number of pictures" if done.dynamic_batch else "one picture"} '
           f'at a time; on {done.pictures} pictures the probabilities of ONNX Runtime and PyTorch differ by at most '
           f'{done.largest_difference:.1g}')
-    return asdict(done)
+    if not args.int8:
+        return asdict(done)
+
+    from ..training.onnx_int8 import write_int8
+
+    small = write_int8(args.file, args.int8, args.pictures)
+    print(f'{small.file}: {small.bytes:,} bytes; on {small.pictures} pictures the best class is the same for '
+          f'{small.same:.2%}' + ('' if small.top1_float is None else
+                                 f', and right for {small.top1_float:.2%} in float32, {small.top1_int8:.2%} in int8'))
+    if args.record:
+        _record(args, done.bytes, small)
+    return {**asdict(done), 'int8': asdict(small)}
+
+
+def _record(args: argparse.Namespace, size: int, small: Any) -> None:
+    import onnxruntime
+    import torch
+
+    from ..files.tables import replace_rows
+    from ..measuring.provenance import provenance
+
+    row = {'model': Path(args.model).name, 'pictures': small.pictures, 'calibration': small.calibration,
+           'top1_float': small.top1_float, 'top1_int8': small.top1_int8, 'same': small.same, 'bytes_float': size,
+           'bytes_int8': small.bytes, 'onnxruntime': onnxruntime.__version__, **provenance(torch.device('cpu'))}
+    replace_rows(args.record, [row], ['model'])
 
 
 def _is_detector(place: str) -> bool:

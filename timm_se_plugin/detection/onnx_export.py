@@ -2,7 +2,7 @@
 
 import tempfile
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from mmdet.utils import get_test_pipeline_cfg
 
-from ..boxes.detecting import Found
+from ..boxes.detecting import Detector, Found
 from ..boxes.onnx_detector import session_detector
 from ..files.onnx_files import DETECTOR, described, onnx_session, require
 from ..files.pictures import pictures_of
@@ -79,15 +79,17 @@ def export_detector(detector: Any, file: str | Path, pictures: Iterable[str | Pa
     """
     require('onnx', 'onnxruntime')
     network, description = ExportedDetector(detector).eval(), _description(detector)
-    files = pictures_of(pictures)
+    inside = detector_of(detector)
+    looked = [picture for _, picture in islice(inside.pictures(pictures_of(pictures)), most)]
+    if not looked:
+        raise ValueError('none of the pictures to check the file on can be read')
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, 'model.onnx')
         _write(network, path)
         content = described(path, DETECTOR, description)
-    done = _compared(detector, session_detector(onnx_session(content), description), files, most, str(file),
-                     len(content))
+    compared = _compared(inside, session_detector(onnx_session(content), description), looked, str(file))
     write_atomically(Path(file), content)
-    return done
+    return DetectorExport(str(file), len(content), len(looked), *compared)
 
 
 def _write(network: ExportedDetector, path: Path) -> None:
@@ -127,31 +129,31 @@ def _description(detector: Any) -> dict[str, Any]:
     }
 
 
-def _compared(detector: Any, exported: Any, files: Iterable[Path], most: int, file: str, size: int) -> DetectorExport:
-    """Compare what MMDetection and ONNX Runtime find.
+def _compared(
+        detector: Detector, exported: Detector, pictures: Sequence[np.ndarray], file: str,
+) -> tuple[int, int, float, float]:
+    """Compare what MMDetection and ONNX Runtime find; returns the last four values of :class:`DetectorExport`.
 
     Raises:
-        ValueError: they differ.
+        ValueError: they differ, or find nothing.
     """
-    inside = detector_of(detector)
-    pictures = boxes = unmatched = 0
+    boxes = unmatched = 0
     largest = np.zeros(2)
-    for _, picture in islice(inside.pictures(files), most):
-        expected, found = inside.find(picture, 0.), exported.find(picture, 0.)
+    for picture in pictures:
+        expected, found = detector.find(picture, 0.), exported.find(picture, 0.)
         pairs = _pairs(expected, found)
-        pictures, boxes = pictures + 1, boxes + len(expected.scores)
+        boxes += len(expected.scores)
         unmatched += len(expected.scores) + len(found.scores) - 2 * len(pairs)
         for i, j in pairs:
             differences = abs(expected.scores[i] - found.scores[j]), np.abs(expected.boxes[i] - found.boxes[j]).max()
             largest = np.maximum(largest, differences)
-    if not pictures or not boxes:
-        raise ValueError(f'{file} is not written, since it cannot be checked: ' + (
-            f'the detector finds nothing in {pictures} pictures' if pictures else 'none of the pictures can be read'))
+    if not boxes:
+        raise ValueError(f'{file} is not written, since it cannot be checked: the detector finds nothing in '
+                         f'{len(pictures)} pictures; give pictures of what it was trained on')
     if unmatched > _UNMATCHED * 2 * boxes:
-        raise ValueError(f'{file} is not written: in {pictures} pictures MMDetection finds {boxes} boxes, and '
-                         f'{unmatched} boxes of the two have no counterpart in what ONNX Runtime finds, or the other '
-                         'way round')
-    return DetectorExport(file, size, pictures, boxes, unmatched, *map(float, largest))
+        raise ValueError(f'{file} is not written: in {len(pictures)} pictures MMDetection finds {boxes} boxes, and '
+                         f'{unmatched} boxes are found by MMDetection or by ONNX Runtime only')
+    return boxes, unmatched, float(largest[0]), float(largest[1])
 
 
 def _pairs(expected: Found, found: Found) -> list[tuple[int, int]]:

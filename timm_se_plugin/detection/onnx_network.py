@@ -18,8 +18,8 @@ class ExportedDetector(nn.Module):
     """A Faster R-CNN, Mask R-CNN or RetinaNet of MMDetection without Python's lists of results, for any picture size.
 
     MMDetection keeps as many boxes of a picture as there are. A graph with a batch needs equally many for each picture:
-    here every picture has the same number, the best first, and what is no detection has the score 0 and the label -1.
-    Beyond that, the boxes are those of MMDetection's ``predict`` in the pixels of the input.
+    here every picture has the same number, the best first, and what is no detection has the score 0, the label -1, and
+    a box of zeros. Beyond that, the boxes are those of MMDetection's ``predict`` in the pixels of the input.
 
     Shape: images (N, 3, H, W) -> boxes (N, K, 4), corners x1, y1, x2, y2; scores (N, K); labels (N, K); and for a Mask
     R-CNN masks (N, K, h, w), probabilities on a grid over each box. K is the configuration's ``max_per_img``.
@@ -50,7 +50,7 @@ class ExportedDetector(nn.Module):
             head = self.detector.bbox_head
             found = _best(*_candidates(head, feats, limits), head.test_cfg, head.test_cfg.score_thr)
         boxes, scores, labels, *masks = found
-        return boxes, scores, torch.where(scores > 0, labels, -1), *masks
+        return boxes * (scores > 0)[..., None], scores, torch.where(scores > 0, labels, -1), *masks
 
     def _second_stage(self, feats: Sequence[Tensor], limits: Tensor) -> tuple[Tensor, ...]:
         rpn, head = self.detector.rpn_head, self.detector.roi_head
@@ -97,6 +97,9 @@ def _check(detector: Any) -> None:
                              f'with a {" or ".join(kind.__name__ for kind in kinds)} in its place can')
     if isinstance(first, RetinaHead) and not first.use_sigmoid_cls:
         raise ValueError('a RetinaNet with a softmax over its classes cannot be exported; one with sigmoids can')
+    for part in [first] + ([head] if is_two_stage else []):
+        if part.test_cfg.nms.get('type', 'nms') != 'nms':
+            raise ValueError(f'the detector uses {part.test_cfg.nms.type}, which cannot be exported; nms can')
     if first.test_cfg.get('nms_pre', -1) <= 0:
         raise ValueError('the detector takes all anchors into its NMS; set nms_pre in its test_cfg, such as 1000')
 
@@ -123,7 +126,7 @@ def _candidates(head: Any, feats: Sequence[Tensor], limits: Tensor) -> tuple[Ten
         delta = F.pad(delta.permute(0, 2, 3, 1).flatten(1).unflatten(1, (-1, 4)), (0, 0, 0, most))
         delta = delta.gather(1, place[..., None].expand(-1, -1, 4))
         prior = F.pad(prior, (0, 0, 0, most))[place]
-        box = _decoded(head, prior.flatten(0, 1), delta.flatten(0, 1), limits).unflatten(0, (-1, most))
+        box = _decoded(head, prior.reshape(-1, 4), delta.reshape(-1, 4), limits).unflatten(0, (-1, most))
         found.append((box, best.clamp(max=80).exp() if is_rpn else best.sigmoid(),
                       index * 0 + level if is_rpn else index % classes))
     boxes, best, groups = (torch.cat(parts, 1) for parts in zip(*found, strict=True))
@@ -149,7 +152,7 @@ def _best(boxes: Tensor, scores: Tensor, groups: Tensor, config: Any, threshold:
     picture = _pictures(scores)
     beside = groups * 0 if config.nms.get('class_agnostic', False) else groups
     aside = torch.stack((beside, picture, beside, picture), -1) * (boxes.max() - boxes.min() + 1)
-    kept = candidate[nms((boxes + aside).flatten(0, 1)[candidate], scores.flatten()[candidate],
+    kept = candidate[nms((boxes + aside).reshape(-1, 4)[candidate], scores.flatten()[candidate],
                          config.nms.iou_threshold)]
     count = int(scores.shape[1])
     left = (scores * 0).flatten().index_put((kept,), scores.flatten()[kept]).unflatten(0, (-1, count))
@@ -160,7 +163,7 @@ def _best(boxes: Tensor, scores: Tensor, groups: Tensor, config: Any, threshold:
 def _regions(boxes: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
     """Indices of the boxes that have a score, and these as regions. Shape: (N, P, 4), (N, P) -> (R,), (R, 5)."""
     index = (scores > 0).flatten().nonzero()[:, 0]
-    return index, torch.cat((_pictures(scores)[..., None], boxes), -1).flatten(0, 1)[index]
+    return index, torch.cat((_pictures(scores)[..., None], boxes), -1).reshape(-1, 5)[index]
 
 
 def _pictures(scores: Tensor) -> Tensor:
