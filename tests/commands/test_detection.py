@@ -64,8 +64,8 @@ def test_predict_and_compare_draw(demo, tmp_path, printed):
     main(['detect', 'compare', CONFIG, str(checkpoint), '--output', str(tmp_path / 'pairs.png'), '--count', '2',
           *on(folder, 'test')])
     assert (tmp_path / 'pairs.png').is_file()
-    found_by_folder = printed('detect', 'predict', folder / 'scenes' / 'images', '--model', folder / 'detector', '--score',
-                              '0.01', '--output', tmp_path / 'found')
+    found_by_folder = printed('detect', 'predict', folder / 'scenes' / 'images', '--model', folder / 'detector',
+                              '--score', '0.01', '--output', tmp_path / 'found')
     assert found_by_folder == found
     with pytest.raises(SystemExit, match='is no folder, hf-hub:user/repo or local-dir:folder'):
         main(['detect', 'predict', str(folder / 'scenes'), '--model', CONFIG])
