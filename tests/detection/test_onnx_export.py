@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from detectors import on_folder
+from detectors import FAMILIES, detector_with_scores, on_folder, write_pictures
 
 if any(importlib.util.find_spec(name) is None for name in ('mmdet', 'onnx', 'onnxruntime')):
     pytest.skip('needs the [export] extra, and the [mmdet] or the [onedl] extra', allow_module_level=True)
@@ -22,61 +22,22 @@ from timm_se_plugin.boxes import open_onnx_detector
 from timm_se_plugin.boxes.onnx_detector import pasted, prepared
 from timm_se_plugin.commands import main
 from timm_se_plugin.detection.hub import write_detector
-from timm_se_plugin.detection.inference import detector_of, load_detector
+from timm_se_plugin.detection.inference import detector_of
 from timm_se_plugin.detection.onnx_export import _pairs, export_detector
 from timm_se_plugin.detection.onnx_network import ExportedDetector
 
 pytestmark = [pytest.mark.mmdet, pytest.mark.filterwarnings('ignore::DeprecationWarning')]
 
-BACKBONE = dict(_delete_=True, type='TimmAttentionBackbone', model_name='resnet18', attn='se',
-                model_args=dict(layers=(1, 1, 1, 1)))
-NECK = {'model.backbone': BACKBONE, 'model.neck.in_channels': [64, 128, 256, 512], 'model.neck.out_channels': 16}
-SMALL = {
-    'faster-rcnn_se-r50_fpn_1x_coco': {},
-    'mask-rcnn_se-r50_fpn_1x_coco': {
-        **NECK, 'model.rpn_head.in_channels': 16, 'model.rpn_head.feat_channels': 16,
-        'model.roi_head.bbox_roi_extractor.out_channels': 16, 'model.roi_head.bbox_head.in_channels': 16,
-        'model.roi_head.bbox_head.fc_out_channels': 16, 'model.roi_head.bbox_head.num_classes': 2,
-        'model.roi_head.mask_roi_extractor.out_channels': 16, 'model.roi_head.mask_head.in_channels': 16,
-        'model.roi_head.mask_head.conv_out_channels': 16, 'model.roi_head.mask_head.num_convs': 1,
-        'model.roi_head.mask_head.num_classes': 2, 'model.test_cfg.rpn.max_per_img': 50},
-    'retinanet_se-r50_fpn_1x_coco': {
-        **NECK, 'model.neck.num_outs': 5, 'model.bbox_head.in_channels': 16, 'model.bbox_head.feat_channels': 16,
-        'model.bbox_head.stacked_convs': 1, 'model.bbox_head.num_classes': 2},
-}
-
-
-def spread(detector):
-    """Give an untrained detector scores and boxes that differ from place to place, as a trained one has."""
-    for name, module in detector.named_modules():
-        part = name.rpartition('.')[2]
-        if part in ('rpn_cls', 'fc_cls', 'retina_cls', 'conv_logits'):
-            torch.nn.init.normal_(module.weight, std={'fc_cls': 2., 'retina_cls': 0.2}.get(part, 0.1))
-            torch.nn.init.constant_(module.bias, -1. if part == 'retina_cls' else 0.)
-        elif part in ('rpn_reg', 'fc_reg', 'retina_reg'):
-            torch.nn.init.normal_(module.weight, std=0.02)
-
-
 @pytest.fixture(scope='module', params=[pytest.param(name, marks=pytest.mark.slow if i else ())
-                                        for i, name in enumerate(SMALL)])
+                                        for i, name in enumerate(FAMILIES)])
 def case(request, tmp_path_factory):
     """A detector, its folder with config.json, pictures of several sizes, and the exported file."""
     folder = tmp_path_factory.mktemp('case')
-    config = on_folder(folder, request.param, request.param.startswith('faster'), **SMALL[request.param])
-    torch.manual_seed(0)
-    detector = MODELS.build(config.model)
-    spread(detector)
-    torch.save({'state_dict': detector.state_dict(), 'meta': {'dataset_meta': {'classes': ('blau', 'größer')}}},
-               folder / 'a.pth')
-    detector = load_detector(config, str(folder / 'a.pth'))
+    detector = detector_with_scores(request.param, folder)
     (folder / 'saved').mkdir()
     write_detector(detector, folder / 'saved')
-    (folder / 'pictures').mkdir()
-    generator = np.random.default_rng(0)
-    for i, size in enumerate([(80, 96), (50, 120), (131, 47), (96, 96)]):
-        picture = cv2.resize(generator.integers(0, 255, (7, 8, 3), dtype=np.uint8), size[::-1])
-        cv2.imwrite(str(folder / 'pictures' / f'{i}.png'), picture)
-    done = export_detector(detector, folder / 'a.onnx', [folder / 'pictures'])
+    pictures = write_pictures(folder / 'pictures')
+    done = export_detector(detector, folder / 'a.onnx', [pictures])
     return detector, folder, done
 
 
@@ -176,7 +137,8 @@ def test_what_cannot_be_exported_or_checked_says_why(case, tmp_path):
 
 
 def test_a_detector_of_another_kind_is_refused(tmp_path):
-    config = on_folder(tmp_path, 'cascade-rcnn_se-r50_fpn_1x_coco', False, **{'model.backbone': BACKBONE})
+    config = on_folder(tmp_path, 'cascade-rcnn_se-r50_fpn_1x_coco', False, **{'model.backbone': dict(
+        _delete_=True, type='TimmAttentionBackbone', model_name='resnet18', attn='se')})
     config.model.neck.in_channels = [64, 128, 256, 512]
     with pytest.raises(ValueError, match='with a CascadeRoIHead cannot be exported; detectors with a StandardRoIHead'):
         ExportedDetector(MODELS.build(config.model))

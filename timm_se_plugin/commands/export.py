@@ -32,10 +32,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help='picture files and folders, of which the first 32, or 8 for a detector, are what the file '
                              'is checked on')
     parser.add_argument('--int8', nargs='+', metavar='PICTURE',
-                        help='write a classifier in 8-bit integers too, as NAME-int8.onnx; 200 of these pictures, which '
-                             'have to be like those of the training, give the ranges of the activations; both files '
-                             'then classify --pictures, whose folders, if they have the names of the classes, tell '
-                             'the accuracy')
+                        help='write a classifier in 8-bit integers too, as NAME-int8.onnx; 200 of these pictures, '
+                             'which are to be like those of the training, give the ranges of the activations; all of '
+                             '--pictures are then classified by both files, and tell the accuracy if their folders '
+                             'have the names of the classes')
     parser.add_argument('--record', type=Path, metavar='FILE',
                         help='.csv file to add the accuracy of --int8 to')
     parser.add_argument('--checkpoint', metavar='FILE', help="a detector's weights")

@@ -81,7 +81,7 @@ def write_int8(file: str | Path, calibration: Iterable[str | Path], pictures: It
     target = Path(file).with_name(f'{Path(file).stem}-int8.onnx')
     write_atomically(target, content)
     files = pictures_of(pictures)
-    best = [{found.file: found.classes[0][0] for found in predict(each, files, 1)}
+    best = [{found.file: found.classes[0][0] for found in predict(each, files, 1, threshold=0.)}
             for each in (classifier, open_onnx(target))]
     shared = best[0].keys() & best[1].keys()
     if not shared:
