@@ -94,7 +94,8 @@ def detector_with_scores(name, folder):
         part = path.rpartition('.')[2]
         if part in ('rpn_cls', 'fc_cls', 'retina_cls', 'conv_logits'):
             torch.nn.init.normal_(module.weight, std={'fc_cls': 2., 'retina_cls': 0.2}.get(part, 0.1))
-            torch.nn.init.constant_(module.bias, -1. if part == 'retina_cls' else 0.)
+            # The probabilities of proposals round to 0 in ONNX Runtime, as most do in a trained detector.
+            torch.nn.init.constant_(module.bias, {'retina_cls': -1., 'rpn_cls': -25.}.get(part, 0.))
         elif part in ('rpn_reg', 'fc_reg', 'retina_reg'):
             torch.nn.init.normal_(module.weight, std=0.02)
     torch.save({'state_dict': detector.state_dict(), 'meta': {'dataset_meta': {'classes': ('blau', 'größer')}}},
