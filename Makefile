@@ -9,7 +9,7 @@ DOCS := .venv-docs/bin
 
 .venv/.installed: EXTRAS := dev,train,analysis,mmdet,export
 .venv-onedl/.installed: EXTRAS := dev,train,onedl
-.venv-interop/.installed: EXTRAS := dev,interop
+.venv-interop/.installed: EXTRAS := dev,interop,mmdet
 .venv/.installed .venv-onedl/.installed .venv-interop/.installed: %/.installed: pyproject.toml
 	test -x $*/bin/python || $(PYTHON) -m venv $*
 	$*/bin/python -m pip install --quiet --upgrade "pip>=24"

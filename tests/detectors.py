@@ -59,3 +59,58 @@ def on_folder(folder, name='faster-rcnn_se-r50_fpn_1x_coco', small=True, **optio
     config.log_level = 'ERROR'
     config.experiment_name = config.visualizer.name = f'{folder.name}-{next(_RUNS)}'
     return config
+
+
+_BACKBONE = dict(_delete_=True, type='TimmAttentionBackbone', model_name='resnet18', attn='se',
+                 model_args=dict(layers=(1, 1, 1, 1)))
+_NECK = {'model.backbone': _BACKBONE, 'model.neck.in_channels': [64, 128, 256, 512], 'model.neck.out_channels': 16}
+# The families that are exported, and what makes a detector of each small.
+FAMILIES = {
+    'faster-rcnn_se-r50_fpn_1x_coco': SMALL_COCO,
+    'mask-rcnn_se-r50_fpn_1x_coco': {
+        **_NECK, 'model.rpn_head.in_channels': 16, 'model.rpn_head.feat_channels': 16,
+        'model.roi_head.bbox_roi_extractor.out_channels': 16, 'model.roi_head.bbox_head.in_channels': 16,
+        'model.roi_head.bbox_head.fc_out_channels': 16, 'model.roi_head.bbox_head.num_classes': 2,
+        'model.roi_head.mask_roi_extractor.out_channels': 16, 'model.roi_head.mask_head.in_channels': 16,
+        'model.roi_head.mask_head.conv_out_channels': 16, 'model.roi_head.mask_head.num_convs': 1,
+        'model.roi_head.mask_head.num_classes': 2, 'model.test_cfg.rpn.max_per_img': 50},
+    'retinanet_se-r50_fpn_1x_coco': {
+        **_NECK, 'model.neck.num_outs': 5, 'model.bbox_head.in_channels': 16, 'model.bbox_head.feat_channels': 16,
+        'model.bbox_head.stacked_convs': 1, 'model.bbox_head.num_classes': 2},
+}
+
+
+def detector_with_scores(name, folder):
+    """An untrained detector whose scores and boxes differ from place to place, as those of a trained one do."""
+    import torch
+    from mmdet.registry import MODELS
+
+    from timm_se_plugin.detection.inference import load_detector
+
+    config = on_folder(folder, name, small=False, **FAMILIES[name])
+    torch.manual_seed(0)
+    detector = MODELS.build(config.model)
+    for path, module in detector.named_modules():
+        part = path.rpartition('.')[2]
+        if part in ('rpn_cls', 'fc_cls', 'retina_cls', 'conv_logits'):
+            torch.nn.init.normal_(module.weight, std={'fc_cls': 2., 'retina_cls': 0.2}.get(part, 0.1))
+            # The probabilities of proposals round to 0 in ONNX Runtime, as most do in a trained detector.
+            torch.nn.init.constant_(module.bias, {'retina_cls': -1., 'rpn_cls': -25.}.get(part, 0.))
+        elif part in ('rpn_reg', 'fc_reg', 'retina_reg'):
+            torch.nn.init.normal_(module.weight, std=0.02)
+    torch.save({'state_dict': detector.state_dict(), 'meta': {'dataset_meta': {'classes': ('blau', 'größer')}}},
+               folder / 'a.pth')
+    return load_detector(config, str(folder / 'a.pth'))
+
+
+def write_pictures(folder):
+    """Write four colourful pictures of different sizes."""
+    import cv2
+    import numpy as np
+
+    folder.mkdir()
+    generator = np.random.default_rng(0)
+    for i, size in enumerate([(80, 96), (50, 120), (131, 47), (96, 96)]):
+        picture = cv2.resize(generator.integers(0, 255, (7, 8, 3), dtype=np.uint8), size[::-1])
+        assert cv2.imwrite(str(folder / f'{i}.png'), picture)
+    return folder

@@ -14,6 +14,7 @@ import timm_se_plugin
 EXTRAS = ('cv2', 'datasets', 'matplotlib', 'mmcv', 'mmdet', 'mmengine', 'onnx', 'onnxruntime', 'onnxscript', 'pandas',
           'pyarrow', 'pycocotools', 'scipy', 'sklearn', 'tensorboard', 'torch_pruning', 'webdataset')
 ROOMS = {
+    'timm_se_plugin.boxes': 'export',
     'timm_se_plugin.detection': 'mmdet',
     'timm_se_plugin.layers.kernels.passes': 'triton',   # which torch brings where there are kernels to run
 }
@@ -54,3 +55,4 @@ def test_every_module_outside_a_room_of_an_extra_is_imported_with_the_core_depen
 
 def test_a_room_of_an_extra_says_what_to_install(errors):
     assert 'pip install' in errors['timm_se_plugin.detection']
+    assert 'timm-se-plugin[export]' in errors['timm_se_plugin.boxes']

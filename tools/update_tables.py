@@ -247,6 +247,14 @@ def pruning_table() -> str:
                      'top-1 %, pruned', 'fine-tuned'], body)
 
 
+def int8_table() -> str:
+    """Accuracy of exported classifiers in float32 and in 8-bit integers."""
+    body = [[row['model'], row['pictures'], f'{100 * float(row["top1_float"]):.2f}',
+             f'{100 * float(row["top1_int8"]):.2f}', f'{100 * float(row["same"]):.2f}',
+             f'{int(row["bytes_float"]) / 1e6:.2f}', f'{int(row["bytes_int8"]) / 1e6:.2f}'] for row in read('int8.csv')]
+    return markdown(['model', 'pictures', 'top-1 %, float32', 'int8', 'same best class %', 'MB, float32', 'int8'], body)
+
+
 # The cases of speed-cpu.csv in the README's table of facts.
 _FACTS = (
     'SE-resnet50: train, 8x224x224, channels last', 'SE-resnet50: inference, 8x224x224, channels last',
@@ -299,6 +307,7 @@ TABLES: dict[str, Callable[[], str]] = {
     'complexity': complexity_table,
     'ablations': ablation_table,
     'pruning': pruning_table,
+    'int8': int8_table,
 }
 
 

@@ -58,13 +58,21 @@ def test_a_training_is_resumed_recorded_and_tested(demo, tmp_path, printed):
 def test_predict_and_compare_draw(demo, tmp_path, printed):
     folder, _, _ = demo
     checkpoint = folder / 'detector' / 'epoch_1.pth'
-    found = printed('detect', 'predict', CONFIG, checkpoint, folder / 'scenes' / 'images', '--score', '0.01',
-                    '--output', tmp_path / 'found')
+    pictures = sorted((folder / 'scenes' / 'images').iterdir())[:3]
+    found = printed('detect', 'predict', CONFIG, checkpoint, *pictures, '--score', '0.01', '--output',
+                    tmp_path / 'found')
+    assert [result['file'] for result in found] == [str(picture) for picture in pictures]
     assert found == json.loads((tmp_path / 'found' / 'detections.json').read_text())
     main(['detect', 'compare', CONFIG, str(checkpoint), '--output', str(tmp_path / 'pairs.png'), '--count', '2',
           *on(folder, 'test')])
     assert (tmp_path / 'pairs.png').is_file()
-    with pytest.raises(SystemExit, match='is the only path given; give a checkpoint and at least one picture'):
+    assert found == printed('detect', 'predict', *pictures, '--model', folder / 'detector', '--score', '0.01',
+                            '--output', tmp_path / 'found')
+    with pytest.raises(SystemExit, match='is no folder, hf-hub:user/repo or local-dir:folder'):
+        main(['detect', 'predict', str(folder / 'scenes'), '--model', CONFIG])
+    with pytest.raises(SystemExit, match='--int8 is for classifiers'):
+        main(['export', str(folder / 'detector'), 'a.onnx', '--pictures', 'any', '--int8', 'any'])
+    with pytest.raises(SystemExit, match='without --model, a configuration, a checkpoint and at least'):
         main(['detect', 'predict', CONFIG, str(checkpoint)])
 
 

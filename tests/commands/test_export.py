@@ -50,6 +50,30 @@ def test_every_kind_of_network_is_exported(name, options, digits, printed, tmp_p
     assert (tmp_path / 'a.onnx').stat().st_size == done['bytes']
 
 
+def test_int8_is_compared_with_float32_and_recorded(trained, digits, printed, tmp_path):
+    done = printed('export', trained, tmp_path / 'digits.onnx', '--pictures', digits / 'val', '--int8',
+                   digits / 'train', '--record', tmp_path / 'int8.csv')['int8']
+    assert done['file'] == str(tmp_path / 'digits-int8.onnx')
+    assert (done['calibration'], done['pictures']) == (96, 50)
+    kinds = {tensor.data_type for tensor in onnx.load(done['file']).graph.initializer}
+    assert onnx.TensorProto.INT8 in kinds
+    right = []
+    for name in ('digits.onnx', 'digits-int8.onnx'):
+        rows = printed('predict', digits / 'val', '--model', tmp_path / name)
+        right.append(sum(row['file'].split('/')[-2] == row['classes'][0]['label'] for row in rows) / 50)
+    assert [done['top1_float'], done['top1_int8']] == right
+    assert done['same'] > 0.8
+    assert f',{right[0]},{right[1]},' in (tmp_path / 'int8.csv').read_text(encoding='utf-8')
+
+
+def test_classes_by_number_are_those_of_the_folders_in_order(tmp_path):
+    from timm_se_plugin.training.onnx_int8 import _truth
+    files = ['a/cat/1.png', 'a/dog/2.png']
+    assert _truth(files, ['dog', 'cat']) == {files[0]: 'cat', files[1]: 'dog'}
+    assert _truth(files, ['0', '1']) == {files[0]: '0', files[1]: '1'}
+    assert _truth(files, ['0', '1', '2']) == {}
+
+
 def test_a_file_that_computes_something_else_is_not_written(trained, digits, tmp_path, monkeypatch):
     from timm_se_plugin.training import onnx_file
     classifier = open_classifier(str(trained))
@@ -74,6 +98,10 @@ def test_what_is_no_file_of_export_is_refused(digits, tmp_path):
     (tmp_path / 'broken.onnx').write_bytes(b'no model')
     with pytest.raises(SystemExit, match='is not an ONNX file that ONNX Runtime reads'):
         main(['predict', picture, '--model', str(tmp_path / 'broken.onnx')])
+    with pytest.raises(SystemExit, match='is not possible with an ONNX file, which is computed on the CPU'):
+        main(['predict', picture, '--model', str(tmp_path / 'broken.onnx'), '--device', 'cuda:0'])
+    with pytest.raises(SystemExit, match='needs --int8, whose accuracy it records'):
+        main(['export', str(digits), 'a.onnx', '--pictures', picture, '--record', 'int8.csv'])
     torch.onnx.export(torch.nn.Flatten(), (torch.zeros(1, 3, 4, 4),), str(tmp_path / 'other.onnx'), dynamo=True,
                       verbose=False)
     with pytest.raises(SystemExit, match='does not say what its pictures need; timm-se export writes files that do'):

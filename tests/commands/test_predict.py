@@ -69,6 +69,20 @@ def test_broken_files_are_named_and_passed_over_and_pictures_of_all_kinds_are_re
         main(['predict', str(tmp_path / 'broken.png'), '--model', str(trained)])
 
 
+def test_predictions_are_kept_when_a_later_picture_ends_the_work(trained, digits, monkeypatch, tmp_path):
+    from timm_se_plugin.training import prediction
+    predict = prediction.predict
+
+    def interrupted(*args):
+        yield next(predict(*args))
+        raise KeyboardInterrupt
+    monkeypatch.setattr(prediction, 'predict', interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        main(['predict', str(digits / 'val'), '--model', str(trained), '--output', str(tmp_path / 'found.csv')])
+    with open(tmp_path / 'found.csv', encoding='utf-8') as file:
+        assert len({row['file'] for row in csv.DictReader(file)}) == 1
+
+
 def test_a_model_that_cannot_predict_says_why(digits, tmp_path):
     picture = str(next((digits / 'val' / '3').iterdir()))
     for model, message in (('se_resnet20_cifar_plugin', 'has no published weights'), (str(tmp_path), 'no config.json'),

@@ -1,8 +1,10 @@
 """What is wrong with the files of pictures is said with their names, before a detector is built or trained."""
 
 import importlib.util
+import json
 import logging
 import shutil
+from pathlib import Path
 
 import pytest
 from detectors import on_folder
@@ -17,7 +19,7 @@ from mmcv.transforms import LoadImageFromFile
 from mmengine.fileio import BaseStorageBackend, register_backend
 
 import timm_se_plugin.detection  # noqa: F401  (mmdet needs its operators)
-from timm_se_plugin.detection import inference, picture_check
+from timm_se_plugin.detection import picture_check
 from timm_se_plugin.detection.inference import compare, detect
 from timm_se_plugin.detection.picture_check import Picture, check_pictures
 
@@ -26,10 +28,9 @@ pytestmark = pytest.mark.mmdet
 
 @pytest.fixture
 def said(monkeypatch):
-    """What the two modules log."""
+    """What the module logs."""
     texts = []
-    for module in (picture_check, inference):
-        monkeypatch.setattr(module, 'print_log', lambda text, level=logging.INFO, **_: texts.append(text))
+    monkeypatch.setattr(picture_check, 'print_log', lambda text, level=logging.INFO, **_: texts.append(text))
     return texts
 
 
@@ -116,7 +117,7 @@ def untrained(config, folder):
     return str(folder / 'a.pth')
 
 
-def test_whatever_opencv_reads_is_detected_in_and_what_is_left_out_is_said(coco_folder, said):
+def test_pictures_of_all_kinds_are_detected_in_at_any_depth_and_what_is_left_out_is_said(coco_folder, caplog):
     images, config = coco_folder / 'images', on_folder(coco_folder)
     checkpoint = untrained(on_folder(coco_folder), coco_folder)
     for name in ('a.webp', 'b.tif', 'c.BMP', '球.png', 'upload.png'):
@@ -124,25 +125,58 @@ def test_whatever_opencv_reads_is_detected_in_and_what_is_left_out_is_said(coco_
     (images / 'upload.png').rename(images / 'upload')
     for name in ('._0.png', 'notes.txt', 'more.txt'):
         (images / name).write_text('none')
-    (images / 'inner').mkdir()
+    (images / 'inner' / 'most').mkdir(parents=True)
+    shutil.copy(images / '0.png', images / 'inner' / 'most')
     results = detect(config, checkpoint, [images], coco_folder / 'found', score=0.)
-    names = [*(f'{i}.png' for i in range(4)), 'a.webp', 'b.tif', 'c.BMP', 'upload', '球.png']
+    names = [*(f'{i}.png' for i in range(4)), 'a.webp', 'b.tif', 'c.BMP', 'inner/most/0.png', 'upload', '球.png']
     assert [result['file'] for result in results] == [str(images / name) for name in names]
-    assert {path.name for path in (coco_folder / 'found').iterdir()} == {
-        'detections.json', *names} - {'upload'} | {'upload.png'}
-    assert '4 entries are left out' in said[0]
-    assert all(kind in said[0] for kind in ('2 .txt', '1 .png', '1 folders'))
+    found = coco_folder / 'found'
+    assert {path.relative_to(found).as_posix() for path in found.rglob('*') if path.is_file()} == {
+        'detections.json', 'detections.csv', *names} - {'upload'} | {'upload.png'}
+    assert '2 files are left out, since they are no pictures: 2 .txt' in caplog.text
     assert {box['label'] for result in results for box in result['detections']} <= {'blau', 'größer'}
 
 
 @pytest.mark.parametrize(('kind', 'message'), [
-    ('empty', r'2.png, which is empty'), ('truncated', r'2.png, which is truncated'),
-    ('narrow', r'2.png, of 20000x20 pixels, cannot be detected in'), ('text', '2.png cannot be read')])
-def test_detecting_in_a_broken_picture_names_it_and_never_detects_in_half_of_one(coco_folder, kind, message):
+    ('empty', 'cannot be read'), ('truncated', 'cannot be read'), ('text', 'cannot be read'),
+    ('narrow', 'of 20000x20 pixels, cannot be detected in')])
+def test_a_broken_picture_is_named_and_passed_over_and_nothing_is_detected_in_half_of_one(
+        coco_folder, kind, message, caplog):
     config, checkpoint = on_folder(coco_folder), untrained(on_folder(coco_folder), coco_folder)
     PICTURES[kind](coco_folder / 'images' / '2.png')
-    with pytest.raises(ValueError, match=message):
-        detect(config, checkpoint, [coco_folder / 'images'], coco_folder / 'found')
+    results = detect(config, checkpoint, [coco_folder / 'images'], coco_folder / 'found')
+    assert [Path(result['file']).name for result in results] == ['0.png', '1.png', '3.png']
+    assert json.loads((coco_folder / 'found' / 'detections.json').read_text()) == results
+    assert any('2.png' in line and message in line for line in caplog.text.splitlines())
+    with pytest.raises(ValueError, match='none of the 1 files is a picture that can be detected in'):
+        detect(config, checkpoint, [coco_folder / 'images' / '2.png'], coco_folder / 'found')
+
+
+def test_results_are_kept_when_a_later_picture_ends_the_work(coco_folder, monkeypatch):
+    from timm_se_plugin.boxes import Detector, Found, detecting
+
+    def find(picture, score):
+        return Found(np.float32([[1, 2, 30, 40]]), np.float32([0.5]), np.array([1]))
+    drawn = iter([detecting._write])
+
+    def write_once(*args):
+        next(drawn)(*args)      # the second call ends as an interruption does
+    monkeypatch.setattr(detecting, '_write', write_once)
+    output = coco_folder / 'found'
+    targets = detecting.pictures_to_detect_in([coco_folder / 'images'], output)
+    with pytest.raises(StopIteration):
+        detecting.detect(Detector(find, ['blau', 'größer']), targets, output)
+    kept = json.loads((output / 'detections.json').read_text(encoding='utf-8'))
+    assert kept[0]['detections'] == [{'label': 'größer', 'score': 0.5, 'bbox': [1.0, 2.0, 30.0, 40.0]}]
+    assert 'größer,0.5,1.0,2.0,30.0,40.0' in (output / 'detections.csv').read_text(encoding='utf-8')
+
+
+def test_results_in_the_searched_folder_are_not_detected_in_again(coco_folder):
+    from timm_se_plugin.boxes import pictures_to_detect_in
+    output = coco_folder / 'images' / 'found'
+    output.mkdir()
+    shutil.copy(coco_folder / 'images' / '0.png', output)
+    assert len(pictures_to_detect_in([coco_folder / 'images'], output)) == 4
 
 
 def test_a_comparison_is_not_drawn_of_pictures_that_were_resized(coco_folder):

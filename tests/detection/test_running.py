@@ -18,8 +18,8 @@ import cv2
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
+from timm_se_plugin.boxes.drawing import draw
 from timm_se_plugin.detection.configs import config_path, read_config
-from timm_se_plugin.detection.drawing import draw
 from timm_se_plugin.detection.inference import compare, detect
 from timm_se_plugin.detection.records import record_run
 from timm_se_plugin.detection.running import test_detector, train_detector
@@ -218,8 +218,8 @@ def test_pictures_are_not_written_over(coco_folder):
 
 
 @pytest.mark.parametrize(('pictures', 'error', 'message'), [
-    (['gone.png'], FileNotFoundError, r'no such file: .*gone.png'),
-    (['empty'], FileNotFoundError, 'the folders have none'),
+    (['gone.png'], FileNotFoundError, r'there is no file or folder .*gone.png'),
+    (['empty'], FileNotFoundError, 'there are no pictures in'),
     (['images', 'images/0.png'], ValueError, 'have the same name'),
 ])
 def test_pictures_that_cannot_be_are_named(coco_folder, pictures, error, message):

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from detectors import FAMILIES, detector_with_scores, write_pictures
 from interop_networks import small
 from parity import images
 
@@ -63,3 +64,27 @@ def test_the_choice_between_two_kernels_is_exported_as_a_softmax_and_two_product
         assert kinds.count('Softmax') == 4
         assert kinds.count('Mul') == 8
         assert not {'Where', 'Less', 'Sub', 'Mod', 'Shape', 'Slice'} & set(kinds)
+
+
+@pytest.mark.mmdet
+@pytest.mark.parametrize('name', FAMILIES)
+def test_openvino_runs_an_exported_detector_on_pictures_of_any_size(name, tmp_path):
+    openvino = pytest.importorskip('openvino')
+    pytest.importorskip('mmdet')
+    import timm_se_plugin.detection  # noqa: F401  (mmdet needs its operators)
+    from timm_se_plugin.boxes import open_onnx_detector
+    from timm_se_plugin.boxes.onnx_detector import prepared
+    from timm_se_plugin.detection.onnx_export import export_detector
+    from timm_se_plugin.files.onnx_files import DETECTOR, open_onnx_file
+
+    path, pictures = tmp_path / 'a.onnx', write_pictures(tmp_path / 'pictures')
+    export_detector(detector_with_scores(name, tmp_path), path, [pictures])
+    session, said = open_onnx_file(path, DETECTOR)
+    compiled = openvino.compile_model(str(path), 'CPU', {'INFERENCE_PRECISION_HINT': 'f32'})
+    for _, picture in open_onnx_detector(path).pictures(sorted(pictures.iterdir())):
+        x, _ = prepared(picture, said)
+        result = compiled(x)
+        for output, expected in zip(session.get_outputs(), session.run(None, {'images': x}), strict=True):
+            found = result[output.name]
+            close = np.isclose(found, expected, atol=0.05 if output.name == 'boxes' else 1e-3)
+            assert close.mean() > 0.98, output.name  # two almost equal scores may change places

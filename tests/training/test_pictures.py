@@ -10,12 +10,13 @@ from digit_runs import TINY
 from PIL import Image
 from spoiled import PICTURES, save_colours, saved_anew, sixteen_bits
 
+from timm_se_plugin.files.pictures import Picture
 from timm_se_plugin.sharing.push import push_to_hub
 from timm_se_plugin.training import evaluate_classifier, parse_evaluation, parse_options, train_classifier
 from timm_se_plugin.training.checkpoint import read_checkpoint
 from timm_se_plugin.training.config import different_options, options_of
 from timm_se_plugin.training.data import eval_loader, open_split
-from timm_se_plugin.training.images import Picture, UnreadableImageError
+from timm_se_plugin.training.images import UnreadableImageError
 from timm_se_plugin.training.process import Process
 from timm_se_plugin.weights.runs import read_run
 

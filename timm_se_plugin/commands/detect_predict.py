@@ -1,48 +1,66 @@
-"""Detect in pictures, and write each picture with its boxes, and all boxes as JSON, into a folder.
+"""Detect in pictures, and write each picture with its boxes, and all boxes as JSON and CSV, into a folder.
 
+timm-se detect predict pictures/ --model work_dirs/RUN --output found
+timm-se detect predict cells.jpg more/ --model hf-hub:user/repo --output found
+timm-se detect predict pictures/ --model cells.onnx --output found
 timm-se detect predict faster-rcnn_se-r18_fpn_bccd work_dirs/.../epoch_8.pth cells.jpg more/ --output found
-timm-se detect predict hf-hub:user/repo cells.jpg more/ --output found
+
+Folders are searched with the folders in them. A file that is no whole picture is named and passed over.
 """
 
 import argparse
 from typing import Any
 
-from .detector_options import add_config
+from .detector_options import ConfigOptions
 
 __all__ = ['add_arguments', 'run']
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
-    add_config(parser, more='; or a shared detector with its weights, as hf-hub:user/repo or local-dir:folder')
     parser.add_argument('paths', nargs='+', metavar='PATH',
-                        help='weights, unless the detector is a shared one; then pictures, or folders of pictures')
-    parser.add_argument('--output', default='work_dirs/detections', help='folder to write into')
-    parser.add_argument('--score', type=float, default=0.3, help='lowest score of a box that is kept')
-    parser.add_argument('--device', default='cpu', help='where to compute, such as cuda:0')
+                        help='picture files, and folders of pictures; without --model, a detector comes first: a '
+                             'configuration (a file, or the name of one in mmdet_configs) and its weights, or '
+                             'hf-hub:user/repo, or local-dir:folder')
+    parser.add_argument('--model', metavar='NAME',
+                        help='folder of a training or of a shared detector, hf-hub:user/repo, local-dir:folder, or an '
+                             '.onnx file of timm-se export, which needs no MMDetection')
+    parser.add_argument('--cfg-options', nargs='+', action=ConfigOptions, default={}, metavar='KEY=VALUE',
+                        help='change values of the configuration, as in model.test_cfg.rcnn.score_thr=0.2')
+    parser.add_argument('--output', default='work_dirs/detections', help='folder to write into (default: %(default)s)')
+    parser.add_argument('--score', type=float, default=0.3,
+                        help='lowest score of a box that is kept (default: %(default)s)')
+    parser.add_argument('--device', default='cpu', help='where to compute, such as cuda:0 (default: %(default)s)')
 
 
 def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Detect, and return the content of ``detections.json``.
 
     Raises:
-        ValueError: there is no picture among the arguments.
+        ValueError: there is no picture among the arguments, or an ONNX file is given with options of others.
     """
-    from ..detection.configs import read_config
-    from ..detection.hub import fetch_detector
-    from ..detection.inference import detect
+    from ..boxes import detect, open_onnx_detector, pictures_to_detect_in
     from ..files.hub_files import SAVED_AT
 
-    if args.config.startswith(SAVED_AT):
-        config, checkpoint = fetch_detector(args.config)
-        config.merge_from_dict(args.cfg_options)
-        pictures = args.paths
+    place, checkpoint, pictures = args.model, None, args.paths
+    if place is None:
+        place, *pictures = pictures
+        if not place.startswith(SAVED_AT):
+            if len(pictures) < 2:
+                raise ValueError(f'{" ".join(args.paths)}: without --model, a configuration, a checkpoint and at least '
+                                 'one picture are needed')
+            checkpoint, *pictures = pictures
+    targets = pictures_to_detect_in(pictures, args.output)
+    if place.endswith('.onnx'):
+        if args.cfg_options or args.device != 'cpu':
+            raise ValueError('--cfg-options and --device are not possible with an ONNX file, which has no '
+                             'configuration and is computed on the CPU here')
+        detector = open_onnx_detector(place)
     else:
-        config = read_config(args.config, args.cfg_options)
-        checkpoint, *pictures = args.paths
-        if not pictures:
-            raise ValueError(f'{checkpoint} is the only path given; give a checkpoint and at least one picture')
-    results = detect(config, checkpoint, pictures, args.output, args.score, args.device)
+        from ..detection.hub import open_detector
+        from ..detection.inference import detector_of
+        detector = detector_of(open_detector(place, checkpoint, args.cfg_options, args.device), checkpoint or place)
+    results = detect(detector, targets, args.output, args.score)
     for result in results:
         print(f"{result['file']}: {len(result['detections'])} boxes")
     print(f'written to {args.output}')

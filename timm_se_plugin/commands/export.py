@@ -1,25 +1,46 @@
-"""Export a classifier to an ONNX file, checked against PyTorch on pictures by ONNX Runtime before it is written.
+"""Export a classifier or a detector to an ONNX file, checked against PyTorch on pictures before it is written.
 
 timm-se export work_dirs/run digits.onnx --pictures pictures/
 timm-se predict pictures/ --model digits.onnx
+timm-se export work_dirs/run digits.onnx --pictures pictures/ --int8 training/
+
+timm-se export faster-rcnn_se-r18_fpn_bccd cells.onnx --checkpoint work_dirs/.../epoch_8.pth --pictures pictures/
+timm-se detect predict pictures/ --model cells.onnx
 
 The file takes any number of pictures at once where the network allows. Its metadata say how pictures are prepared and
-what the classes are called.
+what the classes are called. A detector is a Faster R-CNN, Mask R-CNN or RetinaNet; its file takes pictures of any size,
+and MMDetection is not needed to run the file.
 """
 
 import argparse
+import os
+from pathlib import Path
 from typing import Any
+
+from .detector_options import ConfigOptions
 
 __all__ = ['add_arguments', 'run']
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
-    parser.add_argument('model', help="folder of a run or of a saved model, hf-hub:user/repo, local-dir:folder, or "
-                                      "timm's name of a network with published weights")
+    parser.add_argument('model', help="folder of a run or of a saved model, hf-hub:user/repo, local-dir:folder, "
+                                      "timm's name of a network with published weights, or, with --checkpoint, the "
+                                      'configuration of a detector')
     parser.add_argument('file', help='.onnx file to write')
     parser.add_argument('--pictures', nargs='+', required=True, metavar='PICTURE',
-                        help='picture files and folders, the first 32 pictures of which the file is checked on')
+                        help='picture files and folders, of which the first 32, or 8 for a detector, are what the file '
+                             'is checked on')
+    parser.add_argument('--int8', nargs='+', metavar='PICTURE',
+                        help='write a classifier in 8-bit integers too, as NAME-int8.onnx; 200 of these pictures, '
+                             'which are to be like those of the training, give the ranges of the activations; all of '
+                             '--pictures are then classified by both files, and tell the accuracy if their folders '
+                             'have the names of the classes')
+    parser.add_argument('--record', type=Path, metavar='FILE',
+                        help='.csv file to add the accuracy of --int8 to')
+    parser.add_argument('--checkpoint', metavar='FILE', help="a detector's weights")
+    parser.add_argument('--cfg-options', nargs='+', action=ConfigOptions, default={}, metavar='KEY=VALUE',
+                        help="change values of the detector's configuration, as in model.test_cfg.rcnn.score_thr=0.2")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -30,13 +51,64 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """
     from dataclasses import asdict
 
+    if not args.file.endswith('.onnx'):
+        raise ValueError(f'{args.file} does not end in .onnx')
+    if args.record and not args.int8:
+        raise ValueError(f'--record {args.record} needs --int8, whose accuracy it records')
+    if args.checkpoint or _is_detector(args.model):
+        if args.int8:
+            raise ValueError(f'--int8 is for classifiers, and {args.model} is a detector')
+        from ..detection.hub import open_detector
+        from ..detection.onnx_export import export_detector
+
+        detector = export_detector(open_detector(args.model, args.checkpoint, args.cfg_options), args.file,
+                                   args.pictures)
+        print(f'{detector.file}: {detector.bytes:,} bytes, for any number of pictures of one size at a time; of the '
+              f'{detector.boxes} boxes that PyTorch finds in {detector.pictures} pictures, ONNX Runtime finds the same '
+              f'within {detector.largest_score_difference:.1g} of the score and {detector.largest_box_difference:.1g} '
+              f'pixels, and {detector.unmatched} boxes are found by one of the two only')
+        return asdict(detector)
+
     from ..training.classifiers import open_classifier
     from ..training.onnx_file import export_onnx
 
-    if not args.file.endswith('.onnx'):
-        raise ValueError(f'{args.file} does not end in .onnx')
     done = export_onnx(open_classifier(args.model), args.file, args.pictures)
     print(f'{done.file}: {done.bytes:,} bytes, for {"any number of pictures" if done.dynamic_batch else "one picture"} '
           f'at a time; on {done.pictures} pictures the probabilities of ONNX Runtime and PyTorch differ by at most '
           f'{done.largest_difference:.1g}')
-    return asdict(done)
+    if not args.int8:
+        return asdict(done)
+
+    from ..training.onnx_int8 import write_int8
+
+    small = write_int8(args.file, args.int8, args.pictures)
+    print(f'{small.file}: {small.bytes:,} bytes; on {small.pictures} pictures the best class is the same for '
+          f'{small.same:.2%}' + ('' if small.top1_float is None else
+                                 f', and right for {small.top1_float:.2%} in float32, {small.top1_int8:.2%} in int8'))
+    if args.record:
+        _record(args, done.bytes, small)
+    return {**asdict(done), 'int8': asdict(small)}
+
+
+def _record(args: argparse.Namespace, size: int, small: Any) -> None:
+    import onnxruntime
+    import torch
+
+    from ..files.tables import replace_rows
+    from ..measuring.provenance import provenance
+
+    row = {'model': Path(args.model).name, 'pictures': small.pictures, 'calibration': small.calibration,
+           'top1_float': small.top1_float, 'top1_int8': small.top1_int8, 'same': small.same, 'bytes_float': size,
+           'bytes_int8': small.bytes, 'onnxruntime': onnxruntime.__version__, **provenance(torch.device('cpu'))}
+    replace_rows(args.record, [row], ['model'])
+
+
+def _is_detector(place: str) -> bool:
+    """Whether a folder or a shared model is a detector."""
+    from ..files.hub_files import CONFIG, FOLDER, SAVED_AT, read_config_json
+
+    if os.path.isdir(place):
+        if not os.path.isfile(os.path.join(place, CONFIG)):
+            return os.path.isfile(os.path.join(place, 'last_checkpoint'))  # which MMEngine writes
+        place = f'{FOLDER}{place}'
+    return place.startswith(SAVED_AT) and read_config_json(place).get('task') == 'object-detection'

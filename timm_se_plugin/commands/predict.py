@@ -41,10 +41,11 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     """
     import json
 
+    from ..files.pictures import pictures_of
     from ..files.tables import write_table
     from ..files.writing import write_atomically
     from ..training.classifiers import open_classifier
-    from ..training.prediction import draw_sheet, pictures_of, predict
+    from ..training.prediction import draw_sheet, predict
 
     if args.output and args.output.suffix not in ('.csv', '.json'):
         raise ValueError(f'--output {args.output} ends in neither .csv nor .json')
@@ -52,21 +53,23 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
         raise ValueError(f'--top {args.top} and --batch-size {args.batch_size} have to be 1 or more')
     files = pictures_of(args.pictures)
     predictions = []
-    for found in predict(open_classifier(args.model, args.device), files, args.top, args.batch_size, args.device,
-                         args.threshold):
-        said = ', '.join(f'{label} {score:.3f}' for label, score in found.classes)
-        print(f'{found.file}: {said or "nothing"}', flush=True)
-        predictions.append(found)
+    try:
+        for found in predict(open_classifier(args.model, args.device), files, args.top, args.batch_size, args.device,
+                             args.threshold):
+            said = ', '.join(f'{label} {score:.3f}' for label, score in found.classes)
+            print(f'{found.file}: {said or "nothing"}', flush=True)
+            predictions.append(found)
+    finally:  # an interruption or an error does not lose the predictions until then
+        if args.output and predictions and args.output.suffix == '.json':
+            content = json.dumps([found.to_dict() for found in predictions], indent=1, ensure_ascii=False)
+            write_atomically(args.output, content.encode())
+        elif args.output and predictions:
+            write_table(args.output, [{'file': found.file, 'rank': rank, 'label': label, 'score': score}
+                                      for found in predictions for rank, (label, score) in enumerate(found.classes, 1)])
+        if args.sheet and predictions:
+            draw_sheet(predictions, args.sheet)
     if not predictions:
         raise ValueError(f'none of the {len(files)} files is a picture that can be read')
-    results = [found.to_dict() for found in predictions]
-    if args.output and args.output.suffix == '.json':
-        write_atomically(args.output, json.dumps(results, indent=1, ensure_ascii=False).encode())
-    elif args.output:
-        write_table(args.output, [{'file': found.file, 'rank': rank, 'label': label, 'score': score}
-                                  for found in predictions for rank, (label, score) in enumerate(found.classes, 1)])
-    if args.sheet:
-        draw_sheet(predictions, args.sheet)
     for path in filter(None, (args.output, args.sheet)):
         print(f'written to {path}')
-    return results
+    return [found.to_dict() for found in predictions]

@@ -10,9 +10,9 @@ from typing import Any
 import mmcv
 import numpy as np
 
+from ..boxes.drawing import draw, write_picture
 from .configs import read_config
 from .digit_scenes import write_digit_scenes
-from .drawing import draw, write_picture
 from .inference import detect
 from .running import train_detector
 

@@ -8,7 +8,7 @@ import numpy as np
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from .drawing import write_picture
+from ..boxes.drawing import write_picture
 
 __all__ = ['write_digit_scenes']
 

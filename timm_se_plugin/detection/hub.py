@@ -13,14 +13,15 @@ from mmengine.config import Config
 from safetensors.torch import save_file
 from torch import nn
 
-from ..files.hub_files import CONFIG, FOLDER, WEIGHTS, read_config_json, saved_file, tensor_shapes
+from ..files.hub_files import CONFIG, FOLDER, SAVED_AT, WEIGHTS, read_config_json, saved_file, tensor_shapes
 from ..weights.folders import plugin_config
 from ..weights.mm_config import parse_config
 from .backbone import TimmAttentionBackbone
+from .configs import read_config
 from .inference import load_detector
 from .running import check_fit
 
-__all__ = ['fetch_detector', 'load_trained_detector', 'pull_detector', 'write_detector']
+__all__ = ['fetch_detector', 'load_trained_detector', 'open_detector', 'pull_detector', 'write_detector']
 
 DETECTOR = 'detector.py'
 
@@ -154,16 +155,54 @@ def pull_detector(place: str, device: str = 'cpu') -> nn.Module:
     return load_detector(*fetch_detector(place), device)
 
 
+def open_detector(
+        place: str, checkpoint: str | None = None, options: Mapping[str, Any] | None = None, device: str = 'cpu',
+) -> nn.Module:
+    """Load a detector from wherever it lies, ready to infer.
+
+    Args:
+        place: a shared detector as for :func:`fetch_detector`; a folder of one, or of a training; or, with
+            `checkpoint`, a configuration's file or name.
+        checkpoint: the weights of a configuration.
+        options: changes to the configuration.
+        device: where to compute.
+
+    Raises:
+        ValueError: a checkpoint is given with a place that has its own, or `place` is no detector.
+    """
+    if checkpoint and not (place.startswith(SAVED_AT) or Path(place).is_dir()):
+        return load_detector(read_config(place, dict(options or {})), checkpoint, device)
+    if checkpoint:
+        raise ValueError(f'{place} has weights of its own, and {checkpoint} is given too; leave one of them out')
+    if Path(place).is_dir() and not Path(place, CONFIG).is_file():
+        config, weights = trained_detector(place)
+    elif place.startswith(SAVED_AT) or Path(place).is_dir():
+        config, weights = fetch_detector(place if place.startswith(SAVED_AT) else f'{FOLDER}{place}')
+    else:
+        raise ValueError(f'{place} is no folder, hf-hub:user/repo or local-dir:folder; a configuration needs the '
+                         'weights of a training too')
+    config.merge_from_dict(dict(options or {}))
+    return load_detector(config, weights, device)
+
+
 def load_trained_detector(work_dir: str | Path, device: str = 'cpu') -> nn.Module:
     """Load the detector of a training from its work folder: MMEngine's copy of the configuration, the last checkpoint.
 
     Raises:
         FileNotFoundError: the folder has no configuration, or not the checkpoint that ``last_checkpoint`` names.
     """
+    return load_detector(*trained_detector(work_dir), device)
+
+
+def trained_detector(work_dir: str | Path) -> tuple[Config, str]:
+    """Configuration and checkpoint of :func:`load_trained_detector`."""
     folder = Path(work_dir)
+    if not (folder / 'last_checkpoint').is_file():
+        raise FileNotFoundError(f'{folder} has no {CONFIG}, as a shared detector has, and no last_checkpoint, as a '
+                                'training leaves')
     configs = sorted(folder.glob('*.py'), key=lambda path: path.stat().st_mtime)
     named = Path((folder / 'last_checkpoint').read_text().strip())
     checkpoint = named if named.is_file() else folder / named.name  # the folder may have been moved
     if not configs or not checkpoint.is_file():
         raise FileNotFoundError(f'{folder} has no {"configuration (*.py)" if not configs else checkpoint.name}')
-    return load_detector(Config.fromfile(configs[-1]), str(checkpoint), device)
+    return Config.fromfile(configs[-1]), str(checkpoint)

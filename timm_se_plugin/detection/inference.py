@@ -1,16 +1,13 @@
 """Detecting in pictures, and drawing what is found."""
 
 import copy
-import json
 import logging
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
-from mmcv.transforms import LoadImageFromFile
 from mmdet.apis import inference_detector
 from mmdet.registry import DATASETS, MODELS
 from mmdet.utils import get_test_pipeline_cfg
@@ -22,11 +19,13 @@ from safetensors.torch import load_file
 from timm.models import clean_state_dict
 from torch import nn
 
-from .drawing import draw, write_picture
-from .picture_check import Picture, check_pictures, load_picture, pictures_of
+from ..boxes import Detector, Found, draw, found_in, write_picture
+from ..boxes import detect as detect_by
+from ..boxes.detecting import pictures_to_detect_in
+from .picture_check import check_pictures, load_picture, pictures_of
 from .running import check_fit, saved_meta
 
-__all__ = ['compare', 'detect', 'draw', 'load_detector']
+__all__ = ['compare', 'detect', 'detector_of', 'load_detector']
 
 
 def load_detector(config: Config, checkpoint: str, device: str = 'cpu') -> nn.Module:
@@ -67,90 +66,48 @@ def _class_names(model: Any, checkpoint: str) -> list[str]:
     return names
 
 
-def _detections(
-        model: nn.Module, picture: np.ndarray, file: str, classes: Sequence[str], score: float,
-) -> tuple[list[list[float]], list[str], list[float]]:
-    """Boxes (x1, y1, x2, y2 in pixels), classes and scores of what a detector finds with at least a score."""
-    try:
-        found = inference_detector(model, picture).pred_instances.cpu()
-    except Exception as error:
-        raise ValueError(f'{file}, of {picture.shape[1]}x{picture.shape[0]} pixels, cannot be detected in: '
-                         f'{type(error).__name__}: {error}') from error
-    found = found[found.scores >= score]
-    labels = [classes[i] if i < len(classes) else str(i) for i in found.labels.tolist()]
-    return found.bboxes.tolist(), labels, found.scores.tolist()
+def detector_of(model: Any, checkpoint: str = 'the detector') -> Detector:
+    """A detector of MMDetection with what a picture needs.
 
+    A picture is turned as its EXIF orientation says, unless the test pipeline says otherwise by ``color_type``.
 
-def _pictures_in(folder: Path) -> list[Path]:
-    """The files of a folder that OpenCV reads; the log says how many others there are, by their endings."""
-    files, left_out = [], Counter[str]()
-    for path in sorted(folder.iterdir()):
-        if path.is_file() and not path.name.startswith('.') and (
-                cv2.haveImageWriter(path.name) or cv2.haveImageReader(str(path))):
-            files.append(path)
-        else:
-            left_out['folders' if path.is_dir() else path.suffix.lower() or path.name] += 1
-    if left_out:
-        print_log(f'{folder}: {left_out.total()} entries are left out, which are no pictures that OpenCV reads: '
-                  + ', '.join(f'{count} {kind}' for kind, count in left_out.most_common()), logger='current',
-                  level=logging.WARNING)
-    return files
+    Args:
+        model: of :func:`load_detector`.
+        checkpoint: its name in messages.
+    """
+    def find(picture: np.ndarray, score: float) -> Found:
+        found = inference_detector(model, np.ascontiguousarray(picture)).pred_instances.cpu()
+        found = found[found.scores >= score]
+        masks = np.asarray(found.masks).astype(bool) if 'masks' in found else None
+        return Found(found.bboxes.numpy(), found.scores.numpy(), found.labels.numpy(), masks)
+
+    color_type = get_test_pipeline_cfg(model.cfg)[0].get('color_type', 'color')
+    return Detector(find, _class_names(model, checkpoint), 'ignore_orientation' not in color_type)
 
 
 def detect(
         config: Config, checkpoint: str, pictures: Iterable[str | Path], output: str | Path, score: float = 0.3,
         device: str = 'cpu',
 ) -> list[dict[str, Any]]:
-    """Detect in pictures, and write each picture with its boxes, and ``detections.json``, into a folder.
-
-    A picture is loaded as in the detector's test pipeline, which turns it as its EXIF orientation says unless
-    ``color_type`` says otherwise.
+    """Detect in pictures by :func:`~timm_se_plugin.boxes.detect`, which says what is written and returned.
 
     Args:
         config: the detector's configuration.
         checkpoint: the detector's weights, as for :func:`load_detector`.
-        pictures: picture files, or folders, of which the picture files are taken, but not those of inner folders.
-        output: the folder to write into. A picture keeps its name; where OpenCV does not write files of its ending,
-            ``.png`` is added.
+        pictures: picture files, and folders, which are searched with the folders in them.
+        output: the folder to write into. A picture keeps its name, and the folders that it was found in; where OpenCV
+            does not write files of its ending, ``.png`` is added.
         score: the lowest score of a box that is kept.
         device: where to compute.
 
-    Returns:
-        The content of ``detections.json``: for each picture ``file`` and ``detections``, a list of ``label``,
-        ``score`` and ``bbox`` (x1, y1, x2, y2 in pixels).
-
     Raises:
         FileNotFoundError: a picture does not exist, or a folder has none.
-        ValueError: a file is not a whole picture, or cannot be written; two pictures have the same name; `output` holds
-            one of the pictures; the checkpoint is of another detector.
+        ValueError: no picture can be detected in, or one cannot be written; two pictures have the same name; `output`
+            holds one of the pictures; the checkpoint is of another detector.
     """
-    files = [file for path in map(Path, pictures) for file in (_pictures_in(path) if path.is_dir() else [path])]
-    missing = [str(file) for file in files if not file.is_file()]
-    if missing or not files:
-        raise FileNotFoundError(f'no such file: {", ".join(missing)}' if missing else 'no picture was given, and '
-                                'the folders have none that OpenCV reads')
-    names = [file.name if cv2.haveImageWriter(file.name) else f'{file.name}.png' for file in files]
-    if len(set(names)) < len(files):
-        raise ValueError('two of the pictures have the same name, and would be written to one file')
-    if any(file.resolve().parent == Path(output).resolve() for file in files):
-        raise ValueError(f'output={str(output)!r} holds the pictures, which would be overwritten; give another folder')
-    first = get_test_pipeline_cfg(config)[0]
-    loader = LoadImageFromFile(**{name: first[name] for name in ('color_type', 'imdecode_backend') if name in first})
-    given = [Picture(str(file), file, None, 'those given', loader) for file in files]
-    check_pictures(given)
-    model: Any = load_detector(config, checkpoint, device)
-    classes = _class_names(model, checkpoint)
-    Path(output).mkdir(parents=True, exist_ok=True)
-    results = []
-    for source, name in zip(given, names, strict=True):
-        picture = load_picture(source)
-        boxes, labels, scores = _detections(model, picture, source.path, classes, score)
-        write_picture(Path(output, name), draw(picture, boxes, labels, scores, classes))
-        results.append({'file': source.path, 'detections': [
-            {'label': label, 'score': round(s, 4), 'bbox': [round(v, 2) for v in box]}
-            for label, s, box in zip(labels, scores, boxes, strict=True)]})
-    Path(output, 'detections.json').write_text(json.dumps(results, indent=1), encoding='utf-8')
-    return results
+    targets = pictures_to_detect_in(pictures, output)
+    detector = detector_of(load_detector(config, checkpoint, device), checkpoint)
+    return detect_by(detector, targets, output, score)
 
 
 def _heads(width: int, places: Sequence[int]) -> np.ndarray:
@@ -191,12 +148,14 @@ def compare(
     chosen = np.linspace(0, len(dataset) - 1, count).round().astype(int).tolist()
     pictures = [picture for i, picture in enumerate(pictures_of(dataset)) if i in chosen]
     check_pictures(pictures)
-    names, classes = list(dataset.metainfo['classes']), _class_names(model, checkpoint)
+    detector = detector_of(model, checkpoint)
+    names, classes = list(dataset.metainfo['classes']), detector.names
     colours = [*names, *(name for name in classes if name not in names)]
     pairs = []
     for index, source in zip(chosen, pictures, strict=True):
         info, picture = dataset.get_data_info(index), load_picture(source)
-        boxes, labels, scores = _detections(model, picture, info['img_path'], classes, score)
+        found = found_in(detector.find(picture, score), classes)
+        boxes, labels, scores = ([one[key] for one in found] for key in ('bbox', 'label', 'score'))
         half = [v // 2 for v in picture.shape[:2]]
         small = cv2.resize(picture, half[::-1], interpolation=cv2.INTER_AREA)
         true = [instance['bbox'] for instance in info['instances']]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import timm
+import torch
 from timm.data import ImageNetInfo, infer_imagenet_subset
 
 from ..files.hub_files import CONFIG, FOLDER, SAVED_AT, read_config_json
@@ -32,6 +33,8 @@ def open_classifier(place: str, device: str = 'cpu') -> Classifier:
             classes.
     """
     if place.endswith('.onnx'):
+        if torch.device(device).type != 'cpu':
+            raise ValueError(f'device={device!r} is not possible with an ONNX file, which is computed on the CPU here')
         return open_onnx(place)
     config: dict[str, Any] | None = None
     names: Sequence[str] | None = None

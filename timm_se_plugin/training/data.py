@@ -20,9 +20,10 @@ from timm.data.loader import PrefetchLoader, fast_collate
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
 from torchvision.transforms import Compose
 
+from ..files.pictures import Picture
 from .augmentation import Transforms, train_transforms
 from .folders import closest, read_class_map, read_folder, read_tar, share_of
-from .images import Batches, Images, Picture, seed_of
+from .images import Batches, Images, seed_of
 from .labels import LabelTarget, read_labels, share_of_labels
 from .process import Process
 

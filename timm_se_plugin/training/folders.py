@@ -13,26 +13,19 @@ from typing import Any
 from unicodedata import normalize
 
 import numpy as np
-from PIL import Image
 from timm.data.readers import img_extensions
 from timm.data.readers.class_map import load_class_map
 from timm.data.readers.reader_image_folder import ReaderImageFolder
 from timm.data.readers.reader_image_in_tar import ReaderImageInTar
 from timm.utils.misc import natural_key
 
-__all__ = [
-    'closest', 'picture_endings', 'read_class_map', 'read_folder', 'read_tar', 'share_of', 'shared_pictures']
+from ..files.pictures import picture_endings
+
+__all__ = ['closest', 'read_class_map', 'read_folder', 'read_tar', 'share_of', 'shared_pictures']
 
 _logger = logging.getLogger(__name__)
 _OF_SYSTEMS = ('__MACOSX', '__pycache__', '@eaDir')  # macOS, Python, Synology
 _COMPARED = 1000  # how many validation pictures are compared with training pictures of the same name
-_IDENTIFIED_ALONE = ('BUFR', 'GRIB', 'HDF5', 'MPEG', 'WMF')  # Pillow does not read the pixels of these by itself
-
-
-def picture_endings() -> set[str]:
-    """Endings of the files that Pillow reads, such as ``.webp``."""
-    return {ending for ending, kind in Image.registered_extensions().items()
-            if kind in Image.OPEN and kind not in _IDENTIFIED_ALONE}
 
 
 def closest(unknown: list[str], known: list[str]) -> str:

@@ -4,7 +4,6 @@ import logging
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,19 +11,14 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset, Sampler
 
+from ..files.pictures import Picture
 from .labels import LabelTarget
 from .process import Process
 
-__all__ = ['Batches', 'Images', 'Picture', 'UnreadableImageError', 'seed_of']
+__all__ = ['Batches', 'Images', 'UnreadableImageError', 'seed_of']
 
 _logger = logging.getLogger(__name__)
 _TRIES = 10  # unreadable images in a row that are passed over, as in timm
-
-# What sets a picture upright, by its EXIF orientation; 1 is upright.
-_TURNS = dict(zip(range(2, 9), (
-    Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.ROTATE_180, Image.Transpose.FLIP_TOP_BOTTOM,
-    Image.Transpose.TRANSPOSE, Image.Transpose.ROTATE_270, Image.Transpose.TRANSVERSE, Image.Transpose.ROTATE_90),
-    strict=True))
 
 Draw = tuple[int, int, int]  # epoch, position in the epoch, index of the image
 
@@ -48,62 +42,6 @@ def _randomness_apart() -> Iterator[None]:
         random.setstate(states[0])
         np.random.set_state(states[1])
         torch.set_rng_state(states[2])
-
-
-@dataclass(frozen=True)
-class Picture:
-    """Turns an image of Pillow's into what a network sees: upright, with 8 bits for each pixel, in one mode.
-
-    Args:
-        mode: Pillow's name of the mode, ``'RGB'`` or ``'L'``.
-        upright: whether the EXIF orientation is applied, as viewers do.
-    """
-
-    mode: str
-    upright: bool = True
-
-    @classmethod
-    def of(cls, channels: int, upright: bool) -> 'Picture':
-        """For networks with this number of input channels.
-
-        Raises:
-            ValueError: pictures have no mode with so many channels.
-        """
-        modes = {1: 'L', 3: 'RGB', 4: 'RGBA'}
-        if channels not in modes:
-            raise ValueError(f'the network takes {channels} channels, and pictures are read with 1, 3 or 4')
-        return cls(modes[channels], upright)
-
-    def __call__(self, image: Image.Image) -> Image.Image:
-        """The image in the mode.
-
-        Raises:
-            ValueError: the pixels are fractions or integers of more than 16 bits, whose range is unknown.
-        """
-        image.load()  # after which a TIFF is upright already and says so
-        turn = _TURNS.get(_orientation(image)) if self.upright else None
-        image = _eight_bits(image)
-        return (image if turn is None else image.transpose(turn)).convert(self.mode)
-
-
-def _orientation(image: Image.Image) -> int:
-    try:
-        return image.getexif().get(0x0112, 1)
-    except Exception:  # broken EXIF data make Pillow raise exceptions of many classes; viewers show such pictures
-        return 1
-
-
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """The image, with its upper 8 bits alone if it has 16: Pillow's own conversion clips instead."""
-    if image.mode.startswith('I;16') or (image.mode == 'I' and image.format in ('PNG', 'PPM')):
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if image.mode in ('I', 'F'):
-        extremes: Any = image.getextrema()
-        low, high = extremes
-        if low < 0 or high > 255 or (image.mode == 'F' and 0 < high <= 1):
-            raise ValueError(f'its pixels are numbers from {low:g} to {high:g} in mode {image.mode}, of which nobody '
-                             'says what black and white are; save it with 8 or 16 bits')
-    return image
 
 
 class Images(Dataset):

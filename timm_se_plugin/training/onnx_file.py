@@ -1,6 +1,5 @@
 """A classifier as an ONNX file that says what its pictures need and what its classes are called, and back."""
 
-import json
 import logging
 import tempfile
 import warnings
@@ -15,18 +14,16 @@ import torch
 from timm.data import create_transform
 from torch import Tensor, nn
 
-from ..files.version import __version__
+from ..files.onnx_files import CLASSIFIER, described, onnx_session, open_onnx_file, require
+from ..files.pictures import Picture, pictures_of, readable
 from ..files.writing import write_atomically
 from ..weights.runs import MULTILABEL
-from .images import Picture
-from .prediction import Classifier, pictures_of, readable
+from .prediction import Classifier
 
 __all__ = ['Export', 'export_onnx', 'open_onnx']
 
 _logger = logging.getLogger(__name__)
-_KEY = 'timm_se_plugin'  # of the entry in the file's metadata
 _DESCRIBED = ('input_size', 'mean', 'std', 'interpolation', 'crop_pct', 'crop_mode')
-_PROVIDERS = ['CPUExecutionProvider']
 _TOLERANCE = 1e-3  # of a probability; operators in another order differ by 1e-6 or so
 
 
@@ -53,10 +50,10 @@ def export_onnx(classifier: Classifier, file: str | Path, pictures: Iterable[str
     """Write a classifier as an ONNX file, after ONNX Runtime has given what PyTorch gives.
 
     The file's input is ``images``, (N, C, H, W) in float32, and its output ``logits``, (N, classes). Its metadata have
-    an entry ``timm_se_plugin``, JSON: timm's data configuration (``input_size``, ``mean``, ``std``, ``interpolation``,
-    ``crop_pct``, ``crop_mode``; pixels go from 0 to 1 before the mean is taken off), and ``label_names``, the classes
-    in the order of the logits. ``problem_type`` is ``multi_label_classification``, as in ``config.json``, where a
-    picture has any number of them and a probability is the sigmoid of a logit.
+    an entry ``timm_se_plugin``, JSON: the ``task``; timm's data configuration (``input_size``, ``mean``, ``std``,
+    ``interpolation``, ``crop_pct``, ``crop_mode``; pixels go from 0 to 1 before the mean is taken off); and
+    ``label_names``, the classes in the order of the logits. ``problem_type`` is ``multi_label_classification``, as in
+    ``config.json``, where a picture has any number of them and a probability is the sigmoid of a logit.
 
     Args:
         classifier: of :func:`~.classifiers.open_classifier`, on the CPU.
@@ -69,25 +66,16 @@ def export_onnx(classifier: Classifier, file: str | Path, pictures: Iterable[str
         FileNotFoundError: there is no picture.
         ModuleNotFoundError: the [export] extra is not installed.
     """
-    try:
-        import onnx
-        import onnxruntime
-        import onnxscript  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(f'{error.name} is not installed; an export needs `pip install '
-                                  '"timm-se-plugin[export]"`', name=error.name) from error
+    require('onnx', 'onnxruntime', 'onnxscript')
     x = _images(classifier, pictures, most)
-    described = {**{key: classifier.config[key] for key in _DESCRIBED if key in classifier.config},
-                 **({'problem_type': MULTILABEL} if classifier.is_multilabel else {}),
-                 'label_names': list(classifier.names), 'version': __version__}
+    description = {**{key: classifier.config[key] for key in _DESCRIBED if key in classifier.config},
+                   **({'problem_type': MULTILABEL} if classifier.is_multilabel else {}),
+                   'label_names': list(classifier.names)}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, 'model.onnx')
         is_dynamic = _written(classifier.logits, x, path)
-        model = onnx.load(path)
-        onnx.helper.set_model_props(model, {_KEY: json.dumps(described)})
-        content = model.SerializeToString()
-    session = onnxruntime.InferenceSession(content, providers=_PROVIDERS)
-    found = replace(classifier, logits=_logits(session)).scores(x)
+        content = described(path, CLASSIFIER, description)
+    found = replace(classifier, logits=_logits(onnx_session(content))).scores(x)
     with torch.no_grad():
         expected = classifier.scores(x)
     difference = float((found - expected).abs().max())
@@ -150,22 +138,8 @@ def open_onnx(file: str | Path) -> Classifier:
         FileNotFoundError: there is no such file.
         ValueError: the file is broken, or does not say what its pictures need.
     """
-    try:
-        import onnxruntime
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            'onnxruntime is not installed; an ONNX file needs `pip install "timm-se-plugin[export]"`') from error
-    if not Path(file).is_file():
-        raise FileNotFoundError(f'there is no file {file}')
-    try:
-        session = onnxruntime.InferenceSession(str(file), providers=_PROVIDERS)
-    except Exception as error:  # onnxruntime's errors have no class in common
-        raise ValueError(f'{file} is not an ONNX file that ONNX Runtime reads: {error}') from error
-    said = session.get_modelmeta().custom_metadata_map.get(_KEY)
-    if said is None:
-        raise ValueError(f'{file} does not say what its pictures need; timm-se export writes files that do')
-    described = json.loads(said)
-    names = described.pop('label_names')
-    config = {key: tuple(value) if isinstance(value, list) else value for key, value in described.items()
+    session, description = open_onnx_file(file, CLASSIFIER)
+    config = {key: tuple(value) if isinstance(value, list) else value for key, value in description.items()
               if key in _DESCRIBED}
-    return Classifier(_logits(session), config, names, described.get('problem_type') == MULTILABEL)
+    return Classifier(_logits(session), config, description['label_names'],
+                      description.get('problem_type') == MULTILABEL)

@@ -1,7 +1,5 @@
 """The classes of pictures: of any files, by any classifier."""
 
-import logging
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -13,12 +11,9 @@ from PIL import Image, ImageDraw, ImageFont
 from timm.data import create_transform
 from torch import Tensor
 
-from .folders import picture_endings
-from .images import Picture
+from ..files.pictures import Picture, readable
 
-__all__ = ['Classifier', 'Prediction', 'draw_sheet', 'pictures_of', 'predict', 'readable']
-
-_logger = logging.getLogger(__name__)
+__all__ = ['Classifier', 'Prediction', 'draw_sheet', 'predict']
 
 
 @dataclass(frozen=True)
@@ -61,27 +56,6 @@ class Prediction:
                                                for label, score in self.classes]}
 
 
-def pictures_of(paths: Iterable[str | Path]) -> list[Path]:
-    """Files as they are given, and of a folder those in it and below it that Pillow reads by their ending, sorted.
-
-    Raises:
-        FileNotFoundError: a path does not exist, or there is no picture.
-    """
-    found: list[Path] = []
-    for path in map(Path, paths):
-        if path.is_dir():
-            inside = [Path(folder, file) for folder, _, files in os.walk(path, followlinks=True) for file in files]
-            found += sorted(file for file in inside if file.suffix.lower() in picture_endings()
-                            and not any(part.startswith('.') for part in file.relative_to(path).parts))
-        elif path.is_file():
-            found.append(path)
-        else:
-            raise FileNotFoundError(f'there is no file or folder {path}')
-    if not found:
-        raise FileNotFoundError(f'there are no pictures in {", ".join(map(str, paths))}')
-    return found
-
-
 @torch.no_grad()
 def predict(
         classifier: Classifier, files: Iterable[str | Path], top: int = 5, batch_size: int = 32, device: str = 'cpu',
@@ -110,20 +84,6 @@ def predict(
         for (file, _), row, best in zip(batch, scores.tolist(), indices.tolist(), strict=True):
             yield Prediction(str(file), tuple(
                 (classifier.names[i], score) for i, score in zip(best, row, strict=True) if score >= threshold))
-
-
-def readable(
-        files: Iterable[str | Path], picture: Picture, transform: Callable[[Image.Image], Tensor],
-) -> Iterator[tuple[str | Path, Tensor]]:
-    """The files that are whole pictures, each with its image, (C, H, W); the log names the others."""
-    for file in files:
-        try:
-            with Image.open(file) as image:
-                yield file, transform(picture(image))
-        except MemoryError:
-            raise
-        except Exception as error:  # a broken file makes Pillow raise exceptions of many classes
-            _logger.warning('%s cannot be read (%s); it is passed over', file, error)
 
 
 def draw_sheet(predictions: Sequence[Prediction], path: str | Path, columns: int = 6, side: int = 160) -> None:

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from mmengine.logging import print_log
 from PIL import Image, ImageDraw, ImageFont
 
 __all__ = ['draw', 'write_picture']
 
+_logger = logging.getLogger(__name__)
 _COLOURS = ((60, 60, 220), (200, 60, 90), (0, 160, 240), (60, 170, 60), (180, 0, 180), (190, 150, 0))  # BGR
 
 
@@ -56,15 +56,14 @@ def _font(characters: frozenset[str]) -> ImageFont.FreeTypeFont:
                 return ImageFont.truetype(path, 10)
         except (RuntimeError, OSError):
             continue  # matplotlib or Pillow does not read this font
-    print_log(f'no installed font has all of the characters {"".join(sorted(characters))!r}, and some are drawn as '
-              'empty boxes; install a font that has them, such as Noto Sans CJK', logger='current',
-              level=logging.WARNING)
+    _logger.warning('no installed font has all of the characters %r, and some are drawn as empty boxes; install a font '
+                    'that has them, such as Noto Sans CJK', ''.join(sorted(characters)))
     return ImageFont.truetype(next(_fonts()), 10)
 
 
 def draw(
         picture: np.ndarray, boxes: Iterable[Iterable[float]], labels: Sequence[str], scores: Sequence[float] = (),
-        classes: Sequence[str] = (),
+        classes: Sequence[str] = (), outlines: Sequence[Sequence[np.ndarray]] = (),
 ) -> np.ndarray:
     """Draw boxes into a copy of a picture.
 
@@ -74,6 +73,7 @@ def draw(
         labels: the class of each box, in any script that an installed font has.
         scores: the score of each box, which is written beside the label; may be empty.
         classes: all classes, each of which keeps its colour from picture to picture; by default those in `labels`.
+        outlines: of each box, the polygons that are drawn with it, each (P, 2), in pixels; may be empty.
     """
     out = np.ascontiguousarray(picture).copy()
     names = [*classes, *sorted(set(labels) - set(classes))]
@@ -82,6 +82,8 @@ def draw(
         colour = _COLOURS[names.index(label) % len(_COLOURS)]
         x1, y1, x2, y2 = (round(float(v)) for v in box)
         cv2.rectangle(out, (x1, y1), (x2, y2), colour, 1)
+        for line in outlines[i] if len(outlines) else ():
+            cv2.polylines(out, [line.round().astype(np.int32)], True, colour, 1)
         text = ' '.join(label.split()) + (f' {scores[i]:.2f}' if len(scores) else '')
         font = _font(frozenset(character for character in text if not character.isascii()))
         top = max(y1 - 12, 0)

@@ -1,0 +1,53 @@
+"""What a detector finds, as values and files; and pictures in folders."""
+
+import importlib.util
+
+import numpy as np
+import pytest
+from PIL import Image
+
+if importlib.util.find_spec('cv2') is None:
+    pytest.skip('needs the [export], the [mmdet] or the [onedl] extra', allow_module_level=True)
+
+from timm_se_plugin.boxes import Detector, Found, detect, found_in, pictures_to_detect_in
+
+FOUND = Found(np.float32([[1, 2, 30, 20]]), np.float32([0.51239]), np.array([1]))
+
+
+def test_a_mask_is_a_polygon_and_a_class_without_a_name_a_number():
+    mask = np.zeros((1, 24, 32), bool)
+    mask[0, 5:11, 3:21] = True
+    found, = found_in(Found(FOUND.boxes, FOUND.scores, FOUND.labels, mask), ['only one'])
+    assert found == {'label': '1', 'score': 0.5124, 'bbox': [1., 2., 30., 20.],
+                     'segmentation': [[3, 5, 3, 10, 20, 10, 20, 5]]}
+
+
+def test_outlines_are_drawn(tmp_path):
+    Image.new('RGB', (64, 48)).save(tmp_path / 'a.png')
+    mask = np.zeros((1, 48, 64), bool)
+    mask[0, 30:40, 3:21] = True
+    for name, masks in (('with', mask), ('without', None)):
+        detector = Detector(lambda picture, score, masks=masks: Found(*list(vars(FOUND).values())[:3], masks), 'ab')
+        detect(detector, pictures_to_detect_in([tmp_path / 'a.png'], tmp_path / name), tmp_path / name)
+    drawn = [np.asarray(Image.open(tmp_path / name / 'a.png')) for name in ('with', 'without')]
+    assert (drawn[0] != drawn[1]).any(2).sum() >= 20
+
+
+def test_nothing_found_is_a_result_too(tmp_path):
+    Image.new('RGB', (32, 24)).save(tmp_path / 'a.png')
+    detector = Detector(lambda picture, score: Found(*(np.zeros((0, 4))[:, :n].squeeze() for n in (4, 0, 0))), 'ab')
+    results = detect(detector, pictures_to_detect_in([tmp_path], tmp_path / 'found'), tmp_path / 'found')
+    assert results == [{'file': str(tmp_path / 'a.png'), 'detections': []}]
+    text = (tmp_path / 'found' / 'detections.csv').read_text(encoding='utf-8')
+    assert text.startswith('file,label,score,x1,y1,x2,y2\n')
+
+
+def test_a_picture_is_upright_and_in_the_order_of_opencv(tmp_path):
+    red = Image.new('RGB', (4, 2), 'red')
+    exif = red.getexif()
+    exif[0x0112] = 6
+    red.save(tmp_path / 'a.png', exif=exif)
+    for upright, shape in ((True, (4, 2, 3)), (False, (2, 4, 3))):
+        (_, picture), = Detector(lambda picture, score: FOUND, 'ab', upright).pictures([tmp_path / 'a.png'])
+        assert picture.shape == shape
+        assert picture[0, 0].tolist() == [0, 0, 255]

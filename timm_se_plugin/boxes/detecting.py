@@ -1,0 +1,144 @@
+"""Boxes in pictures, by any detector, and the files that hold them."""
+
+import json
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from ..files.pictures import Picture, readable, search
+from ..files.tables import write_table
+from ..files.writing import write_atomically
+from .drawing import draw, write_picture
+
+__all__ = ['Detector', 'Found', 'detect', 'found_in', 'pictures_to_detect_in']
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a detector finds in a picture.
+
+    Args:
+        boxes: (N, 4), corners x1, y1, x2, y2 in pixels of the picture.
+        scores: (N,).
+        labels: (N,), numbers of the classes.
+        masks: (N, H, W), the pixels of each object, if the detector finds them.
+    """
+
+    boxes: np.ndarray
+    scores: np.ndarray
+    labels: np.ndarray
+    masks: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Detector:
+    """A detector with all that a picture needs.
+
+    Args:
+        find: maps a picture, (H, W, 3), BGR, 8 bits, and the lowest score to what is found with at least that score.
+        names: of the classes, by their numbers; a class without a name is called by its number.
+        upright: whether pictures are turned as their EXIF orientation says.
+    """
+
+    find: Callable[[np.ndarray, float], Found]
+    names: Sequence[str]
+    upright: bool = True
+
+    def pictures(self, files: Iterable[str | Path]) -> Any:
+        """The files that are whole pictures, each with its pixels as `find` takes them; the log names the others."""
+        return readable(files, Picture('RGB', self.upright), lambda image: np.asarray(image)[..., ::-1])
+
+
+def pictures_to_detect_in(pictures: Iterable[str | Path], output: str | Path) -> dict[Path, Path]:
+    """The pictures in files and folders, each with the file that the picture with its boxes is written to.
+
+    Raises:
+        FileNotFoundError: a picture does not exist, or a folder has none.
+        ValueError: a picture would be written over a given one or another result.
+    """
+    targets: dict[Path, Path] = {}
+    for file, name in search(pictures, Path(output)):
+        target = Path(output, name if cv2.haveImageWriter(name.name) else f'{name}.png')
+        if target in targets.values():
+            raise ValueError(f'{file} and another picture have the same name {name}, and would be written to one file')
+        targets[file] = target
+    if {file.resolve() for file in targets} & {target.resolve() for target in targets.values()}:
+        raise ValueError(f'output={str(output)!r} holds the pictures, which would be overwritten; give another folder')
+    return targets
+
+
+def detect(detector: Detector, targets: dict[Path, Path], output: str | Path, score: float = 0.3,
+           ) -> list[dict[str, Any]]:
+    """Detect in pictures, and write each with its boxes, and all boxes into ``detections.json`` and ``detections.csv``.
+
+    A picture that cannot be read or detected in is named in the log and passed over. The two files are written whatever
+    happens, with the results of the pictures until then.
+
+    Args:
+        detector: the detector.
+        targets: of :func:`pictures_to_detect_in`.
+        output: the folder for the two files.
+        score: the lowest score of a box that is kept.
+
+    Returns:
+        The content of ``detections.json``: for each picture ``file`` and ``detections``, a list of ``label``,
+        ``score``, ``bbox`` (x1, y1, x2, y2 in pixels), and, of a detector that finds masks, ``segmentation``
+        (polygons as in COCO's annotations).
+
+    Raises:
+        ValueError: a picture cannot be written, or there is none that can be detected in.
+    """
+    results: list[dict[str, Any]] = []
+    try:
+        for file, picture in detector.pictures(targets):
+            try:
+                found = detector.find(picture, score)
+            except MemoryError:
+                raise
+            except Exception as error:  # PyTorch and ONNX Runtime raise errors of many classes
+                _logger.warning('%s, of %dx%d pixels, cannot be detected in (%s: %s); it is passed over', file,
+                                picture.shape[1], picture.shape[0], type(error).__name__, error)
+                continue
+            results.append({'file': str(file), 'detections': found_in(found, detector.names)})
+            _write(picture, results[-1]['detections'], targets[Path(file)], detector.names)
+    finally:
+        if results:
+            _write_results(results, Path(output))
+    if not results:
+        raise ValueError(f'none of the {len(targets)} files is a picture that can be detected in')
+    return results
+
+
+def found_in(found: Found, names: Sequence[str]) -> list[dict[str, Any]]:
+    """What is found in a picture as JSON-safe values."""
+    detections = []
+    for i, (box, score, label) in enumerate(
+            zip(found.boxes.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True)):
+        detections.append({'label': names[label] if label < len(names) else str(label), 'score': round(score, 4),
+                           'bbox': [round(v, 2) for v in box]})
+        if found.masks is not None:
+            outlines, _ = cv2.findContours(found.masks[i].astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+            detections[-1]['segmentation'] = [line.reshape(-1).tolist() for line in outlines if len(line) > 2]
+    return detections
+
+
+def _write(picture: np.ndarray, detections: Sequence[dict[str, Any]], target: Path, names: Sequence[str]) -> None:
+    boxes, labels, scores = ([found[key] for found in detections] for key in ('bbox', 'label', 'score'))
+    outlines = [[np.reshape(line, (-1, 2)) for line in found.get('segmentation', [])] for found in detections]
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_picture(target, draw(picture, boxes, labels, scores, names, outlines))
+
+
+def _write_results(results: Sequence[dict[str, Any]], folder: Path) -> None:
+    write_atomically(folder / 'detections.json', json.dumps(results, indent=1, ensure_ascii=False).encode())
+    rows = [{'file': result['file'], 'label': found['label'], 'score': found['score'],
+             **dict(zip(('x1', 'y1', 'x2', 'y2'), found['bbox'], strict=True))}
+            for result in results for found in result['detections']]
+    write_table(folder / 'detections.csv', rows or [dict.fromkeys(('file', 'label', 'score', 'x1', 'y1', 'x2', 'y2'))])
