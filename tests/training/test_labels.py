@@ -139,7 +139,7 @@ def test_validation_labels_in_another_order_are_the_same_labels(data, own, train
     (1, 'picture', 'has no column for a label on its first line: .*, separated by commas'),
     (1, 'picture,even,,hole', 'has no name for the column 3'),
     (1, 'picture,even,even,hole', "has several columns named 'even'"),
-    (3, 'train/0/nowhere.png,1,0,0', r"1 of 96 pictures that are not there: 'train/0/nowhere.png'; a path begins"),
+    (3, 'train/0/nowhere.png,1,0,0', r"1 of 96 pictures that do not exist: 'train/0/nowhere.png'; paths are rel"),
     (3, 'a.png,1,0', 'line 3, has 3 cells, and the first line names 4 columns'),
     (3, 'a.png,1,,0', "line 3, has '' in the column 'large'; a picture with a label has 1 in its column"),
     (3, 'a.png,1,2,0', "line 3, has '2' in the column 'large'")])
@@ -195,7 +195,7 @@ def test_a_share_of_one_file_has_a_part_of_each_label(data):
 @pytest.mark.parametrize(('arguments', 'said'), [
     (('--data-dir', '{}/train'), r'train has no train\.csv; --task multilabel needs a CSV file for each split'),
     (('--data-dir', '{}/train/0'), r'0 has no train\.csv'),
-    (('--data-dir', '{}/train.csv'), 'so that the same images would train and validate; --val-share 0.2'),
+    (('--data-dir', '{}/train.csv'), 'so that the same images would train and validate; give --val-share 0.2'),
     (('--data-dir', '{}', '--val-share', '0.2'), '--val-share 0.2 is for one CSV file, and .* is a folder with a file'),
     (('--data-dir', '{}', '--num-classes', '4'), '--num-classes 4 is more than the 3 labels of the data'),
     (('--data-dir', '{}', '--class-map', 'map.txt'), 'whose columns are the labels; leave out --class-map'),
