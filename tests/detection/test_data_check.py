@@ -115,15 +115,15 @@ def test_perfect_detections_have_a_perfect_score_in_any_order_of_categories(coco
     ('no sizes', 'is not in the format of COCO instances'),
     ('a list', 'is not a JSON file in the format of COCO instances'),
     ('no pictures', 'has no images'),
-    ('a box without a number', r'the bbox of annotation 1 is \[5, nan, 20, 20\], and not four numbers'),
-    ('a box without an end', r'the bbox of annotation 1 is \[5, 5, inf, 20\], and not four numbers'),
-    ('a box of five numbers', r'the bbox of annotation 1 is \[5, 5, 20, 20, 1\], and not four numbers'),
-    ('a box of no numbers', r'the bbox of annotation 1 is \[\], and not four numbers'),
-    ('a box of text', r"the bbox of annotation 1 is \['5', '5', '20', '20'\], and not four numbers"),
-    ('a box that is null', 'the bbox of annotation 1 is None, and not four numbers'),
-    ('marks as text', r"annotation 1 has iscrowd='0', which has to be 0 or 1"),
-    ('ignore as text', r"annotation 1 has ignore='false', which has to be 0 or 1"),
-    ('image ids as text', r"none of the 4 boxes belongs to an image of the file: .* image_id='0', .* id 0"),
+    ('a box without a number', r'the bbox of annotation 1 is \[5, nan, 20, 20\], which is not four numbers'),
+    ('a box without an end', r'the bbox of annotation 1 is \[5, 5, inf, 20\], which is not four numbers'),
+    ('a box of five numbers', r'the bbox of annotation 1 is \[5, 5, 20, 20, 1\], which is not four numbers'),
+    ('a box of no numbers', r'the bbox of annotation 1 is \[\], which is not four numbers'),
+    ('a box of text', r"the bbox of annotation 1 is \['5', '5', '20', '20'\], which is not four numbers"),
+    ('a box that is null', 'the bbox of annotation 1 is None, which is not four numbers'),
+    ('marks as text', r"annotation 1 has iscrowd='0', which is neither 0 nor 1"),
+    ('ignore as text', r"annotation 1 has ignore='false', which is neither 0 nor 1"),
+    ('image ids as text', r"none of the 4 boxes belongs to an image of the file: .* image_id='0', .* id=0"),
 ])
 @pytest.mark.parametrize('split', ['train', 'val'])
 def test_annotations_with_another_meaning_are_refused_with_the_file(coco_folder, kind, message, split):
@@ -151,7 +151,7 @@ def test_boxes_that_are_left_out_are_said(coco_folder, said, kind, count):
 
 @pytest.mark.parametrize(('kind', 'message'), [
     ('a box given twice', r'1 of 5 boxes are given twice, .*first of them in .*0\.png'),
-    ('a picture given twice', r'1 of 5 pictures are given twice, .*first is .*0\.png')])
+    ('a picture given twice', r'1 of 5 pictures are given twice, .*first of them .*0\.png')])
 def test_what_is_given_twice_is_said(coco_folder, said, kind, message):
     change_annotations(coco_folder / 'annotations.json', kind)
     labels_of(coco_folder)
@@ -230,7 +230,7 @@ def test_copies_of_training_pictures_in_validation_are_said(coco_folder, said, l
 
 @pytest.mark.parametrize(('classes', 'message'), [
     ('seven', r"classes='seven' is a string, whose letters would be the names; .* classes=\('seven',\)"),
-    (('red', 'red'), "classes has the name 'red' more than once"), ((), 'classes has no name')])
+    (('red', 'red'), "classes has the name 'red' more than once"), ((), 'classes is empty')])
 def test_a_string_or_a_repeated_name_is_no_list_of_classes(coco_folder, classes, message):
     with pytest.raises(ValueError, match=message):
         dataset_of(coco_folder, classes=classes)

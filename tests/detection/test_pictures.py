@@ -97,7 +97,7 @@ class Renamed(BaseStorageBackend):
 def test_the_backend_is_asked_for_pictures_that_are_not_local(tmp_path, said):
     far = [picture(f'stored:{photo(tmp_path / f"{i}.png")}', backend_args=dict(backend='renamed')) for i in range(201)]
     check_pictures(far)
-    assert 'looked at 67 of 201 picture files' in said[0]
+    assert 'checked 67 of 201 picture files' in said[0]
     PICTURES['half as large'](tmp_path / '0.png')
     with pytest.raises(ValueError, match=r'stored:.*0.png: 48x40'):
         check_pictures(far)

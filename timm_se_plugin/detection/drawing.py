@@ -1,4 +1,4 @@
-"""Boxes and their names drawn into pictures, and picture files written."""
+"""Draws boxes and their names into pictures, and writes picture files."""
 
 import functools
 import logging
@@ -26,7 +26,7 @@ def write_picture(file: str | Path, picture: np.ndarray) -> None:
         ValueError: OpenCV does not know the ending, or cannot write such a picture in this format.
         OSError: the file cannot be written.
     """
-    try:  # cv2.imwrite returns False where it fails, and cannot write to every path on Windows
+    try:  # cv2.imwrite gives no reason when it fails, and cannot write to every path on Windows
         done, data = cv2.imencode(Path(file).suffix, picture)
     except cv2.error as error:
         raise ValueError(f'{file} cannot be written: {error}') from error
@@ -46,7 +46,7 @@ def _fonts() -> Iterator[str]:
 
 @functools.cache
 def _font(characters: frozenset[str]) -> ImageFont.FreeTypeFont:
-    """The first font with ASCII and `characters`: DejaVu Sans, which comes with matplotlib, or one of the system."""
+    """The first font with ASCII and `characters`: DejaVu Sans, which comes with matplotlib, or a system font."""
     from matplotlib.ft2font import FT2Font
 
     codes = {*range(32, 127), *map(ord, characters)}
@@ -56,7 +56,7 @@ def _font(characters: frozenset[str]) -> ImageFont.FreeTypeFont:
                 return ImageFont.truetype(path, 10)
         except (RuntimeError, OSError):
             continue  # matplotlib or Pillow does not read this font
-    print_log(f'no installed font has all of the characters {"".join(sorted(characters))!r}, and some are drawn as '
+    print_log(f'no installed font has all of the characters {"".join(sorted(characters))!r}: some are drawn as '
               'empty boxes; install a font that has them, such as Noto Sans CJK', logger='current',
               level=logging.WARNING)
     return ImageFont.truetype(next(_fonts()), 10)
@@ -71,9 +71,12 @@ def draw(
     Args:
         picture: (H, W, 3), BGR.
         boxes: (N, 4), corners x1, y1, x2, y2 in pixels.
-        labels: the class of each box, in any script that an installed font has.
-        scores: the score of each box, which is written beside the label; may be empty.
-        classes: all classes, each of which keeps its colour from picture to picture; by default those in `labels`.
+        labels: class of each box, in any script that an installed font has.
+        scores: score of each box, written beside the label; may be empty.
+        classes: all classes; with them, a class has the same colour in every picture.
+
+    Returns:
+        The copy, (H, W, 3), BGR.
     """
     out = np.ascontiguousarray(picture).copy()
     names = [*classes, *sorted(set(labels) - set(classes))]
@@ -87,7 +90,7 @@ def draw(
         top = max(y1 - 12, 0)
         cv2.rectangle(out, (x1, top), (x1 + round(font.getlength(text)) + 1, top + 12), colour, cv2.FILLED)
         texts.append(((x1 + 1, top), text, font))
-    canvas = Image.fromarray(out)  # white is white in BGR too
+    canvas = Image.fromarray(out)  # in BGR order, which does not matter for white
     pen = ImageDraw.Draw(canvas)
     for place, text, font in texts:
         pen.text(place, text, fill=(255, 255, 255), font=font)
