@@ -89,7 +89,7 @@ def test_a_folder_trains_and_its_configuration_trains_again(mine, small, tmp_pat
     main(['detect', 'train', str(written), '--work-dir', 'again', '--cfg-options', 'visualizer.name=again'])
     assert (tmp_path / 'again' / 'epoch_1.pth').is_file()
     main(['detect', 'test', str(written), str(run / 'epoch_1.pth'), '--work-dir', 'test', '--cfg-options',
-          'visualizer.name=tested'])
+          'visualizer.name=of_own_data'])
     assert list((tmp_path / 'test').glob('*/*.json'))
 
 
