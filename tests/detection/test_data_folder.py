@@ -149,7 +149,7 @@ def test_instances_are_chosen_among_the_other_annotations_of_coco(tmp_path):
     assert described(read_folder(folder, tmp_path / 'run')[0]) == SPLITS
 
 
-def test_a_class_that_cannot_be_learned_is_said(tmp_path, caplog):
+def test_a_class_that_cannot_be_learned_is_logged(tmp_path, caplog):
     folder = save_coco(tmp_path / 'mine')
     file = folder / COCO_VAL
     write(file, file.read_text().replace('"category_id": 7', '"category_id": 0'))
@@ -344,7 +344,7 @@ YOLO_A, VOC_A = 'labels/train/a.txt', 'Annotations/train_a.xml'
     pytest.param(spoil(save_yolo, replaced('data.yaml', '[blue', '[[blue')), ValueError,
                  r'data.yaml is not a YAML file', id='broken YAML'),
 ])
-def test_what_is_wrong_with_a_folder_is_said(tmp_path, make, error, message):
+def test_the_error_names_what_is_wrong_with_a_folder(tmp_path, make, error, message):
     make(tmp_path / 'mine')
     if message is None:     # is no error
         assert described(read_folder(tmp_path / 'mine', tmp_path / 'run')[0])['train'] == SPLITS['train']

@@ -75,7 +75,7 @@ def test_a_picture_that_its_tag_turns_is_refused_with_the_way_out(tmp_path, colo
     check_pictures([picture(file, annotated[::-1], color_type=color_type)])
 
 
-def test_a_tag_that_turns_without_a_change_of_size_is_said(tmp_path, said):
+def test_a_tag_that_turns_without_a_change_of_size_is_logged(tmp_path, said):
     file = photo(tmp_path / 'a.jpg')
     PICTURES['upside down by its tag'](file)
     check_pictures([picture(file)])
@@ -116,7 +116,7 @@ def untrained(config, folder):
     return str(folder / 'a.pth')
 
 
-def test_whatever_opencv_reads_is_detected_in_and_what_is_left_out_is_said(coco_folder, said):
+def test_whatever_opencv_reads_is_detected_in_and_what_is_left_out_is_logged(coco_folder, said):
     images, config = coco_folder / 'images', on_folder(coco_folder)
     checkpoint = untrained(on_folder(coco_folder), coco_folder)
     for name in ('a.webp', 'b.tif', 'c.BMP', '球.png', 'upload.png'):

@@ -198,7 +198,7 @@ def test_names_that_differ_in_case_alone_have_one_order(tmp_path):
     ('a link to nowhere', 'left out: 1 links to nothing (pink)'),
     ('a link to the folder above', 'left out: 1 links to a folder that they lie in (loop)'),
     ('a link to another class', "the classes 'pink' and 'red' are the same folder")])
-def test_folders_that_hardly_mean_classes_are_said(colours, caplog, kind, said):
+def test_folders_that_are_probably_no_classes_are_warned_of(colours, caplog, kind, said):
     spoil(colours / 'train', kind)
     reader = read_folder(str(colours / 'train'), None)
     assert said in ''.join(record.getMessage() for record in caplog.records if record.levelname == 'WARNING')
@@ -232,7 +232,7 @@ def test_a_share_of_a_tar_file_is_refused(colours, tmp_path):
 
 
 @pytest.mark.parametrize('linked', [False, True])
-def test_validation_pictures_that_are_trained_on_are_said(colours, tmp_path, caplog, linked):
+def test_validation_pictures_that_are_trained_on_are_logged(colours, tmp_path, caplog, linked):
     shutil.rmtree(colours / 'validation')
     if linked:
         (colours / 'validation').symlink_to('train')
@@ -269,7 +269,7 @@ def test_other_validation_pictures_of_the_same_names_are_fine(colours, tmp_path,
 
 
 @pytest.mark.parametrize(('split', 'twin'), [('train', 'train.tar'), ('validation', 'val')])
-def test_two_sources_of_a_split_are_said(colours, caplog, split, twin):
+def test_two_sources_of_a_split_are_logged(colours, caplog, split, twin):
     if twin.endswith('.tar'):
         shutil.make_archive(str(colours / 'train'), 'tar', colours / 'train')
     else:

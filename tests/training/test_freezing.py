@@ -106,7 +106,7 @@ def test_what_cannot_be_frozen_is_refused(digits, tmp_path, arguments, said):
         Run(options(digits, tmp_path, *arguments), Process(torch.device('cpu')))
 
 
-def test_a_part_that_is_none_is_refused(capsys):
+def test_an_unknown_part_to_freeze_is_refused(capsys):
     with pytest.raises(SystemExit):
         parse_options(['--freeze', 'neck'])
     assert "'neck' is neither backbone nor base nor a number of stages" in capsys.readouterr().err

@@ -188,7 +188,7 @@ def test_a_validation_loss_that_is_not_finite_ends_the_run(digits, tmp_path):
     assert not (tmp_path / 'run' / 'model_best.pth.tar').exists()
 
 
-def test_an_unwritable_table_is_said_before_the_training(digits, tmp_path):
+def test_an_unwritable_table_is_refused_before_the_training(digits, tmp_path):
     (tmp_path / 'file').touch()
     with pytest.raises(UnwritableFileError, match=r'--results .*file/table\.csv cannot be written'):
         run(digits, tmp_path / 'run', '--results', str(tmp_path / 'file' / 'table.csv'))
