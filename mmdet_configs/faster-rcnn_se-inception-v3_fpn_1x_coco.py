@@ -1,7 +1,8 @@
 """Faster R-CNN with an SE-Inception-v3, COCO, 12 epochs.
 
-torchvision's weights, which gain SE whose gates start at 1. The stem of Inception does not pad: maps are a little
-smaller than the picture divided by the stride, and the neck resizes each to the size of the next finer one.
+The backbone starts from torchvision's weights, and the gates of the added SE start at 1. The stem of Inception does not
+pad: maps are a little smaller than the picture divided by the stride, and the neck resizes each map to the size of the
+next finer one.
 
 Run: torchrun --nproc-per-node 8 -m timm_se_plugin detect train faster-rcnn_se-inception-v3_fpn_1x_coco
 Hardware: 8 GPUs of 16 GB, 2 images each (fewer: --auto-scale-lr). Result: not yet run.

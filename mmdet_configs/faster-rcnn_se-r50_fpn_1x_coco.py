@@ -1,7 +1,7 @@
 """Faster R-CNN with an SE-ResNet-50, COCO, 12 epochs.
 
-torchvision's weights, as in mmdet's configuration. They gain SE whose gates start at 1, so that training starts from
-the same features as mmdet's.
+The backbone starts from torchvision's weights, as mmdet's does. The gates of the added SE start at 1: at first the
+features are those of mmdet's backbone.
 
 Run: torchrun --nproc-per-node 8 -m timm_se_plugin detect train faster-rcnn_se-r50_fpn_1x_coco
 Hardware: 8 GPUs of 16 GB, 2 images each (fewer: --auto-scale-lr). Result: not yet run.

@@ -5,7 +5,7 @@ _data = dict(type='CocoDataset', data_root=data_root, data_prefix=dict(img='imag
              metainfo=dict(classes=('0', '1', '2', '3', '4', '5', '6', '7', '8', '9')))
 _load = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations', with_bbox=True)]
 _keys = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')
-# No flip, which would change a digit's meaning. Resizing is for pictures that are not scenes.
+# No flip, which would change a digit's meaning. The scenes have this size; other pictures are resized.
 _resize = dict(type='Resize', scale=(96, 96), keep_ratio=True)
 train_dataloader = dict(
     batch_size=8, num_workers=0, sampler=dict(type='DefaultSampler', shuffle=True),

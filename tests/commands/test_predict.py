@@ -118,7 +118,7 @@ def test_a_share_is_stratified_stable_and_apart_from_the_training(digits):
 
 
 def test_a_share_is_refused_where_there_are_splits_or_single_pictures(digits, tmp_path):
-    with pytest.raises(SystemExit, match="has a split 'val' already; leave it out"):
+    with pytest.raises(SystemExit, match="has a split 'val' already; leave out --val-share"):
         main(['train', *TINY, '--data-dir', str(digits), '--val-split', 'val', '--val-share', '0.2'])
     for name in 'ab':
         (tmp_path / name).mkdir()

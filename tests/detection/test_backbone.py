@@ -299,7 +299,7 @@ def test_a_checkpoint_of_another_architecture_is_refused(tmp_path, theirs, mine,
     (dict(pretrained='a9_in1k'), "has no tag 'a9_in1k'"),
     (dict(model_name='resnet18.a9_in1k'), "has no tag 'a9_in1k'"),
     (dict(model_name='resnet18.a1_in1k', pretrained='tv_in1k'), "a1_in1k' and pretrained='tv_in1k' name different"),
-    (dict(norm_cfg=dict(type='BN', momentum=0.01)), 'norm_cfg has momentum, and takes type and requires_grad only'),
+    (dict(norm_cfg=dict(type='BN', momentum=0.01)), 'norm_cfg has the keys momentum; only type and requires_g'),
     (dict(attn='sk', pretrained=True), 'cannot gain'),
     (dict(model_name='se_resnet50_plugin', attn_gate='tanh', pretrained=True), 'belong to another attention'),
 ])

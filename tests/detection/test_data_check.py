@@ -115,15 +115,15 @@ def test_perfect_detections_have_a_perfect_score_in_any_order_of_categories(coco
     ('no sizes', 'is not in the format of COCO instances'),
     ('a list', 'is not a JSON file in the format of COCO instances'),
     ('no pictures', 'has no images'),
-    ('a box without a number', r'the bbox of annotation 1 is \[5, nan, 20, 20\], and not four numbers'),
-    ('a box without an end', r'the bbox of annotation 1 is \[5, 5, inf, 20\], and not four numbers'),
-    ('a box of five numbers', r'the bbox of annotation 1 is \[5, 5, 20, 20, 1\], and not four numbers'),
-    ('a box of no numbers', r'the bbox of annotation 1 is \[\], and not four numbers'),
-    ('a box of text', r"the bbox of annotation 1 is \['5', '5', '20', '20'\], and not four numbers"),
-    ('a box that is null', 'the bbox of annotation 1 is None, and not four numbers'),
-    ('marks as text', r"annotation 1 has iscrowd='0', which has to be 0 or 1"),
-    ('ignore as text', r"annotation 1 has ignore='false', which has to be 0 or 1"),
-    ('image ids as text', r"none of the 4 boxes belongs to an image of the file: .* image_id='0', .* id 0"),
+    ('a box without a number', r'the bbox of annotation 1 is \[5, nan, 20, 20\], which is not four numbers'),
+    ('a box without an end', r'the bbox of annotation 1 is \[5, 5, inf, 20\], which is not four numbers'),
+    ('a box of five numbers', r'the bbox of annotation 1 is \[5, 5, 20, 20, 1\], which is not four numbers'),
+    ('a box of no numbers', r'the bbox of annotation 1 is \[\], which is not four numbers'),
+    ('a box of text', r"the bbox of annotation 1 is \['5', '5', '20', '20'\], which is not four numbers"),
+    ('a box that is null', 'the bbox of annotation 1 is None, which is not four numbers'),
+    ('marks as text', r"annotation 1 has iscrowd='0', which is neither 0 nor 1"),
+    ('ignore as text', r"annotation 1 has ignore='false', which is neither 0 nor 1"),
+    ('image ids as text', r"none of the 4 boxes belongs to an image of the file: .* image_id='0', .* id=0"),
 ])
 @pytest.mark.parametrize('split', ['train', 'val'])
 def test_annotations_with_another_meaning_are_refused_with_the_file(coco_folder, kind, message, split):
@@ -135,7 +135,7 @@ def test_annotations_with_another_meaning_are_refused_with_the_file(coco_folder,
         train_detector(config)
 
 
-def test_a_name_that_classes_leaves_out_is_said_with_its_boxes(coco_folder, said):
+def test_a_name_that_classes_leaves_out_is_logged_with_its_boxes(coco_folder, said):
     change_annotations(coco_folder / 'annotations.json', 'one category more, with a box')
     assert labels_of(coco_folder) == ['red', 'blue', 'red']
     assert "classes leaves out 'green' (1 boxes)" in said[0]
@@ -143,7 +143,7 @@ def test_a_name_that_classes_leaves_out_is_said_with_its_boxes(coco_folder, said
 
 @pytest.mark.parametrize(('kind', 'count'), [
     ('a box outside', '1 of 4'), ('a box of no width', '1 of 4'), ('a box of no image', '1 of 5')])
-def test_boxes_that_are_left_out_are_said(coco_folder, said, kind, count):
+def test_boxes_that_are_left_out_are_logged(coco_folder, said, kind, count):
     change_annotations(coco_folder / 'annotations.json', kind)
     labels_of(coco_folder)
     assert f'{count} boxes are left out' in said[0]
@@ -151,15 +151,15 @@ def test_boxes_that_are_left_out_are_said(coco_folder, said, kind, count):
 
 @pytest.mark.parametrize(('kind', 'message'), [
     ('a box given twice', r'1 of 5 boxes are given twice, .*first of them in .*0\.png'),
-    ('a picture given twice', r'1 of 5 pictures are given twice, .*first is .*0\.png')])
-def test_what_is_given_twice_is_said(coco_folder, said, kind, message):
+    ('a picture given twice', r'1 of 5 pictures are given twice, .*first of them .*0\.png')])
+def test_what_is_given_twice_is_logged(coco_folder, said, kind, message):
     change_annotations(coco_folder / 'annotations.json', kind)
     labels_of(coco_folder)
     assert re.search(message, said[0])
 
 
 @pytest.mark.parametrize('kind', ['no annotations', 'crowds alone', 'fractions of the picture'])
-def test_training_without_a_box_is_refused_and_a_validation_without_one_is_said(coco_folder, said, kind):
+def test_training_without_a_box_is_refused_and_a_validation_without_one_is_logged(coco_folder, said, kind):
     (coco_folder / 'other.json').write_bytes((coco_folder / 'annotations.json').read_bytes())
     change_annotations(coco_folder / 'other.json', kind)
     config = stopped(coco_folder)
@@ -173,7 +173,7 @@ def test_training_without_a_box_is_refused_and_a_validation_without_one_is_said(
     assert any(re.search(r'val_dataloader \(.*other.json\) has no box .*metrics mean nothing', text) for text in said)
 
 
-def test_corners_in_the_place_of_width_and_height_are_said(coco_folder, said):
+def test_corners_in_the_place_of_width_and_height_are_logged(coco_folder, said):
     change_annotations(coco_folder / 'annotations.json', lambda data: data['annotations'][0].update(
         bbox=[40, 40, 60, 39]))
     labels_of(coco_folder)
@@ -200,7 +200,7 @@ def test_a_detector_of_masks_refuses_boxes_without_one(coco_folder, segmentation
 @pytest.mark.filterwarnings('ignore:__array__ implementation:DeprecationWarning')  # of mmdet's masks
 @pytest.mark.parametrize(('segmentation', 'message'), [
     ([[1, 1, 2, 2]], 'no polygon of three points'), ([[90, 70, 95, 70, 95, 79]], 'lie outside their box')])
-def test_masks_that_are_no_area_or_elsewhere_are_said(coco_folder, said, segmentation, message):
+def test_masks_that_are_no_area_or_elsewhere_are_logged(coco_folder, said, segmentation, message):
     change_annotations(coco_folder / 'annotations.json', lambda data: data['annotations'][0].update(
         segmentation=segmentation))
     with pytest.raises(FirstStepError):
@@ -208,14 +208,14 @@ def test_masks_that_are_no_area_or_elsewhere_are_said(coco_folder, said, segment
     assert any(re.search(rf'1 segmentations of .*annotations.json .*{message}.* in .*0\.png', text) for text in said)
 
 
-def test_validation_pictures_that_are_trained_on_are_said(coco_folder, said):
+def test_validation_pictures_that_are_trained_on_are_logged(coco_folder, said):
     with pytest.raises(FirstStepError):
         train_detector(stopped(coco_folder))
     assert '4 of the 4 pictures of val_dataloader are also trained on' in said[-1]
 
 
 @pytest.mark.parametrize('linked', [False, True])
-def test_copies_of_training_pictures_in_validation_are_said(coco_folder, said, linked):
+def test_copies_of_training_pictures_in_validation_are_logged(coco_folder, said, linked):
     if linked:
         (coco_folder / 'val').symlink_to('images')
     else:
@@ -230,7 +230,7 @@ def test_copies_of_training_pictures_in_validation_are_said(coco_folder, said, l
 
 @pytest.mark.parametrize(('classes', 'message'), [
     ('seven', r"classes='seven' is a string, whose letters would be the names; .* classes=\('seven',\)"),
-    (('red', 'red'), "classes has the name 'red' more than once"), ((), 'classes has no name')])
+    (('red', 'red'), "classes has the name 'red' more than once"), ((), 'classes is empty')])
 def test_a_string_or_a_repeated_name_is_no_list_of_classes(coco_folder, classes, message):
     with pytest.raises(ValueError, match=message):
         dataset_of(coco_folder, classes=classes)

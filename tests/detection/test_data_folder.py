@@ -149,12 +149,12 @@ def test_instances_are_chosen_among_the_other_annotations_of_coco(tmp_path):
     assert described(read_folder(folder, tmp_path / 'run')[0]) == SPLITS
 
 
-def test_a_class_that_cannot_be_learned_is_said(tmp_path, caplog):
+def test_a_class_that_cannot_be_learned_is_logged(tmp_path, caplog):
     folder = save_coco(tmp_path / 'mine')
     file = folder / COCO_VAL
     write(file, file.read_text().replace('"category_id": 7', '"category_id": 0'))
     assert read_folder(folder, tmp_path / 'run')[1] == ('blue', 'red', 'things')
-    assert 'no box of the train split is a things, which the detector cannot learn' in caplog.text
+    assert 'the train split has no box of things, which the detector therefore cannot learn' in caplog.text
 
 
 def test_a_folder_inside_the_data_keeps_the_files_of_a_run(tmp_path):
@@ -229,7 +229,7 @@ def test_a_share_of_the_train_split_validates_and_stays_the_same(tmp_path, save)
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         if save is save_yolo:
             write(folder / 'data.yaml', re.sub('val: .*\n', '', (folder / 'data.yaml').read_text()))
-        with pytest.raises(ValueError, match=r'has no val split, .* --val-share 0.2 takes a fifth'):
+        with pytest.raises(ValueError, match=r'has no val split .* --val-share 0.2 takes a fifth'):
             read_folder(folder, tmp_path / 'run')
         splits, _ = read_folder(folder, tmp_path / 'run', val_share=0.25)
         contents = {name: json.loads(split.file.read_text()) for name, split in splits.items()}
@@ -310,7 +310,7 @@ YOLO_A, VOC_A = 'labels/train/a.txt', 'Annotations/train_a.xml'
     pytest.param(spoil(save_voc, replaced(VOC_A, '<name>red</name>', '')), ValueError,
                  'train_a.xml has an object without <name>', id='XML without a name'),
     pytest.param(spoil(save_voc, replaced(VOC_A, '</annotation>', '')), ValueError,
-                 'train_a.xml is not a whole XML file', id='broken XML'),
+                 'train_a.xml is not a complete XML file', id='broken XML'),
     pytest.param(spoil(save_voc, lambda folder: (folder / 'JPEGImages/train_a.jpg').unlink()), ValueError,
                  r"train_a.xml has no picture: there is none named train_a or 'train_a.jpg'", id='XML without picture'),
     pytest.param(spoil(save_voc, lambda folder: (folder / VOC_A).unlink()), FileNotFoundError,
@@ -344,7 +344,7 @@ YOLO_A, VOC_A = 'labels/train/a.txt', 'Annotations/train_a.xml'
     pytest.param(spoil(save_yolo, replaced('data.yaml', '[blue', '[[blue')), ValueError,
                  r'data.yaml is not a YAML file', id='broken YAML'),
 ])
-def test_what_is_wrong_with_a_folder_is_said(tmp_path, make, error, message):
+def test_the_error_names_what_is_wrong_with_a_folder(tmp_path, make, error, message):
     make(tmp_path / 'mine')
     if message is None:     # is no error
         assert described(read_folder(tmp_path / 'mine', tmp_path / 'run')[0])['train'] == SPLITS['train']

@@ -89,7 +89,7 @@ def test_a_folder_trains_and_its_configuration_trains_again(mine, small, tmp_pat
     main(['detect', 'train', str(written), '--work-dir', 'again', '--cfg-options', 'visualizer.name=again'])
     assert (tmp_path / 'again' / 'epoch_1.pth').is_file()
     main(['detect', 'test', str(written), str(run / 'epoch_1.pth'), '--work-dir', 'test', '--cfg-options',
-          'visualizer.name=tested'])
+          'visualizer.name=of_own_data'])
     assert list((tmp_path / 'test').glob('*/*.json'))
 
 
@@ -181,7 +181,7 @@ def test_a_training_takes_a_configuration_or_a_folder(words):
 
 def test_a_share_of_a_single_split_validates(mine, small, tmp_path):
     (mine / 'annotations' / 'val.json').unlink()
-    with pytest.raises(SystemExit, match=r'has no val split, .* --val-share 0.2 takes a fifth'):
+    with pytest.raises(SystemExit, match=r'has no val split .* --val-share 0.2 takes a fifth'):
         main(['detect', 'train', '--data', str(mine), '--model', str(small), '--work-dir', str(tmp_path / 'run')])
     assert not (tmp_path / 'run').exists()
     config = config_for_folder(small, mine, tmp_path / 'run', 0.25)

@@ -76,7 +76,7 @@ def test_a_picture_that_its_tag_turns_is_refused_with_the_way_out(tmp_path, colo
     check_pictures([picture(file, annotated[::-1], color_type=color_type)])
 
 
-def test_a_tag_that_turns_without_a_change_of_size_is_said(tmp_path, said):
+def test_a_tag_that_turns_without_a_change_of_size_is_logged(tmp_path, said):
     file = photo(tmp_path / 'a.jpg')
     PICTURES['upside down by its tag'](file)
     check_pictures([picture(file)])
@@ -98,7 +98,7 @@ class Renamed(BaseStorageBackend):
 def test_the_backend_is_asked_for_pictures_that_are_not_local(tmp_path, said):
     far = [picture(f'stored:{photo(tmp_path / f"{i}.png")}', backend_args=dict(backend='renamed')) for i in range(201)]
     check_pictures(far)
-    assert 'looked at 67 of 201 picture files' in said[0]
+    assert 'checked 67 of 201 picture files' in said[0]
     PICTURES['half as large'](tmp_path / '0.png')
     with pytest.raises(ValueError, match=r'stored:.*0.png: 48x40'):
         check_pictures(far)

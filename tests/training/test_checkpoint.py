@@ -73,7 +73,7 @@ def test_between_the_two_renames_nothing_is_lost(tmp_path):
     assert number(tmp_path) == 2
 
 
-def test_what_is_no_checkpoint_is_said_to_be_none(tmp_path):
+def test_a_file_that_is_no_checkpoint_is_refused(tmp_path):
     torch.save({'weights': 1}, tmp_path / 'other.pth')
     with pytest.raises(CheckpointError, match='it has no state_dict'):
         read_checkpoint(tmp_path / 'other.pth')

@@ -74,7 +74,7 @@ def test_accumulation_keeps_the_images_of_an_update(digits, tmp_path):
     assert (position['global_batch'], position['grad_accum_steps'], position['world_size']) == (16, 4, 1)
     run(1, folder, *arguments)  # the same command again
     assert finish(start(train, *job(folder, *arguments, '--batch-size', '8'))) == 1  # another command
-    assert 'other values here: batch_size=8 (was 4)' in said(folder)
+    assert 'other options than these: batch_size=8 (was 4)' in said(folder)
 
 
 def test_images_that_the_processes_cannot_share_are_one_clear_error(digits, tmp_path):
@@ -100,7 +100,7 @@ def test_a_run_continues_to_more_epochs_with_the_schedule_of_the_new_length(digi
     assert rates[2:] == pytest.approx(expected[2:])
     assert read_checkpoint(tmp_path / 'run' / 'last.pth.tar')['args'].epochs == 4
     assert finish(start(train, *job(tmp_path / 'run', *data, '--epochs', '3', '--resume', 'auto'))) == 1
-    assert 'has trained 4 epochs, more than --epochs 3' in said(tmp_path / 'run')
+    assert 'has been trained for 4 epochs, more than --epochs 3; give --epochs 4 or more' in said(tmp_path / 'run')
 
 
 def test_a_run_of_a_release_without_an_option_goes_on_as_it_began(digits, tmp_path):

@@ -121,10 +121,10 @@ def test_a_checkpoint_that_started_from_published_weights_asks_for_none(tmp_path
     assert AttentionSpec.from_kwargs(options.model_kwargs).gate == 'double_sigmoid'
 
 
-def test_a_checkpoint_that_is_none_is_an_error(tmp_path):
+def test_a_path_that_is_no_checkpoint_is_refused(tmp_path):
     (tmp_path / 'args.yaml').touch()
     for path, said in ((tmp_path, 'is not a file$'), (tmp_path / 'last.pth.tar', 'last.pth.tar is not a file$'),
-                       (tmp_path / 'args.yaml', r'is not a file of weights, which ends in \.pth')):
+                       (tmp_path / 'args.yaml', r'is not a file of weights, whose name ends in \.pth')):
         with pytest.raises(ValueError, match=f'--checkpoint .*{said}'):
             parse_evaluation(['--checkpoint', str(path)])
 

@@ -51,7 +51,7 @@ def test_a_subset_of_the_classes_is_evaluated_as_what_it_is(trained, colours, tm
 
 
 @pytest.mark.parametrize(('kind', 'said'), [
-    ('a class renamed', "'amber'.*; it knows blue, green, red.*--class-map"), ('a class more', "'yellow'"),
+    ('a class renamed', "'amber'.*; the model knows blue, green, red.*--class-map"), ('a class more', "'yellow'"),
     ('a class misspelt', r"'gren' \(did you mean 'green'\?\)")])
 def test_a_class_that_the_model_does_not_know_is_refused_by_name(trained, colours, kind, said):
     spoil(colours / 'validation', kind)
@@ -191,14 +191,14 @@ def test_names_that_differ_in_case_alone_have_one_order(tmp_path):
 
 
 @pytest.mark.parametrize(('kind', 'said'), [
-    ('a class in two cases', "'Red' and 'red' differ in letter case or blanks alone"),
-    ('a class with a blank', "'red' and 'red ' differ in letter case or blanks alone"),
+    ('a class in two cases', "'Red' and 'red' differ only in letter case or blanks"),
+    ('a class with a blank', "'red' and 'red ' differ only in letter case or blanks"),
     ('a folder of a year in each class', "the class '2020' is made of 3 folders, blue/2020, green/2020, red/2020"),
     ('a folder in a class', "the class 'more' lies in the folder of the class 'red'"),
     ('a link to nowhere', 'left out: 1 links to nothing (pink)'),
     ('a link to the folder above', 'left out: 1 links to a folder that they lie in (loop)'),
     ('a link to another class', "the classes 'pink' and 'red' are the same folder")])
-def test_folders_that_hardly_mean_classes_are_said(colours, caplog, kind, said):
+def test_folders_that_are_probably_no_classes_are_warned_of(colours, caplog, kind, said):
     spoil(colours / 'train', kind)
     reader = read_folder(str(colours / 'train'), None)
     assert said in ''.join(record.getMessage() for record in caplog.records if record.levelname == 'WARNING')
@@ -214,7 +214,7 @@ def test_a_folder_that_may_not_be_read_is_refused(colours):
 
 
 @pytest.mark.parametrize(('name', 'content', 'said'), [
-    ('map.txt', b'red\n\nblue\ngreen\n', 'has nothing on line 2'), ('map.txt', b'\n', 'has no line'),
+    ('map.txt', b'red\n\nblue\ngreen\n', 'has nothing on line 2'), ('map.txt', b'\n', 'is empty'),
     ('map.csv', b'red,0\nblue,1\ngreen,2\n', r'is neither a text file, \.txt, with a name on each line'),
     ('map.txt', 'red\nblue\ngreen'.encode('utf-16'), 'is not text in UTF-8'),
     ('map.pkl', pickle.dumps({'red': -1, 'blue': 0, 'green': 1}), "gives 'red' the index -1"),
@@ -225,8 +225,14 @@ def test_a_class_map_that_gives_no_indices_is_refused(tmp_path, name, content, s
         read_class_map(str(tmp_path / name))
 
 
+def test_a_share_of_a_tar_file_is_refused(colours, tmp_path):
+    shutil.make_archive(str(tmp_path / 'colours'), 'tar', colours / 'train')
+    with pytest.raises(ValueError, match=r'colours\.tar is a file; leave out --val-share, or unpack the file'):
+        train(tmp_path / 'colours.tar', tmp_path / 'run', '--val-share', '0.2')
+
+
 @pytest.mark.parametrize('linked', [False, True])
-def test_validation_pictures_that_are_trained_on_are_said(colours, tmp_path, caplog, linked):
+def test_validation_pictures_that_are_trained_on_are_logged(colours, tmp_path, caplog, linked):
     shutil.rmtree(colours / 'validation')
     if linked:
         (colours / 'validation').symlink_to('train')
@@ -263,7 +269,7 @@ def test_other_validation_pictures_of_the_same_names_are_fine(colours, tmp_path,
 
 
 @pytest.mark.parametrize(('split', 'twin'), [('train', 'train.tar'), ('validation', 'val')])
-def test_two_sources_of_a_split_are_said(colours, caplog, split, twin):
+def test_two_sources_of_a_split_are_logged(colours, caplog, split, twin):
     if twin.endswith('.tar'):
         shutil.make_archive(str(colours / 'train'), 'tar', colours / 'train')
     else:

@@ -79,7 +79,7 @@ def test_frozen_weights_and_statistics_stay_to_the_bit_and_a_resumed_run_is_the_
     assert yaml.safe_load((tmp_path / 'whole' / 'args.yaml').read_text())['freeze'] == what
     train_in_pieces('--data-dir', str(digits), '--output', str(tmp_path), '--experiment', 'part', *arguments)
     assert equal(weights(tmp_path / 'part'), whole)
-    with pytest.raises(ValueError, match=rf"other values here: freeze=None \(was '{what}'\)"):
+    with pytest.raises(ValueError, match=rf"other options than these: freeze=None \(was '{what}'\)"):
         Run(options(digits, tmp_path, *start[0], *arguments[5:], '--experiment', 'part', '--resume', 'auto'),
             Process(torch.device('cpu')))
 
@@ -106,7 +106,7 @@ def test_what_cannot_be_frozen_is_refused(digits, tmp_path, arguments, said):
         Run(options(digits, tmp_path, *arguments), Process(torch.device('cpu')))
 
 
-def test_a_part_that_is_none_is_refused(capsys):
+def test_an_unknown_part_to_freeze_is_refused(capsys):
     with pytest.raises(SystemExit):
         parse_options(['--freeze', 'neck'])
     assert "'neck' is neither backbone nor base nor a number of stages" in capsys.readouterr().err
@@ -114,4 +114,4 @@ def test_a_part_that_is_none_is_refused(capsys):
 
 def test_random_weights_are_frozen_with_a_warning(digits, tmp_path, caplog):
     Run(options(digits, tmp_path, '--freeze', '1'), Process(torch.device('cpu')))
-    assert '--freeze 1 without --pretrained keeps random weights' in caplog.text
+    assert '--freeze 1 without --pretrained freezes random weights' in caplog.text

@@ -95,4 +95,4 @@ def test_a_run_is_not_overwritten(digits, undisturbed):
 
 def test_a_run_is_not_continued_as_another(digits, undisturbed):
     assert finish(start(train, *job(undisturbed, *arguments(digits), '--lr', '0.1', '--resume', 'auto'))) == 1
-    assert 'is of another run; other values here: lr=0.1 (was 0.05)' in said(undisturbed)
+    assert 'is of a run with other options than these: lr=0.1 (was 0.05); give the earlier values' in said(undisturbed)

@@ -139,11 +139,11 @@ def test_validation_labels_in_another_order_are_the_same_labels(data, own, train
     (1, 'picture', 'has no column for a label on its first line: .*, separated by commas'),
     (1, 'picture,even,,hole', 'has no name for the column 3'),
     (1, 'picture,even,even,hole', "has several columns named 'even'"),
-    (3, 'train/0/nowhere.png,1,0,0', r"1 of 96 pictures that are not there: 'train/0/nowhere.png'; a path begins"),
+    (3, 'train/0/nowhere.png,1,0,0', r"1 of 96 pictures that do not exist: 'train/0/nowhere.png'; paths are rel"),
     (3, 'a.png,1,0', 'line 3, has 3 cells, and the first line names 4 columns'),
     (3, 'a.png,1,,0', "line 3, has '' in the column 'large'; a picture with a label has 1 in its column"),
     (3, 'a.png,1,2,0', "line 3, has '2' in the column 'large'")])
-def test_a_table_that_is_none_is_refused_with_its_line(own, line, text, said):
+def test_a_file_that_is_no_table_of_labels_is_refused_with_its_line(own, line, text, said):
     rewrite(own / 'train.csv', line, text)
     with pytest.raises(ValueError, match=rf'train\.csv.*{said}'):
         read_labels(str(own / 'train.csv'))
@@ -156,7 +156,7 @@ def test_a_picture_on_two_lines_is_refused(own):
         read_labels(str(own / 'train.csv'))
 
 
-def test_labels_without_pictures_and_pictures_without_labels_are_said(own, caplog):
+def test_labels_without_pictures_and_pictures_without_labels_are_logged(own, caplog):
     caplog.set_level('INFO', 'timm_se_plugin')
     lines = (own / 'train.csv').read_text().splitlines()
     (own / 'train.csv').write_text('\ufeff' + '\n'.join([f'{lines[0]},torn', *(f'{line},0' for line in lines[1:])]),
@@ -195,7 +195,7 @@ def test_a_share_of_one_file_has_a_part_of_each_label(data):
 @pytest.mark.parametrize(('arguments', 'said'), [
     (('--data-dir', '{}/train'), r'train has no train\.csv; --task multilabel needs a CSV file for each split'),
     (('--data-dir', '{}/train/0'), r'0 has no train\.csv'),
-    (('--data-dir', '{}/train.csv'), 'so that the same images would train and validate; --val-share 0.2'),
+    (('--data-dir', '{}/train.csv'), 'so that the same images would train and validate; give --val-share 0.2'),
     (('--data-dir', '{}', '--val-share', '0.2'), '--val-share 0.2 is for one CSV file, and .* is a folder with a file'),
     (('--data-dir', '{}', '--num-classes', '4'), '--num-classes 4 is more than the 3 labels of the data'),
     (('--data-dir', '{}', '--class-map', 'map.txt'), 'whose columns are the labels; leave out --class-map'),
@@ -207,7 +207,7 @@ def test_data_that_do_not_fit_the_task_are_refused(data, tmp_path, arguments, sa
         Run(parse_options([*TINY, *LABELS, '--output', str(tmp_path), *given]), Process(torch.device('cpu')))
 
 
-def test_pictures_of_both_splits_are_said(own, tmp_path, caplog):
+def test_pictures_of_both_splits_are_logged(own, tmp_path, caplog):
     shutil.copy(own / 'train.csv', own / 'val.csv')
     options = parse_options([*TINY, *LABELS, '--data-dir', str(own), '--output', str(tmp_path)])
     Run(options, Process(torch.device('cpu')))

@@ -154,7 +154,7 @@ def test_a_diverged_run_stops_with_the_step_and_its_images_and_keeps_the_checkpo
     torch.save(checkpoint | {'optimizer': {**checkpoint['optimizer'], 'param_groups': [
         {**group, 'lr': 1e30, 'initial_lr': 1e30} for group in checkpoint['optimizer']['param_groups']]}},
         folder / 'last.pth.tar')
-    said = r'loss (nan|inf) in epoch 3, batch \d \(step 1\d\) of .*\d{4}\.png.*last\.pth\.tar, is intact'
+    said = r'loss is (nan|inf) in epoch 3, batch \d \(step 1\d\), with the images .*\d{4}\.png.*last.pth.tar, is intact'
     with pytest.raises(NonFiniteLossError, match=said):
         run(digits, folder, '--epochs', '3', '--resume', 'auto')
     assert equal(weights(folder), good)
@@ -188,7 +188,7 @@ def test_a_validation_loss_that_is_not_finite_ends_the_run(digits, tmp_path):
     assert not (tmp_path / 'run' / 'model_best.pth.tar').exists()
 
 
-def test_an_unwritable_table_is_said_before_the_training(digits, tmp_path):
+def test_an_unwritable_table_is_refused_before_the_training(digits, tmp_path):
     (tmp_path / 'file').touch()
     with pytest.raises(UnwritableFileError, match=r'--results .*file/table\.csv cannot be written'):
         run(digits, tmp_path / 'run', '--results', str(tmp_path / 'file' / 'table.csv'))

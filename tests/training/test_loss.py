@@ -79,13 +79,13 @@ def test_images_are_counted_in_every_source_but_streams(tail, tmp_path, monkeypa
     expected = made(tail, tmp_path, *arguments[:2]).task.criterion.weight
     for more in (('--data-dir', str(tmp_path / 'tars')), ('--dataset', f'hfds/{tail}')):
         assert torch.equal(made(tail, tmp_path, *arguments, *more).task.criterion.weight, expected)
-    with pytest.raises(ValueError, match='which this data does not tell before it is read'):
+    with pytest.raises(ValueError, match='which is not known for this data before it is read; leave out'):
         made(tail, tmp_path, *arguments, '--dataset', f'hfids/{tail}', '--train-num-samples', '70', '--val-num-samples',
              '30')
 
 
 @pytest.mark.parametrize(('arguments', 'said'), [
-    (('--class-weight', 'neg_pos'), '--class-weight neg_pos is for binary cross-entropy, --bce-loss; .* inv_freq')])
+    (('--class-weight', 'neg_pos'), '--class-weight neg_pos is for binary cross-entropy; give --bce-loss .* inv_freq')])
 def test_weights_that_the_loss_does_not_take_are_refused(tail, tmp_path, arguments, said):
     with pytest.raises(ValueError, match=said):
         made(tail, tmp_path, *arguments)

@@ -61,7 +61,7 @@ def test_the_multiple_stays_through_a_schedule_and_a_resumed_run_is_the_same(dig
     assert equal(weights(tmp_path / 'part'), weights(tmp_path / 'whole'))
     told = yaml.safe_load((tmp_path / 'whole' / 'args.yaml').read_text())
     assert (told['attn_weight_decay'], told['attn_lr_scale']) == (0.3, 4)
-    with pytest.raises(ValueError, match=r'of another run; other values here: attn_lr_scale=1.0 \(was 4.0\)'):
+    with pytest.raises(ValueError, match=r'of a run with other options than these: attn_lr_scale=1.0 \(was 4.0\)'):
         Run(options(digits, tmp_path, *arguments[:2], *arguments[4:], '--experiment', 'part', '--resume', 'auto'),
             Process(torch.device('cpu')))
 

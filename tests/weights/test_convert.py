@@ -185,7 +185,7 @@ def test_a_caffemodel_with_the_names_of_the_release(tmp_path):
 
 
 @pytest.mark.parametrize('data', [b'', b'\xff' * 20, part(100, part(1, b'a') + part(7, part(7, part(1, b'\x05'))))])
-def test_a_caffemodel_that_is_none_is_refused(tmp_path, data):
+def test_a_file_that_is_no_caffemodel_is_refused(tmp_path, data):
     pytest.importorskip('google.protobuf')
     (tmp_path / 'a.caffemodel').write_bytes(data)
     with pytest.raises(ValueError, match=r'is not a .caffemodel|has 0 values for the shape \(5,\)'):

@@ -282,7 +282,7 @@ def test_a_configuration_cannot_send_timm_to_another_place(hub, model, tmp_path)
 
 
 @pytest.mark.parametrize(('text', 'message'), [('{', 'is not JSON'), ('[]', 'holds list, not a JSON object')])
-def test_a_configuration_that_is_none_is_refused(hub, model, text, message):
+def test_a_file_that_is_no_configuration_is_refused(hub, model, text, message):
     put(hub, config=text.encode())
     with pytest.raises(ValueError, match=message):
         read_config_json('hf-hub:me/a')

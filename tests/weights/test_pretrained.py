@@ -157,7 +157,7 @@ def test_plain_weights_gain_nothing_that_would_change_them(plain, attn):
         create('resnet18_plugin', plain[1], attn=attn)
 
 
-def test_the_same_specification_said_aloud_is_accepted(attended):
+def test_the_same_specification_given_explicitly_is_accepted(attended):
     model = create(
         'se_resnet50_plugin', attended[1], layers=(1, 1, 1, 1), attn='se', attn_gate='sigmoid', attn_fused=False)
     assert AttentionSpec.of(model) == AttentionSpec('se', rd_divisor=8, fused=False)

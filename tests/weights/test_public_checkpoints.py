@@ -171,7 +171,7 @@ def test_real_checkpoints_have_their_accuracy(depth, top1, tmp_path):
 
 @pytest.mark.parametrize('prefix', ['model.', 'net.', 'module.', '_orig_mod.', 'timm_model.', 'backbone.',
                                     'model._orig_mod.'])
-def test_a_prefix_that_all_keys_share_is_taken_off_and_said(prefix):
+def test_a_prefix_that_all_keys_share_is_taken_off_and_reported(prefix):
     original = randomised(timm.create_model('seresnet18', **SMALL))
     model = timm.create_model('se_resnet18_plugin', attn_rd_divisor=8, **SMALL)
     conversion = convert({f'{prefix}{key}': value for key, value in original.state_dict().items()}, model)

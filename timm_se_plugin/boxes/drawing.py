@@ -1,4 +1,4 @@
-"""Boxes and their names drawn into pictures, and picture files written."""
+"""Draws boxes and their names into pictures, and writes picture files."""
 
 import functools
 import logging
@@ -26,7 +26,7 @@ def write_picture(file: str | Path, picture: np.ndarray) -> None:
         ValueError: OpenCV does not know the ending, or cannot write such a picture in this format.
         OSError: the file cannot be written.
     """
-    try:  # cv2.imwrite returns False where it fails, and cannot write to every path on Windows
+    try:  # cv2.imwrite gives no reason when it fails, and cannot write to every path on Windows
         done, data = cv2.imencode(Path(file).suffix, picture)
     except cv2.error as error:
         raise ValueError(f'{file} cannot be written: {error}') from error
@@ -46,7 +46,7 @@ def _fonts() -> Iterator[str]:
 
 @functools.cache
 def _font(characters: frozenset[str]) -> ImageFont.FreeTypeFont:
-    """The first font with ASCII and `characters`: DejaVu Sans, which comes with matplotlib, or one of the system."""
+    """The first font with ASCII and `characters`: DejaVu Sans, which comes with matplotlib, or a system font."""
     from matplotlib.ft2font import FT2Font
 
     codes = {*range(32, 127), *map(ord, characters)}
@@ -89,7 +89,7 @@ def draw(
         top = max(y1 - 12, 0)
         cv2.rectangle(out, (x1, top), (x1 + round(font.getlength(text)) + 1, top + 12), colour, cv2.FILLED)
         texts.append(((x1 + 1, top), text, font))
-    canvas = Image.fromarray(out)  # white is white in BGR too
+    canvas = Image.fromarray(out)  # in BGR order, which does not matter for white
     pen = ImageDraw.Draw(canvas)
     for place, text, font in texts:
         pen.text(place, text, fill=(255, 255, 255), font=font)

@@ -1,4 +1,4 @@
-"""The command ``timm-se``: a module for each of its words, with the options of a job and one call into the package."""
+"""The command ``timm-se``: for each of its commands a module with the options and one call into the package."""
 
 from .command_line import COMMANDS, command_parser, main, parse, run
 

@@ -17,7 +17,7 @@ __all__ = ['add_arguments', 'run']
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of the study; those of the training are taken as they are."""
+    """Add the options of the study; other options are passed to the training."""
     parser.add_argument('study', choices=list(STUDIES), help='ablation to run')
     parser.add_argument('--config', required=True, metavar='RECIPE',
                         help='YAML file with options of the training, or the name of a packaged recipe')

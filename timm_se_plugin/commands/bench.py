@@ -1,7 +1,7 @@
 """Measure the time and memory that attention costs, against the plain network, and write them into a table.
 
-Without options every case of the speed table is measured; with any of --base to --split-input, only the case that they
-describe. Rows of the same case in the table are replaced. Times are only valid if nothing else runs on the machine.
+Without options every case of the speed table is measured; any of the options from --base to --split-input chooses one
+case. Rows of the same case in the table are replaced. Times are only valid if nothing else runs on the machine.
 
 With --count nothing is measured: results/traffic.csv says how many bytes a training step moves on a GPU, by a model of
 what each operator and kernel reads and writes.
@@ -17,24 +17,27 @@ __all__ = ['add_arguments', 'run']
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
     parser.add_argument('--base', help="name of the plain network, timm's or the plugin's without _plugin")
-    parser.add_argument('--attn', choices=('se', 'sk', 'all'), help='the attention; all: each one of the flag')
+    parser.add_argument('--attn', choices=('se', 'sk', 'all'), help='attention; all measures every attention')
     parser.add_argument('--mode', choices=('inference', 'train', 'frozen'),
-                        help='frozen: training with BatchNorm on running statistics')
+                        help='what is measured; frozen is training with BatchNorm on running statistics')
     parser.add_argument('--batch', type=int, help='number of images')
     parser.add_argument('--height', type=int, help='height of an image in pixels')
     parser.add_argument('--width', type=int, help='width of an image in pixels')
     parser.add_argument('--layout', choices=('nchw', 'channels_last'), help='memory format')
     parser.add_argument('--dtype', choices=('float32', 'bfloat16', 'float16'),
-                        help='type that autocast computes in; float32 is without it')
-    parser.add_argument('--compiled', action='store_true', default=None, help='with torch.compile')
-    parser.add_argument('--split-input', action='store_true', default=None, help='SK with attn_split_input=True')
-    parser.add_argument('--variants', nargs='+', default=[], help='measure only these, and what they are compared with')
+                        help='data type of autocast; float32 for no autocast')
+    parser.add_argument('--compiled', action='store_true', default=None, help='measure with torch.compile')
+    parser.add_argument('--split-input', action='store_true', default=None,
+                        help='measure SK with attn_split_input=True')
+    parser.add_argument('--variants', nargs='+', default=[],
+                        help='measure only these variants, and what they are compared with')
     parser.add_argument('--rounds', type=int, default=15, help='number of measured turns')
     parser.add_argument('--threads', type=int, help="number of PyTorch's threads on the CPU")
     parser.add_argument('--device', default='cpu', help='where to compute, such as cuda:0')
     parser.add_argument('--output', type=Path, help='table to write into; by default results/speed-<device>.csv')
     parser.add_argument(
-        '--count', nargs='*', metavar='BASE', help="count bytes instead: timm's names of plain residual networks")
+        '--count', nargs='*', metavar='BASE',
+        help="count bytes instead of measuring; timm's names of the plain residual networks to count")
 
 
 def run(args: argparse.Namespace) -> list[dict[str, Any]]:

@@ -5,7 +5,7 @@ import warnings
 
 __all__ = ['silence_chatter']
 
-# The beginning of each message, exactly, and its category.
+# The beginning of each message, and its category.
 _MESSAGES: tuple[tuple[str, type[Warning]], ...] = (
     # mmengine looks packages up with pkg_resources.
     ('pkg_resources is deprecated as an API. See https://setuptools.pypa.io/en/latest/pkg_resources.html.',

@@ -1,4 +1,4 @@
-"""From the words of a command line to the module of a command."""
+"""Reads a command line, and runs the module of its command."""
 
 import argparse
 import contextlib
@@ -14,7 +14,7 @@ from .chatter import silence_chatter
 
 __all__ = ['COMMANDS', 'command_parser', 'main', 'parse', 'run']
 
-# 'detect train' is the module detect_train, and so on.
+# The module of 'detect train' is detect_train.
 COMMANDS = (
     'train', 'evaluate', 'predict', 'analyze', 'ablate', 'prune',
     'detect train', 'detect test', 'detect predict', 'detect compare', 'detect cost', 'detect demo',
@@ -50,7 +50,7 @@ def _module(command: str) -> Any:
 
 
 def command_parser() -> argparse.ArgumentParser:
-    """The parser of the whole command; it imports nothing that takes long."""
+    """The parser of the whole command, made without imports that take long."""
     root = argparse.ArgumentParser(
         prog='timm-se', allow_abbrev=False,
         description='Channel attention for timm and MMDetection: train, evaluate, analyse, detect, convert and share.',
@@ -71,7 +71,7 @@ def command_parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter)
         parser.set_defaults(command=command, parser=parser)
         module.add_arguments(parser)
-        parser.add_argument('--json', action='store_true', help='print the result as JSON, and all else to stderr')
+        parser.add_argument('--json', action='store_true', help='print the result as JSON, and other text to stderr')
     return root
 
 
@@ -80,16 +80,16 @@ def _sentence(text: str) -> str:
 
 
 def parse(words: Sequence[str] | None = None, command: str = '') -> argparse.Namespace:
-    """Read a command line. ``words`` of the result are those behind the name of the command.
+    """Read a command line. ``words`` of the result are the words after the name of the command.
 
     Args:
         words: the command line; that of this process if None.
-        command: the beginning of the command line, such as ``'detect train'``.
+        command: words that come before `words`, such as ``'detect train'``.
     """
     silence_chatter()
     given = [*command.split(), *(sys.argv[1:] if words is None else words)]
     args: argparse.Namespace
-    with _errors_said('--traceback' in given):
+    with _errors_as_messages('--traceback' in given):
         args, args.others = command_parser().parse_known_args(given)
     if args.others and not getattr(args, 'takes_others', False):
         args.parser.error(f'unrecognized arguments: {" ".join(args.others)}')
@@ -99,10 +99,10 @@ def parse(words: Sequence[str] | None = None, command: str = '') -> argparse.Nam
 
 
 def run(args: argparse.Namespace) -> None:
-    """Run a command that :func:`parse` has read. An error that its user can mend is a message, without a traceback."""
+    """Run a command that :func:`parse` has read. An error that the user can correct is a message without traceback."""
     logging.basicConfig(format=_LOGGED, datefmt='%H:%M:%S', level=logging.WARNING)
     logging.getLogger('timm_se_plugin').setLevel(logging.INFO)
-    with _errors_said(args.traceback):
+    with _errors_as_messages(args.traceback):
         with contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext():
             result = _module(args.command).run(args)
         if args.json:
@@ -115,11 +115,11 @@ def main(words: Sequence[str] | None = None, command: str = '') -> None:
 
 
 @contextlib.contextmanager
-def _errors_said(traceback: bool) -> Any:
+def _errors_as_messages(traceback: bool) -> Any:
     try:
         yield
         sys.stdout.flush()
-    except BrokenPipeError:  # the reader, such as head, has seen enough
+    except BrokenPipeError:  # the program that reads the output, such as head, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, OSError, ImportError, RuntimeError) as error:
         # A RuntimeError of torch or another package is not written for the user of this command.

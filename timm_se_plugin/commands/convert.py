@@ -1,7 +1,7 @@
 """Convert weights that circulate into a model of the plugin, or a saved model back into timm's.
 
-The names of timm, torchvision, Cadene, Caffe's SENet, mmpretrain, MMDetection and the public CIFAR repositories are
-known; --rename is for others.
+Known are the keys of timm, torchvision, Cadene, Caffe's SENet, mmpretrain, MMDetection and the public CIFAR
+repositories; --rename translates others.
 
 timm-se convert se_resnet50-ce0d4300.pth legacy_seresnet50_plugin converted
 timm-se convert resnet50.pth resnet50_plugin converted --model-kwargs attn=se attn_init=identity
@@ -24,22 +24,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
     parser.add_argument('weights', help='a file; or a saved model, as local-dir:folder or hf-hub:user/repo')
     parser.add_argument('model', help="the plugin's name of the network; or timm's name, to convert a saved model back")
-    parser.add_argument('folder', help='folder to write into; conversion.json in it says what became of every key')
+    parser.add_argument('folder', help='folder to write into; conversion.json there says what became of every key')
     parser.add_argument('--source', help="timm's name of the network that a file's weights belong to; the "
                                          'new model then has to compute the same function')
     parser.add_argument('--rename', nargs='*', default={}, action=KeyValues, metavar='OLD=NEW',
                         help='other names for parts of keys, such as linear=fc')
     parser.add_argument('--padding', choices=('both', 'behind'),
                         help='where shortcuts without parameters put the zeros for new channels in the network that '
-                             'the weights belong to: all behind, or half of them before; by default both for the names '
-                             'of the public CIFAR repositories and behind for others')
+                             'the weights belong to: all behind, or half of them before (both); by default both for '
+                             'keys of the public CIFAR repositories and behind for others')
     parser.add_argument('--model-kwargs', nargs='*', default={}, action=KeyValues, metavar='KEY=VALUE',
                         help='arguments of the new model, such as attn=se')
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Convert, and return what became of every key."""
-    if importlib.util.find_spec('mmdet'):  # lets torch.load read what MMEngine saves beside the weights
+    if importlib.util.find_spec('mmdet'):  # the import lets torch.load read what MMEngine saves beside weights
         from .. import detection  # noqa: F401
     from ..weights.convert import convert_file
     conversion = convert_file(

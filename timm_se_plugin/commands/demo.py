@@ -1,7 +1,7 @@
-"""A trained ResNet-18 gains SE without losing a prediction, and both are trained on: accuracy, cost, gates.
+"""Add SE to a trained ResNet-18 without changing a prediction, train both on, and report accuracy, cost and gates.
 
-The images are scikit-learn's 1,797 handwritten digits. It takes about two minutes on two cores, and ends with a report
-to open in a browser.
+The images are scikit-learn's 1,797 handwritten digits. The demo takes about two minutes on two cores, and ends with a
+report to open in a browser.
 """
 
 import argparse
@@ -15,12 +15,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--output', type=Path, default=Path('work_dirs/demo'),
                         help='folder for everything written (default: %(default)s)')
     parser.add_argument('--epochs', type=int, default=3,
-                        help='number of epochs before the network gains attention, and again after it '
+                        help='number of epochs before the network gains attention, and again afterwards '
                              '(default: %(default)s)')
     parser.add_argument('--batch-size', type=int, default=64, help='images in a batch (default: %(default)s)')
     parser.add_argument('--size', type=int, default=32,
-                        help='images are resized to this many pixels (default: %(default)s)')
-    parser.add_argument('--seeds', type=int, default=3, help='how many seeds, from 0 (default: %(default)s)')
+                        help='height and width of the images in pixels (default: %(default)s)')
+    parser.add_argument('--seeds', type=int, default=3, help='number of seeds, counted from 0 (default: %(default)s)')
 
 
 def run(args: argparse.Namespace) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Train a detector.
+"""Train a detector of MMDetection.
 
 timm-se detect train --data my/pictures --model faster-rcnn_se-r50_fpn_1x_coco
 timm-se detect train faster-rcnn_se-r18_fpn_bccd
@@ -17,13 +17,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config(parser, nargs='?')
     parser.add_argument('--data', metavar='FOLDER',
                         help='train on the pictures and boxes of a folder, in the format of COCO (JSON), Pascal VOC '
-                             '(XML) or YOLO (data.yaml and text), which --model is fitted to')
+                             '(XML) or YOLO (data.yaml and text); --model is fitted to these data')
     parser.add_argument('--model', metavar='CONFIG', help='configuration whose detector is trained on --data')
     parser.add_argument('--val-share', type=float, metavar='X',
-                        help='share of the train pictures of --data to validate with, where it has no val split; a '
-                             'picture stays in its part when others come and go')
-    parser.add_argument('--work-dir', help='folder for logs and checkpoints; by default work_dirs/<config>, with the '
-                                           'name of the folder of --data')
+                        help='share of the train pictures of --data to validate on, where the folder has no val split; '
+                             'few pictures change sides when others are added or removed')
+    parser.add_argument('--work-dir', help='folder for logs and checkpoints; by default work_dirs/<config>, with '
+                                           '--data ending in the name of its folder')
     parser.add_argument('--resume', nargs='?', const=True, default=False, metavar='CHECKPOINT',
                         help='resume from a checkpoint, or from the last complete one in the work folder')
     parser.add_argument('--record', metavar='CSV',

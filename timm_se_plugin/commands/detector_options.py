@@ -8,7 +8,7 @@ __all__ = ['ConfigOptions', 'add_config', 'add_launcher', 'add_picture_check', '
 
 
 class ConfigOptions(argparse.Action):
-    """MMEngine's ``DictAction``, imported when such an option is given: ``--help`` does not wait for it."""
+    """MMEngine's ``DictAction``, imported only when such an option is given, so that ``--help`` is quick."""
 
     def __call__(self, *given: Any, **named: Any) -> None:  # noqa: D102
         from mmengine.config import DictAction
@@ -33,13 +33,13 @@ def add_picture_check(parser: argparse.ArgumentParser) -> None:
 
 
 def add_launcher(parser: argparse.ArgumentParser) -> None:
-    """Add ``--launcher``, and ``--local-rank``, which older launchers give."""
+    """Add ``--launcher``, and ``--local-rank``, an option that older launchers pass."""
     parser.add_argument('--launcher', choices=('none', 'pytorch', 'slurm', 'mpi'),
                         help='what started the processes, if there are several; torchrun is recognised')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
 
 
 def launcher(args: argparse.Namespace) -> str:
-    """What started the processes. MMEngine is told the rank that a launcher gave as an option."""
+    """What started the processes. A rank that a launcher passed as an option is set where MMEngine reads it."""
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     return args.launcher or ('pytorch' if 'TORCHELASTIC_RUN_ID' in os.environ else 'none')

@@ -1,7 +1,7 @@
 """Say what is installed, what each extra would add, and which computations are fused on this machine.
 
-timm-se doctor            also asks whether the Hugging Face Hub answers
-timm-se doctor --offline  asks nothing of the network
+timm-se doctor            also checks that the Hugging Face Hub answers
+timm-se doctor --offline  does not use the network
 """
 
 import argparse
@@ -11,7 +11,7 @@ __all__ = ['add_arguments', 'run']
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
-    parser.add_argument('--offline', action='store_true', help='do not ask whether the Hub answers')
+    parser.add_argument('--offline', action='store_true', help='do not check whether the Hub answers')
 
 
 def run(args: argparse.Namespace) -> dict[str, dict[str, str]]:

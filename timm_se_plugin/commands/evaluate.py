@@ -14,8 +14,8 @@ __all__ = ['add_arguments', 'run']
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of :func:`~timm_se_plugin.training.parse_evaluation`, which reads the checkpoint's too."""
-    parser.usage = '%(prog)s [OPTIONS]'  # there are more than a screen shows
+    """Add the options; :func:`~timm_se_plugin.training.parse_evaluation` reads those of the checkpoint too."""
+    parser.usage = '%(prog)s [OPTIONS]'  # the options fill more than a screen
     evaluation_parser(parser)
 
 

@@ -15,12 +15,12 @@ __all__ = ['add_arguments', 'run']
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
     parser.add_argument('pattern', nargs='?', default='*', help='part of a name, or a pattern with * and ?')
-    parser.add_argument('--pretrained', action='store_true', help='only networks with published weights')
-    parser.add_argument('--all', action='store_true', help="timm's own networks as well")
+    parser.add_argument('--pretrained', action='store_true', help='list only networks with published weights')
+    parser.add_argument('--all', action='store_true', help="list timm's own networks as well")
 
 
 def run(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Print the names, and return them with their attention, the network below it and the tags of their weights.
+    """Print the names, and return them with their attention and the tags of their weights.
 
     Raises:
         ValueError: no name fits the pattern.

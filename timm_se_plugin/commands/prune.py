@@ -16,8 +16,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--shares', type=float, nargs='+', default=[0.25, 0.5], metavar='X',
                         help='shares of the gated channels to remove, between 0 and 1 (default: 0.25 0.5)')
     parser.add_argument('--criteria', nargs='+', choices=('mean', 'deviation', 'random'), default=['mean', 'random'],
-                        help='criteria of the channels: the smallest mean gate, the smallest deviation of the gate, or '
-                             'chance (default: mean random)')
+                        help='criteria that choose the channels: the smallest mean gate, the smallest deviation of the '
+                             'gate, or chance (default: mean random)')
     parser.add_argument('--epochs', type=int, default=3, metavar='N',
                         help='epochs of fine-tuning after the pruning (default: %(default)s)')
     parser.add_argument('--lr', type=float, default=0.01, metavar='X',

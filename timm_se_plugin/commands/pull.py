@@ -1,4 +1,4 @@
-"""Fetch a shared model or detector from the Hugging Face Hub into a folder, after it was checked.
+"""Fetch a shared model or detector from the Hugging Face Hub, check it, and write it into a folder.
 
 timm-se pull user/se-resnet18-digits digits
 timm-se pull hf-hub:user/cells@v2 cells
@@ -15,7 +15,7 @@ __all__ = ['add_arguments', 'run']
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
     parser.add_argument('repository', help='repository on the Hub, as user/name or user/name@revision')
-    parser.add_argument('folder', help='folder to write into, which is new or empty')
+    parser.add_argument('folder', help='folder to write into, which has to be new or empty')
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:

@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
     parser.add_argument('source', help='folder of a saved model, or the work folder of a training')
     parser.add_argument('repository', help='repository on the Hub, user/name')
-    parser.add_argument('--revision', help='branch, which is made if it does not exist')
+    parser.add_argument('--revision', help='branch, which is created if it does not exist')
     parser.add_argument('--private', action='store_true', help='make the repository private')
     parser.add_argument('--message', default='Add model', help='message of the commit')
     parser.add_argument('--license', help="for the model card: the Hub's identifier of the license, such as apache-2.0")
@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--recipe', help='for the model card: how the model was trained')
     parser.add_argument('--results', metavar='CSV', help='for the model card: a table of measured results')
     parser.add_argument('--results-row', type=int, metavar='N',
-                        help='the row of that table that belongs to the weights: from 1, or from -1 backwards')
+                        help='row of --results that belongs to the weights, counted from 1, or backwards from -1')
     parser.add_argument('--dry-run', action='store_true', help='show every file and send nothing')
 
 

@@ -16,8 +16,8 @@ _RECIPES = Path(__file__).parents[1] / 'training' / 'recipes'
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of :func:`~timm_se_plugin.training.parse_options`, which reads the recipe too."""
-    parser.usage = '%(prog)s [OPTIONS]'  # there are more than a screen shows
+    """Add the options; :func:`~timm_se_plugin.training.parse_options` reads those of the recipe too."""
+    parser.usage = '%(prog)s [OPTIONS]'  # the options fill more than a screen
     training_parser(', '.join(sorted(path.stem for path in _RECIPES.glob('*.yaml'))), parser)
 
 

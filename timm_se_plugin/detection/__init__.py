@@ -3,7 +3,7 @@
 In a config: ``custom_imports = dict(imports=['timm_se_plugin.detection'], allow_failed_imports=False)``.
 """
 
-from . import _compat as _compat  # before the others, which import mmcv.ops: _compat provides its operators
+from . import _compat as _compat  # first: it provides the operators of mmcv.ops, which the others import
 from .backbone import TimmAttentionBackbone
 from .checkpoint_hook import WholeCheckpointHook
 from .coco import CocoDataset, CocoMetric

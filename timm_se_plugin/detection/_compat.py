@@ -1,6 +1,6 @@
 """MMDetection on today's PyTorch: without compiled operators, and without unpickling code from checkpoints.
 
-This module has to be imported before ``mmcv.ops``, which imports its operators by name. It is the only one here that
+This module has to be imported before ``mmcv.ops``, which imports its operators by name. No other module of this package
 changes other packages.
 """
 
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 try:
-    import mmdet  # noqa: F401 (for the error below, which names what has to be installed)
+    import mmdet  # noqa: F401 (raises the error below if MMDetection is absent)
     import pycocotools.coco
     from mmengine.config import Config
     from mmengine.logging import HistoryBuffer
@@ -29,14 +29,14 @@ except ModuleNotFoundError as error:
 
 from .configs import shipped_config
 
-# mmcv-lite has no mmcv._ext, and onedl-mmcv has none where its operators were not compiled. An existing one is kept.
+# mmcv-lite has no mmcv._ext, and onedl-mmcv has none where its operators were not compiled. A compiled one is kept.
 if importlib.util.find_spec('mmcv._ext') is None:
     from . import _operators
     sys.modules['mmcv._ext'] = _operators
 
 
 def _statistic(owner: type, name: str) -> Callable:
-    """Stand in for ``getattr``, by which MMEngine's checkpoints name the statistics of a ``HistoryBuffer``.
+    """Replace ``getattr``, by which MMEngine's checkpoints refer to the statistics of a ``HistoryBuffer``.
 
     Raises:
         UnpicklingError: the checkpoint asks for anything else.
@@ -65,8 +65,8 @@ _constructors: dict[str, Any] = {
     'scalar': np.float64().__reduce__()[0],
 }
 torch.serialization.add_safe_globals([
-    # Of the options in a classifier's checkpoint. The pair is needed: timm takes the class itself off the list again
-    # after each load.
+    # For the options in a classifier's checkpoint. The name is given too, since timm removes the class itself from the
+    # list after each load.
     (argparse.Namespace, 'argparse.Namespace'),
     HistoryBuffer, (_statistic, 'builtins.getattr'), np.ndarray, np.dtype,
     *(type(np.dtype(code)) for code in '?bhilqBHILQefd'),
@@ -77,18 +77,18 @@ torch.serialization.add_safe_globals([
 # For a URL, torchvision:// and open-mmlab://, MMEngine calls torch.utils.model_zoo, which unpickles arbitrary code
 # unless weights_only=True is given.
 checkpoint.load_url = functools.partial(checkpoint.load_url, weights_only=True)
-# Where weights_only=True fails, the onedl fork loads a file again without it, and it lets a pickle call getattr.
+# Where weights_only=True fails, the onedl fork loads the file again without it, and lets a pickle call getattr.
 if hasattr(checkpoint, '_safe_torch_load'):
     checkpoint._safe_torch_load = functools.partial(torch.load, weights_only=True)
 
 _path_of_base = Config._get_cfg_path
 
 
-def _path_of_base_or_ours(base: str, filename: str) -> tuple[str, str | None]:
+def _path_of_base_or_shipped(base: str, filename: str) -> tuple[str, str | None]:
     package, _, name = base.partition('::')
     return (str(shipped_config(name)), None) if package == 'timm_se_plugin' else _path_of_base(base, filename)
 
 
 # In a configuration, _base_ = 'timm_se_plugin::faster-rcnn_se-r50_fpn_1x_coco.py' is a file of this package, as
-# 'mmdet::…' is one of MMDetection's. MMEngine by itself finds the configurations of OpenMMLab's packages alone.
-Config._get_cfg_path = staticmethod(_path_of_base_or_ours)
+# 'mmdet::…' is one of MMDetection's. MMEngine itself finds only the configurations of OpenMMLab's packages.
+Config._get_cfg_path = staticmethod(_path_of_base_or_shipped)

@@ -1,7 +1,7 @@
-"""The operators of MMCV's compiled extension ``mmcv._ext`` that MMDetection needs, computed by torchvision's.
+"""The operators of MMCV's compiled extension ``mmcv._ext`` that MMDetection needs, computed by torchvision's operators.
 
 ``mmcv/ops/*.py`` fix the names and the order of the arguments, and pass the tensors that results are written into. The
-signatures here are those of MMCV 2.1 (onedl-mmcv 2.3 has the same). torchvision's kernels compute them on the CPU and
+signatures are those of MMCV 2.1 and onedl-mmcv 2.3. torchvision's kernels compute them on the CPU and
 on CUDA; float16 and bfloat16 are computed in float32 and rounded once, at the end.
 """
 
@@ -38,8 +38,8 @@ def softnms(boxes: Tensor, scores: Tensor, dets: Tensor, iou_threshold: float, s
             method: int, offset: int) -> Tensor:
     """Soft-NMS (Bodla et al., arXiv 1704.04503). Shape: (N, 4), (N,) -> (K,), and rows of ``dets`` (N, 5) are filled.
 
-    Again and again the best remaining box is taken, and the scores of the others are weighted by their IoU with that
-    box: ``method`` 0 sets scores to zero where the IoU is at least ``iou_threshold``, 1 multiplies them there by
+    The best remaining box is taken until none is left, each time weighting the scores of the others by their IoU with
+    that box: ``method`` 0 sets scores to zero where the IoU is at least ``iou_threshold``, 1 multiplies them there by
     1 - IoU, and 2 multiplies every score by exp(-IoU^2 / sigma). A box whose score falls below ``min_score`` is
     dropped. Of boxes with equal scores, the first one in the input is taken first.
     """
@@ -71,8 +71,8 @@ def _sample_grids(rois: Tensor, scale: float, height: int, width: int, ratio: in
         yield torch.arange(len(rois), device=rois.device), ratio, ratio
         return
     size = (rois[:, 3:] - rois[:, 1:3]) * scale
-    # The minimum of 1 samples an empty RoI at its centre; mmcv returns the lowest float there. RoIAlign without
-    # aligned=True makes a RoI at least one cell wide, which asks for one point too.
+    # The minimum of 1 samples an empty RoI at its centre, where mmcv returns the lowest float. Without aligned=True,
+    # RoIAlign makes a RoI at least one cell wide, which needs one point too.
     grid = (size / size.new_tensor([width, height])).ceil().long().clamp(min=1)
     for columns, rows in grid.unique(dim=0).tolist():
         yield (grid == grid.new_tensor([columns, rows])).all(1).nonzero()[:, 0], rows, columns
@@ -84,7 +84,7 @@ def roi_align_forward(input: Tensor, rois: Tensor, output: Tensor, argmax_y: Ten
     """RoIAlign (He et al., arXiv 1703.06870). Shape: (N, C, H, W), (R, 5) -> ``output`` (R, C, height, width).
 
     torchvision's RoIAlign averages. For the maximum of a bin (``pool_mode`` 0) it is called with a bin for each
-    sampling point, and ``argmax_y`` and ``argmax_x`` get the row and the column of the greatest one.
+    sampling point, and ``argmax_y`` and ``argmax_x`` get the row and the column of the greatest point.
     """
     x = _float(input)
     rois = rois.to(x.dtype)
@@ -210,7 +210,7 @@ def deform_conv_backward_parameters(input: Tensor, offset: Tensor, grad_output: 
                                     scale: float, im2col_step: int) -> None:
     """Gradient of :func:`deform_conv_forward` with respect to weight, times ``scale``, added to ``grad_weight``."""
     conv = (dH, dW, padH, padW, dilationH, dilationW, group, deformable_group)
-    # mmcv does not pass the weight, and the gradient does not depend on its values: any tensor of its shape serves.
+    # mmcv does not pass the weight, on whose values the gradient does not depend: any tensor of its shape serves.
     grads = _deform_conv(input, grad_weight, offset, None, None, conv, grad_output)
     grad_weight.add_(grads[1], alpha=scale)
 
@@ -246,8 +246,8 @@ def _focal(input: Tensor, target: Tensor, weight: Tensor, alpha: float) -> tuple
     factor = torch.where(positive, alpha, 1 - alpha).to(sign)
     if weight.numel():
         if not ((target >= 0) & (target < len(weight))).all():
-            raise ValueError(f'sigmoid_focal_loss got a target outside [0, {len(weight)}), which is background, and a '
-                             'weight, which has no entry for background; leave weight out to train with background')
+            raise ValueError(f'sigmoid_focal_loss got a target outside [0, {len(weight)}), which means background, and '
+                             'a weight, which has no entry for background; leave out weight to train with background')
         factor = factor * weight[target, None]
     return _float(input) * sign, sign, factor
 
@@ -276,17 +276,17 @@ def get_compiler_version() -> str:
 
 
 def get_compiling_cuda_version() -> str:
-    """The operators' version of CUDA, for MMCV's report about the environment."""
+    """The version of CUDA that the operators were compiled with, for MMCV's report about the environment."""
     return str(torch.version.cuda or 'not available')
 
 
 def __getattr__(name: str) -> Callable[..., None]:
-    """Any other operator: ``mmcv.ops`` can import it, and a call raises NotImplementedError with its name."""
+    """A stand-in for any other operator, which ``mmcv.ops`` can import; a call raises NotImplementedError."""
     if name.startswith('__'):
         raise AttributeError(name)
 
     def missing(*args: Any, **kwargs: Any) -> None:
         raise NotImplementedError(
-            f"mmcv operator {name!r} is compiled code that torchvision has no equivalent of; install an MMCV that was "
-            "built with its operators (for example `mim install 'mmcv==2.1.0'`, on a PyTorch that has such a build)")
+            f"the mmcv operator {name!r} has no equivalent in torchvision; install an MMCV with compiled operators "
+            "(for example `mim install 'mmcv==2.1.0'`, on a PyTorch for which OpenMMLab has such a build)")
     return missing

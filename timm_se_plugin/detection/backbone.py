@@ -1,4 +1,4 @@
-"""Any timm network as an MMDetection backbone, with the attention that ``attn`` asks for."""
+"""Any timm network as an MMDetection backbone, with the attention that ``attn`` names."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -38,31 +38,32 @@ class TimmAttentionBackbone(BaseModule):
 
     The configuration alone decides which attention the backbone has and what is frozen. Weights are read in
     ``init_weights()`` only, so that building, testing and resuming need neither network nor files. timm's weights
-    expect RGB images that are normalised with the tag's ``mean`` and ``std``. With ``pretrained`` plain weights and
-    ``attn='se'`` every gate starts at exactly 1: at first the features are those of the plain network.
+    expect RGB images that are normalised with the tag's ``mean`` and ``std``. Where ``pretrained``
+    weights lack the SE that ``attn='se'`` adds, every gate starts at exactly 1: at first the features are those of the
+    plain network.
 
     Shape: (N, C, H, W) -> a tuple, (N, out_channels[i], H / strides[i], W / strides[i]) for each of ``out_indices``.
 
     Args:
         model_name: a name of timm or of the plugin, with or without a tag. ``resnet50`` builds ``resnet50_plugin``,
             which is the same network and takes ``attn``.
-        attn: the attention, ``'se'``, ``'sk'``, …; its options are ``attn_gate=…`` and so on, as for a model.
-        out_indices: timm's feature levels; of a ResNet, 0 is the stem and 1 to 4 are ``layer1`` to ``layer4``.
-        frozen_stages: the last level to freeze, with all levels before it; -1 freezes nothing.
+        attn: the attention: ``'se'``, ``'sk'``, …
+        out_indices: timm's feature levels; in a ResNet, 0 is the stem and 1 to 4 are ``layer1`` to ``layer4``.
+        frozen_stages: the last of the levels to freeze, with all levels before; -1 freezes nothing.
         norm_eval: keep BatchNorm on running statistics in training.
         norm_cfg: ``type`` 'BN', 'SyncBN' or 'FrozenBN' (constant statistics, weight and bias), and ``requires_grad``
             for weight and bias.
-        pretrained: True, a tag, ``'hf-hub:…'`` or ``'local-dir:…'`` (a model that timm saved), or a file, which takes
-            the place of the default tag's weights. Weights that do not fit are refused, as by ``timm.create_model``.
-            The options of a saved model's attention have to be repeated here, since its configuration is read in
+        pretrained: the weights: True for the default tag, another tag, a file, or a model that timm saved,
+            ``'hf-hub:…'`` or ``'local-dir:…'``. Weights that do not fit are refused, as by ``timm.create_model``. The
+            options of a saved model's attention have to be repeated here, since the saved configuration is read in
             ``init_weights()`` only.
-        freeze_attention: whether frozen stages freeze their attention too. By default they do if ``pretrained``
-            weights have trained it; attention that the weights lack learns, and the activations of its stage are then
-            kept for the backward pass, as in a stage that is not frozen.
+        freeze_attention: whether attention in frozen stages is frozen too. By default it is if the ``pretrained``
+            weights contain that attention. Attention that the weights lack is trained, and then the activations of its
+            stage are kept for the backward pass, as in a stage that is not frozen.
         with_cp: recompute each block in the backward pass instead of keeping its activations.
         model_args: further arguments of timm's network, such as ``output_stride`` or ``drop_path_rate``.
         init_cfg: as for MMEngine; ``Pretrained`` takes checkpoints with timm's or torchvision's keys, and ``prefix``.
-        **attn_options: options of ``attn``.
+        **attn_options: options of ``attn``, such as ``attn_gate``, as for a model.
 
     Raises:
         ValueError: an unknown name, option, tag or level; attention that the network cannot have; weights that do not
@@ -105,14 +106,14 @@ class TimmAttentionBackbone(BaseModule):
         self.feature_info = net.feature_info
         self.out_channels = tuple(self.feature_info.channels())
         self.strides = tuple(self.feature_info.reduction())
-        for module in net.modules():  # in these timm recomputes blocks itself; in others forward() recomputes stages
+        for module in net.modules():  # modules with this attribute recompute their blocks; else forward() does
             if with_cp and hasattr(module, 'grad_checkpointing'):
                 module.grad_checkpointing = True
         self._is_nhwc = getattr(net, 'output_fmt', None) == Format.NHWC
         self._by_layer = isinstance(net, FeatureListNet)
         if self._by_layer:
             for child, layer in net.items():
-                self.add_module(child, layer)  # directly, so that the keys are timm's
+                self.add_module(child, layer)  # not inside `net`, which would change timm's keys
             self._returned = frozenset(net.return_layers)
         else:  # timm's wrapper keeps the network in one piece
             self.net = net
@@ -144,7 +145,7 @@ class TimmAttentionBackbone(BaseModule):
     def _set_norms(self, cfg: dict[str, Any]) -> None:
         unknown = sorted(cfg.keys() - {'type', 'requires_grad'})
         if unknown:
-            raise ValueError(f'norm_cfg has {", ".join(unknown)}, and takes type and requires_grad only')
+            raise ValueError(f'norm_cfg has the keys {", ".join(unknown)}; only type and requires_grad are used')
         kind = cfg.get('type', 'BN')
         if kind not in _NORMS:
             raise ValueError(f'norm_cfg has type={kind!r}, which is none of {", ".join(_NORMS)}')
@@ -173,7 +174,7 @@ class TimmAttentionBackbone(BaseModule):
         return (self.get_submodule(name) for name in self._frozen)
 
     def _learning(self, layer: nn.Module) -> list[nn.Module]:
-        """Attention layers in a frozen layer that are not frozen."""
+        """The attention layers in a frozen layer that are trained all the same."""
         return [] if self._freezes_attention else list(attention_modules(layer).values())
 
     def train(self, mode: bool = True) -> 'TimmAttentionBackbone':
@@ -247,8 +248,8 @@ class TimmAttentionBackbone(BaseModule):
         self.load_state_dict({key: state[key.removeprefix('net.')] for key in self.state_dict()})
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
-        """Refuse a checkpoint of another network; MMEngine would only log what is missing."""
-        # A checkpoint may have other parts too, such as a classifier or stages that out_indices leave out.
+        """Refuse a checkpoint of another network, of which MMEngine would only log the missing keys."""
+        # Other parts of a checkpoint, such as a classifier or stages that out_indices leave out, do no harm.
         given = {key[len(prefix):]: value for key, value in state_dict.items() if key.startswith(prefix)}
         given = {key: value for key, value in given.items() if key.split('.')[0] in self._modules}
         own = self.state_dict()

@@ -17,10 +17,10 @@ __all__ = ['AtomicBackend', 'WholeCheckpointHook']
 
 
 class AtomicBackend(LocalBackend):
-    """Local files that appear under their name when all of their bytes are on the disk, and not before."""
+    """Local files that appear under their name only when all of their bytes are on the disk."""
 
     def put(self, obj: bytes, filepath: str | Path) -> None:
-        """Write all of ``obj``, or leave the file as it was."""
+        """Write all of ``obj``, or leave the file unchanged."""
         write_atomically(Path(filepath), obj)
 
 
@@ -35,25 +35,27 @@ def _step(path: Path) -> int:
 class WholeCheckpointHook(CheckpointHook):
     """MMEngine's ``CheckpointHook``, with checkpoints from which a run can resume whenever it was killed.
 
-    Checkpoints are written atomically. The oldest one of ``max_keep_ckpts`` is removed when the new one is complete;
-    MMEngine removes it first, and with ``max_keep_ckpts=1`` there is none for a moment. A run begins by making the file
-    ``last_checkpoint``, which ``resume=True`` reads, name the newest complete checkpoint.
+    Checkpoints are written atomically. The oldest of ``max_keep_ckpts`` checkpoints is removed when the new one is
+    complete; MMEngine removes the oldest first, so that with ``max_keep_ckpts=1`` there is no checkpoint for a moment.
+    When a run begins, the file ``last_checkpoint``, which ``resume=True`` reads, is made to name the newest complete
+    checkpoint.
 
     The arguments are those of ``CheckpointHook``. In a configuration:
-    ``default_hooks = dict(checkpoint=dict(type='WholeCheckpointHook'))``. With a remote ``out_dir``, ``backend_args``
-    or ``file_client_args``, the backend that these name writes the checkpoints, as without this hook.
+    ``default_hooks = dict(checkpoint=dict(type='WholeCheckpointHook'))``. If a remote ``out_dir``,
+    ``backend_args`` or ``file_client_args`` is given, the backend that it names writes the checkpoints, as in
+    ``CheckpointHook``.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.backend_args: dict | None
-        self.keep_ckpt_ids: deque = deque()  # CheckpointHook sets it only if max_keep_ckpts is given
+        self.keep_ckpt_ids: deque = deque()  # CheckpointHook has this attribute only with max_keep_ckpts
         self._local = '://' not in str(self.out_dir or '') and not (self.backend_args or self.file_client_args)
         if self._local:
             self.backend_args = dict(backend='atomic')
 
     def before_run(self, runner: Runner) -> None:
-        """Make ``last_checkpoint`` name the newest complete checkpoint, before MMEngine resumes from it."""
+        """Make ``last_checkpoint`` name the newest complete checkpoint, before MMEngine reads the file."""
         if self._local and is_main_process():
             self._repair(runner)
         barrier()
@@ -66,7 +68,7 @@ class WholeCheckpointHook(CheckpointHook):
                  if path.is_file()}
         last = found.get(Path(named).resolve())
         if last is not None and is_whole(last):
-            # Only a checkpoint that is newer in time and in steps may replace it: a copied folder's times are not true.
+            # Only a checkpoint that is newer in time and in steps may replace the named one: copying changes the times.
             found = {key: path for key, path in found.items() if path == last or (
                 _step(path) > _step(last) and path.stat().st_mtime > last.stat().st_mtime)}
         for path in sorted(found.values(), key=lambda path: (path != last, path.stat().st_mtime), reverse=True):

@@ -1,7 +1,7 @@
 """COCO's annotations read by name: label ``i`` is the i-th of ``classes``, whatever the order in the file.
 
-Importing this module registers both classes in the place of MMDetection's of the same names, which number the classes
-in the order of the file, and pass over a name that the file does not have.
+Importing this module registers ``CocoDataset`` and ``CocoMetric`` in place of MMDetection's classes of these names,
+which number the classes in the order of the file, and ignore a class that the file does not have.
 """
 
 import json
@@ -25,7 +25,7 @@ __all__ = ['CocoDataset', 'CocoMetric', 'category_ids', 'class_names', 'read_coc
 
 
 def _comparable(name: Any) -> str:
-    """A name as it is compared: JSON and options have numbers for names too, and 'é' may be one character or two."""
+    """A name in a form to compare: JSON and options may hold numbers as names, and 'é' may be one character or two."""
     return unicodedata.normalize('NFC', str(name))
 
 
@@ -34,19 +34,19 @@ def class_names(classes: Any, where: str) -> tuple[str, ...]:
 
     Args:
         classes: the value of ``metainfo.classes``.
-        where: what has these classes, for the message.
+        where: owner of these classes, for the message.
 
     Raises:
         ValueError: `classes` is a string, is empty, or has a name twice.
     """
     if isinstance(classes, str):
-        raise ValueError(f'{where}: classes={classes!r} is a string, whose letters would be the names; one class is '
-                         f'written with a comma, classes=({classes!r},)')
+        raise ValueError(f'{where}: classes={classes!r} is a string, whose letters would be the names; write one class '
+                         f'with a comma, classes=({classes!r},)')
     names = tuple(map(_comparable, classes))
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice or not names:
-        raise ValueError(f'{where}: classes has ' + (f'the name {twice[0]!r} more than once; each class needs a name '
-                                                     'of its own' if twice else 'no name'))
+        raise ValueError(f'{where}: ' + (f'classes has the name {twice[0]!r} more than once; give each class a name of '
+                                         'its own' if twice else 'classes is empty; give the names of the classes'))
     return names
 
 
@@ -59,7 +59,7 @@ def category_ids(annotations: dict[str, Any], classes: Iterable[str], where: str
         where: the file, for the message.
 
     Returns:
-        For each class the id of its category. Of several categories with one name, it is the one that has boxes.
+        The id of each class's category; of several categories with one name, the category that has boxes.
 
     Raises:
         ValueError: the file does not have one of the names, or the boxes of a name belong to several categories.
@@ -80,7 +80,7 @@ def category_ids(annotations: dict[str, Any], classes: Iterable[str], where: str
             f'{where}: {len(missing)} of the {len(wanted)} names in classes are not among the categories of the file: '
             f'{described}{", …" if len(missing) > 3 else ""}. The file has {len(ids)}: '
             f'{", ".join(map(repr, list(ids)[:20]))}{", …" if len(ids) > 20 else ""}. '
-            + ('The names asked for are those of COCO, which hold where none are given. ' if of_coco else '')
+            + ('These are the names of COCO, the default where metainfo gives none. ' if of_coco else '')
             + 'Give the names of the file in metainfo.classes of the train, val and test data sets, or add the '
             'missing categories to the file (a category may have no boxes)')
     used = {name: [id_ for id_ in ids[name] if boxes[id_]] for name in wanted}
@@ -92,7 +92,7 @@ def category_ids(annotations: dict[str, Any], classes: Iterable[str], where: str
 
 
 def _boxes_and_names(annotations: dict[str, Any]) -> tuple[Counter, dict[int, str]]:
-    """How many boxes each category has, and its name."""
+    """The number of boxes and the name of each category, by its id."""
     boxes = Counter(annotation['category_id'] for annotation in annotations.get('annotations', []))
     return boxes, {category['id']: _comparable(category['name']) for category in annotations.get('categories', [])}
 
@@ -105,22 +105,22 @@ def _check_annotation(annotation: dict[str, Any], where: str) -> None:
     bbox, id_ = annotation.get('bbox', [0, 0, 0, 0]), annotation.get('id')
     if not (isinstance(bbox, list) and len(bbox) == 4
             and all(isinstance(value, (int, float)) and math.isfinite(value) for value in bbox)):
-        raise _AnnotationError(f'{where}: the bbox of annotation {id_!r} is {bbox!r}, and not four numbers; write '
+        raise _AnnotationError(f'{where}: the bbox of annotation {id_!r} is {bbox!r}, which is not four numbers; write '
                                'x, y, width and height in pixels, or remove the annotation')
-    for key in ('iscrowd', 'ignore'):  # '0' would count as true, and the detector would not learn the box
+    for key in ('iscrowd', 'ignore'):  # the string '0' would count as true, and its box would not be learned
         if (annotation.get(key) or 0) not in (0, 1):
-            raise _AnnotationError(f'{where}: annotation {id_!r} has {key}={annotation[key]!r}, which has to be 0 or '
-                                   '1, without quotation marks')
+            raise _AnnotationError(f'{where}: annotation {id_!r} has {key}={annotation[key]!r}, which is neither 0 nor '
+                                   '1; write one of these, without quotation marks')
 
 
 def read_coco(path: str, where: str) -> COCO:
     """Read annotations in COCO's format, from UTF-8 whatever the locale.
 
-    A box without ``iscrowd`` is taken for none of a crowd, and one without ``area`` has its own.
+    A box without ``iscrowd`` is not of a crowd; a box without ``area`` gets its width times its height.
 
     Args:
         path: a local file.
-        where: where the file comes from, for the message.
+        where: name of the file, for the message.
 
     Raises:
         ValueError: the file is not JSON, or not in COCO's format; it has no images; images, categories or boxes share
@@ -152,17 +152,17 @@ def read_coco(path: str, where: str) -> COCO:
                                    ('categories', len(categories), len(names)),
                                    ('annotations', boxes.total(), len(coco.anns))):
         if different < count:
-            raise ValueError(f'{where}: the {count} {what} have {different} different ids, so that some would stand '
-                             'for others; give each an id of its own')
+            raise ValueError(f'{where}: the {count} {what} have {different} different ids, so that some would '
+                             'replace others; give each an id of its own')
     if boxes and not coco.imgs.keys() & coco.imgToAnns.keys():
         raise ValueError(f'{where}: none of the {boxes.total()} boxes belongs to an image of the file: the first box '
-                         f'has image_id={next(iter(coco.imgToAnns))!r}, the first image the id {images[0]!r}; give '
-                         'both the same ids, of the same type')
+                         f'has image_id={next(iter(coco.imgToAnns))!r}, the first image has id={images[0]!r}; '
+                         'give boxes and images the same ids, of the same type')
     unlisted = sorted(map(repr, boxes.keys() - names.keys()))
     if unlisted:
         count = sum(boxes[id_] for id_ in boxes.keys() - names.keys())
         raise ValueError(f'{where}: {count} of {boxes.total()} boxes have a category_id that is not among the '
-                         f'categories of the file ({", ".join(unlisted[:5])}); add these, or remove the boxes')
+                         f'categories of the file ({", ".join(unlisted[:5])}); add the categories, or remove the boxes')
     return coco
 
 
@@ -183,8 +183,8 @@ class CocoDataset(mmdet.datasets.CocoDataset):
             loaded['classes'] = class_names(loaded['classes'], cls.__name__)
         return loaded
 
-    def COCOAPI(self, path: str) -> COCO:  # noqa: N802 (MMDetection's name for what reads the file)
-        """The annotations, whose ``get_cat_ids`` has the order of ``classes``."""
+    def COCOAPI(self, path: str) -> COCO:  # noqa: N802 (MMDetection's name)
+        """The annotations, whose ``get_cat_ids`` returns the categories in the order of ``classes``."""
         coco = read_coco(path, self.ann_file)
         ids = category_ids(coco.dataset, self.metainfo['classes'], self.ann_file)
         boxes, names = _boxes_and_names(coco.dataset)
@@ -195,8 +195,8 @@ class CocoDataset(mmdet.datasets.CocoDataset):
                       level=logging.WARNING if any(boxes[id_] for id_ in left_out) else logging.INFO)
         if [id_ for id_ in names if id_ in ids] != ids:
             print_log(f'{self.ann_file}: the categories have another order than classes; each label is the class of '
-                      'the same name. MMDetection by itself takes the order of the file: weights that were trained by '
-                      'it on this file give the classes other names', logger='current', level=logging.WARNING)
+                      'the same name. MMDetection itself takes the order of the file: weights that it trained on '
+                      'this file have the classes in another order', logger='current', level=logging.WARNING)
         self._boxes = sum(boxes[id_] for id_ in ids)
         coco.get_cat_ids = lambda cat_names: ids
         return coco
@@ -206,8 +206,8 @@ class CocoDataset(mmdet.datasets.CocoDataset):
         try:
             pictures = super().load_data_list()
         except (KeyError, TypeError) as error:
-            raise ValueError(f'{self.ann_file} is not in the format of COCO instances: an image or a box of it lacks, '
-                             f'or has wrongly, {error}') from error
+            raise ValueError(f'{self.ann_file} is not in the format of COCO instances: a value of an image or a box is '
+                             f'missing or wrong: {error}') from error
         used = sum(len(picture['instances']) for picture in pictures)
         if used < self._boxes:
             print_log(f'{self.ann_file}: {self._boxes - used} of {self._boxes} boxes are left out: they lie outside '
@@ -224,13 +224,13 @@ class CocoDataset(mmdet.datasets.CocoDataset):
             (instance['bbox_label'], *instance['bbox']) for instance in picture['instances']).items() if count > 1]
         if twice:
             print_log(f'{self.ann_file}: {len(twice)} of {self._boxes} boxes are given twice, with the same class, the '
-                      f'first of them in {twice[0]}; a detector that finds it once is said to miss the other',
+                      f'first of them in {twice[0]}; in the metrics, a detector misses one of the two',
                       logger='current', level=logging.WARNING)
         paths = Counter(picture['img_path'] for picture in pictures)
         if len(paths) < len(pictures):
             print_log(f'{self.ann_file}: {len(pictures) - len(paths)} of {len(pictures)} pictures are given twice, '
-                      f'with other ids, of which the first is {paths.most_common(1)[0][0]}; the boxes of one are '
-                      'background in the other', logger='current', level=logging.WARNING)
+                      f'with different ids, the first of them {paths.most_common(1)[0][0]}; the boxes of one entry '
+                      'are background in the other', logger='current', level=logging.WARNING)
         return pictures
 
     def filter_data(self) -> list[dict]:
@@ -252,7 +252,7 @@ class CocoDataset(mmdet.datasets.CocoDataset):
 
 @METRICS.register_module(force=True)
 class CocoMetric(mmdet.evaluation.CocoMetric):
-    """MMDetection's ``CocoMetric``, with the categories of the labels' names.
+    """MMDetection's ``CocoMetric``, with labels by name.
 
     The arguments are those of MMDetection's class.
 

@@ -1,4 +1,4 @@
-"""MMDetection's configurations: this package's by name, others by their file."""
+"""Configurations of MMDetection: those of this package by name, others by file."""
 
 from collections.abc import Mapping
 from difflib import get_close_matches
@@ -10,7 +10,7 @@ from mmengine.config import Config
 __all__ = ['config_path', 'read_config', 'shipped_config']
 
 _PACKAGE = Path(__file__).parents[1]
-# An installed package has the folder inside, a checkout beside the package.
+# The folder lies inside an installed package, and beside the package in a checkout.
 _FOLDERS = (_PACKAGE / 'mmdet_configs', _PACKAGE.parent / 'mmdet_configs')
 
 
@@ -25,9 +25,9 @@ def shipped_config(name: str) -> Path:
             path = folder / f'{wanted.removesuffix(".py")}.py'
             if path.is_file():
                 return path
-    ours = [path.stem for folder in _FOLDERS for path in folder.glob('*.py')]
+    shipped = [path.stem for folder in _FOLDERS for path in folder.glob('*.py')]
     raise FileNotFoundError(f'{name} is neither a file nor a configuration of timm_se_plugin; similar names: '
-                            f'{", ".join(get_close_matches(name, ours, cutoff=0)) or "none"}')
+                            f'{", ".join(get_close_matches(name, shipped, cutoff=0)) or "none"}')
 
 
 def config_path(name: str | Path) -> Path:

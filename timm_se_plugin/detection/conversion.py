@@ -8,17 +8,17 @@ __all__ = ['AnnotatedPicture', 'Box', 'read_each', 'to_coco']
 
 _File = TypeVar('_File')
 _Read = TypeVar('_Read')
-_ROUNDING = 1   # how many pixels a box may reach beyond its picture
+_ROUNDING = 1  # pixels that a box may reach beyond its picture
 
 
 class Box(NamedTuple):
     """A box of an object.
 
     Args:
-        label: the name of the class.
+        label: name of the class.
         corners: left, top, right and bottom in pixels from the left and the top edge of the picture.
         polygon: outline of the object, x and y of each point in pixels; empty if there is none.
-        is_crowd: whether detections of the object are neither right nor wrong, as COCO's ``iscrowd``.
+        is_crowd: COCO's ``iscrowd``: whether detections of the object count as neither right nor wrong.
     """
 
     label: str
@@ -36,10 +36,10 @@ class AnnotatedPicture(NamedTuple):
 
 
 def read_each(files: Iterable[_File], read: Callable[[_File], _Read]) -> list[_Read]:
-    """What a function reads from each of several files.
+    """Read several files with a function.
 
     Raises:
-        ValueError: the function refuses files; the message is the first file's, with the number of the others.
+        ValueError: the function refuses files; the message is that of the first file, with the number of the others.
     """
     contents, refused = [], []
     for file in files:
@@ -48,16 +48,16 @@ def read_each(files: Iterable[_File], read: Callable[[_File], _Read]) -> list[_R
         except ValueError as error:
             refused.append(str(error))
     if refused:
-        raise ValueError(refused[0] + (f'. {len(refused) - 1} more files are refused for such reasons'
+        raise ValueError(refused[0] + (f'. {len(refused) - 1} more files are refused too'
                                        if len(refused) > 1 else ''))
     return contents
 
 
 def within(corners: Sequence[float], size: tuple[int, int], where: str) -> tuple[float, float, float, float]:
-    """The corners of a box, of which rounding may have moved each beyond the picture by a pixel at most.
+    """The corners of a box, clipped to the picture; rounding may have moved them beyond by a pixel at most.
 
     Raises:
-        ValueError: the box reaches further beyond, or its right or lower edge comes before the other.
+        ValueError: the box reaches further beyond, or its right or lower edge comes before the left or upper edge.
     """
     x1, y1, x2, y2 = corners
     width, height = size
@@ -72,8 +72,8 @@ def to_coco(pictures: Iterable[AnnotatedPicture], classes: Sequence[str], root: 
 
     Args:
         pictures: pictures with their boxes.
-        classes: the names of all classes.
-        root: the folder that the names of the files begin in.
+        classes: names of all classes.
+        root: folder to which the names of the files are relative.
     """
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []

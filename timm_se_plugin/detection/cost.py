@@ -1,4 +1,4 @@
-"""What attention costs in a detector: measured beside the same detector without attention."""
+"""The cost of attention in a detector, measured beside the same detector without attention."""
 
 import copy
 import statistics
@@ -41,13 +41,13 @@ def plain_twin(config: Config) -> Config:
         del backbone[option]
     if kept:
         backbone.plugins = kept
-    if arch and arch.attn:  # the name itself brings attention; its weights do not fit, and the cost needs none
+    if arch and arch.attn:  # the name brings attention, whose weights do not fit the plain network
         backbone.update(model_name=arch.base, attn='none', pretrained=False)
     return twin
 
 
 def sample_batch(batch: int, height: int, width: int, classes: int = 1) -> tuple[Tensor, list[DetDataSample]]:
-    """Random pictures and their annotations: eight boxes with classes and masks for each.
+    """Random pictures and their annotations: eight boxes with classes and masks for each picture.
 
     Shape: -> (batch, 3, height, width), and a list of ``batch`` samples.
     """
@@ -104,7 +104,7 @@ def detector_cost(
 ) -> list[dict[str, Any]]:
     """Compare the training step of a detector with that of the same detector without attention.
 
-    The two take turns, so that a slow moment of the machine meets both.
+    The two detectors take turns, so that a slow moment of the machine affects both.
 
     Args:
         config: a detector whose backbone has attention.
@@ -133,7 +133,7 @@ def detector_cost(
         rows[name] = _row(name, losses[name], x)
     seconds: dict[str, list[float]] = {name: [] for name in losses}
     for turn in range(rounds + 2):
-        for name in sorted(losses, reverse=bool(turn % 2)):  # each goes first in turn
+        for name in sorted(losses, reverse=bool(turn % 2)):  # each goes first in every other turn
             losses[name].zero_grad()
             start = time.perf_counter()
             losses[name](x).backward()

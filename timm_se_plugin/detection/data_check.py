@@ -1,4 +1,4 @@
-"""The data sets of a run are compared with one another, the model and the evaluators before the run starts."""
+"""Checks before a run that its data sets, model and evaluators belong together."""
 
 import filecmp
 import json
@@ -21,7 +21,7 @@ from .picture_check import Picture, check_pictures, pictures_of
 
 __all__ = ['check_data']
 
-_COMPARED = 1000  # how many pictures of a split are compared with training pictures of the same name
+_COMPARED = 1000  # the most pictures of a split whose content is compared with training pictures of the same name
 
 
 def check_data(
@@ -34,7 +34,7 @@ def check_data(
         datasets: the data sets by the names of their splits (``'train'``, ``'val'``, ``'test'``).
         evaluators: the evaluators by the names of their splits.
         model: the detector.
-        classes: the classes of the checkpoint that the run begins with, or None where that may have others.
+        classes: classes of the checkpoint that the run begins with; None if the checkpoint may have other classes.
         pictures: whether to look at the picture files.
 
     Raises:
@@ -43,7 +43,7 @@ def check_data(
     """
     expected, whose = (None if classes is None else class_names(classes, 'the checkpoint')), 'the checkpoint'
     pictured: dict[tuple, Picture] = {}  # train and val sets may share pictures
-    trained_on: dict[str, set[str]] = {}  # the paths of each file name
+    trained_on: dict[str, set[str]] = {}  # paths of the training pictures by file name
     for split, dataset in datasets.items():
         of_split: list[Picture] = []
         for base in _parts(dataset):
@@ -77,17 +77,17 @@ def check_data(
 
 
 def _is_one_of(path: str, others: set[str], compare: bool) -> bool:
-    if path in others or not compare or len(others) > 10:  # names like image.png in many folders
+    if path in others or not compare or len(others) > 10:  # a name like image.png is in many folders
         return path in others
     return any(os.path.isfile(each) and os.path.isfile(path) and filecmp.cmp(path, each, shallow=False)
                for each in others)
 
 
 def _compare_classes(names: Sequence[str], where: str, expected: Sequence[str], whose: str) -> None:
-    """Compare two lists of classes, whose places are the labels.
+    """Compare two lists of classes, in which the position of a class is its label.
 
     Raises:
-        ValueError: the lists differ; the message names the classes that do.
+        ValueError: the lists differ; the message names the classes in which they do.
     """
     if tuple(names) == tuple(expected):
         return
@@ -96,11 +96,11 @@ def _compare_classes(names: Sequence[str], where: str, expected: Sequence[str], 
              for found, what in ((lacking, f'of {whose} are missing'), (other, 'are not among them')) if found]
     raise ValueError(f'{where} has other classes than {whose}: '
                      + ('; '.join(parts) or f'the same names in another order, {tuple(names)} and {tuple(expected)}')
-                     + '. A label is a place in this list, which has to be the same: set metainfo.classes')
+                     + '. A label is a position in this list; set the same metainfo.classes everywhere')
 
 
 def _parts(dataset: Any) -> Iterator[Any]:
-    """The data sets in a data set: the parts of a concatenation, what a wrapper like RepeatDataset wraps, or itself."""
+    """The data sets inside a concatenation or a wrapper such as RepeatDataset; for another data set, itself."""
     parts = getattr(dataset, 'datasets', None) or ([dataset.dataset] if hasattr(dataset, 'dataset') else [])
     for part in parts:
         yield from _parts(part)
@@ -110,20 +110,20 @@ def _parts(dataset: Any) -> Iterator[Any]:
 
 def _check_heads(model: nn.Module, dataset: Any, names: tuple[str, ...]) -> None:
     if 'thing_classes' in dataset.metainfo or getattr(dataset, 'return_classes', False):
-        return  # heads of a panoptic detector have shares of the classes; in an open vocabulary num_classes is no count
+        return  # panoptic heads split the classes among themselves, and open-vocabulary heads do not count them
     for name, module in model.named_modules():
         count = getattr(module, 'num_classes', None)
-        # The RPN only tells objects from the background, and a fused semantic head has classes of its own; timm's
-        # networks know the number of ImageNet's.
+        # The RPN only separates objects from background, a fused semantic head has classes of its own, and num_classes
+        # of a timm backbone is ImageNet's.
         if isinstance(count, int) and count != len(names) and not isinstance(module, FusedSemanticHead) and not (
                 {'rpn_head', 'backbone'} & set(name.split('.'))):
             raise ValueError(
                 f'{name} has num_classes={count}, and the data has {len(names)} classes; set '
-                f'model.{name}.num_classes={len(names)}, and so in each head of the detector')
+                f'model.{name}.num_classes={len(names)}, and likewise in the other heads of the detector')
 
 
 def _check_boxes(dataset: Any, split: str) -> None:
-    """Check that data has boxes which are neither left out nor of a crowd."""
+    """Check that a split has boxes that are neither left out nor of a crowd."""
     parts = list(_parts(dataset))
     if all(isinstance(part, CocoDataset) for part in parts) and not any(
             not box['ignore_flag'] for part in parts for i in range(len(part))
@@ -155,8 +155,8 @@ def _check_masks(dataset: Any) -> None:
                 elif min(x) > x2 or max(x) < x1 or min(y) > y2 or max(y) < y1:
                     elsewhere.append(info['img_path'])
     if lacking:
-        raise ValueError(f'{len(lacking)} boxes of {dataset.ann_file} have no segmentation, which the detector learns '
-                         f'its masks from, the first of them in {lacking[0]}; add the segmentations, remove the boxes, '
+        raise ValueError(f'{len(lacking)} boxes of {dataset.ann_file} have no segmentation, from which the detector '
+                         f'learns masks, the first of them in {lacking[0]}; add the segmentations, remove the boxes, '
                          'or train a detector without masks')
     for found, what in ((thin, 'have no polygon of three points, so that their boxes are not learned'),
                         (elsewhere, 'lie outside their box')):
@@ -166,7 +166,7 @@ def _check_masks(dataset: Any) -> None:
 
 
 def _check_order(dataset: Any, names: tuple[str, ...]) -> None:
-    """Check the labels of a class that is derived from MMDetection's ``CocoDataset`` and keeps how it loads."""
+    """Check the labels of a data set whose class inherits the loading of MMDetection's ``CocoDataset``."""
     inherited = mmdet.datasets.CocoDataset
     if isinstance(dataset, CocoDataset) or not isinstance(dataset, inherited) or (
             type(dataset).load_data_list is not inherited.load_data_list or dataset.COCOAPI is not inherited.COCOAPI):
@@ -175,8 +175,8 @@ def _check_order(dataset: Any, names: tuple[str, ...]) -> None:
         annotations = json.loads(Path(path).read_text(encoding='utf-8-sig'))
     if category_ids(annotations, names, dataset.ann_file) != list(dataset.cat_ids):
         raise ValueError(f'{type(dataset).__name__} numbers the classes in the order of {dataset.ann_file}, which is '
-                         'not the order of classes; derive it from timm_se_plugin.detection.CocoDataset, whose labels '
-                         'are by name')
+                         'not the order of classes; derive the class from timm_se_plugin.detection.CocoDataset, whose '
+                         'labels are by name')
 
 
 def _check_metric(metric: Any, evaluator: str, classes: Any, pictures: list[Picture], where: str) -> None:
@@ -185,12 +185,12 @@ def _check_metric(metric: Any, evaluator: str, classes: Any, pictures: list[Pict
     ids = category_ids(coco.dataset, classes, file)
     if not isinstance(metric, CocoMetric) and coco.get_cat_ids(cat_names=classes) != ids:
         raise ValueError(f'{evaluator}: {type(metric).__name__} numbers the classes in the order of {file}, which is '
-                         'not the order of classes; derive it from timm_se_plugin.detection.CocoMetric, whose labels '
-                         'are by name')
+                         'not the order of classes; derive the class from timm_se_plugin.detection.CocoMetric, whose '
+                         'labels are by name')
     other = [picture for picture in pictures if picture.image not in coco.imgs
              or Path(coco.imgs[picture.image]['file_name']).name != Path(picture.path).name]
     if other:
-        named = coco.imgs.get(other[0].image, {}).get('file_name', 'not there')
+        named = coco.imgs.get(other[0].image, {}).get('file_name', 'no picture')
         raise ValueError(f'{evaluator} reads {file}, which is not of the pictures of {where}: image {other[0].image!r} '
                          f'is {other[0].path} in the data set and {named} for the evaluator; set {evaluator}.ann_file')
     if len(coco.imgs) > len(pictures):

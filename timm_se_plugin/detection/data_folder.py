@@ -1,4 +1,4 @@
-"""A folder of pictures and boxes, in the format of COCO, Pascal VOC or YOLO, as files in COCO's format."""
+"""Reads a folder of pictures and boxes, in the format of COCO, Pascal VOC or YOLO, as COCO annotations."""
 
 import hashlib
 import json
@@ -22,8 +22,8 @@ __all__ = ['Split', 'read_folder']
 
 _logger = logging.getLogger(__name__)
 _ENDINGS = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
-_DEPTH = 5      # how many folders deep files are looked for, so that a link to a folder above ends
-_LOOKED = 50    # how many pictures of a split decide which folder its names begin in
+_DEPTH = 5  # levels of folders that are searched; the limit ends the search of links to a folder above
+_LOOKED = 50  # the most pictures of a split that are looked for in each folder that may hold them
 _SPLIT = re.compile(r'(?<![a-z])(train|val|test)(?:ing|id|idation)?(?![a-z])')
 
 
@@ -31,9 +31,9 @@ class Split(NamedTuple):
     """The annotations of a split.
 
     Args:
-        content: what a file in COCO's format holds.
-        pictures: the folder that the names of the picture files begin in.
-        file: the file with this content.
+        content: content of a file in COCO's format.
+        pictures: folder to which the names of the picture files are relative.
+        file: file with this content.
     """
 
     content: dict[str, Any]
@@ -47,13 +47,13 @@ def read_folder(
     """Find the pictures and boxes of each split in a folder, and the classes.
 
     A split is known by the words train, val (or valid, validation) and test in the names of files or folders, by the
-    lists of Pascal VOC, or by YOLO's YAML file. What has none of these words is the train split.
+    lists of Pascal VOC, or by YOLO's YAML file. Data without any of these belongs to the train split.
 
     Args:
-        folder: the folder. Nothing is written into it.
-        kept_in: folder that gets the files of the splits which are not in COCO's format, or are divided.
-        val_share: part of the train split that becomes the val split, between 0 and 1; None for data with a val split.
-            A picture's name decides in which part it is, so that it stays there when others come and go.
+        folder: the folder, into which nothing is written.
+        kept_in: folder for the annotation files of splits that are converted or divided.
+        val_share: share of the train split that becomes the val split, between 0 and 1; None for data with a val split.
+            Pictures are ranked by a hash of their name: few change sides when others are added or removed.
 
     Returns:
         The splits by the names ``'train'``, ``'val'`` and ``'test'``, of which the last may be missing, and the names
@@ -61,8 +61,8 @@ def read_folder(
 
     Raises:
         FileNotFoundError: there is no such folder, no annotation in it, or no picture of the annotations.
-        ValueError: the folder has annotations in several formats, in several files for a split, or wrong ones; it has
-            no train or no val split, or has a val split although `val_share` is given.
+        ValueError: the annotations are wrong, in several formats, or in several files for a split; the folder has
+            no train or no val split, or a val split although `val_share` is given.
     """
     root = Path(folder).absolute()
     if not root.is_dir():
@@ -95,7 +95,7 @@ def read_folder(
 
 
 def _below(root: Path, kept_in: Path) -> tuple[list[Path], list[Path]]:
-    """The files in a folder and the folders that hold them, without hidden ones and those of runs."""
+    """The files below a folder, and their folders; hidden ones and those of runs are left out."""
     files, folders = [], []
     for place, inner, names in os.walk(root, followlinks=True):
         path = Path(place)
@@ -118,7 +118,7 @@ def _which_format(root: Path, found: dict[str, list[Path]], all_files: Sequence[
     if any(found.values()):
         first = ', '.join(f'{name} ({files[0].relative_to(root)})' for name, files in found.items() if files)
         return (f'{root} has annotations in more than one format: {first}; give a folder with those of one format, or '
-                'move the others away')
+                'move the other annotations away')
     pictures = sum(file.suffix.lower() in _ENDINGS for file in all_files)
     other = next((f'. A file such as {file.relative_to(root)} is none of these' for file in all_files
                   if file.suffix.lower() in ('.json', '.xml', '.yaml', '.txt')), '')
@@ -129,7 +129,7 @@ def _which_format(root: Path, found: dict[str, list[Path]], all_files: Sequence[
 
 
 def _split_of(path: Path) -> str | None:
-    """The split that the name of a file or of a folder that it is in tells, the nearest first."""
+    """The split that the name of a file, or else of the nearest folder around the file, contains."""
     for part in (path.stem, *reversed(path.parts[:-1])):
         words = _SPLIT.findall(part.lower())
         if words:
@@ -145,10 +145,11 @@ def _coco_splits(root: Path, files: Sequence[Path], folders: Sequence[Path]) -> 
     if 'train' not in of_splits and unnamed:
         of_splits = {'train': unnamed, **of_splits}
     elif unnamed:
-        _logger.warning('%s is left out, since its name does not tell its split', ', '.join(map(str, unnamed)))
+        _logger.warning('%s is left out, since its name contains none of train, val and test',
+                        ', '.join(map(str, unnamed)))
     splits = {}
     for name, candidates in of_splits.items():
-        # COCO has the instances beside captions and keypoints of the same pictures.
+        # In COCO, captions and keypoints of the same pictures lie beside the instances.
         chosen = [file for file in candidates if file.name.startswith('instances_')] or candidates
         if len(chosen) > 1:
             raise ValueError(f'{root} has {len(chosen)} files that may be the annotations of {name}: '
@@ -168,7 +169,7 @@ def _pictures_folder(root: Path, file: Path, content: dict[str, Any], split: str
     """
     names = [image.get('file_name') for image in content['images']]
     if not all(isinstance(name, str) for name in names):
-        raise ValueError(f'{file} has images without file_name; write the name of the file of each')
+        raise ValueError(f'{file} has images without file_name; add the file name of each image')
     looked = names[::-(-len(names) // _LOOKED)]
 
     def rank(candidate: Path) -> tuple[int, int, int, int]:
@@ -194,8 +195,8 @@ def _voc_splits(
         missing = sorted(listed - {file.stem for file in files})
         if missing:
             raise FileNotFoundError(f'the lists in ImageSets/Main of {root} name {len(missing)} pictures that have no '
-                                    f'XML file, of which {missing[0]} is the first; add the files, or take the names '
-                                    'out of the lists')
+                                    f'XML file, of which {missing[0]} is the first; add the files, or remove the '
+                                    'names from the lists')
         left_out = [file for file in files if file.stem not in listed]
         if left_out:
             _logger.info('%d XML files, of which %s is the first, are left out, since no list in ImageSets/Main has '
@@ -204,7 +205,7 @@ def _voc_splits(
     splits: dict[str, list[AnnotatedPicture]] = {}
     for file, picture in read_voc(files, [file for file in all_files if file.suffix.lower() in _ENDINGS]):
         of_file = [name for name, stems in lists.items() if file.stem in stems] if lists else [
-            _split_of(file.parent.relative_to(root) / '_') or 'train']  # pictures may be of trains
+            _split_of(file.parent.relative_to(root) / '_') or 'train']  # the file's name may say what is in the picture
         for name in of_file:
             splits.setdefault(name, []).append(picture)
     names = {box.label for pictures in splits.values() for picture in pictures for box in picture.boxes}
@@ -221,10 +222,10 @@ def _with_validation(splits: dict[str, Split], root: Path, kept_in: Path, share:
     """The splits with a val split, which is a share of the train split if `share` is given."""
     has = ', '.join(f'{name} ({split.file})' for name, split in splits.items())
     if 'train' not in splits:
-        raise ValueError(f'{root} has no train split; it has {has or "none"}. Name the file or the folder of the '
-                         'pictures to train on after it: train')
+        raise ValueError(f'{root} has no train split; it has {has or "none"}. Put train into the name of the file '
+                         'or the folder of the pictures to train on')
     if share is None and 'val' not in splits:
-        raise ValueError(f'{root} has no val split, by which the detector is judged; it has {has}. --val-share 0.2 '
+        raise ValueError(f'{root} has no val split to evaluate the detector on; it has {has}. --val-share 0.2 '
                          'takes a fifth of the train split, or add the annotations of other pictures, with val or '
                          'valid in the name of the file or its folder')
     if share is None:
@@ -238,7 +239,7 @@ def _with_validation(splits: dict[str, Split], root: Path, kept_in: Path, share:
     count = round(share * len(images)) or 1
     if not 0 < share < 1 or count >= len(images):
         raise ValueError(f'--val-share {share:g} of {len(images)} pictures leaves no picture on one of the sides; give '
-                         'a part between 0 and 1, such as 0.2')
+                         'a share between 0 and 1, such as 0.2')
     chosen = {image['id'] for image in images[:count]}
 
     def part(name: str, is_val: bool) -> Split:
@@ -250,7 +251,7 @@ def _with_validation(splits: dict[str, Split], root: Path, kept_in: Path, share:
 
 
 def _classes_with_boxes(splits: dict[str, Split], root: Path) -> tuple[str, ...]:
-    names: dict[str, None] = {}     # in the order of the files
+    names: dict[str, None] = {}  # in the order of the files
     boxes: dict[str, Counter[str]] = {}
     for of_split, split in splits.items():
         of_id = {category['id']: str(category['name']) for category in split.content['categories']}
@@ -261,8 +262,9 @@ def _classes_with_boxes(splits: dict[str, Split], root: Path) -> tuple[str, ...]
         raise ValueError(f'{root} has no box in any split; give a folder with annotated pictures')
     unused = ', '.join(name for name in names if name not in classes)
     if unused:
-        _logger.info('%s: no picture has a box of %s, which the detector does not learn', root, unused)
+        _logger.info('%s: no picture has a box of %s; these classes are left out', root, unused)
     unlearned = ', '.join(name for name in classes if not boxes['train'][name])
     if unlearned:
-        _logger.warning('%s: no box of the train split is a %s, which the detector cannot learn', root, unlearned)
+        _logger.warning('%s: the train split has no box of %s, which the detector therefore cannot learn', root,
+                        unlearned)
     return class_names(classes, str(root))

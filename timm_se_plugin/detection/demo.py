@@ -30,7 +30,7 @@ def enlarged(result: dict[str, Any], factor: int = 3) -> np.ndarray:
 
 
 def demo(output: Path, scenes: int = 400, epochs: int = 5, seed: int = 0) -> None:
-    """Run the demo, and print what it finds.
+    """Run the demo, and print the metrics of the detector.
 
     Args:
         output: folder to write into.

@@ -17,7 +17,7 @@ def write_digit_scenes(folder: str | Path, train: int = 400, val: int = 60, size
     """Write ``instances_{train,val}.json`` and ``images/`` into a folder; no handwritten digit is in both sets.
 
     Args:
-        folder: the folder, which is made if it does not exist.
+        folder: the folder, which is created if it does not exist.
         train: number of scenes to train on.
         val: number of scenes to validate on.
         size: height and width of a scene in pixels.

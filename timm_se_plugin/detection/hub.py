@@ -1,4 +1,4 @@
-"""A detector as a folder for the Hub, and back: weights, and a configuration that is read and never run."""
+"""Saves a detector as a folder for the Hub, and loads such folders without running their configuration."""
 
 import copy
 import json
@@ -29,16 +29,16 @@ DETECTOR = 'detector.py'
 def write_detector(model: nn.Module, folder: str | Path) -> None:
     """Write a detector: ``model.safetensors``, ``detector.py`` and ``config.json``.
 
-    ``detector.py`` is an MMDetection configuration with everything that inference needs. It does not say where the
-    weights came from before training (``pretrained``, ``init_cfg``), and has the attention in full instead.
+    ``detector.py`` is an MMDetection configuration with everything that inference needs. The sources of the weights
+    before training (``pretrained``, ``init_cfg``) are left out, and all options of the attention are written out.
 
     Args:
-        model: a detector of MMDetection with ``cfg`` and ``dataset_meta``, as :func:`~.inference.load_detector` has it.
+        model: a detector with ``cfg`` and ``dataset_meta``, as :func:`~.inference.load_detector` returns.
         folder: the folder to write into.
 
     Raises:
-        ValueError: the detector lacks ``cfg`` or ``dataset_meta``, or its configuration cannot be written, or builds
-            another detector.
+        ValueError: the detector lacks ``cfg`` or ``dataset_meta``, or the written configuration builds another
+            detector.
     """
     lacking = [name for name in ('cfg', 'dataset_meta') if not hasattr(model, name)]
     if lacking:
@@ -63,7 +63,7 @@ def write_detector(model: nn.Module, folder: str | Path) -> None:
                  'timm_se_plugin': plugin_config(attn)}
     Path(folder, CONFIG).write_text(json.dumps(described, indent=2), encoding='utf-8')
     loaded: Any = pull_detector(f'{FOLDER}{folder}')
-    check_fit(loaded, state, 'what was written')
+    check_fit(loaded, state, f'what was written to {folder}')
     if getattr(loaded.backbone, 'attn', None) != attn:
         raise ValueError(f'the configuration builds {loaded.backbone.attn}, and the detector has {attn}')
 
@@ -71,7 +71,7 @@ def write_detector(model: nn.Module, folder: str | Path) -> None:
 def _pipeline(config: Config) -> list[dict[str, Any]]:
     steps = [step.to_dict() for step in get_test_pipeline_cfg(config)]
     for step in steps:
-        if str(step['type']).endswith('LoadImageFromNDArray'):  # inference_detector writes it after an array
+        if str(step['type']).endswith('LoadImageFromNDArray'):  # as inference_detector leaves it after an array
             step['type'] = 'LoadImageFromFile'
     return steps
 
@@ -87,7 +87,7 @@ def _without_sources(config: Any) -> Any:
 def fetch_detector(place: str) -> tuple[Config, str]:
     """Configuration of a shared detector and path of its weights, which :func:`~.inference.load_detector` takes.
 
-    A stranger may have written the configuration. It is parsed without running it, and has to build nothing but what
+    Since a stranger may have written the configuration, it is parsed and never run, and may build only classes that
     MMDetection registers.
 
     Args:
@@ -109,7 +109,7 @@ def fetch_detector(place: str) -> tuple[Config, str]:
     config = {name: parsed[name] for name in names if name in parsed}
     if not {'model', 'test_dataloader'} <= config.keys():
         raise ValueError(f'{place}: {DETECTOR} has no model and test_dataloader')
-    register_all_modules()  # registers mmdet's classes and makes mmdet the scope in which names are looked up
+    register_all_modules()  # the default scope becomes mmdet
     unknown = sorted({repr(name) for name in _types(config) if not _is_allowed(name)})
     if unknown:
         raise ValueError(f'{place}: {DETECTOR} asks for {", ".join(unknown)}, which MMDetection does not register')
@@ -127,16 +127,16 @@ def _types(config: Any) -> Iterator[Any]:
 
 
 def _is_allowed(name: Any) -> bool:
-    """Whether a ``type`` is a registered class or an operator. MMEngine would import another name, mmcv evaluate it."""
+    """Whether a ``type`` names a registered class or an operator; MMEngine would import, mmcv evaluate other names."""
     if name in mmcv.ops.__all__:
         return True
     if isinstance(name, str):
-        name = name.removeprefix('mmdet.')  # a name may begin with its scope
+        name = name.removeprefix('mmdet.')  # the scope may precede the name
     for registry in (MODELS, TASK_UTILS, TRANSFORMS):
         level = registry
         while level is not None and isinstance(name, str):
             if name in level.module_dict:
-                # Modules for tracking evaluate options as Python code.
+                # mmdet's tracking modules evaluate options as Python code.
                 return '.tracking.' not in level.module_dict[name].__module__
             level = level.parent
     return False
@@ -186,10 +186,10 @@ def open_detector(
 
 
 def load_trained_detector(work_dir: str | Path, device: str = 'cpu') -> nn.Module:
-    """Load the detector of a training from its work folder: MMEngine's copy of the configuration, the last checkpoint.
+    """Load a trained detector from the work folder: MMEngine's copy of the configuration, and the last checkpoint.
 
     Raises:
-        FileNotFoundError: the folder has no configuration, or not the checkpoint that ``last_checkpoint`` names.
+        FileNotFoundError: the folder lacks a configuration, or the checkpoint that ``last_checkpoint`` names.
     """
     return load_detector(*trained_detector(work_dir), device)
 

@@ -1,4 +1,4 @@
-"""A configuration of MMDetection for a folder of a user's pictures and boxes."""
+"""Fits a configuration of MMDetection to a folder of the user's pictures and boxes."""
 
 import os
 import re
@@ -19,20 +19,20 @@ def config_for_folder(
     """A complete configuration that trains, validates and tests a detector on the data of a folder.
 
     Data sets, evaluators and the number of classes of each head are those of the data. The learning rate is scaled to
-    the batch size where `model` says which one its learning rate is for, and the warm-up is an epoch at most.
+    the batch size where `model` has ``auto_scale_lr.base_batch_size``, and the warm-up lasts one epoch at most.
 
     Args:
         model: the configuration of the detector: a file, or the name of one of this package's.
         folder: the data, as :func:`~.data_folder.read_folder` takes it.
-        work_dir: folder of the run, which gets ``annotations/`` with what is converted; if None, ``work_dirs/<name>``.
-            The name is that of `model`, which ends with its data, with the name of `folder` at the end instead.
-        val_share: part of the train split to validate with, where the folder has no val split.
+        work_dir: folder of the run, with converted annotations in ``annotations/``; if None, ``work_dirs/<name>``,
+            where the name is that of `model` with the name of `folder` in place of the last field, the data set.
+        val_share: share of the train split to validate on, where the folder has no val split.
 
     Returns:
         The configuration, with the file name that the run gives its copy in `work_dir`.
 
     Raises:
-        FileNotFoundError: `model`, or as :func:`~.data_folder.read_folder`.
+        FileNotFoundError: `model` does not exist, or as :func:`~.data_folder.read_folder`.
         ValueError: `model` has several data sets for a split, or as :func:`~.data_folder.read_folder`.
     """
     config = read_config(model)
@@ -47,7 +47,7 @@ def config_for_folder(
         _set_data(config, of_config, split, classes, root)
     _set_classes(config.model, len(classes))
     for left in ('data_root', 'dataset_type', 'metainfo', 'train_pipeline', 'test_pipeline', 'backend_args'):
-        config.pop(left, None)  # variables of the file, whose values the data sets hold
+        config.pop(left, None)  # variables of the file that nothing uses any more
     if 'base_batch_size' in config.get('auto_scale_lr', {}):
         config.auto_scale_lr.enable = True
     batch = config.train_dataloader.get('batch_size', 1) * int(os.environ.get('WORLD_SIZE', 1))
@@ -62,13 +62,13 @@ def config_for_folder(
 def _set_data(config: Config, of_config: str, split: Split, classes: tuple[str, ...], root: Path) -> None:
     """Set the data set and the evaluator of a split."""
     dataset = config[f'{of_config}_dataloader'].dataset
-    while 'dataset' in dataset:     # of a wrapper such as RepeatDataset
+    while 'dataset' in dataset:  # a wrapper such as RepeatDataset
         dataset = dataset.dataset
     if 'datasets' in dataset:
-        raise ValueError(f'{config.filename}: {of_config}_dataloader has several data sets, and --data gives one; take '
-                         'a configuration with one data set')
+        raise ValueError(f'{config.filename}: {of_config}_dataloader has several data sets, and --data gives one; give '
+                         '--model a configuration with one data set')
     file, pictures = (path.absolute() for path in (split.file, split.pictures))
-    for replaced in ('metainfo', 'data_prefix'):    # whose values an update would merge
+    for replaced in ('metainfo', 'data_prefix'):  # an update would merge these with the new values
         dataset.pop(replaced, None)
     dataset.update(
         type='CocoDataset', data_root=root.as_posix(), metainfo={'classes': classes},
@@ -82,7 +82,7 @@ def _set_data(config: Config, of_config: str, split: Split, classes: tuple[str, 
 
 
 def _set_classes(part: Any, count: int) -> None:
-    """Set ``num_classes`` of each head that tells the classes of objects apart, in a part of a model."""
+    """Set ``num_classes`` of each head that classifies objects, in a part of a model."""
     if isinstance(part, dict):
         if 'num_classes' in part:
             part['num_classes'] = count

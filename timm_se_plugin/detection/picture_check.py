@@ -1,4 +1,4 @@
-"""The picture files of data sets, compared with the annotations by their headers."""
+"""Compares the picture files of data sets with the annotations, by the files' headers."""
 
 import io
 import logging
@@ -19,7 +19,7 @@ __all__ = ['Picture', 'check_pictures', 'is_local', 'load_picture', 'loader_of',
 
 _ORIENTATION = 0x0112  # the EXIF tag; values of 5 to 8 swap width and height
 _END_MARKS = {'JPEG': b'\xff\xd9', 'MPO': b'\xff\xd9', 'PNG': b'IEND'}
-_FETCHED = 100  # how many pictures are looked at where each look is the transfer of a whole file
+_FETCHED = 100  # the most pictures that are fetched whole for the check, where files are not local
 
 
 class Picture(NamedTuple):
@@ -30,8 +30,8 @@ class Picture(NamedTuple):
         image: the id of the image in the annotations.
         size: width and height in pixels as the annotations say; None if they do not.
         where: the file of the annotations.
-        loader: the step of the pipeline that reads the file, of the kind of MMCV's ``LoadImageFromFile``; None if a
-            step of another kind does.
+        loader: the pipeline's step that reads the file, such as MMCV's ``LoadImageFromFile``; None if the pipeline has
+            no step of that kind.
     """
 
     path: str
@@ -47,13 +47,13 @@ def is_local(path: str, backend_args: dict[str, Any] | None) -> bool:
 
 
 def loader_of(dataset: Any) -> Any:
-    """The step of a data set's pipeline that reads the picture, or None."""
+    """The step of a data set's pipeline that decodes picture files; None if there is none."""
     steps = getattr(getattr(dataset, 'pipeline', None), 'transforms', ())
     return next((step for step in steps if hasattr(step, 'imdecode_backend')), None)
 
 
 def pictures_of(dataset: Any) -> Iterator[Picture]:
-    """The pictures of a data set; none of one whose pictures are not one file each."""
+    """The pictures of a data set that have a file of their own."""
     loader, where = loader_of(dataset), str(getattr(dataset, 'ann_file', ''))
     for i in range(len(dataset) if hasattr(dataset, 'get_data_info') else 0):
         info = dataset.get_data_info(i)
@@ -63,7 +63,7 @@ def pictures_of(dataset: Any) -> Iterator[Picture]:
 
 
 def load_picture(picture: Picture) -> np.ndarray:
-    """A picture as its pipeline gets it, (H, W, 3).
+    """A picture as the pipeline's loader returns it, (H, W, 3).
 
     Raises:
         ValueError: the file cannot be read.
@@ -78,8 +78,8 @@ def load_picture(picture: Picture) -> np.ndarray:
 def check_pictures(pictures: list[Picture]) -> None:
     """Check that pictures exist, are whole, and are loaded in the size that the annotations say.
 
-    Of files that are not local, only 100 are looked at, since each is fetched whole. A bar shows the progress where the
-    output is a terminal.
+    Of files that are not local, at most 100 are checked, since each is fetched whole. On a terminal, a bar shows the
+    progress.
 
     Raises:
         FileNotFoundError: pictures do not exist.
@@ -90,11 +90,11 @@ def check_pictures(pictures: list[Picture]) -> None:
     with warnings.catch_warnings(), ThreadPoolExecutor(16) as threads:
         warnings.simplefilter('ignore')  # Pillow's, about large pictures and odd tags
         headers = list(tqdm(threads.map(_header, looked), total=len(looked), unit='', delay=1, disable=None,
-                            desc='looking at the picture files'))
+                            desc='checking the picture files'))
     missing: list[tuple[Picture, str]] = []
     broken: list[tuple[Picture, str]] = []
     resized, unclear = [], []
-    turns: dict[tuple, bool] = {}  # whether a loader turns pictures of a format and an orientation
+    turns: dict[tuple, bool] = {}  # whether a loader turns pictures of this format and orientation
     for picture, header in zip(looked, headers, strict=True):
         if isinstance(header, Exception):
             (missing if isinstance(header, FileNotFoundError) else broken).append((picture, str(header)))
@@ -113,16 +113,16 @@ def check_pictures(pictures: list[Picture]) -> None:
             if swapped and picture.size == size[::-1]:
                 color_type = 'color_ignore_orientation' if turns.get(kind) else 'color'
                 text += (f'Its EXIF orientation is {header.orientation}, and LoadImageFromFile(color_type='
-                         f'{color_type!r}) in every pipeline loads it as it was annotated; or write the files anew '
-                         'without the tag')
+                         f'{color_type!r}) in every pipeline loads the picture as it was annotated; or save the '
+                         'files without the tag')
             else:
-                text += ('Use the pictures that were annotated, or scale the width, height, boxes and segmentations of '
-                         'the annotations to these')
+                text += ('Use the pictures that were annotated, or scale the widths, heights, boxes and segmentations '
+                         'of the annotations to these pictures')
             resized.append((picture, text))
     for error, found, what in (
             (FileNotFoundError, missing, 'do not exist'),
-            (ValueError, broken, 'are broken, and have to be replaced or taken out of the annotations'),
-            (ValueError, resized, 'are not of the annotated size, so that boxes would lie elsewhere')):
+            (ValueError, broken, 'are broken; replace the files, or remove the pictures from the annotations'),
+            (ValueError, resized, 'are not of the annotated size, so that their boxes would lie elsewhere')):
         if found:
             where = found[0][0].where
             raise error(f'{sum(picture.where == where for picture, _ in found)} of the '
@@ -133,7 +133,7 @@ def check_pictures(pictures: list[Picture]) -> None:
                   'or mirrors them without a change of size; make sure that their boxes are for the pictures as they '
                   'are loaded', logger='current', level=logging.WARNING)
     if len(looked) < len(pictures):
-        print_log(f'looked at {len(looked)} of {len(pictures)} picture files, since the others are not local',
+        print_log(f'checked {len(looked)} of {len(pictures)} picture files, since the others are not local',
                   logger='current')
 
 
@@ -149,7 +149,7 @@ def _is_local(picture: Picture) -> bool:
 
 
 def _header(picture: Picture) -> _Header | Exception:
-    """What the file of a picture says of itself, or the error, whose message names the file."""
+    """The header of a picture's file, or an error whose message names the file."""
     try:
         if not _is_local(picture):
             return _Header(load_picture(picture).shape[1::-1])
@@ -166,7 +166,7 @@ def _header(picture: Picture) -> _Header | Exception:
                 return _Header(load_picture(picture).shape[1::-1])
             if not _is_whole(file, opened):
                 return ValueError(f'{picture.path}, which is truncated')
-            # Pillow would decode a PNG file without EXIF, to look for the orientation at the file's end.
+            # For a PNG file without EXIF, getexif would decode the file to look for the tag at its end.
             has_tags = 'exif' in opened.info or opened.format == 'TIFF'
             return _Header(opened.size, opened.getexif().get(_ORIENTATION, 1) if has_tags else 1, opened.format)
     except Exception as error:
@@ -174,14 +174,14 @@ def _header(picture: Picture) -> _Header | Exception:
 
 
 def _is_whole(file: BinaryIO, picture: Image.Image) -> bool:
-    """Whether a JPEG or PNG file ends as its format demands, or else Pillow decodes all of it.
+    """Whether a JPEG or PNG file has the end mark of its format, or Pillow decodes the whole picture.
 
-    Decoders differ with half a picture: OpenCV 4 returns the decoded part, OpenCV 5 nothing.
+    The loader cannot tell: of a truncated file, OpenCV 4 returns the decoded part and OpenCV 5 nothing.
     """
     mark = _END_MARKS.get(str(picture.format))
     if mark:
         size = file.seek(0, io.SEEK_END)
-        file.seek(max(size - 4096, 0))  # cameras add data of their own after the end
+        file.seek(max(size - 4096, 0))  # cameras append data of their own after the mark
         if mark not in file.read():
             try:
                 picture.load()

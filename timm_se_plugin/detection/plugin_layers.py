@@ -1,4 +1,4 @@
-"""Attention for MMDetection's own backbones, by their argument ``plugins``."""
+"""Attention for MMDetection's own backbones, placed by their argument ``plugins``."""
 
 from typing import Any
 
@@ -18,22 +18,23 @@ class SEPlugin(SqueezeExcite):
     """:class:`~timm_se_plugin.layers.SqueezeExcite` as a plugin layer of mmdet's ResNet, ResNeXt, Res2Net and RegNet.
 
     In a configuration: ``plugins=[dict(cfg=dict(type='SEPlugin'), stages=(True,) * 4, position='after_conv3')]``.
-    Several plugins of one block need a ``postfix`` each. ``after_conv3`` is where the paper places SE. Res2Net takes
-    no other position: mmdet passes a number of channels after conv1 and conv2 that Res2Net does not have there.
+    Each of several plugins in one block needs a ``postfix`` of its own. ``after_conv3`` is where the paper places SE.
+    Res2Net takes no other position: mmdet passes a number of channels after conv1 and conv2 that Res2Net does not have
+    there.
 
     Shape: (N, C, H, W) -> (N, C, H, W).
 
     Args:
         in_channels: C, which mmdet passes.
         rd_ratio: inner width as a fraction of C.
-        rd_channels: inner width itself.
+        rd_channels: inner width, used instead of ``rd_ratio``.
         rd_divisor: 1 for the paper's rule for the width, 8 for timm's.
         squeeze: ``'avg'``, ``'max'`` or ``'none'``.
         bias: whether both layers have a bias.
         gate: name of the gate; by default ``'double_sigmoid'`` with ``init='identity'``, else ``'sigmoid'``.
         init: with ``'identity'`` every gate is exactly 1 before training, so that the features of a pretrained
-            backbone do not change. mmdet trains nothing in frozen stages, whose gates stay 1. ``'default'`` is
-            PyTorch's initialisation, or what the backbone's ``init_cfg`` says of convolutions.
+            backbone do not change. mmdet trains nothing in frozen stages, where the gates stay 1. ``'default'`` is
+            PyTorch's initialisation, or that of the backbone's ``init_cfg`` for convolutions.
 
     Raises:
         ValueError: an unknown ``init``, ``squeeze`` or ``gate``, or a gate that cannot be 1 with ``init='identity'``.
@@ -67,10 +68,10 @@ class SEPlugin(SqueezeExcite):
 class SKPlugin(SelectiveKernel):
     """:class:`~timm_se_plugin.layers.SelectiveKernel` as a plugin layer, which follows a convolution.
 
-    In the paper the unit replaces the 3x3 convolution, which ``plugins`` cannot do; for SKNet itself take
-    ``TimmAttentionBackbone`` with ``attn='sk'``. This layer has depthwise branches and can start as the identity, which
-    SKNet cannot. The position is ``after_conv1`` or ``after_conv2``, where a ReLU has made the input non-negative. In a
-    configuration: ``plugins=[dict(cfg=dict(type='SKPlugin'), position='after_conv2')]``.
+    In the paper the unit replaces the 3x3 convolution, which ``plugins`` cannot do; for SKNet itself use
+    ``TimmAttentionBackbone`` with ``attn='sk'``. Unlike SKNet's unit, this layer has depthwise branches and can start
+    as the identity. The position is ``after_conv1`` or ``after_conv2``, where a ReLU has made the input non-negative.
+    In a configuration: ``plugins=[dict(cfg=dict(type='SKPlugin'), position='after_conv2')]``.
 
     Shape: (N, C, H, W) -> (N, C, H, W).
 
@@ -78,13 +79,13 @@ class SKPlugin(SelectiveKernel):
         in_channels: C, which mmdet passes.
         kernels: sizes of the branches' kernels, as for ``SelectiveKernel``.
         rd_ratio: inner width as a fraction of C, the paper's 1 / r.
-        rd_channels: inner width itself.
+        rd_channels: inner width, used instead of ``rd_ratio``.
         rd_divisor: 1 for the paper's rule for the width, 8 for timm's.
         rd_min_channels: smallest inner width, the paper's L; 32 if None.
         groups: groups of the branches' convolutions; C (depthwise) if None.
         init: with ``'identity'`` every branch passes its input on, so that a non-negative input comes out unchanged,
-            whatever is selected, while BatchNorm uses running statistics (``norm_eval``, frozen stages, inference).
-            ``'default'`` is PyTorch's initialisation, or what the backbone's ``init_cfg`` says.
+            whatever is selected, as long as BatchNorm uses running statistics (``norm_eval``, frozen stages,
+            inference). ``'default'`` is PyTorch's initialisation, or that of the backbone's ``init_cfg``.
 
     Raises:
         ValueError: an unknown ``init``, or what ``SelectiveKernel`` refuses.
@@ -157,7 +158,7 @@ class PluginBasicBlock(BasicBlock):
 class AttentionResNet(ResNet):
     """mmdet's ResNet, whose depths 18 and 34 take ``plugins`` too, ``after_conv1`` and ``after_conv2``.
 
-    State-dict keys, arguments and results are those of mmdet's ResNet, so the same pretrained weights load.
+    State-dict keys, arguments and results are those of mmdet's ResNet; therefore the same pretrained weights load.
     """
 
     arch_settings = {  # noqa: RUF012 (mmdet's class attribute)

@@ -19,18 +19,18 @@ __all__ = ['record_run']
 def record_run(runner: Runner, path: str | Path) -> dict[str, Any]:
     """Add a finished run to a table, and its curve to the table ``<name>-curves.csv`` beside it.
 
-    Rows of the same model and seed are replaced. All values come from the Runner's history, which checkpoints carry,
-    and from the logs in its work folder, so that the curve of a resumed run has every epoch.
+    Rows of the same model and seed are replaced. All values come from the Runner's history, which checkpoints keep,
+    and from the logs in the Runner's work folder: the curve of a resumed run therefore has every epoch.
 
     Args:
         runner: a Runner whose training has ended.
-        path: the CSV file, which is made if it does not exist.
+        path: the CSV file, which is created if it does not exist.
 
     Returns:
         The row: model (the configuration's name), seed, epochs, the metrics of the last epoch under COCO's names
-        (``map`` and ``map_50`` are fractions from 0 to 1), the median seconds of a training step and of its waiting
-        for data, the peak memory in MiB (allocated on CUDA, else resident in the process; None where the system does
-        not tell) and the versions.
+        (``map`` and ``map_50`` are fractions from 0 to 1), the median seconds of a training step and of the waiting
+        for its data, the peak memory in MiB (allocated on CUDA, else resident in the process; None on Windows) and the
+        versions.
     """
     path = Path(path)
     history = {key: np.asarray(buffer.data[0]) for key, buffer in runner.message_hub.log_scalars.items()}
@@ -76,7 +76,7 @@ def _validations(work_dir: Path) -> dict[int, dict[str, float]]:
 
 
 def _peak_memory() -> int | None:
-    """Peak memory in MiB: CUDA's allocations, or the resident memory of the process, which Windows does not tell."""
+    """Peak memory in MiB: CUDA's allocations, or the resident memory of the process; None on Windows."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() // 2**20
     try:

@@ -1,4 +1,4 @@
-"""Training and testing detectors with MMEngine's Runner, which first checks the data and the checkpoint."""
+"""Training and testing of detectors with MMEngine's Runner, after checks of the data and the checkpoint."""
 
 import copy
 import logging
@@ -38,9 +38,9 @@ class CheckInputHook(Hook):
     """Refuses data and checkpoints that do not belong together, before the first step.
 
     Args:
-        strict: whether a checkpoint must have every key and shape of the detector, and its classes, as for a test or a
-            resumed run. Without it, MMEngine loads the keys that fit and logs the others.
-        pictures: whether to look at the picture files of the data sets.
+        strict: whether a checkpoint must have every key and shape of the detector, and the data's classes, as in a test
+            or a resumed run. Otherwise MMEngine loads the keys that fit and logs the others.
+        pictures: whether to check the picture files of the data sets.
     """
 
     priority = 'VERY_HIGH'
@@ -51,7 +51,7 @@ class CheckInputHook(Hook):
         self.passed = False
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Compare the checkpoint with the model, and keep the names of its classes for the comparison with the data."""
+        """Compare the checkpoint with the model, and keep its names of classes for the comparison with the data."""
         if self.strict:
             check_fit(unwrap_model(runner.model), checkpoint.get('state_dict', checkpoint))
             self.classes = saved_meta(checkpoint).get('classes')
@@ -63,7 +63,7 @@ class CheckInputHook(Hook):
                     {'val': runner.val_evaluator} if runner.val_loop is not None else {})
 
     def before_test(self, runner: Runner) -> None:
-        """As :meth:`before_train`, for the test set."""
+        """Compare the test set with its evaluator, the model, the checkpoint and the picture files."""
         self._check(runner, {'test': runner.test_dataloader.dataset}, {'test': runner.test_evaluator})
 
     @master_only
@@ -75,22 +75,22 @@ class CheckInputHook(Hook):
 
 
 def _test_set(config: Config) -> dict[str, Any]:
-    """The test set by the name of its split, if it is another one than the validation set, and exists."""
+    """The test set by the name of its split, if it exists and is not the validation set."""
     test, val = ((config.get(f'{split}_dataloader') or {}).get('dataset') for split in ('test', 'val'))
     if test is None or test == val:
         return {}
     try:
         return {'test': DATASETS.build(copy.deepcopy(test))}
     except FileNotFoundError as error:
-        print_log(f'the test set does not exist, and is not checked: {error}', logger='current')
+        print_log(f'the test set is not checked, since it does not exist: {error}', logger='current')
         return {}
 
 
 def saved_meta(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """What a checkpoint of MMDetection 3 or 2 says of its data set: ``classes`` and ``palette``, if it has them."""
+    """``classes`` and ``palette`` of a checkpoint of MMDetection 3 or 2, as far as the checkpoint has them."""
     meta = checkpoint.get('meta', {})
     found = meta.get('dataset_meta', {key: meta[key] for key in ('CLASSES', 'PALETTE') if key in meta})
-    if isinstance(found, list):  # of a concatenation, whose parts have the same classes
+    if isinstance(found, list):  # one for each part of a concatenation; all have the same classes
         found = found[0]
     return {key.lower(): value for key, value in found.items()}
 
@@ -115,7 +115,7 @@ class ProgressHook(Hook):
         self.bar.close()
 
 
-# MMEngine's about classes of its own, which its own hooks use.
+# Warnings of MMEngine about classes that its own hooks use.
 _CHATTER = (
     '"FileClient" will be deprecated in future. Please use io functions in '
     'https://mmengine.readthedocs.io/en/latest/api/fileio.html#file-io',
@@ -136,7 +136,7 @@ def _runner(config: Config, splits: tuple[str, ...], strict: bool, check_picture
         if data.get('ann_file') and '://' not in str(data.get('data_root')) and (
                 is_local(str(path), data.get('backend_args')) and not path.is_file()):
             read = '' if split == 'train' else f' {split}_evaluator.ann_file=…, which the evaluation reads'
-            raise FileNotFoundError(f'the annotations {path} of {split}_dataloader do not exist; say where they are by '
+            raise FileNotFoundError(f'the annotations {path} of {split}_dataloader do not exist; give their place by '
                                     f'--cfg-options {split}_dataloader.dataset.data_root=…{read}')
     runner = RUNNERS.build(config) if 'runner_type' in config else Runner.from_cfg(config)
     runner.logger.addFilter(_tells_the_user)
@@ -147,7 +147,7 @@ def _runner(config: Config, splits: tuple[str, ...], strict: bool, check_picture
 
 @contextmanager
 def _empty_data_explained(config: Config) -> Iterator[None]:
-    """Explain NumPy's error about data without a single box, 'need at least one array to concatenate'."""
+    """Replace NumPy's error about data without boxes, 'need at least one array to concatenate', by an explanation."""
     try:
         yield
     except ValueError as error:
@@ -155,7 +155,8 @@ def _empty_data_explained(config: Config) -> Iterator[None]:
             raise
         data = config.train_dataloader.dataset
         raise ValueError(f'{data.get("ann_file")} has no picture with a box of the classes '
-                         f'{(data.get("metainfo") or {}).get("classes", "of its dataset")}') from error
+                         f'{(data.get("metainfo") or {}).get("classes", "of its dataset")}; give annotations that '
+                         'have some') from error
 
 
 def train_detector(
@@ -190,7 +191,7 @@ def train_detector(
     if auto_scale_lr:
         if 'base_batch_size' not in config.get('auto_scale_lr', {}):
             raise ValueError('the learning rate cannot be scaled: the configuration has no '
-                             'auto_scale_lr.base_batch_size')
+                             'auto_scale_lr.base_batch_size, the batch size that its learning rate is for')
         config.auto_scale_lr.enable = True
     if resume:
         config.resume = True
@@ -203,7 +204,7 @@ def train_detector(
     except Exception as error:
         passed = any(isinstance(hook, CheckInputHook) and hook.passed for hook in runner.hooks)
         if is_main_process() and not passed:
-            for path, content in kept.items():  # the Runner has written its own, of a training that was refused
+            for path, content in kept.items():  # the Runner of the refused training has overwritten these files
                 path.write_bytes(content)
         if isinstance(error, URLError):
             raise ConnectionError(
@@ -221,7 +222,7 @@ def test_detector(
     Args:
         config: the configuration of the detector and its test set.
         checkpoint: the detector's weights.
-        out: file to write all predictions into (pickle); None for none.
+        out: pickle file to write all predictions into; None to write none.
         launcher: as for :func:`train_detector`.
         check_pictures: as for :func:`train_detector`.
 

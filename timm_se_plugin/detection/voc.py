@@ -1,4 +1,4 @@
-"""Annotations of Pascal VOC: an XML file for each picture, and text files that list the pictures of a split."""
+"""Reads Pascal VOC: an XML file for each picture, and text files that list the pictures of a split."""
 
 import re
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ __all__ = ['is_voc', 'read_voc', 'split_lists']
 
 
 def is_voc(file: Path) -> bool:
-    """Whether a file is an XML file whose first element is ``annotation``."""
+    """Whether a file is an XML file with the element ``annotation`` near its start."""
     if file.suffix.lower() != '.xml':
         return False
     with file.open('rb') as opened:
@@ -43,20 +43,20 @@ def split_lists(files: Sequence[Path]) -> dict[str, set[str]]:
 
 
 def read_voc(files: Sequence[Path], pictures: Sequence[Path]) -> list[tuple[Path, AnnotatedPicture]]:
-    """Read XML files. An object that is marked ``difficult`` becomes one that is not counted.
+    """Read XML files. An object that is marked ``difficult`` becomes a crowd box, which metrics do not count.
 
     Pixels of Pascal VOC are numbered from 1, and the last one belongs to the box: xmin=1, xmax=10 are the first ten.
 
     Args:
         files: the XML files.
-        pictures: the picture files; that of an XML file has its name, or the name that the file gives. Of several, the
-            picture is taken whose folders have the most names in common with those of the XML file.
+        pictures: the picture files. The picture of an XML file has the same name, or the name that the XML file gives;
+            of several such pictures, the one with the most folders in common with the XML file is taken.
 
     Returns:
         Each XML file with its picture.
 
     Raises:
-        ValueError: a file is no XML, lacks a name or a number, has a box outside the picture or no picture.
+        ValueError: a file is not XML, lacks a name, a number or its picture, or has a box outside the picture.
     """
     named: dict[str, list[Path]] = {}
     for picture in pictures:
@@ -67,7 +67,8 @@ def read_voc(files: Sequence[Path], pictures: Sequence[Path]) -> list[tuple[Path
         try:
             root = ElementTree.parse(file).getroot()
         except ElementTree.ParseError as error:
-            raise ValueError(f'{file} is not a whole XML file: {error}; write it anew, or remove it') from error
+            raise ValueError(f'{file} is not a complete XML file: {error}; export the file again, or remove '
+                             'it') from error
         candidates = named.get(file.stem) or named.get(Path(root.findtext('filename') or '-').name)
         if not candidates:
             raise ValueError(f'{file} has no picture: there is none named {file.stem} or '
@@ -81,7 +82,8 @@ def read_voc(files: Sequence[Path], pictures: Sequence[Path]) -> list[tuple[Path
         for element in root.findall('object'):
             label = (element.findtext('name') or '').strip()
             if not label:
-                raise ValueError(f'{file} has an object without <name>; write the name of its class, or remove it')
+                raise ValueError(f'{file} has an object without <name>; write the name of its class, or remove the '
+                                 'object')
             x1, y1, x2, y2 = (_number(element, f'bndbox/{name}', file) for name in ('xmin', 'ymin', 'xmax', 'ymax'))
             corners = within((x1 - 1, y1 - 1, x2, y2), (width, height), f'{file}, {label!r}')
             boxes.append(Box(label, corners, is_crowd=element.findtext('difficult', '0').strip() == '1'))

@@ -1,4 +1,4 @@
-"""Annotations of YOLO: a text file for each picture, and a YAML file that names the classes and the splits."""
+"""Reads YOLO's annotations: a text file for each picture, and a YAML file that names the classes and the splits."""
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,14 +17,18 @@ _ORIENTATION = 0x0112  # the EXIF tag; values of 5 to 8 swap width and height
 
 
 def is_yolo(file: Path) -> bool:
-    """Whether a file is a YAML file that has ``names``, and the pictures of ``train`` or ``val``."""
+    """Whether a file is a YAML file that has the keys ``names``, and ``train`` or ``val``.
+
+    Raises:
+        ValueError: a file called data or dataset is not YAML.
+    """
     if file.suffix.lower() not in ('.yaml', '.yml'):
         return False
     try:
         content = yaml.safe_load(file.read_text(encoding='utf-8-sig'))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         if file.stem.lower() in ('data', 'dataset'):
-            raise ValueError(f'{file} is not a YAML file: {error}') from error
+            raise ValueError(f'{file} is not a YAML file: {error}; correct the file') from error
         return False
     return isinstance(content, dict) and 'names' in content and bool({'train', 'val'} & content.keys())
 
@@ -37,16 +41,16 @@ def read_yolo(file: Path, endings: Iterable[str]) -> tuple[dict[str, list[Annota
     width and height of the picture. A picture without labels has no objects.
 
     Args:
-        file: the YAML file, with ``names``, ``train``, ``val`` and ``test``, and maybe ``path``, the folder of these.
-        endings: the endings of picture files.
+        file: the YAML file, with ``names``, ``train``, ``val`` and ``test``, and optionally ``path``, their folder.
+        endings: endings of picture files.
 
     Returns:
         The pictures of each split, and the names of the classes.
 
     Raises:
         FileNotFoundError: the folder of train or val does not exist.
-        ValueError: the names are not a list; there are no labels; a line has a class without a name, a number that is
-            no fraction, or a box outside the picture.
+        ValueError: the names are not a list; there are no labels; a line has a class without a name, a number that
+            is not a fraction, or a box outside the picture.
     """
     content = yaml.safe_load(file.read_text(encoding='utf-8-sig'))
     names = content['names']
@@ -82,7 +86,7 @@ def _pictures(file: Path, base: Any, place: Any, split: str, endings: tuple[str,
     candidates = [*([file.parent / base / place] if base else []), file.parent / place,
                   file.parent / str(place).removeprefix('../')]
     found = next((path for path in candidates if path.exists()), None)
-    if found is None and split == 'test':   # which Roboflow names even if there is none
+    if found is None and split == 'test':  # Roboflow names a test split even if there is none
         _logger.warning('%s: test: %s does not exist, and is left out', file, place)
         return []
     if found is None:
@@ -96,7 +100,7 @@ def _pictures(file: Path, base: Any, place: Any, split: str, endings: tuple[str,
 
 
 def _labels(picture: Path) -> list[Path]:
-    """Where the labels of a picture may be."""
+    """The files in which the labels of a picture may be."""
     parts = list(picture.parts)
     beside = picture.with_suffix('.txt')
     if 'images' not in parts:
@@ -129,11 +133,11 @@ def _box(words: Sequence[str], size: tuple[int, int], classes: Sequence[str], wh
                          ) from None
     if len(values) != 4 and (len(values) < 6 or len(values) % 2):
         raise ValueError(f'{where} has {len(words)} numbers; a box has 5, a class and x, y, width and height, and an '
-                         'outline a class and two for each of at least three points')
+                         'outline has a class and two numbers for each of at least three points')
     if label not in range(len(classes)):
         raise ValueError(f'{where} has the class {label:g}, and {names} names the classes 0 to {len(classes) - 1}; add '
                          'the name of the class, or correct the line')
-    if not all(0 <= value <= 1.01 for value in values):     # 1.01 for rounding
+    if not all(0 <= value <= 1.01 for value in values):  # 1.01 allows for rounding
         raise ValueError(f'{where}: {" ".join(words[1:])} are not fractions of the width and height of the picture, '
                          f'from 0 to 1; divide pixels by the size of the picture, {size[0]}x{size[1]}')
     scaled = [value * size[i % 2] for i, value in enumerate(values)]

@@ -1,6 +1,6 @@
 """Training and evaluation of classifiers with timm's parts: one command from a recipe to an evaluated network."""
 
-from . import _requirements  # noqa: F401  (refuses a timm that is too old; has to be first)
+from . import _requirements  # noqa: F401  (the check of timm's version comes before all other imports)
 from .config import list_recipes, parse_evaluation, parse_options
 from .evaluation import Evaluation, evaluate, evaluate_classifier
 from .loop import train_classifier

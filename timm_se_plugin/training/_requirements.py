@@ -1,10 +1,10 @@
-"""A check that comes before the other modules of this package import what an older timm does not have."""
+"""A check of timm's version, before the other modules of this package import names that an older timm lacks."""
 
 import re
 
 import timm
 
-_FLOOR = '1.0.31'  # the first with timm.task.ClassificationEvaluator and ClassificationTask(criterion_kwargs=)
+_FLOOR = '1.0.31'  # the first release with timm.task.ClassificationEvaluator and ClassificationTask(criterion_kwargs=)
 
 
 def _numbers(version: str) -> list[int]:
@@ -14,4 +14,4 @@ def _numbers(version: str) -> list[int]:
 if _numbers(timm.__version__) < _numbers(_FLOOR):
     raise ImportError(
         f'timm_se_plugin.training needs timm {_FLOOR} or later, and timm {timm.__version__} is installed; '
-        f'pip install --upgrade "timm>={_FLOOR}" installs it')
+        f'pip install --upgrade "timm>={_FLOOR}" installs a newer one')

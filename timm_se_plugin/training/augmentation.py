@@ -17,19 +17,23 @@ __all__ = ['BatchAugmentation', 'Transforms', 'train_transforms']
 
 @dataclass(frozen=True)
 class Transforms:
-    """The transform of each epoch, from a PIL image to bytes (C, H, W): `early` before epoch `switch`, then `late`."""
+    """The transforms of a run, from a PIL image to uint8 (C, H, W): `early` before epoch `switch`, `late` after."""
 
     early: Any
     late: Any
     switch: int = 0
 
     def __call__(self, epoch: int) -> Any:
-        """The transform of an epoch, which is counted from 0."""
+        """The transform of an epoch; epochs are counted from 0."""
         return self.early if epoch < self.switch else self.late
 
 
 def train_transforms(options: Namespace, config: dict[str, Any]) -> Transforms:
-    """Transforms of training images: to ``--train-img-size``, and in the last ``--full-size-epochs`` to the full size.
+    """Transforms of training images, to ``--train-img-size``, and in the last ``--full-size-epochs`` to the full size.
+
+    Args:
+        options: the run's options.
+        config: timm's data configuration of the model, whose ``input_size`` is the full size.
 
     Raises:
         ValueError: a crop larger than the padded image, or full-size epochs where every epoch has the full size.
@@ -53,7 +57,7 @@ def _train_transform(options: Namespace, config: dict[str, Any], full: tuple[int
         color_jitter=None if pads else options.color_jitter, auto_augment=options.aa,
         interpolation=options.interpolation or 'random', mean=config['mean'], std=config['std'], use_prefetcher=True)
     if pads:
-        # He et al., 2015 (arXiv 1512.03385), section 4.2. This crop, which timm lacks, replaces the first transform.
+        # timm lacks the crop of He et al., 2015 (arXiv 1512.03385), section 4.2; here it replaces timm's crop.
         padding = options.crop_padding if size == full else 0
         if max(size) > min(full) + 2 * padding:
             raise ValueError(f'--train-crop-mode pad cannot cut {max(size)} pixels out of an image that has '
@@ -66,9 +70,9 @@ class BatchAugmentation:
     """Augmentation of whole batches: random erasing, and mixing of images and targets.
 
     Args:
-        options: of the run.
+        options: the run's options.
         classes: number of the network's classes.
-        device: where the batches are.
+        device: device of the batches.
 
     Raises:
         ValueError: Mixup or CutMix with an odd batch size, which timm does not mix.
@@ -89,7 +93,7 @@ class BatchAugmentation:
                 num_classes=classes, multi_label=options.task == 'multilabel')
 
     def erased(self, x: Tensor, seeds: Sequence[int]) -> Tensor:
-        """Images (N, C, H, W) with random parts erased in their own memory; each has a seed for its randomness."""
+        """Erase random parts of images (N, C, H, W) in place; each image has a seed of its own."""
         if self.erase is not None:
             for image, seed in zip(x.split(1), seeds, strict=True):
                 random_seed(seed)
@@ -97,7 +101,7 @@ class BatchAugmentation:
         return x
 
     def __call__(self, x: Tensor, y: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
-        """Mixed images (N, C, H, W) and their targets: (N,), or (N, classes) after mixing and of several labels."""
+        """Mixed images (N, C, H, W) and their targets: (N,), or (N, classes) after mixing or with several labels."""
         if self.mix is not None:
             self.mix.mixup_enabled = not 0 < self.mixes_until <= epoch
             x, y = self.mix(x, y)

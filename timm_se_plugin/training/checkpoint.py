@@ -15,7 +15,8 @@ __all__ = ['BEST', 'LAST', 'CheckpointError', 'newest_whole', 'read_checkpoint',
 
 _logger = logging.getLogger(__name__)
 
-LAST, PREVIOUS, BEST = 'last.pth.tar', 'previous.pth.tar', 'model_best.pth.tar'  # timm has the first and the third
+# timm has the first and the third of these names.
+LAST, PREVIOUS, BEST = 'last.pth.tar', 'previous.pth.tar', 'model_best.pth.tar'
 
 
 class CheckpointError(RuntimeError):
@@ -23,12 +24,12 @@ class CheckpointError(RuntimeError):
 
 
 def save_checkpoint(folder: Path, state: dict[str, Any], best: bool = False) -> None:
-    """Write the newest state of a run as ``last.pth.tar``, and rename the last one to ``previous.pth.tar``.
+    """Write the newest state of a run as ``last.pth.tar``; the former file becomes ``previous.pth.tar``.
 
     Args:
-        folder: of the run.
-        state: what :func:`read_checkpoint` is to return, with timm's keys.
-        best: whether to write it as ``model_best.pth.tar`` too.
+        folder: the run's folder.
+        state: what :func:`read_checkpoint` returns, with timm's keys.
+        best: whether to write the state as ``model_best.pth.tar`` too.
 
     Raises:
         UnwritableFileError: the disk is full or the like; the earlier checkpoints are unchanged.
@@ -36,13 +37,14 @@ def save_checkpoint(folder: Path, state: dict[str, Any], best: bool = False) -> 
     buffer = io.BytesIO()  # torch.save to a file on a full disk raises a RuntimeError that does not say why
     torch.save(state, buffer)
     content = buffer.getvalue()
-    if best:  # before the last one: a resumed run that reads in it that it was the best does not write the best again
+    # BEST is written first: LAST holds the best score, and a run resumed from there would not write BEST again.
+    if best:
         write_atomically(folder / BEST, content)
     last, new = folder / LAST, folder / f'new-{LAST}'
     write_atomically(new, content)
     if last.exists():
         os.replace(last, folder / PREVIOUS)
-    os.replace(new, last)  # a run that ends between these two lines has no last one: newest_whole takes the new one
+    os.replace(new, last)  # a run killed between these two renames leaves `new` alone, which newest_whole finds
     sync_folder(folder)
 
 

@@ -15,7 +15,7 @@ from ..weights.runs import model_kwargs
 from .options import RUNTIME, evaluation_parser, training_parser
 
 __all__ = [
-    'BEFORE', 'different_options', 'list_recipes', 'options_of', 'own_options', 'parse_evaluation', 'parse_options',
+    'FORMER', 'different_options', 'list_recipes', 'options_of', 'own_options', 'parse_evaluation', 'parse_options',
     'read_recipe']
 
 _PICKLED = ('.pth', '.tar', '.pt')
@@ -23,8 +23,8 @@ _WEIGHTS = (*_PICKLED, '.safetensors', '.bin', '.npz')
 # Options that have a column of their own in a table of results.
 _COLUMNS = (
     'model', 'model_kwargs', 'seed', 'epochs', 'batch_size', 'grad_accum_steps', 'amp', 'amp_dtype', 'torchcompile')
-# What runs did before there was an option for it, and what timm's own do.
-BEFORE = {'exif_orientation': False}
+# Values of options that runs of earlier releases and of timm's own trainer lack: these describe what such runs do.
+FORMER = {'exif_orientation': False}
 _RECIPES = resources.files(__package__) / 'recipes'
 
 
@@ -48,7 +48,8 @@ def read_recipe(name: str) -> dict[str, Any]:
     elif packaged.is_file():
         text = packaged.read_text(encoding='utf-8')
     else:
-        raise ValueError(f'{name!r} is neither a file nor a packaged recipe; these are {", ".join(list_recipes())}')
+        raise ValueError(f'{name!r} is neither a file nor a packaged recipe; '
+                         f'the packaged recipes are {", ".join(list_recipes())}')
     options = yaml.safe_load(text) or {}
     if not isinstance(options, dict):
         raise ValueError(f'the recipe {name} is not a mapping of options to values')
@@ -62,9 +63,9 @@ def read_recipe(name: str) -> dict[str, Any]:
 
 
 def parse_options(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Options from the command line; then from the recipe that ``--config`` names; then the defaults.
+    """Options of a training: from the command line, else from the recipe that ``--config`` names, else the defaults.
 
-    The recipe's options go through the parser too, before those of the command line, so both are checked alike.
+    The parser checks the recipe's options as it does those of the command line.
     """
     given = list(sys.argv[1:] if argv is None else argv)
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -87,8 +88,8 @@ def own_options(options: argparse.Namespace) -> str:
 
 
 def options_of(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-    """Options that a checkpoint was trained with; those that its release did not have yet are as it worked then."""
-    return {**vars(parse_options([])), **BEFORE, **vars(checkpoint['args'])}
+    """Options that a checkpoint was trained with; an option that its release lacked has the value of its behaviour."""
+    return {**vars(parse_options([])), **FORMER, **vars(checkpoint['args'])}
 
 
 def different_options(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -99,10 +100,10 @@ def different_options(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[s
 
 def parse_evaluation(
         argv: Sequence[str] | None = None, parser: argparse.ArgumentParser | None = None) -> argparse.Namespace:
-    """Options of an evaluation from the command line; then those that the checkpoint was trained with; then defaults.
+    """Options of an evaluation: from the command line, else those that the checkpoint was trained with, else defaults.
 
-    The device is not the checkpoint's: a network that was trained on a GPU is evaluated on any machine. The names of
-    the checkpoint's classes are ``label_names``, None where they are not known.
+    The device is never taken from the checkpoint, since a network trained on a GPU is evaluated on any machine.
+    ``label_names`` of the result are the names of the checkpoint's classes; None where they are not known.
 
     Args:
         argv: the command line; that of this process if None.
@@ -112,15 +113,17 @@ def parse_evaluation(
         ValueError: there is no such checkpoint, or it is broken, of an unknown kind or without weights.
     """
     parser = parser or evaluation_parser()
+    parser.set_defaults(label_names=None)
     checkpoint = parser.parse_args(argv).checkpoint
     if checkpoint and not Path(checkpoint).is_file():
         raise ValueError(f'--checkpoint {checkpoint} is not a file')
     if checkpoint and not checkpoint.endswith(_WEIGHTS):
-        raise ValueError(f'--checkpoint {checkpoint} is not a file of weights, which ends in {", ".join(_WEIGHTS)}')
+        raise ValueError(f'--checkpoint {checkpoint} is not a file of weights, whose name ends in '
+                         f'{", ".join(_WEIGHTS)}')
     if checkpoint and checkpoint.endswith(_PICKLED):
-        said = read_weights(checkpoint)[1]
-        trained, names = {**BEFORE, **said['args']} if 'args' in said else {}, said.get('label_names')
-        # The machine, which may be another one; and what the names of the classes replace.
+        saved = read_weights(checkpoint)[1]
+        trained, names = {**FORMER, **saved['args']} if 'args' in saved else {}, saved.get('label_names')
+        # Not taken from the training: the machine, what the checkpoint replaces, and a class map where names are saved.
         others = {'output', 'pretrained', 'device', 'dist_backend', *(('class_map',) if names else ())}
         own = {action.dest for action in parser._actions} - others
         parser.set_defaults(label_names=names)

@@ -1,4 +1,4 @@
-"""What a run continues from, and with which options: another number of processes, or more epochs, continue it too."""
+"""The checkpoint and the options that a run continues with, even with other processes or more epochs."""
 
 import logging
 from argparse import Namespace
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from .checkpoint import newest_whole, read_checkpoint
-from .config import BEFORE, different_options, options_of
+from .config import FORMER, different_options, options_of
 from .data import STREAMS
 from .process import Process
 
@@ -16,7 +16,7 @@ _logger = logging.getLogger(__name__)
 
 
 def checkpoint_of(options: Namespace, folder: Path) -> tuple[Any, dict[str, Any] | None]:
-    """The checkpoint that a run continues from, and its content; None for a run that begins.
+    """Path and content of the checkpoint that a run continues from; None and None for a new run.
 
     Raises:
         ValueError: the folder holds a run, and ``--resume`` is not given.
@@ -31,43 +31,52 @@ def checkpoint_of(options: Namespace, folder: Path) -> tuple[Any, dict[str, Any]
 
 
 def continued(options: Namespace, state: dict[str, Any], process: Process, path: Any) -> Namespace:
-    """`options` with the batch size and the accumulation that keep the images of an update, for these processes.
+    """Options of the continued run, whose batch size and accumulation steps keep the number of images in an update.
+
+    Args:
+        options: the options that the command gives.
+        state: content of the checkpoint.
+        process: this process.
+        path: path of the checkpoint, for messages.
 
     Raises:
-        ValueError: the checkpoint is of another run, or its images of an update cannot be shared by these processes.
+        ValueError: the checkpoint is of a run with other options, or the number of processes does not divide the number
+            of images in an update.
     """
     if 'position' not in state:
         raise ValueError(f'{path} is a checkpoint of another trainer: it does not hold the epoch and batch of its run')
-    then, before, now = options_of(state), state['position']['world_size'], process.world_size
-    whole = state['position'].get('global_batch', then['batch_size'] * then['grad_accum_steps'] * before)
+    trained, position, processes = options_of(state), state['position'], process.world_size
+    global_batch = position.get(
+        'global_batch', trained['batch_size'] * trained['grad_accum_steps'] * position['world_size'])
     batch = ('batch_size', 'grad_accum_steps')
-    kept = options.batch_size * options.grad_accum_steps * now == whole
-    same = all(then[key] == getattr(options, key) for key in batch)
+    is_kept = options.batch_size * options.grad_accum_steps * processes == global_batch
+    is_same = all(trained[key] == getattr(options, key) for key in batch)
     is_stream = options.dataset.partition('/')[0].lower() in STREAMS
-    ignored = () if now == before and not (kept or same) else batch
-    kept_ways = {key: value for key, value in BEFORE.items() if not hasattr(state['args'], key)}
-    options = Namespace(**{**vars(options), **kept_ways})
-    different = [text for text in different_options(then, vars(options))
+    ignored = () if processes == position['world_size'] and not (is_kept or is_same) else batch
+    former = {key: value for key, value in FORMER.items() if not hasattr(state['args'], key)}
+    options = Namespace(**{**vars(options), **former})
+    different = [text for text in different_options(trained, vars(options))
                  if text.partition('=')[0] not in (*ignored, 'epochs')]
-    if is_stream and now != before:
-        different.append(f'{now} processes (was {before}), which a stream cannot change')
+    if is_stream and processes != position['world_size']:
+        different.append(f'{processes} processes (was {position["world_size"]}; a stream needs the same number)')
     if different:
-        raise ValueError(f'{path} is of another run; other values here: {", ".join(different)}')
-    if options.epochs != then['epochs']:
-        if options.epochs < state['position']['epoch']:
-            raise ValueError(f'{path} has trained {state["position"]["epoch"]} epochs, more than --epochs '
-                             f'{options.epochs}')
+        raise ValueError(f'{path} is of a run with other options than these: {", ".join(different)}; give the earlier '
+                         'values, or begin another run with --experiment')
+    if options.epochs != trained['epochs']:
+        if options.epochs < position['epoch']:
+            raise ValueError(f'{path} has been trained for {position["epoch"]} epochs, more than --epochs '
+                             f'{options.epochs}; give --epochs {position["epoch"]} or more')
         _logger.warning('the run is continued to %d epochs instead of %d: from here on, the learning rate follows the '
-                        'schedule of the new length', options.epochs, then['epochs'])
-    if kept:
+                        'schedule of the new length', options.epochs, trained['epochs'])
+    if is_kept:
         return options
-    if whole % now:
-        raise ValueError(f'{path} has {whole} images in an update, which {now} processes cannot share equally; '
-                         f'continue the run with a number of processes that divides {whole}')
-    share = whole // now
+    if global_batch % processes:
+        raise ValueError(f'{path} has {global_batch} images in an update, which {processes} processes cannot share '
+                         f'equally; continue the run with a number of processes that divides {global_batch}')
+    share = global_batch // processes
     steps = next(steps for steps in range(-(-share // options.batch_size), share + 1) if share % steps == 0)
     _logger.warning(
         '%d processes continue the run: batches of %d images and %d accumulation steps keep the %d images of an '
         "update. BatchNorm's statistics, Mixup's partners, dropout and drop path depend on the batch of a process",
-        now, share // steps, steps, whole)
+        processes, share // steps, steps, global_batch)
     return Namespace(**{**vars(options), 'batch_size': share // steps, 'grad_accum_steps': steps})

@@ -7,7 +7,7 @@ import signal
 import threading
 from argparse import Namespace
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import islice
+from itertools import compress, islice
 from pathlib import Path
 from typing import Any
 from unicodedata import normalize
@@ -17,6 +17,7 @@ import torch
 from timm.data import ImageDataset, create_dataset, create_transform
 from timm.data.distributed_sampler import RepeatAugSampler
 from timm.data.loader import PrefetchLoader, fast_collate
+from timm.data.readers.reader_image_folder import ReaderImageFolder
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
 from torchvision.transforms import Compose
 
@@ -33,9 +34,9 @@ __all__ = [
 
 _logger = logging.getLogger(__name__)
 _SOURCES = ('torch', 'hfds', 'hfids', 'tfds', 'wds')  # of data sets, in timm
-# The options that name a column of a data set with columns, and timm's columns where they are not given.
+# The options that name the columns of a data set, and timm's defaults.
 _COLUMNS = {'input_key': 'image', 'target_key': 'label'}
-STREAMS = ('wds', 'hfids', 'tfds')  # the sources that are read from the beginning to the end
+STREAMS = ('wds', 'hfids', 'tfds')  # sources without random access, which are read in order
 # Names that mean the same split; timm looks for any of them.
 _SPLITS = (('train', 'training'), ('validation', 'val', 'valid', 'eval', 'evaluation'), ('test',))
 
@@ -46,7 +47,7 @@ class Loader:
     Args:
         dataset: :class:`~timm_se_plugin.training.images.Images`, or one of timm's streams.
         config: timm's data configuration of the model.
-        options: of the run.
+        options: the run's options.
         process: this process.
         batches: the indices of each batch of `dataset`; None for a stream.
         transforms: the transform of each epoch, for a stream.
@@ -98,11 +99,11 @@ class Loader:
     def _common(self, seed: int) -> dict[str, Any]:
         return {
             'collate_fn': fast_collate, 'pin_memory': self.options.pin_mem,
-            # Without a generator of its own the loader draws from the process's.
+            # By default, the loader draws from the process's generator, which would change the steps of the training.
             'generator': torch.Generator().manual_seed(seed)}
 
     def _stream_loader(self, epoch: int) -> DataLoader:
-        # A stream draws from its worker's generators. New workers in each epoch make an epoch repeatable.
+        # A stream draws from the generators of its workers; new workers in each epoch make the epoch repeatable.
         return DataLoader(
             self.dataset, batch_size=_batch_size(self.options, self.training), drop_last=self.training,
             num_workers=max(1, self.options.workers), worker_init_fn=_start_stream_worker,
@@ -115,12 +116,12 @@ class Loader:
 
 
 def _outlive_sigterm(worker: int) -> None:
-    """End this worker at a SIGTERM from its parent process alone.
+    """Let this worker end only at a SIGTERM from its parent process.
 
     A scheduler sends SIGTERM to every process of a job; the parent still needs its workers until it has saved.
     """
     parent = multiprocessing.parent_process()
-    if parent is None or not hasattr(signal, 'sigwaitinfo'):  # macOS, Windows
+    if parent is None or not hasattr(signal, 'sigwaitinfo'):  # as on macOS and Windows
         return
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
 
@@ -144,9 +145,9 @@ def open_split(options: Namespace, split: str, training: bool) -> Any:
     """A split of the data, as timm's data set.
 
     Args:
-        options: of the run.
-        split: its name; a folder with tar files has one for each split.
-        training: whether it is for training.
+        options: the run's options.
+        split: name of the split: of a folder or a tar file in ``--data-dir``, or in ``--dataset``.
+        training: whether the split is for training.
 
     Raises:
         ValueError: an unknown source, no data, no such split, pictures without a class, or a class map that does not
@@ -171,55 +172,56 @@ def open_split(options: Namespace, split: str, training: bool) -> Any:
             found = f'there is nothing at --data-dir {root}' if root else 'no data is given'
             raise ValueError(f'{found}; --data-dir takes the folder of the data, --dataset the name of a data set')
         if is_multilabel:
-            return _labelled(options, split)
-        if getattr(options, 'val_share', None):
-            return ImageDataset(root, _part(options, split, class_map))
+            return _open_labels(options, split)
+        if options.val_share:
+            return ImageDataset(root, _shared_folder(options, split, class_map))
         root = split_root(Path(root), split)
         return ImageDataset(root, (read_tar if root.endswith('.tar') else read_folder)(root, class_map))
-    else:
-        if class_map and source.lower() == 'torch':
-            raise ValueError(f'--class-map has no effect on {options.dataset}: torchvision gives its classes')
-        if not root and source.lower() == 'torch':
-            raise ValueError(f'--dataset {options.dataset} needs --data-dir: the folder that the data is in, or is to '
-                             'be downloaded to')
-        streams = {'batch_size': _batch_size(options, training), 'seed': options.seed,
-                   'num_samples': options.train_num_samples if training else options.val_num_samples}
-        if source.lower() == 'hfds':  # timm casts the column of the images before it is known that there is one
-            import datasets
-            _check_columns(options, datasets.load_dataset(name, split=split, cache_dir=root).column_names)
-        dataset = create_dataset(
-            options.dataset, root=root, split=split, is_training=training, download=options.dataset_download,
-            class_map=class_map, **keys, **(streams if _is_stream(options.dataset) else {}))
-        if source.lower() == 'hfids':
-            builder = dataset.reader.builder
-            _check_columns(options, builder.info.features or next(iter(builder.as_streaming_dataset(split))))
-        return dataset
+    if class_map and source.lower() == 'torch':
+        raise ValueError(f'--class-map has no effect on {options.dataset}, whose classes torchvision gives; leave out '
+                         '--class-map')
+    if not root and source.lower() == 'torch':
+        raise ValueError(f'--dataset {options.dataset} needs --data-dir: the folder that the data is in, or is to be '
+                         'downloaded to')
+    streams = {'batch_size': _batch_size(options, training), 'seed': options.seed,
+               'num_samples': options.train_num_samples if training else options.val_num_samples}
+    if source.lower() == 'hfds':  # before timm casts the column of the images, whatever columns there are
+        import datasets
+        _check_columns(options, datasets.load_dataset(name, split=split, cache_dir=root).column_names)
+    dataset = create_dataset(
+        options.dataset, root=root, split=split, is_training=training, download=options.dataset_download,
+        class_map=class_map, **keys, **(streams if source.lower() in STREAMS else {}))
+    if source.lower() == 'hfids':
+        builder = dataset.reader.builder
+        _check_columns(options, builder.info.features or next(iter(builder.as_streaming_dataset(split))))
+    return dataset
 
 
-def _part(options: Namespace, split: str, class_map: Mapping[str, int] | None) -> Any:
-    """The pictures of a folder of classes that are in --val-share, or those that are not."""
-    root, validation = options.data_dir, split == options.val_split
-    if split_root(Path(root), options.val_split) != str(Path(root)) or not Path(root).is_dir():
+def _shared_folder(options: Namespace, split: str, class_map: Mapping[str, int] | None) -> ReaderImageFolder:
+    """Reader of a folder of classes: for the validation split of ``--val-share``, for others of the other pictures."""
+    root = options.data_dir
+    if not Path(root).is_dir():
+        raise ValueError(f'--val-share {options.val_share} is for a folder of classes, and {root} is a file; leave out '
+                         '--val-share, or unpack the file')
+    if split_root(Path(root), options.val_split) != str(Path(root)):
         raise ValueError(f'--val-share {options.val_share} is for a folder of classes, and {root} has a split '
-                         f'{options.val_split!r} already; leave it out')
+                         f'{options.val_split!r} already; leave out --val-share')
     reader = read_folder(root, class_map)
     chosen = share_of(reader.samples, root, options.val_share, options.val_share_seed)
-    reader.samples = [sample for sample, is_chosen in zip(reader.samples, chosen, strict=True)
-                      if is_chosen == validation]
+    reader.samples = [*compress(reader.samples, (each == (split == options.val_split) for each in chosen))]
     return reader
 
 
-def _labelled(options: Namespace, split: str) -> ImageDataset:
-    """The pictures of a CSV file with labels: those of a split, or those in --val-share or not in it."""
+def _open_labels(options: Namespace, split: str) -> ImageDataset:
+    """A split of pictures with labels: from its own CSV file, or by ``--val-share`` from one for all splits."""
     reader = read_labels(split_file(Path(options.data_dir), split))
-    share = getattr(options, 'val_share', None)
+    share = options.val_share
     if share and not Path(options.data_dir).is_file():
         raise ValueError(f'--val-share {share} is for one CSV file, and --data-dir {options.data_dir} is a folder with '
-                         'a file for each split; leave it out, or name one of the files')
+                         'a file for each split; leave out --val-share, or name one of the files by --data-dir')
     if share:
         chosen = share_of_labels(reader, share, options.val_share_seed)
-        reader.samples = [sample for sample, is_chosen in zip(reader.samples, chosen, strict=True)
-                          if is_chosen == (split == options.val_split)]
+        reader.samples = [*compress(reader.samples, (each == (split == options.val_split) for each in chosen))]
     size = len(reader.class_to_idx)
     return ImageDataset(reader.root, reader, target_transform=LabelTarget(tuple(range(size)), size))
 
@@ -227,19 +229,19 @@ def _labelled(options: Namespace, split: str) -> ImageDataset:
 def _check_columns(options: Namespace, columns: Iterable[str]) -> None:
     for option, default in _COLUMNS.items():
         key = getattr(options, option) or default
-        # timm takes several columns with a comma, and a field of a column with a slash.
+        # For timm, a comma separates several columns, and a slash a column from its field.
         if key not in columns and not set(key) & set(',/'):
             raise ValueError(f'{options.dataset} has no column {key!r}, which --{option.replace("_", "-")} names; its '
                              f'columns are {", ".join(columns)}')
 
 
 def label_by_name(dataset: Any, names: Sequence[str] | None, split: str) -> None:
-    """Let the targets of a data set be indices of `names`, whatever the order of its own classes is.
+    """Make the targets of a data set indices into `names`, whatever the order of the data set's own classes.
 
     Args:
-        dataset: of :func:`open_split`; it may lack some of the classes.
-        names: of the model's classes; None if they are not known, which changes nothing.
-        split: its name, for an error message.
+        dataset: result of :func:`open_split`, in which some of the classes may be absent.
+        names: names of the model's classes; with None, the targets stay as they are.
+        split: name of the split, for messages.
 
     Raises:
         ValueError: a class of the data is not among `names`.
@@ -247,16 +249,17 @@ def label_by_name(dataset: Any, names: Sequence[str] | None, split: str) -> None
     found = class_names(dataset)
     if not found or names is None or found == list(names):
         return
-    found, names = ([normalize('NFC', name) for name in each] for each in (found, names))  # macOS takes accents apart
+    # macOS writes an accent as a character of its own.
+    found, names = ([normalize('NFC', name) for name in each] for each in (found, names))
     indices = {name: index for index, name in enumerate(names)}
     unknown = [name for name in found if name not in indices]
+    is_multilabel = isinstance(getattr(dataset, 'target_transform', None), LabelTarget)
     if unknown:
         raise ValueError(
-            f'the split {split} has classes that the model does not know: {closest(unknown, names)}; it knows '
-            f'{", ".join(names[:10])}{" …" if len(names) > 10 else ""}. Rename or take away what is not meant, or give '
-            'each class of the data its index by --class-map')
+            f'the split {split} has classes that the model does not know: {closest(unknown, names)}; the model knows '
+            f'{", ".join(names[:10])}{" …" if len(names) > 10 else ""}. Rename or remove the unknown classes'
+            f'{"" if is_multilabel else ", or give each class of the data its index by --class-map"}')
     order = [indices[name] for name in found]
-    is_multilabel = isinstance(getattr(dataset, 'target_transform', None), LabelTarget)
     dataset.target_transform = LabelTarget(tuple(order), len(names)) if is_multilabel else order.__getitem__
     dataset.label_names = names
     absent = sorted(indices.keys() - set(found))
@@ -269,7 +272,7 @@ def split_root(root: Path, split: str) -> str:
     """The tar file or the folder of a split; `root` itself where this holds no splits.
 
     Raises:
-        ValueError: `root` holds other splits alone, or is another kind of file.
+        ValueError: `root` holds only other splits, or is another kind of file.
     """
     name = split.partition('[')[0]
     names = (name, *next((names for names in _SPLITS if name in names), ()))
@@ -299,7 +302,7 @@ def split_file(root: Path, split: str) -> str:
     """
     if root.is_file():
         if root.suffix.lower() != '.csv':
-            raise ValueError(f'--data-dir {root} is neither a folder nor a CSV file, as --task multilabel needs it')
+            raise ValueError(f'--data-dir {root} is neither a folder nor a CSV file; --task multilabel needs one')
         return str(root)
     names = (split, *next((names for names in _SPLITS if split in names), ()))
     found = [path for name in names if (path := root / f'{name}.csv').is_file()]
@@ -309,12 +312,8 @@ def split_file(root: Path, split: str) -> str:
     return str(found[0])
 
 
-def _is_stream(name: str) -> bool:
-    return name.partition('/')[0].lower() in STREAMS and '/' in name
-
-
 def class_names(dataset: Any) -> list[str] | None:
-    """Names of the classes in the order of their indices; None where the data set does not have them."""
+    """Names of the classes in the order of their indices; None if the data set has no names."""
     if hasattr(dataset, 'label_names'):
         return list(dataset.label_names)
     for source in (dataset, getattr(dataset, 'reader', None)):
@@ -329,7 +328,7 @@ def class_names(dataset: Any) -> list[str] | None:
 
 
 def number_of_classes(options: Namespace, train_data: Any) -> int:
-    """Number of classes: ``--num-classes``, or that of the training data if this is not given.
+    """``--num-classes``, or without that option the number of classes of the training data.
 
     Raises:
         ValueError: the data has more classes than ``--num-classes``, or neither gives their number.
@@ -337,7 +336,7 @@ def number_of_classes(options: Namespace, train_data: Any) -> int:
     names = class_names(train_data)
     if options.num_classes is None:
         if not names:
-            raise ValueError('this data does not tell how many classes it has; give their number by --num-classes')
+            raise ValueError('this data has no names of classes; give the number of its classes by --num-classes')
         return len(names)
     if names and len(names) > options.num_classes:
         raise ValueError(f'--num-classes {options.num_classes} is too few: the data has {len(names)}')
@@ -350,24 +349,24 @@ def _picture(options: Namespace, config: dict[str, Any]) -> Picture:
     return Picture.of(config['input_size'][0], options.exif_orientation)
 
 
-def _start_stream(dataset: Any, options: Namespace, picture: Picture, transforms: Transforms) -> Transforms:
-    """The transforms of a stream, which begin with `picture` instead of the conversion of timm's reader."""
+def _prepare_stream(dataset: Any, options: Namespace, picture: Picture, transforms: Transforms) -> Transforms:
+    """Prepare a stream; return its transforms, which begin with `picture` instead of timm's conversion."""
     dataset.set_loader_cfg(num_workers=max(1, options.workers))
-    tfds = options.dataset.lower().startswith('tfds')  # decodes pictures itself
+    tfds = options.dataset.lower().startswith('tfds')  # its reader decodes pictures by itself
     dataset.reader.input_img_mode = picture.mode if tfds else ''
     early, late = (Compose([picture, transform]) for transform in (transforms.early, transforms.late))
     return Transforms(early, late, transforms.switch)
 
 
 def train_loader(options: Namespace, dataset: Any, config: dict[str, Any], process: Process) -> Loader:
-    """A loader of shuffled, augmented batches; each process gets its own images.
+    """A loader of shuffled, augmented batches for training; each process gets its own images.
 
     Raises:
         ValueError: fewer images than one update of the weights takes.
     """
     picture, by_epoch = _picture(options, config), train_transforms(options, config)
     if isinstance(dataset, IterableDataset):
-        by_epoch = _start_stream(dataset, options, picture, by_epoch)
+        by_epoch = _prepare_stream(dataset, options, picture, by_epoch)
         return Loader(dataset, config, options, process, None, by_epoch, training=True)
     order: Any
     if options.aug_repeats:
@@ -385,7 +384,7 @@ def train_loader(options: Namespace, dataset: Any, config: dict[str, Any], proce
 
 
 def eval_loader(options: Namespace, dataset: Any, config: dict[str, Any], process: Process) -> Loader:
-    """A loader that gives every image to one of the processes, once: no batch is filled up with other images."""
+    """A loader for evaluation: every image goes to exactly one process, and no batch is filled up with other images."""
     size = config['input_size'][-2:]
     transform = create_transform(
         size if size[0] != size[1] else size[0], is_training=False, interpolation=config['interpolation'],
@@ -397,7 +396,7 @@ def eval_loader(options: Namespace, dataset: Any, config: dict[str, Any], proces
         # timm's readers give several processes equally many images, some of them twice or not at all. Therefore one
         # process evaluates the whole stream.
         stream.reader.dist_rank, stream.reader.dist_num_replicas = 0, 1
-        by_epoch = _start_stream(stream, options, picture, by_epoch)
+        by_epoch = _prepare_stream(stream, options, picture, by_epoch)
         return Loader(stream, config, options, process, None, by_epoch, training=False)
     batches = Batches(range(len(dataset)), _batch_size(options, training=False), process)
     images = Images(

@@ -29,7 +29,7 @@ from .records import draw_confusion
 __all__ = ['Evaluation', 'evaluate', 'evaluate_classifier']
 
 _logger = logging.getLogger(__name__)
-_DRAWN = 1000  # classes, up to which the confusion matrix is drawn and stands in the table of classes
+_DRAWN = 1000  # the most classes for which the confusion matrix is drawn and written into the table of classes
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,9 @@ class Evaluation:
         top1: share of the images whose first guess is right, 0 to 1.
         top5: share of the images of which one of the first five guesses is right, 0 to 1.
         classes: number of classes.
-        pairs: the pairs of a true class and a first guess that there are, (pairs, 2).
+        pairs: the pairs of a true class and a first guess that occur, (pairs, 2).
         counts: number of images of each pair, (pairs,).
-        images_per_second: images of all processes by the seconds that loading and evaluating them took.
+        images_per_second: images of all processes for each second of loading and evaluation.
     """
 
     loss: float
@@ -79,7 +79,7 @@ class Evaluation:
     def confusion(self) -> Tensor:
         """Number of images, (classes, classes): a row for each true class, a column for each first guess.
 
-        With 21,841 classes this matrix has 3.8 GB, and `pairs` no more entries than images.
+        With 21,841 classes this matrix takes 3.8 GB, while `pairs` has at most one row for each image.
         """
         dense = self.counts.new_zeros(self.classes, self.classes)
         return dense.index_put((self.pairs[:, 0], self.pairs[:, 1]), self.counts)
@@ -93,9 +93,9 @@ def evaluate(
 
     Args:
         model: maps images (N, C, H, W) to logits (N, classes).
-        loader: of :func:`~timm_se_plugin.training.data.eval_loader`.
+        loader: result of :func:`~timm_se_plugin.training.data.eval_loader`.
         classes: number of the model's classes.
-        each_output: is called with the logits of each batch.
+        each_output: called with the logits of each batch.
 
     Returns:
         An :class:`Evaluation`, or with ``--task multilabel`` a
@@ -142,7 +142,7 @@ def _evaluate_labels(outputs: Iterable[tuple[Tensor, Tensor]], process: Process,
 
 def _evaluate_classes(outputs: Iterable[tuple[Tensor, Tensor]], process: Process, classes: int) -> Evaluation:
     evaluator = ClassificationEvaluator(device=process.device)
-    codes = [torch.zeros(0, dtype=torch.int64, device=process.device)]  # of the true class and the first guess
+    codes = [torch.zeros(0, dtype=torch.int64, device=process.device)]  # true class * classes + first guess
     start = time.perf_counter()
     for output, y in outputs:
         if y.numel() and int(y.max()) >= classes:
@@ -164,7 +164,7 @@ def evaluate_classifier(options: Namespace) -> dict[str, Any]:
     """Evaluate the network that the options name, log the metrics, and write them into ``--output`` if that is given.
 
     Args:
-        options: of :func:`~timm_se_plugin.training.config.parse_evaluation`.
+        options: result of :func:`~timm_se_plugin.training.config.parse_evaluation`.
 
     Returns:
         The metrics: losses and accuracies (0 to 1), input size, parameters, MACs, images per second, and versions.
@@ -192,8 +192,8 @@ def evaluate_classifier(options: Namespace) -> dict[str, Any]:
         if process.primary:
             names = class_names(dataset) or []
             if names and len(names) != model.num_classes:
-                _logger.warning('the data has %d classes and the model has %d: are they in the same order? '
-                                '--class-map FILE gives each class of the data its index in the model',
+                _logger.warning('the data has %d classes and the model has %d; if their order differs, --class-map '
+                                'FILE gives each class of the data its index in the model',
                                 len(names), model.num_classes)
             _report(metrics, evaluation, names, options.output)
         return metrics
@@ -238,7 +238,7 @@ def _report_classes(folder: Path, evaluation: Evaluation, names: list[str]) -> N
             (*row, *counts) for row, counts in zip(rows, confusion.tolist(), strict=True)))
         draw_confusion(confusion, names, f'top-1 {evaluation.top1:.2%} of {evaluation.images:,} images',
                        folder / 'confusion.png')
-    else:  # a matrix of all of them fits neither a picture nor a table
+    else:  # the whole matrix is too large for a picture or a table
         _write(folder / 'classes.csv', ('class', 'images', 'top1'), rows)
         _write(folder / 'confusion.csv', ('class', 'guess', 'images'), (
             (names[true], names[guess], count) for (true, guess), count in zip(

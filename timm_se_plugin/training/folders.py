@@ -7,6 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -24,12 +25,12 @@ from ..files.pictures import picture_endings
 __all__ = ['closest', 'read_class_map', 'read_folder', 'read_tar', 'share_of', 'shared_pictures']
 
 _logger = logging.getLogger(__name__)
-_OF_SYSTEMS = ('__MACOSX', '__pycache__', '@eaDir')  # macOS, Python, Synology
-_COMPARED = 1000  # how many validation pictures are compared with training pictures of the same name
+_OF_SYSTEMS = ('__MACOSX', '__pycache__', '@eaDir')  # folders that macOS, Python and Synology leave behind
+_COMPARED = 1000  # the most validation pictures that are compared with training pictures
 
 
 def closest(unknown: list[str], known: list[str]) -> str:
-    """Some unknown names as a part of a sentence, each with the known name that is most like it."""
+    """Up to five unknown names for a message, each with the known name that is most like the unknown one."""
     def one(name: str) -> str:
         close = get_close_matches(name, known, 1)
         return f'{name!r} (did you mean {close[0]!r}?)' if close else repr(name)
@@ -40,8 +41,8 @@ def read_class_map(path: str) -> dict[str, int]:
     """The index of each class by its name, from a text file with a name on each line or from timm's pickled dict.
 
     Raises:
-        ValueError: there is no such file, it has another format, a line of it is empty, a name stands in it twice, or
-            an index is not a whole number from 0 on.
+        ValueError: the file does not exist or has another format, a line is empty, a name is on two lines, or an index
+            is not an integer of 0 or more.
     """
     if not Path(path).is_file():
         raise ValueError(f'--class-map {path} is not a file')
@@ -49,7 +50,8 @@ def read_class_map(path: str) -> dict[str, int]:
         indices = load_class_map(path)
         for name, index in indices.items():
             if not isinstance(index, (int, np.integer)) or index < 0:
-                raise ValueError(f'--class-map {path} gives {name!r} the index {index!r}, which is not 0, 1, 2, …')
+                raise ValueError(f'--class-map {path} gives {name!r} the index {index!r}; an index is '
+                                 'an integer of 0 or more')
         return dict(indices)
     if not path.endswith('.txt'):
         raise ValueError(f'--class-map {path} is neither a text file, .txt, with a name on each line, the first for '
@@ -57,12 +59,13 @@ def read_class_map(path: str) -> dict[str, int]:
     try:
         text = normalize('NFC', Path(path).read_text(encoding='utf-8-sig'))
     except UnicodeDecodeError as error:
-        raise ValueError(f'--class-map {path} is not text in UTF-8; save it as such') from error
+        raise ValueError(f'--class-map {path} is not text in UTF-8; save the file in that encoding') from error
     names = [line.strip() for line in text.rstrip().splitlines()]
-    if not all(names) or not names:
-        raise ValueError(f'--class-map {path} has ' + (
-            f'nothing on line {names.index("") + 1}, which would be a class without a name; take the line away'
-            if names else 'no line'))
+    if not names:
+        raise ValueError(f'--class-map {path} is empty; write the names of the classes into it, one on each line')
+    if not all(names):
+        raise ValueError(f'--class-map {path} has nothing on line {names.index("") + 1}, which would be a class '
+                         'without a name; remove the line')
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise ValueError(f'--class-map {path} has {", ".join(map(repr, twice))} on more than one line')
@@ -72,54 +75,58 @@ def read_class_map(path: str) -> dict[str, int]:
 def read_folder(root: str, class_map: Mapping[str, int] | None) -> ReaderImageFolder:
     """Pictures of a folder by timm's rules: a class is the folder that a picture is in, and classes are sorted by name.
 
-    Hidden entries and those that operating systems leave behind are passed over. What else is left out is counted.
+    Hidden entries and those of operating systems are left out; the log counts them and all else that is left out.
 
     Args:
-        root: the folder.
+        root: folder with a folder for each class.
         class_map: index of each class by its name; None for the order of the names.
 
     Raises:
         ValueError: no picture, a picture outside the folders of the classes, or a class that `class_map` misspells.
     """
-    pictures, passed, files, empty, links = _listed(root)
+    listing = _Listing.of(root)
+    pictures = listing.pictures
     stray = [os.path.basename(path) for path, name in pictures if not name]
     if stray and len(stray) == len(pictures):
         raise ValueError(f'{root} holds {len(stray)} pictures and no folders of classes; put the pictures of each '
                          'class into a folder that has the name of the class')
     if stray:
         raise ValueError(f'{stray[0]} lies beside the folders of the classes in {root}, so that it has no class; move '
-                         f'it into one of them or away ({len(stray)} such pictures)')
+                         f'it into one of them, or remove it ({len(stray)} such pictures)')
     if not pictures:
-        raise ValueError(f'there are no images in {root!r}{_left_out(passed, files, empty, links, Counter())}')
-    _say_doubtful(pictures, root)
+        raise ValueError(f'there are no images in {root!r}{listing.left_out(Counter())}')
+    _warn_of_doubtful_classes(pictures, root)
     names = sorted({name for _, name in pictures}, key=_order)
     indices = _indices(names, class_map, root)
     unmapped = Counter(name for _, name in pictures if name not in indices)
-    reader = object.__new__(ReaderImageFolder)  # whose constructor would list the files by its own rules
+    reader = object.__new__(ReaderImageFolder)  # not by its constructor, which lists files of timm's endings only
     reader.root, reader.class_to_idx = root, indices
     reader.samples = [(path, indices[name]) for path, name in sorted(pictures, key=lambda item: natural_key(item[0]))
                       if name in indices]
-    left = _left_out(passed, files, empty, links, unmapped)
+    left = listing.left_out(unmapped)
     if left:
-        (_logger.warning if empty or unmapped or any(links) else _logger.info)(
+        (_logger.warning if listing.deserves_warning or unmapped else _logger.info)(
             '%s: %d pictures of %d classes%s', root, len(reader.samples), len(names) - len(unmapped), left)
     return reader
 
 
 def share_of(samples: Sequence[tuple[str, int]], root: str, share: float, seed: int) -> list[bool]:
-    """Which pictures are in a share that has as large a part of each class, at least one picture of each.
+    """Choose the same share of each class, with at least one picture of each class inside and one outside.
 
-    A picture is chosen by a number that its path below `root` and the seed give: where others come and go, few change
-    sides, and the order of the files and the machine don't matter.
+    Pictures are ranked by a hash of the seed and of their path below `root`. The choice therefore does not depend on
+    the order of the files or on the machine, and few pictures change sides when others are added or removed.
 
     Args:
         samples: path and class of each picture.
         root: folder of the folders of the classes.
-        share: part of each class, between 0 and 1.
-        seed: of the numbers.
+        share: share of each class, between 0 and 1.
+        seed: seed of the choice.
+
+    Returns:
+        Whether each picture is in the share.
 
     Raises:
-        ValueError: a class has one picture, which cannot be on both sides.
+        ValueError: a class has only one picture, which cannot be both inside and outside.
     """
     by_class: dict[int, list[tuple[bytes, int]]] = {}
     for i, (path, target) in enumerate(samples):
@@ -138,13 +145,17 @@ def share_of(samples: Sequence[tuple[str, int]], root: str, share: float, seed: 
 def read_tar(root: str, class_map: Mapping[str, int] | None) -> ReaderImageInTar:
     """Pictures of a tar file by timm's rules, in any format that Pillow reads.
 
+    Args:
+        root: the tar file.
+        class_map: index of each class by its name; None for the order of the names.
+
     Raises:
         ValueError: no picture, or a class that `class_map` misspells.
     """
     with _endings(picture_endings()):
         try:
             reader = ReaderImageInTar(root, dict(class_map) if class_map else '')
-        except ValueError as error:  # of zip(*[])
+        except ValueError as error:  # without images, timm unpacks an empty zip
             raise ValueError(f'there are no images in {root!r} of a known class') from error
     shown = [not any(map(_is_hidden, sample[0].path.split('/'))) for sample in reader.samples]
     if not all(shown):
@@ -164,61 +175,89 @@ def shared_pictures(train: Any, validation: Any) -> tuple[int, int]:
     """How many validation pictures have the class, the name and the content of a training picture.
 
     Returns:
-        Their number, and that of the validation pictures that were looked at: at most 1000, from all over the folder.
+        Their number, and the number of validation pictures that were compared: at most 1000, from all over the folder.
     """
     samples = validation.samples[::-(-len(validation.samples) // _COMPARED) or 1]
     placed = {Path(path).parts[-2:]: path for path, _ in samples}
     pairs = [(path, placed[place]) for path, _ in train.samples if (place := Path(path).parts[-2:]) in placed]
-    with suppress(OSError):  # the pictures themselves are looked at when they are loaded
+    with suppress(OSError):  # an unreadable picture is reported when it is loaded
         return len({second for first, second in pairs if filecmp.cmp(first, second, shallow=False)}), len(samples)
     return 0, len(samples)
 
 
 def _order(name: str) -> tuple[list[Any], str]:
-    return natural_key(name), name  # two names that differ in their case alone have the same key in timm
+    return natural_key(name), name  # timm's key is the same for names that differ only in letter case
 
 
-def _listed(root: str) -> tuple[
-        list[tuple[str, str]], list[str], Counter[str], list[str], tuple[list[str], list[str]]]:
-    """Pictures with their classes; entries passed over; other files by their ending; folders without pictures; links.
+@dataclass
+class _Listing:
+    """The entries of a folder of classes.
 
-    The links lead to nothing, or to a folder that they lie in, whose pictures would be read again and again.
+    Args:
+        pictures: path and class of each picture; the class of a picture beside the folders is empty.
+        hidden: hidden entries, and those of operating systems.
+        others: number of other files by their ending.
+        empty: folders without pictures.
+        broken_links: links to nothing.
+        looped_links: links to a folder that they lie in, whose pictures would be read again and again.
     """
-    endings, pictures, empty = picture_endings(), [], []
-    passed: list[str] = []
-    others: Counter[str] = Counter()
-    lost: list[str] = []
-    loops: list[str] = []
 
-    def refuse(error: OSError) -> None:  # os.walk by itself passes over a folder that may not be read
-        raise error
-    for folder, folders, files in os.walk(root, onerror=refuse, followlinks=True):
-        hidden = [name for name in (*folders, *files) if _is_hidden(name)]
-        passed += hidden
-        back = [name for name in folders if os.path.islink(path := os.path.join(folder, name)) and (
-            Path(path).resolve() in (real := Path(folder).resolve(), *real.parents))]
-        loops += [name for name in back if name not in hidden]
-        folders[:] = [name for name in folders if name not in hidden and name not in back]
-        name = normalize('NFC', os.path.basename(folder)) if folder != root else ''  # macOS takes accents apart
-        found = 0
-        for file in files:
-            ending = os.path.splitext(file)[1].lower()
-            if file in hidden:
-                continue
-            if ending in endings:
-                pictures.append((os.path.join(folder, file), name))
-                found += 1
-            elif not os.path.exists(os.path.join(folder, file)):
-                lost.append(file)
-            else:
-                others[ending or 'no ending'] += 1
-        if not (found or folders) and name:
-            empty.append(name)
-    return pictures, passed, others, empty, (lost, loops)
+    pictures: list[tuple[str, str]] = field(default_factory=list)
+    hidden: list[str] = field(default_factory=list)
+    others: Counter[str] = field(default_factory=Counter)
+    empty: list[str] = field(default_factory=list)
+    broken_links: list[str] = field(default_factory=list)
+    looped_links: list[str] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, root: str) -> '_Listing':
+        self, endings = cls(), picture_endings()
+
+        def refuse(error: OSError) -> None:  # by default, os.walk silently skips a folder that may not be read
+            raise error
+        for folder, folders, files in os.walk(root, onerror=refuse, followlinks=True):
+            hidden = [name for name in (*folders, *files) if _is_hidden(name)]
+            self.hidden += hidden
+            back = [name for name in folders if os.path.islink(path := os.path.join(folder, name)) and (
+                Path(path).resolve() in (real := Path(folder).resolve(), *real.parents))]
+            self.looped_links += [name for name in back if name not in hidden]
+            folders[:] = [name for name in folders if name not in hidden and name not in back]
+            name = normalize('NFC', os.path.basename(folder)) if folder != root else ''  # macOS decomposes accents
+            found = 0
+            for file in files:
+                ending = os.path.splitext(file)[1].lower()
+                if file in hidden:
+                    continue
+                if ending in endings:
+                    self.pictures.append((os.path.join(folder, file), name))
+                    found += 1
+                elif not os.path.exists(os.path.join(folder, file)):
+                    self.broken_links.append(file)
+                else:
+                    self.others[ending or 'no ending'] += 1
+            if not (found or folders) and name:
+                self.empty.append(name)
+        return self
+
+    @property
+    def deserves_warning(self) -> bool:
+        """Whether what is left out may be a mistake."""
+        return bool(self.empty or self.broken_links or self.looped_links)
+
+    def left_out(self, unmapped: Counter[str]) -> str:
+        """What is left out, as the end of a message; `unmapped` counts the pictures of classes without an index."""
+        parts = [f'{count} {what} ({", ".join(sorted(set(names))[:5])})' for count, what, names in (
+            (len(self.hidden), 'hidden entries', self.hidden),
+            (self.others.total(), 'files that are no pictures by their ending', self.others),
+            (len(self.empty), 'folders without a picture', self.empty),
+            (len(self.broken_links), 'links to nothing', self.broken_links),
+            (len(self.looped_links), 'links to a folder that they lie in', self.looped_links),
+            (unmapped.total(), 'pictures of classes that are not in --class-map', unmapped)) if count]
+        return f'; left out: {", ".join(parts)}' if parts else ''
 
 
-def _say_doubtful(pictures: list[tuple[str, str]], root: str) -> None:
-    """Log which folders hardly mean the classes that timm's rule makes of them."""
+def _warn_of_doubtful_classes(pictures: list[tuple[str, str]], root: str) -> None:
+    """Warn of classes that are probably not meant: nested, made of several folders, or nearly equal in name."""
     folders: dict[str, set[str]] = {}
     for folder, name in {(os.path.dirname(path), name) for path, name in pictures}:
         folders.setdefault(name, set()).add(os.path.relpath(folder, root))
@@ -235,7 +274,7 @@ def _say_doubtful(pictures: list[tuple[str, str]], root: str) -> None:
                 doubts.append(f'the class {name!r} lies in the folder of the class {sorted(above)[0]!r}')
         if len(parts) > 1:
             doubts.append(f'the class {name!r} is made of {len(parts)} folders, {", ".join(parts[:5])}')
-    for found, what in ((alike, 'differ in letter case or blanks alone'), (same, 'are the same folder')):
+    for found, what in ((alike, 'differ only in letter case or blanks'), (same, 'are the same folder')):
         doubts += [f'the classes {" and ".join(map(repr, names))} {what}'
                    for names in map(list, map(dict.fromkeys, found.values())) if len(names) > 1]
     for doubt in doubts[:5]:
@@ -246,17 +285,6 @@ def _is_hidden(name: str) -> bool:
     return (name.startswith('.') and name != '.') or name in _OF_SYSTEMS
 
 
-def _left_out(passed: list[str], files: Counter[str], empty: list[str],
-              links: tuple[list[str], list[str]], unmapped: Counter[str]) -> str:
-    parts = [f'{count} {what} ({", ".join(sorted(set(names))[:5])})' for count, what, names in (
-        (len(passed), 'hidden entries', passed), (files.total(), 'files that are no pictures by their ending', files),
-        (len(empty), 'folders without a picture', empty),
-        (len(links[0]), 'links to nothing', links[0]),
-        (len(links[1]), 'links to a folder that they lie in', links[1]),
-        (unmapped.total(), 'pictures of classes that are not in --class-map', unmapped)) if count]
-    return f'; left out: {", ".join(parts)}' if parts else ''
-
-
 def _indices(names: list[str], class_map: Mapping[str, int] | None, root: str) -> dict[str, int]:
     if class_map is None:
         return {name: index for index, name in enumerate(names)}
@@ -264,14 +292,15 @@ def _indices(names: list[str], class_map: Mapping[str, int] | None, root: str) -
     if unmapped and (absent or len(unmapped) == len(names)):
         raise ValueError(
             f'--class-map has no class {closest(unmapped, absent)} of {root}, which has no folder '
-            f'{closest(absent, [])}; let the folders and the lines of the file have the same names')
+            f'{closest(absent, [])}; give the folders and the lines of the file the same names')
     return dict(class_map)
 
 
 @contextmanager
 def _endings(endings: set[str]) -> Iterator[None]:
+    """Let timm's readers take files with these endings, as long as the block lasts."""
     before = img_extensions.get_img_extensions()
-    img_extensions.set_img_extensions(sorted(endings))  # timm's reader of tar files has no argument for them
+    img_extensions.set_img_extensions(sorted(endings))  # the reader of tar files has no argument for endings
     try:
         yield
     finally:

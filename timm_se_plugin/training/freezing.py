@@ -1,4 +1,4 @@
-"""Parts of a network that a training leaves as they are."""
+"""Frozen parts of a network, whose weights and running statistics a training leaves as they are."""
 
 from itertools import chain
 from typing import Any
@@ -13,10 +13,10 @@ __all__ = ['fix_statistics', 'freeze', 'moving_statistics']
 
 
 def freeze(model: nn.Module, what: str) -> None:
-    """Take the gradients of a part of a network away.
+    """Freeze a part of a network: its parameters require no gradient.
 
-    A stage is a group of timm's ``group_matcher(coarse=True)``: of a ResNet ``layer1`` to ``layer4``, of other families
-    what their layer decay counts. timm's own ``freeze`` replaces BatchNorm by another class, with other keys;
+    A stage is a group of timm's ``group_matcher(coarse=True)``: in a ResNet ``layer1`` to ``layer4``, in other families
+    what timm's layer decay counts as one. timm's own ``freeze`` replaces BatchNorm by another class, with other keys;
     :func:`fix_statistics` keeps the class and its statistics.
 
     Args:
@@ -25,7 +25,7 @@ def freeze(model: nn.Module, what: str) -> None:
             number of stages, before which the stem is frozen too; ``'0'`` is the stem alone.
 
     Raises:
-        ValueError: ``'base'`` for a network without attention, or more stages than there are.
+        ValueError: ``'base'`` for a network without attention, or more stages than the network has.
     """
     network: Any = model
     classifier = network.get_classifier()
@@ -51,14 +51,14 @@ def freeze(model: nn.Module, what: str) -> None:
 
 
 def fix_statistics(model: nn.Module) -> None:
-    """Set the BatchNorm layers whose weights are frozen to evaluation, so that a training keeps their statistics."""
+    """Put BatchNorm layers with frozen weights into evaluation mode, which keeps their running statistics."""
     for module in model.modules():
         if _is_fixed(module):
             module.eval()
 
 
 def moving_statistics(model: nn.Module) -> nn.ModuleList:
-    """The layers whose running statistics a training changes."""
+    """The layers whose running statistics training changes."""
     return nn.ModuleList([module for module in model.modules()
                           if 'running_mean' in module._buffers and not _is_fixed(module)])
 

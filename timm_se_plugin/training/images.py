@@ -1,4 +1,4 @@
-"""Images and batches that depend on the seed, the epoch and the position in it, and on nothing else."""
+"""Images and batches that depend only on the seed, the epoch and the position in the epoch."""
 
 import logging
 import random
@@ -18,13 +18,13 @@ from .process import Process
 __all__ = ['Batches', 'Images', 'UnreadableImageError', 'seed_of']
 
 _logger = logging.getLogger(__name__)
-_TRIES = 10  # unreadable images in a row that are passed over, as in timm
+_TRIES = 10  # the most unreadable images in a row, as in timm
 
 Draw = tuple[int, int, int]  # epoch, position in the epoch, index of the image
 
 
 class UnreadableImageError(RuntimeError):
-    """An image cannot be read; the message has its name."""
+    """An image cannot be read; the message names the file."""
 
 
 def seed_of(*numbers: int) -> int:
@@ -33,8 +33,8 @@ def seed_of(*numbers: int) -> int:
 
 
 @contextmanager
-def _randomness_apart() -> Iterator[None]:
-    """Restore the process's random generators: without workers, images are loaded between the steps of the training."""
+def _restored_randomness() -> Iterator[None]:
+    """Restore the random generators after the block: without workers, images are loaded between training steps."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:
         yield
@@ -51,14 +51,14 @@ class Images(Dataset):
     of workers, the number of processes and an interruption of the run therefore change no image.
 
     Args:
-        dataset: what :func:`timm.data.create_dataset` returned.
-        picture: what each image becomes first.
+        dataset: result of :func:`timm.data.create_dataset`.
+        picture: conversion of each image before the transforms.
         transforms: gives the transform of an epoch, from a PIL image to an array or tensor.
-        seed: of the run.
+        seed: seed of the run.
         corrupt: ``'fail'`` raises at an unreadable image; ``'skip'`` logs its name and goes on.
         keep: whether decoded images are kept in memory, in each worker.
-        replace: whether the next image replaces a skipped one; otherwise a blank image with the target -1 does, for
-            each label if there are several, so that no image counts twice.
+        replace: whether the next image replaces a skipped one; otherwise a blank image with the target -1 (for each
+            label, if there are several) does, since no image may count twice.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class Images(Dataset):
         return self.__getitems__([draw])[0]
 
     def __getitems__(self, draws: Sequence[Draw]) -> list[tuple[Any, Any]]:
-        with _randomness_apart():
+        with _restored_randomness():
             return [self._draw(*draw) for draw in draws]
 
     def name(self, index: int) -> str:
@@ -124,7 +124,7 @@ class Images(Dataset):
         if not hasattr(self.dataset, 'reader'):  # a data set of torchvision
             image, target = self.dataset[index]
             return self.picture(image), int(target)
-        file, target = self.dataset.reader[index]  # dataset[index] would skip unreadable images without a word
+        file, target = self.dataset.reader[index]  # dataset[index] would replace an unreadable image by the next one
         change = self.dataset.target_transform or int
         with file:
             picture = self.picture(Image.open(file))
@@ -137,8 +137,8 @@ class Batches(Sampler[list[Draw]]):
     """Batches of draws of one process; ``epoch`` and ``start``, the first batch, are set before each pass.
 
     Args:
-        order: indices of the images of all processes in an epoch, which are dealt out to the processes one by one;
-            ``set_epoch``, if there is one, shuffles them anew.
+        order: indices of the images of all processes in an epoch, which are dealt out to the processes one by one; its
+            method ``set_epoch``, if there is one, shuffles the images anew.
         batch_size: images in a batch of this process.
         process: this process.
         whole: if not 0, a smaller last batch is left out, and so are the last batches that do not fill a group of
@@ -150,7 +150,7 @@ class Batches(Sampler[list[Draw]]):
         self.epoch = self.start = 0
 
     def __len__(self) -> int:
-        if self.whole:  # equally many for each process
+        if self.whole:  # each process has the same number of batches
             return len(self.order) // (self.batch_size * self.whole * self.process.world_size) * self.whole
         return -(-len(self._positions()) // self.batch_size)
 
@@ -160,7 +160,7 @@ class Batches(Sampler[list[Draw]]):
             yield draws[batch * self.batch_size:(batch + 1) * self.batch_size]
 
     def indices(self, batch: int) -> list[int]:
-        """Indices of the images in a batch of the present epoch."""
+        """Indices of the images in a batch of the current epoch."""
         return [index for _, _, index in self._draws()[batch * self.batch_size:(batch + 1) * self.batch_size]]
 
     def _draws(self) -> list[Draw]:

@@ -1,4 +1,4 @@
-"""How well a classifier finds the labels of pictures that have any number of them."""
+"""Average precision and F1 score of a classifier on pictures with any number of labels."""
 
 import math
 from dataclasses import dataclass
@@ -16,11 +16,11 @@ class LabelEvaluation:
 
     Args:
         loss: mean binary cross-entropy.
-        average_precision: of each label, 0 to 1, (labels,); NaN for a label without pictures.
+        average_precision: average precision of each label, 0 to 1, (labels,); NaN for a label without pictures.
         f1: the F1 score of each label at a probability of 0.5, 0 to 1, (labels,); NaN for a label without pictures.
         class_images: number of each label's pictures, (labels,).
         images: number of pictures.
-        images_per_second: pictures of all processes by the seconds that loading and evaluating them took.
+        images_per_second: pictures of all processes for each second of loading and evaluation.
     """
 
     loss: float
@@ -49,7 +49,7 @@ class LabelEvaluation:
         with np.errstate(invalid='ignore'):
             f1 = np.where(present, 2 * (guess & truth).sum(0) / (guess.sum(0) + counts), math.nan)
         precision = np.full(len(counts), math.nan)
-        if math.isfinite(loss):  # scikit-learn refuses NaN, and the run says what became NaN
+        if math.isfinite(loss):  # scikit-learn refuses NaN, which the run then reports
             for label in present.nonzero()[0]:
                 precision[label] = average_precision_score(truth[:, label], logits[:, label].numpy())
         return cls(loss, precision, f1, counts, len(truth), len(truth) / seconds)

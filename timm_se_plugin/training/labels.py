@@ -29,7 +29,7 @@ class LabelTarget:
     """The target of a picture: 1 for each of its labels and 0 for the others.
 
     Args:
-        order: index of each label of the data in the target.
+        order: index in the target of each label of the data.
         size: number of labels of the target.
     """
 
@@ -51,12 +51,12 @@ class LabelReader(ReaderImageFolder):
 
     Args:
         root: the CSV file.
-        names: of the labels.
-        samples: path and labels of each picture.
+        names: names of the labels.
+        samples: path and label indices of each picture.
     """
 
     def __init__(self, root: str, names: Sequence[str], samples: list[tuple[str, tuple[int, ...]]]) -> None:
-        Reader.__init__(self)
+        Reader.__init__(self)  # ReaderImageFolder's own constructor lists the files of a folder
         self.root, self.samples = root, samples
         self.class_to_idx = {name: index for index, name in enumerate(names)}
 
@@ -68,17 +68,17 @@ class LabelReader(ReaderImageFolder):
 def read_labels(path: str) -> LabelReader:
     """Pictures and their labels from a CSV file.
 
-    The first column has the path of a picture, absolute or from the folder of the file; each further column is a label,
-    with 1 for the pictures that have it and 0 for the others. The first line names the columns.
+    The first column has the path of a picture, absolute or relative to the folder of the file; each further column is a
+    label, with 1 for the pictures that have it and 0 for the others. The first line names the columns.
 
     Raises:
-        ValueError: the file is no such table, a cell is neither 0 nor 1, a picture stands on two lines, or there is no
-            such picture.
+        ValueError: the file is not such a table, a cell is neither 0 nor 1, a picture is on two lines, or a picture
+            does not exist.
     """
     try:
         text = normalize('NFC', Path(path).read_text(encoding='utf-8-sig'))
     except UnicodeDecodeError as error:
-        raise ValueError(f'{path} is not text in UTF-8; save it as such') from error
+        raise ValueError(f'{path} is not text in UTF-8; save the file in that encoding') from error
     rows = csv.reader(io.StringIO(text, newline=''))
     names = _names(path, next(rows, []))
     samples: list[tuple[str, tuple[int, ...]]] = []
@@ -104,30 +104,33 @@ def read_labels(path: str) -> LabelReader:
             missing.append(picture)
         samples.append((file, tuple(label for label, cell in enumerate(cells) if _CELLS[cell])))
     if missing:
-        raise ValueError(f'{path} names {len(missing)} of {len(samples)} pictures that are not there: '
-                         f'{closest(missing, [])}; a path begins in the folder of the CSV file')
+        raise ValueError(f'{path} names {len(missing)} of {len(samples)} pictures that do not exist: '
+                         f'{closest(missing, [])}; paths are relative to the folder of the CSV file')
     if not samples:
         raise ValueError(f'{path} names no picture')
-    _say_absent(path, names, samples)
+    _log_absent(path, names, samples)
     return LabelReader(path, names, samples)
 
 
 def share_of_labels(reader: LabelReader, share: float, seed: int) -> list[bool]:
-    """Which pictures are in a share that has about as large a part of each label.
+    """Choose about the same share of each label.
 
-    A picture counts as one of its rarest label. Where a label has one picture alone, this is not in the share.
+    A picture counts for its rarest label. The only picture of a label is not in the share.
 
     Args:
-        reader: of :func:`read_labels`.
-        share: part of the pictures, between 0 and 1.
-        seed: of the choice, as for :func:`~.folders.share_of`.
+        reader: result of :func:`read_labels`.
+        share: share of the pictures, between 0 and 1.
+        seed: seed of the choice, as for :func:`~.folders.share_of`.
+
+    Returns:
+        Whether each picture is in the share.
     """
     counts = Counter(label for _, labels in reader.samples for label in labels)
     rarest = [min(labels, key=lambda label: (counts[label], label), default=-1) for _, labels in reader.samples]
     groups = Counter(rarest)
-    sizeable = [i for i, label in enumerate(rarest) if groups[label] > 1]
-    inside = share_of([(reader.samples[i][0], rarest[i]) for i in sizeable], os.path.dirname(reader.root), share, seed)
-    chosen = {i for i, is_chosen in zip(sizeable, inside, strict=True) if is_chosen}
+    several = [i for i, label in enumerate(rarest) if groups[label] > 1]
+    inside = share_of([(reader.samples[i][0], rarest[i]) for i in several], os.path.dirname(reader.root), share, seed)
+    chosen = {i for i, is_chosen in zip(several, inside, strict=True) if is_chosen}
     return [i in chosen for i in range(len(rarest))]
 
 
@@ -144,7 +147,7 @@ def _names(path: str, header: Sequence[str]) -> list[str]:
     return names
 
 
-def _say_absent(path: str, names: Sequence[str], samples: Sequence[tuple[str, tuple[int, ...]]]) -> None:
+def _log_absent(path: str, names: Sequence[str], samples: Sequence[tuple[str, tuple[int, ...]]]) -> None:
     found = {label for _, labels in samples for label in labels}
     absent = [name for label, name in enumerate(names) if label not in found]
     if absent:

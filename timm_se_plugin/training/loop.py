@@ -32,7 +32,7 @@ def train_classifier(options: Namespace) -> dict[str, Any] | None:
     """Train a classifier, and evaluate it after each epoch.
 
     Args:
-        options: of :func:`~timm_se_plugin.training.config.parse_options`.
+        options: result of :func:`~timm_se_plugin.training.config.parse_options`.
 
     Returns:
         The run's row of results; None if SIGTERM ended the run before its last epoch.
@@ -45,7 +45,7 @@ def train_classifier(options: Namespace) -> dict[str, Any] | None:
         UnwritableFileError: a checkpoint or a table cannot be written; earlier files are unchanged.
     """
     with init_process(options) as process, Termination() as termination:
-        # Before the training, in which the recipe and the package's files may change.
+        # Read before the training, during which the recipe and the package's files may change.
         changed, made = own_options(options), provenance(process.device)
         run = Run(options, process)
         _write_options(run, made)
@@ -61,10 +61,10 @@ def train_classifier(options: Namespace) -> dict[str, Any] | None:
 
 
 def train_epoch(run: Run, termination: Termination) -> None:
-    """Train the rest of the run's present epoch, and save.
+    """Train the rest of the current epoch, and save a checkpoint.
 
     Raises:
-        TerminatedError: SIGTERM came; the state is saved.
+        TerminatedError: SIGTERM came; the checkpoint is saved.
     """
     options, process, steps, count = run.options, run.process, run.options.grad_accum_steps, len(run.train_loader)
     # Reading the losses makes a process wait for its GPU and for the other processes.
@@ -109,10 +109,10 @@ def train_epoch(run: Run, termination: Termination) -> None:
 
 
 def finish_epoch(run: Run, termination: Termination) -> None:
-    """Evaluate, add the epoch to the run's history, and save.
+    """Evaluate, add the epoch to the run's history, and save a checkpoint.
 
     Raises:
-        TerminatedError: SIGTERM came during the evaluation; the state was saved before it.
+        TerminatedError: SIGTERM came during the evaluation; the checkpoint was saved before.
     """
     options, process = run.options, run.process
     lr = run.lr
@@ -143,24 +143,24 @@ def finish_epoch(run: Run, termination: Termination) -> None:
             for name, number in row.items():
                 run.writer.add_scalar(name, number, row['epoch'])
             run.writer.flush()
-        train, val = (_told({name.removeprefix(split): value for name, value in row.items() if name.startswith(split)})
+        train, val = (_as_text({key.removeprefix(split): value for key, value in row.items() if key.startswith(split)})
                       for split in ('train_', 'val_'))
         _logger.info('epoch %d/%d  train %s  val %s  lr %.3g', run.epoch, run.epochs, train, val, lr)
 
 
-def _told(metrics: dict[str, float]) -> str:
+def _as_text(metrics: dict[str, float]) -> str:
     names = {'top1': 'top-1', 'top5': 'top-5', 'map': 'mAP', 'f1': 'mean F1'}
     return '  '.join(f'{names.get(name, name)} {value:.4f}' for name, value in metrics.items())
 
 
 def _write_options(run: Run, made: dict[str, Any]) -> None:
-    """Write ``args.yaml`` beside the checkpoints, and start what else records the run."""
+    """Write ``args.yaml`` beside the checkpoints, and open what else records the run."""
     if not run.process.primary:
         return
     if run.options.results:
         try:
             Path(run.options.results).parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:  # it is better to fail now than when the training is done
+        except OSError as error:  # not only after the training
             raise UnwritableFileError(f'--results {run.options.results} cannot be written: {error}') from error
     if run.options.tensorboard:
         from torch.utils.tensorboard import SummaryWriter
@@ -188,5 +188,5 @@ def _finish(run: Run, changed: str, made: dict[str, Any]) -> dict[str, Any]:
         draw_curves(run.history, f'{options.model}, seed {options.seed}', run.folder / 'curves.png')
         if options.results:
             record_result(Path(options.results), row, run.history)
-        _logger.info('finished: %s; %s', _told(metrics), run.folder)
+        _logger.info('finished: %s; %s', _as_text(metrics), run.folder)
     return row

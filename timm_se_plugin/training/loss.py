@@ -1,4 +1,4 @@
-"""The loss of a training, made by timm, with weights for classes that have few pictures if they are asked for."""
+"""The loss of a run, made by timm; on request, classes with few pictures weigh more."""
 
 import logging
 from argparse import Namespace
@@ -20,13 +20,13 @@ _SHOWN = 20  # classes whose counts are logged
 
 
 class WeightedCrossEntropy(nn.Module):
-    """Cross-entropy in which each class has a weight; timm has weights for binary cross-entropy alone.
+    """Cross-entropy in which each class has a weight; timm has weights only for binary cross-entropy.
 
-    A batch is averaged over its images and not, as by ``torch.nn.CrossEntropyLoss``, over their weights: therefore
-    accumulated batches and those of several processes give the gradient of the whole batch.
+    The loss of a batch is divided by the number of images, where ``torch.nn.CrossEntropyLoss`` divides by the sum of
+    their weights. Accumulated batches, and those of several processes, therefore give the gradient of the whole batch.
 
     Args:
-        weight: of each class, (classes,).
+        weight: weight of each class, (classes,).
         smoothing: label smoothing, 0 to 1.
     """
 
@@ -46,13 +46,13 @@ def make_loss(options: Namespace, data: Any, names: Sequence[str], mixes: bool) 
     """The loss that the options name.
 
     Args:
-        options: of the run.
+        options: the run's options.
         data: training data, whose images are counted for ``--class-weight``.
-        names: of the classes.
-        mixes: whether Mixup or CutMix gives the targets, which are then smooth already.
+        names: names of the classes.
+        mixes: whether Mixup or CutMix makes the targets, with their own label smoothing.
 
     Raises:
-        ValueError: weights that the loss does not take, or data that does not tell its classes before it is read.
+        ValueError: weights that the loss does not take, or data whose targets are not known before it is read.
     """
     is_multilabel = options.task == 'multilabel'
     is_binary = options.bce_loss or is_multilabel
@@ -61,8 +61,8 @@ def make_loss(options: Namespace, data: Any, names: Sequence[str], mixes: bool) 
     if options.class_weight:
         kind, weight = _weights(options.class_weight, data, names, is_binary)
         if not is_binary and kind == 'pos_weight':
-            raise ValueError('--class-weight neg_pos is for binary cross-entropy, --bce-loss; --class-weight inv_freq '
-                             'is for cross-entropy')
+            raise ValueError('--class-weight neg_pos is for binary cross-entropy; give --bce-loss too, or '
+                             '--class-weight inv_freq')
         if not is_binary:
             return WeightedCrossEntropy(weight, smoothing)
         weights = {kind: weight}
@@ -74,9 +74,9 @@ def make_loss(options: Namespace, data: Any, names: Sequence[str], mixes: bool) 
 def _weights(method: str, data: Any, names: Sequence[str], is_binary: bool) -> tuple[str, Tensor]:
     """timm's name of the weights, and the weights, (classes,).
 
-    timm lets their mean over the classes be 1, which keeps the size of a sum over classes, as binary cross-entropy is
-    one. Cross-entropy has one term for each image, whose size a class with many images would then take nearly to 0;
-    therefore the mean over the images is 1 there.
+    timm's weights have the mean 1 over the classes, which suits binary cross-entropy, a mean over all classes.
+    Cross-entropy has one term for each image: where one class has nearly all images, and therefore a small weight, the
+    loss would nearly vanish. For cross-entropy, the mean over the images is therefore 1.
     """
     counts = np.bincount(_targets(data), minlength=len(names))
     kind, weight = compute_class_weights(counts, len(data), method)
@@ -99,9 +99,9 @@ def _targets(data: Any) -> np.ndarray:
         return np.array([label for _, labels in reader.samples for label in labels], int)
     if hasattr(reader, 'samples'):  # a folder
         return np.array([target for _, target in reader.samples])
-    if hasattr(data, 'targets'):  # of torchvision
+    if hasattr(data, 'targets'):  # a data set of torchvision
         return np.asarray(data.targets)
-    if hasattr(reader, 'label_key') and hasattr(reader, 'dataset') and not reader.remap_class:  # of the Hub
+    if hasattr(reader, 'label_key') and hasattr(reader, 'dataset') and not reader.remap_class:  # a data set of the Hub
         return np.asarray(reader.dataset[reader.label_key])
-    raise ValueError('--class-weight needs the number of images of each class, which this data does not tell before '
-                     'it is read')
+    raise ValueError('--class-weight needs the number of images of each class, which is not known for this data before '
+                     'it is read; leave out --class-weight')

@@ -27,7 +27,7 @@ def evaluated_network(options: Namespace, process: Process) -> Any:
     """The network that the options of an evaluation name, with the weights of ``--checkpoint`` if that is given.
 
     Args:
-        options: of :func:`~timm_se_plugin.training.config.parse_evaluation`.
+        options: result of :func:`~timm_se_plugin.training.config.parse_evaluation`.
         process: the process whose device holds the network.
 
     Raises:
@@ -50,11 +50,12 @@ def evaluated_network(options: Namespace, process: Process) -> Any:
 def label_names(options: Namespace, model: Any, found: Sequence[str] | None) -> list[str] | None:
     """Names of a network's classes in the order of its outputs; None where they are not known.
 
-    They are those that its checkpoint or its config.json saved. Where none are saved and all classes of the data are
-    WordNet's, as ImageNet's folders are, they are the names of timm's subset of ImageNet with as many classes.
+    The names are read from the checkpoint or from the network's config.json. Where neither has them and all classes of
+    the data are WordNet's, as ImageNet's folders are, the names are those of timm's subset of ImageNet with as many
+    classes. With ``--class-map``, which gives the indices itself, the result is None.
 
     Args:
-        options: of :func:`~timm_se_plugin.training.config.parse_evaluation`; ``--class-map`` goes before all names.
+        options: result of :func:`~timm_se_plugin.training.config.parse_evaluation`.
         model: the network.
         found: names of the classes of the data.
     """

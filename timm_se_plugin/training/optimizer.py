@@ -1,4 +1,4 @@
-"""The optimizer of a run, made by timm, with rates by depth and values of the attention's own if they are given."""
+"""The optimizer of a run, made by timm; on request with rates by depth and values for the attention alone."""
 
 from argparse import Namespace
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ def make_optimizer(model: nn.Module, options: Namespace, lr: float) -> Optimizer
 
     Args:
         model: the network.
-        options: of the run.
+        options: the run's options.
         lr: learning rate of the parameters outside the attention, in the last layer.
 
     Raises:
@@ -37,7 +37,7 @@ def make_optimizer(model: nn.Module, options: Namespace, lr: float) -> Optimizer
     if own and not counted_attention(model):
         raise ValueError(f'--attn-weight-decay and --attn-lr-scale need a network with attention, and {options.model} '
                          'has none')
-    if own and not any(parameter.requires_grad for parameter in _attention(model)):
+    if own and not any(parameter.requires_grad for parameter in _attention_parameters(model)):
         raise ValueError(f'--attn-weight-decay and --attn-lr-scale are for attention that is trained, and --freeze '
                          f'{options.freeze} freezes it; --freeze base trains it')
 
@@ -52,13 +52,13 @@ def make_optimizer(model: nn.Module, options: Namespace, lr: float) -> Optimizer
                          f'{options.opt_kwargs}: {error}; timm.optim.list_optimizers() names all') from error
 
 
-def _attention(model: nn.Module) -> set[nn.Parameter]:
+def _attention_parameters(model: nn.Module) -> set[nn.Parameter]:
     return set(chain.from_iterable(layer.parameters() for layer in counted_attention(model).values()))
 
 
 def _groups(model: nn.Module, options: Namespace, lr: float) -> Iterator[dict[str, Any]]:
-    """Groups of the other parameters, then of the attention's; each rate is a multiple of `lr`."""
-    decay, attention = options.attn_weight_decay, _attention(model)
+    """Groups of the parameters outside the attention, then inside; each rate is a multiple of `lr`."""
+    decay, attention = options.attn_weight_decay, _attention_parameters(model)
     by_depth = {'layer_decay': options.layer_decay} if options.layer_decay else {}
     make = param_groups_layer_decay if by_depth else param_groups_weight_decay
     kept: set[str] = getattr(model, 'no_weight_decay', set)()
@@ -68,7 +68,7 @@ def _groups(model: nn.Module, options: Namespace, lr: float) -> Iterator[dict[st
         for group in make(model, weight_decay, no_weight_decay_list=kept, **by_depth):
             parameters = [parameter for parameter in group['params'] if (parameter in attention) == is_own]
             total = scale * group.get('lr_scale', 1.0)
-            # timm's schedules multiply by lr_scale whatever they set, and start from initial_lr; without a schedule,
-            # lr stays.
+            # timm's schedules start from initial_lr and multiply each rate by lr_scale; without a schedule, lr is
+            # the rate.
             if parameters:
                 yield {**group, 'params': parameters, 'lr': lr * total, 'initial_lr': lr, 'lr_scale': total}

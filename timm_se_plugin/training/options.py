@@ -41,7 +41,7 @@ _fraction = _number(
 _share = _number(float, lambda x: 0 <= x <= 1, 'a number from 0 to 1')
 
 
-def _part(text: str) -> str:
+def _frozen_part(text: str) -> str:
     if text not in ('backbone', 'base') and not (text.isascii() and text.isdigit()):
         raise argparse.ArgumentTypeError(f'{text!r} is neither backbone nor base nor a number of stages')
     return text
@@ -93,11 +93,11 @@ def _add_data(root: argparse.ArgumentParser) -> None:
     add('--val-share', type=_number(float, lambda x: 0 <= x < 1, 'a number from 0 to below 1'), default=0.0,
         metavar='X',
         help='share of the pictures of each class to evaluate on, where --data-dir is a folder of classes without '
-             'splits, or one CSV file of --task multilabel; a picture stays in its part when others come and go; 0 for '
-             'data that has splits')
+             'splits, or one CSV file of --task multilabel; few pictures change sides when others are added or '
+             'removed; 0 for data that has splits')
     add('--val-share-seed', type=_natural, default=0, metavar='N', help='seed that chooses the pictures of --val-share')
     add('--val-num-samples', type=_count, metavar='N',
-        help='images in --val-split, which a stream (wds/, hfids/) has to be told')
+        help='number of images in --val-split, which timm cannot find out for a stream (wds/, hfids/)')
     add('--class-map', default='', metavar='FILE',
         help='text file with the names of the classes, one on each line, in the order of their indices')
     add('-b', '--batch-size', type=_count, default=128, metavar='N', help='images in a batch of one process')
@@ -110,10 +110,10 @@ def _add_data(root: argparse.ArgumentParser) -> None:
     add('--corrupt-images', choices=('skip', 'fail'), default='fail',
         help='whether an unreadable image ends the run or is left out with a warning')
     switch('--exif-orientation', default=True,
-           help='turn pictures upright as their EXIF orientation says; timm takes them as they are stored')
+           help='turn pictures upright as their EXIF orientation says; timm takes pictures as they are stored')
     add('--input-size', type=_count, nargs=3, metavar=('C', 'H', 'W'),
-        help="channels, height and width of an image in pixels; the model's if not given. Other channels than 3 are "
-             'those of the model too')
+        help="channels, height and width of an image in pixels; the model's if not given. Another number of "
+             'channels than 3 is that of the model too')
     add('--img-size', type=_count, metavar='N', help='height and width of an image in pixels, instead of --input-size')
     add('--crop-pct', type=_fraction, metavar='X',
         help='side of the centre crop by the side of the resized image, such as 0.875 or 224/256')
@@ -140,12 +140,12 @@ def _add_augmentation(root: argparse.ArgumentParser) -> None:
     add, switch = _adders(root.add_argument_group('training data'))
     add('--train-split', default='train', metavar='NAME', help='split to train on')
     add('--train-num-samples', type=_count, metavar='N',
-        help='images in --train-split, which a stream (wds/, hfids/) has to be told')
+        help='number of images in --train-split, which timm cannot find out for a stream (wds/, hfids/)')
     # argparse.BooleanOptionalAction takes any name that begins with --no- for off.
     add('--no-aug', action='store_true', help='resize and crop the centre, without any augmentation of the image')
     add('--no-no-aug', action='store_false', dest='no_aug', help=argparse.SUPPRESS)
     add('--train-img-size', type=_count, metavar='N',
-        help='height and width of training images in pixels, which train faster if smaller; if not given, those of the '
+        help='height and width of training images in pixels (smaller images train faster); if not given, those of the '
              'evaluation')
     add('--full-size-epochs', type=_natural, default=0, metavar='N',
         help='train the last N epochs at the full image size')
@@ -191,8 +191,8 @@ def _add_augmentation(root: argparse.ArgumentParser) -> None:
 
 def _add_optimisation(root: argparse.ArgumentParser) -> None:
     add, switch = _adders(root.add_argument_group('optimisation'))
-    add('--freeze', type=_part, metavar='PART',
-        help='what to leave as it is, with the statistics of its BatchNorm layers: backbone for all but the '
+    add('--freeze', type=_frozen_part, metavar='PART',
+        help='part to freeze, with the running statistics of its BatchNorm layers: backbone for all but the '
              'classifier, base for all but the classifier and the attention, or N for the stem and the first N stages')
     add('--drop-path', type=_share, metavar='P',
         help="rate of stochastic depth in the last block; the model's own if not given")
@@ -204,7 +204,7 @@ def _add_optimisation(root: argparse.ArgumentParser) -> None:
         help='further keywords of the optimizer')
     add('--lr', type=_positive, metavar='X', help='learning rate, not scaled; used instead of --lr-base')
     add('--lr-base', type=_positive, default=0.1, metavar='X',
-        help='learning rate for --lr-base-size images in an update, scaled to their real number')
+        help='learning rate for --lr-base-size images in an update, scaled to the real number of images')
     add('--lr-base-size', type=_count, default=256, metavar='N', help='images in an update that --lr-base is for')
     add('--lr-base-scale', choices=('linear', 'sqrt'),
         help='how the learning rate grows with the images in an update; if not given, sqrt for optimizers whose name '
@@ -275,7 +275,7 @@ def _add_records(root: argparse.ArgumentParser) -> None:
     add('--resume', metavar='CHECKPOINT',
         help="checkpoint to continue from; auto for the last whole one in the run's folder, if there is one")
     add('--recovery-interval', type=_natural, default=0, metavar='N',
-        help='save a checkpoint every N batches too; 0 saves after each epoch alone')
+        help='save a checkpoint every N batches too; 0 saves only after each epoch')
     add('--log-interval', type=_count, default=50, metavar='N',
         help='batches between two lines of the log, where the output is not a terminal')
     switch('--tensorboard', help="write the curves for TensorBoard into the run's folder")

@@ -54,7 +54,7 @@ class Process:
         return torch.autocast(self.device.type, dtype=getattr(torch, dtype)) if dtype else nullcontext()
 
     def total(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Sum of a tensor over all processes, in its own memory."""
+        """Sum of a tensor over all processes, computed in place."""
         if self.distributed:
             dist.all_reduce(tensor)
         return tensor
@@ -92,8 +92,8 @@ def init_process(options: Namespace) -> Iterator[Process]:
     if device.startswith('cuda') and not torch.cuda.is_available():
         raise ValueError(f'--device {device} needs CUDA, and torch finds no CUDA device here; --device cpu works')
     if device.startswith('mps') and options.model_dtype == 'float64':
-        raise ValueError('--model-dtype float64 does not run on --device mps, which has no float64; --model-dtype '
-                         'float32 or --device cpu does')
+        raise ValueError('--model-dtype float64 does not run on --device mps, which has no float64; give --model-dtype '
+                         'float32 or --device cpu')
     world = init_distributed_device_so(device, dist_backend=options.dist_backend)
     process = Process(torch.device(world['device']), world['global_rank'], world['world_size'])
     logging.getLogger('timm_se_plugin').setLevel(logging.INFO if process.primary else logging.WARNING)
@@ -101,12 +101,12 @@ def init_process(options: Namespace) -> Iterator[Process]:
         _logger.warning('this CPU would have to emulate bfloat16, so the run computes in float32')
     if process.device.type == 'cpu' and process.amp_dtype(options) == 'float16':
         _logger.warning(
-            'float16 may take ten times as long as float32 on a CPU; --amp-dtype bfloat16 is faster where it has it')
+            'float16 may take ten times as long as float32 on a CPU; --amp-dtype bfloat16 is faster if the CPU has it')
     before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
     torch.use_deterministic_algorithms(options.deterministic)
     torch.backends.cudnn.benchmark = not options.deterministic
     if options.deterministic:
-        os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')  # without it torch refuses cuBLAS
+        os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')  # otherwise torch refuses to call cuBLAS
     try:
         yield process
     finally:

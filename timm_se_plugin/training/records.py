@@ -23,7 +23,7 @@ class Progress:
     """Progress of an epoch: a bar on a terminal, elsewhere a line in the log every `interval` batches.
 
     Args:
-        title: stands before the numbers.
+        title: text before the numbers.
         batches: number of batches in the epoch.
         start: number of the first batch of this pass.
         images: number of images in a batch of all processes together.
@@ -62,12 +62,12 @@ class Progress:
 def record_result(path: Path, row: Mapping[str, Any], history: list[dict[str, Any]]) -> None:
     """Put the row of a finished run into a table, and its curves into ``<table>-curves.csv`` beside the table.
 
-    Rows of the same model, options, seed, epochs and recipe are replaced. Runs that end together write in turns.
+    Rows of the same model, options, seed, epochs and recipe are replaced. Runs that end at the same time take turns.
 
     Args:
-        path: the CSV file; it is made where it is missing.
+        path: the CSV file, which is created if it does not exist.
         row: results of the run by column.
-        history: a row of each epoch.
+        history: a row for each epoch.
     """
     keys = ('model', 'options', 'seed', 'epochs', 'recipe')
     name = {key: row[key] for key in keys}
@@ -80,7 +80,7 @@ def draw_curves(history: list[dict[str, Any]], title: str, path: str | Path) -> 
 
     Args:
         history: rows of ``summary.csv``.
-        title: above the two charts.
+        title: text above the two charts.
         path: PNG, SVG or PDF, by its ending.
     """
     from matplotlib.figure import Figure
@@ -108,8 +108,8 @@ def draw_confusion(confusion: Tensor, names: Sequence[str], title: str, path: st
 
     Args:
         confusion: numbers of images, (classes, classes): a row for each true class, a column for each first guess.
-        names: of the classes; about 30 of them stand at the axes.
-        title: above the matrix.
+        names: names of the classes; about 30 of them label the axes.
+        title: text above the matrix.
         path: PNG, SVG or PDF, by its ending.
     """
     from matplotlib.figure import Figure

@@ -18,6 +18,7 @@ from timm.task import ClassificationTask, MultiLabelClassificationTask
 from timm.utils import NativeScaler, dispatch_clip_grad, random_seed
 from torch import Tensor, nn
 
+from ..models.names import check_model
 from ..weights.runs import channel_kwargs, data_config
 from .augmentation import BatchAugmentation
 from .checkpoint import BEST, LAST, newest_whole, save_checkpoint
@@ -34,7 +35,7 @@ from .folders import closest, shared_pictures
 from .freezing import fix_statistics, freeze
 from .images import seed_of
 from .loss import make_loss
-from .network import check_model, moved
+from .network import moved
 from .optimizer import make_optimizer
 from .process import Process
 
@@ -53,15 +54,15 @@ class Run:
     The randomness of a step is seeded by the seed, the rank, the epoch and the batch; the randomness of an image by the
     seed and its position in the epoch (:class:`~timm_se_plugin.training.images.Images`). A checkpoint therefore needs
     no states of random generators, and a resumed run computes what an uninterrupted run computes. Another number of
-    processes continues it with the same images in each update.
+    processes continues the run with the same images in each update.
 
     Args:
-        options: of :func:`~timm_se_plugin.training.config.parse_options`.
+        options: result of :func:`~timm_se_plugin.training.config.parse_options`.
         process: this process.
 
     Raises:
         ValueError: options that do not fit each other or the data, a folder that holds another run, or processes that
-            find different checkpoints in it.
+            find different checkpoints in the folder.
     """
 
     def __init__(self, options: Namespace, process: Process) -> None:
@@ -79,7 +80,7 @@ class Run:
             options = continued(options, state, process, path)
             _check_classes(state.get('label_names'), self.label_names, path)
         self.options = options
-        # Other processes than the run began with change its batch; the checkpoint keeps what the command says.
+        # Checkpoints keep the batch size that the command gives, which another number of processes may have changed.
         self.given = Namespace(**{**vars(options), **batch})
         random_seed(options.seed)
         model = self.create_model(options.model, options.model_kwargs, options.pretrained)
@@ -89,7 +90,7 @@ class Run:
             model = convert_sync_batchnorm(model)
         if options.freeze:
             if not options.pretrained:
-                _logger.warning('--freeze %s without --pretrained keeps random weights', options.freeze)
+                _logger.warning('--freeze %s without --pretrained freezes random weights', options.freeze)
             freeze(model, options.freeze)
         config = data_config(vars(options), model)
         self.input_size: tuple[int, int, int] = tuple(config['input_size'])
@@ -116,7 +117,7 @@ class Run:
         self.seconds = 0.0
         self.best = float('-inf')
         self.history: list[dict[str, Any]] = []
-        self.writer: Any = None  # of TensorBoard
+        self.writer: Any = None  # TensorBoard's, with --tensorboard
         self._losses: list[Tensor] = []  # not checked yet, since reading them makes the process wait for the GPU
         if state is not None:
             self._resume(state)
@@ -156,12 +157,12 @@ class Run:
 
     @property
     def lr(self) -> float:
-        """Present learning rate, of the last layer outside the attention."""
+        """Current learning rate of the last layer outside the attention."""
         group = self.optimizer.param_groups[0]
         return group['lr'] / group.get('lr_scale', 1.0)
 
     def train(self) -> None:
-        """Set the network to training, except what is frozen."""
+        """Put the network into training mode, except frozen BatchNorm layers."""
         self.task.train()
         fix_statistics(self.model)
 
@@ -194,7 +195,7 @@ class Run:
             self.optimizer.step()
 
     def updated(self) -> None:
-        """Do what follows a step of the optimizer: clear gradients, average weights, change the learning rate."""
+        """After a step of the optimizer, clear the gradients, average the weights and change the learning rate."""
         self.optimizer.zero_grad()
         number = self.epoch * self.updates + self.batch // self.options.grad_accum_steps
         self.task.update_ema(step=number)
@@ -205,7 +206,7 @@ class Run:
         """Add a batch to the sums of the epoch."""
         loss = result['loss'].detach()
         self._losses.append(loss)
-        # One guess is right or wrong; of several labels the loss alone is counted.
+        # With several labels, no guess is right or wrong as a whole: only the loss is counted.
         right = self.sums.new_zeros(()) if self.is_multilabel else (result['output'].detach().argmax(1) == y).sum()
         self.sums += torch.stack([loss.to(self.sums) * len(y), right.to(self.sums), self.sums.new_tensor(len(y))])
 
@@ -213,7 +214,7 @@ class Run:
         """Check the losses since the last check.
 
         Raises:
-            NonFiniteLossError: a loss is NaN or infinite; the message has its step and its images.
+            NonFiniteLossError: a loss is NaN or infinite; the message names the step and the images.
         """
         losses = torch.stack(self._losses).float() if self._losses else torch.zeros(0, device=self.process.device)
         first = self.batch - len(self._losses)
@@ -222,28 +223,28 @@ class Run:
         if not self.process.any(bool(bad)):
             return
         if not bad:
-            raise NonFiniteLossError(f'the loss of another process is NaN or infinite; {self._before()}')
+            raise NonFiniteLossError(f'the loss of another process is NaN or infinite; {self._kept()}')
         batch = first + bad[0]
         step = self.epoch * self.updates + batch // self.options.grad_accum_steps
         raise NonFiniteLossError(
-            f'loss {losses[bad[0]].item()} in epoch {self.epoch + 1}, batch {batch + 1} (step {step + 1}) of '
-            f'{self.train_loader.names(batch)}; {self._before()}')
+            f'the loss is {losses[bad[0]].item()} in epoch {self.epoch + 1}, batch {batch + 1} (step {step + 1}), with '
+            f'the images {self.train_loader.names(batch)}; {self._kept()}')
 
     def check_state(self) -> None:
-        """Check the weights and statistics: the last update can have spoilt them although its loss was finite.
+        """Check the weights and statistics, which the last update may have made infinite although its loss was finite.
 
         Raises:
-            NonFiniteLossError: a weight or a statistic is NaN or infinite; the message names it.
+            NonFiniteLossError: a weight or a statistic is NaN or infinite; the message has its name.
         """
         for model in dict.fromkeys((self.model, self.evaluated)):
             bad = [name for name, tensor in model.state_dict().items() if not tensor.isfinite().all()]
             if self.process.any(bool(bad)):
                 raise NonFiniteLossError(
                     f'{bad[0] if bad else "a weight of another process"} is NaN or infinite after epoch '
-                    f'{self.epoch + 1}, batch {self.batch}; {self._before()}')
+                    f'{self.epoch + 1}, batch {self.batch}; {self._kept()}')
 
     def check_validation(self, loss: float) -> None:
-        """Check a loss of the evaluation, which finite but huge weights can make NaN.
+        """Check a loss of the evaluation, which huge but finite weights can make NaN.
 
         Raises:
             NonFiniteLossError: the loss is NaN or infinite.
@@ -254,12 +255,12 @@ class Run:
             raise NonFiniteLossError(f'the validation loss is {loss} after epoch {self.epoch + 1}, with the weights in '
                                      f'{self.folder / LAST}; {kept}')
 
-    def _before(self) -> str:
-        before = newest_whole(self.folder)
-        return f'the checkpoint before it, {before}, is intact' if before else 'there is no checkpoint yet'
+    def _kept(self) -> str:
+        kept = newest_whole(self.folder)
+        return f'the last checkpoint, {kept}, is intact' if kept else 'there is no checkpoint yet'
 
     def save(self, best: bool = False) -> None:
-        """Write a checkpoint. Every process has to call this, and the primary process writes."""
+        """Write a checkpoint. Every process has to call this method; the primary process writes."""
         self.check()
         self.check_state()
         sums = self.process.total(self.sums.clone()) / self.process.world_size
@@ -269,7 +270,7 @@ class Run:
             **self.task.get_checkpoint_state(), **self.task.get_checkpoint_state(ema=True),
             'arch': self.options.model, 'args': self.given, 'version': 2, 'epoch': self.epoch - 1,
             'optimizer': self.optimizer.state_dict(),
-            'scheduler': _of_scheduler(self.scheduler).state_dict() if self.scheduler else {},
+            'scheduler': _with_state(self.scheduler).state_dict() if self.scheduler else {},
             'position': {
                 'epoch': self.epoch, 'batch': self.batch, 'grad_accum_steps': self.options.grad_accum_steps,
                 'world_size': self.process.world_size, 'global_batch': self.global_batch},
@@ -291,12 +292,12 @@ class Run:
         updates = position['batch'] // position.get('grad_accum_steps', state['args'].grad_accum_steps)
         self.epoch, self.batch = position['epoch'], updates * steps
         if self.scheduler:
-            timms = _of_scheduler(self.scheduler) is self.scheduler
-            if timms and state['args'].epochs != self.options.epochs:  # its state is the length of the schedule
+            is_timms = _with_state(self.scheduler) is self.scheduler
+            if is_timms and state['args'].epochs != self.options.epochs:  # timm's state would restore the old length
                 self.scheduler.step(self.epoch)
                 self.scheduler.step_update(self.epoch * self.updates + updates)
             else:
-                _of_scheduler(self.scheduler).load_state_dict(state['scheduler'])
+                _with_state(self.scheduler).load_state_dict(state['scheduler'])
         self.sums += self.sums.new_tensor(state['sums']) * (position['world_size'] / self.process.world_size)
         self.seconds, self.best, self.history = state['seconds'], state['best'], state['history']
 
@@ -312,8 +313,8 @@ class Run:
         return moved(model, options, self.process)
 
 
-def _of_scheduler(scheduler: Any) -> Any:
-    """The scheduler whose ``state_dict`` is complete: of timm's plateau schedule, the one of torch inside it."""
+def _with_state(scheduler: Any) -> Any:
+    """The scheduler whose ``state_dict`` is complete: for timm's plateau schedule, torch's scheduler inside."""
     return getattr(scheduler, 'lr_scheduler', scheduler)
 
 
@@ -338,8 +339,8 @@ def _check_splits(options: Namespace, train_data: Any, val_data: Any) -> None:
     if train.root == validation.root:
         raise ValueError(
             f'{options.data_dir} has no folders or tar files named {options.train_split} and {options.val_split}, so '
-            'that the same images would train and validate; --val-share 0.2 evaluates on a fifth of each class, or '
-            '--data-dir takes the folder that holds both, and --train-split and --val-split their names')
+            'that the same images would train and validate; give --val-share 0.2 to evaluate on a fifth of each class, '
+            'or by --data-dir the folder that holds both, and by --train-split and --val-split their names')
     if isinstance(train, ReaderImageFolder) and isinstance(validation, ReaderImageFolder):
         shared, looked = shared_pictures(train, validation)
         if shared:
@@ -349,5 +350,5 @@ def _check_splits(options: Namespace, train_data: Any, val_data: Any) -> None:
 
 def _folder(options: Namespace) -> Path:
     recipe = Path(options.config).stem if options.config else 'train'
-    model = safe_model_name(options.model, remove_source=False)  # so that hf-hub:user/repo becomes one folder
+    model = safe_model_name(options.model, remove_source=False)  # hf-hub:user/repo becomes one folder
     return Path(options.output, options.experiment or f'{recipe}/{model}-seed{options.seed}')

@@ -9,17 +9,17 @@ __all__ = ['TerminatedError', 'Termination']
 
 
 class TerminatedError(Exception):
-    """SIGTERM came; the state of the run is saved."""
+    """SIGTERM came; the checkpoint of the run is saved."""
 
 
 class Termination:
     """Receives SIGTERM inside a ``with`` block.
 
-    In another thread than the main one, where Python lets nobody receive signals, SIGTERM keeps its present effect.
+    In threads other than the main one, which cannot receive signals in Python, SIGTERM keeps its usual effect.
 
     Attributes:
         received: whether SIGTERM came.
-        at_once: whether SIGTERM raises :class:`TerminatedError` at once, where there is nothing to save; otherwise the
+        at_once: whether SIGTERM raises :class:`TerminatedError` at once, as there is nothing to save; otherwise the
             training loop reads ``received`` and saves.
     """
 

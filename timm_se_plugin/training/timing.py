@@ -1,40 +1,43 @@
 """Time of a training step of a network with attention, relative to the same network without attention."""
 
-import re
 import statistics
 import time
 
-import timm
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ..models._registry import architectures
 from .run import Run
 
 __all__ = ['plain_name', 'step_time_ratio']
 
 
 def plain_name(model: str) -> str | None:
-    """Name of the plugin's network without the attention that `model` names; None where `model` names none.
+    """Name of the network without the attention that a name of the plugin begins with; None for other names.
 
     Args:
         model: a name, with a tag or without: ``se_resnet50_plugin.tv_in1k`` gives ``resnet50_plugin``.
     """
-    match = re.fullmatch(r'(?:se|sk)_(\w+_plugin)(?:\..+)?', model)
-    return match[1] if match and timm.is_model(match[1]) else None
+    architecture = architectures.get(model.partition('.')[0])
+    if architecture is None or architecture.attn is None or architecture.accepts_attn:
+        return None
+    plain = f'{architecture.base}_plugin'
+    return plain if plain in architectures else None
 
 
 def step_time_ratio(run: Run, rounds: int = 15) -> float | None:
-    """Time of a training step of the run's network by that of its plain network: the median over pairs of steps.
+    """Time of a training step of the run's network, divided by that of its plain network: the median of paired steps.
 
-    Both networks are new, and train as the run does, on one of its batches.
+    Both networks are new, and train as the run does, on one of the run's batches.
 
     Args:
-        run: gives the network, the data and the options.
+        run: the run whose network, data and options are used.
         rounds: number of pairs.
 
     Returns:
-        The ratio; None for a network without attention, or whose name of another package brings it.
+        The ratio; None for a network without attention, or whose attention is part of timm's own network, as in
+        ``seresnet50``.
     """
     kwargs = run.options.model_kwargs
     flagged = run.options.model if kwargs.get('attn', 'none') != 'none' else None
@@ -65,7 +68,7 @@ def step_time_ratio(run: Run, rounds: int = 15) -> float | None:
     for turn in range(rounds + 3):
         first = turn % 2
         times = [0.0, 0.0]
-        for which in (first, 1 - first):  # each goes first in every other pair
+        for which in (first, 1 - first):  # each network goes first in every other pair
             times[which] = seconds(models[which])
         if turn >= 3:
             ratios.append(times[1] / times[0])
