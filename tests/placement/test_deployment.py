@@ -58,10 +58,10 @@ def test_leaves_no_norm_and_leaves_the_model_alone():
 
 def test_first_excitation_layer_is_a_quarter_as_wide():
     _, fused = deployed('se_resnet50_plugin')
-    assert fused.layer1[0].se.fc1.weight.shape == (16, 64, 1, 1)
+    assert fused.layer1[0].se.fc1.weight.shape == (8, 32, 1, 1)
     # By hand: a gate's weights act on the mean of the convolution's input as on the mean of its output.
     block = fused.layer4[0]
-    h = images(2, 512, 7, 7, dtype=torch.float32)
+    h = images(2, 256, 7, 7, dtype=torch.float32)
     model, _ = deployed('se_resnet50_plugin')
     plain = model.layer4[0]
     direct = plain.se.fc1(plain.bn3(plain.conv3(h)).mean((2, 3), keepdim=True))
