@@ -49,7 +49,7 @@ def test_what_cannot_be_measured_is_refused():
 
 
 def test_all_attentions_of_the_flag_are_measured_in_turns(clock):
-    case = Case('resnet20_cifar', 'all', batch=2, height=32, width=32)
+    case = Case('resnet20_cifar', 'all', mode='train', batch=11, height=32, width=32)
     rows = measure(case, rounds=2, warmup=0, variants=['eca', 'sk+se'])
     assert [(row['variant'], row['ratio']) for row in rows] == [('plain', 1), ('sk+se', 1.5), ('eca', 1.5)]
     with pytest.raises(ValueError, match=f'choose from plain, {", ".join(ATTENTIONS)}$'.replace('+', r'\+')):
