@@ -15,9 +15,10 @@ from mmengine.logging import print_log
 from PIL import Image
 from tqdm import tqdm
 
+from ..files.pictures import orientation_in_header
+
 __all__ = ['Picture', 'check_pictures', 'is_local', 'load_picture', 'loader_of', 'pictures_of']
 
-_ORIENTATION = 0x0112  # the EXIF tag; values of 5 to 8 swap width and height
 _END_MARKS = {'JPEG': b'\xff\xd9', 'MPO': b'\xff\xd9', 'PNG': b'IEND'}
 _FETCHED = 100  # the most pictures that are fetched whole for the check, where files are not local
 
@@ -166,9 +167,7 @@ def _header(picture: Picture) -> _Header | Exception:
                 return _Header(load_picture(picture).shape[1::-1])
             if not _is_whole(file, opened):
                 return ValueError(f'{picture.path}, which is truncated')
-            # For a PNG file without EXIF, getexif would decode the file to look for the tag at its end.
-            has_tags = 'exif' in opened.info or opened.format == 'TIFF'
-            return _Header(opened.size, opened.getexif().get(_ORIENTATION, 1) if has_tags else 1, opened.format)
+            return _Header(opened.size, orientation_in_header(opened), opened.format)
     except Exception as error:
         return error if picture.path in str(error) else ValueError(f'{picture.path}: {error}')
 

@@ -8,12 +8,12 @@ from typing import Any
 import yaml
 from PIL import Image
 
+from ..files.pictures import orientation_in_header
 from .conversion import AnnotatedPicture, Box, read_each, within
 
 __all__ = ['is_yolo', 'read_yolo']
 
 _logger = logging.getLogger(__name__)
-_ORIENTATION = 0x0112  # the EXIF tag; values of 5 to 8 swap width and height
 
 
 def is_yolo(file: Path) -> bool:
@@ -113,8 +113,7 @@ def _annotated(picture: Path, classes: Sequence[str], names: Path) -> AnnotatedP
     try:
         with Image.open(picture) as opened:
             size = opened.size
-            has_tags = 'exif' in opened.info or opened.format == 'TIFF'  # Pillow would decode a PNG file to look
-            if has_tags and opened.getexif().get(_ORIENTATION) in range(5, 9):
+            if orientation_in_header(opened) in range(5, 9):
                 size = size[::-1]
     except OSError as error:
         raise ValueError(f'{picture} cannot be read: {error}; replace the picture, or remove it') from error

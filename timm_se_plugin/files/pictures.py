@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 from PIL import Image
 
-__all__ = ['Picture', 'picture_endings', 'pictures_of', 'readable', 'search']
+__all__ = ['Picture', 'orientation_in_header', 'picture_endings', 'pictures_of', 'readable', 'search']
 
 _logger = logging.getLogger(__name__)
 _Read = TypeVar('_Read')
@@ -58,6 +58,12 @@ class Picture:
         turn = _TURNS.get(_orientation(image)) if self.upright else None
         image = _eight_bits(image)
         return (image if turn is None else image.transpose(turn)).convert(self.mode)
+
+
+def orientation_in_header(image: Image.Image) -> int:
+    """EXIF orientation of an opened picture, 1 to 8, without decoding the pixels; 5 to 8 swap width and height."""
+    # For a PNG file without EXIF, getexif would decode the file to look for the tag at its end.
+    return _orientation(image) if 'exif' in image.info or image.format == 'TIFF' else 1
 
 
 def _orientation(image: Image.Image) -> int:
