@@ -2,20 +2,22 @@
 PYTHON ?= python3
 BIN := .venv/bin
 ONEDL := .venv-onedl/bin
-INTEROP := .venv-interop/bin
 DOCS := .venv-docs/bin
 
 .PHONY: demo test test-all kernels floors interop docs notebooks wheel lint bench tables clean
 
 .venv/.installed: EXTRAS := dev,train,analysis,mmdet,export
 .venv-onedl/.installed: EXTRAS := dev,train,onedl
-.venv-interop/.installed: EXTRAS := dev,interop,mmdet
-.venv/.installed .venv-onedl/.installed .venv-interop/.installed: %/.installed: pyproject.toml
+.venv/.installed .venv-onedl/.installed: %/.installed: pyproject.toml
 	test -x $*/bin/python || $(PYTHON) -m venv $*
 	$*/bin/python -m pip install --quiet --upgrade "pip>=24"
 	$*/bin/python -m pip install --quiet --editable ".[$(EXTRAS)]"
 	# yapf writes a cache when mmengine is first imported: not by two test processes at once.
 	$*/bin/python -W ignore -c "import importlib.util as u; u.find_spec('mmengine') and __import__('mmengine')"
+	touch $@
+
+.venv/.interop: .venv/.installed
+	$(BIN)/python -m pip install --quiet --editable ".[interop]"
 	touch $@
 
 .venv-docs/.installed: pyproject.toml
@@ -41,8 +43,8 @@ kernels: .venv/.installed  ## the Triton kernels without a GPU: every value by t
 floors: .venv/.installed  ## a selection with the oldest and the newest releases; writes docs/tested-versions.md
 	$(BIN)/python tools/run_floors.py
 
-interop: .venv-interop/.installed  ## the networks with the libraries of docs/works-with.md
-	$(INTEROP)/python -m pytest tests/interop
+interop: .venv/.interop  ## the networks with the libraries of docs/works-with.md
+	$(BIN)/python -m pytest tests/interop
 
 docs: .venv-docs/.installed  ## the pages of docs/ as a site in site/; a broken link is an error
 	$(DOCS)/python -m mkdocs build --strict
@@ -71,4 +73,4 @@ tables: .venv/.installed  ## the tables of README and docs, and plots, from the 
 	$(BIN)/python tools/update_tables.py
 
 clean:
-	rm -rf .venv .venv-onedl .venv-interop .venv-docs .venv-floors build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-onedl .venv-docs build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -2,7 +2,8 @@
 
     python tools/run_floors.py
 
-uv makes the environments under .venv-floors/. The page is docs/tested-versions.md.
+uv makes the environments in a temporary folder, one after the other: each has a PyTorch of several gigabytes.
+The page is docs/tested-versions.md.
 """
 
 import json
@@ -12,12 +13,11 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-ENVIRONMENTS = ROOT / '.venv-floors'
 PAGE = ROOT / 'docs' / 'tested-versions.md'
-OLD_TIMM = ENVIRONMENTS / 'timm'    # timm's floor in a folder of its own, since [train] asks for a newer timm
 EXTRAS = {'oldest': 'dev,train,analysis,mmdet', 'newest': 'dev,train,analysis,mmdet,export'}
 PYTHONS = {'oldest': '3.10', 'newest': '3.13'}
 LISTED = (
@@ -42,41 +42,44 @@ NEWEST = [
 
 
 def main() -> int:
-    """Make both environments, run the tests in them, and write the page. Returns 1 if a test fails."""
+    """Make each environment, run the tests in it, and write the page. Returns 1 if a test fails."""
     rows, failed = [], False
     for name in PYTHONS:
-        python = install(name)
-        runs = [('core and detection', CORE, OLD_TIMM if name == 'oldest' else None), ('training', TRAINING, None)]
-        if name == 'newest':
-            runs = [('core, detection, training and export', CORE + TRAINING + NEWEST, None)]
-        for what, tests, overlay in runs:
-            print(f'{name} releases: {what}', flush=True)
-            code, result = run(python, tests, overlay)
-            failed |= code != 0
-            rows.append((name, what, result, versions(python, overlay)))
+        with tempfile.TemporaryDirectory(prefix='.venv-', dir=ROOT) as folder:
+            python, old_timm = install(name, Path(folder))
+            runs = [('core and detection', CORE, old_timm), ('training', TRAINING, None)]
+            if name == 'newest':
+                runs = [('core, detection, training and export', CORE + TRAINING + NEWEST, None)]
+            for what, tests, overlay in runs:
+                print(f'{name} releases: {what}', flush=True)
+                code, result = run(python, tests, overlay)
+                failed |= code != 0
+                rows.append((name, what, result, versions(python, overlay)))
     if not failed:
         PAGE.parent.mkdir(exist_ok=True)
         PAGE.write_text(page(rows), encoding='utf-8')
     return int(failed)
 
 
-def install(name: str) -> Path:
-    """Create or update an environment; returns its interpreter."""
-    uv = [shutil.which('uv', path=f'{Path(sys.executable).parent}{os.pathsep}{os.environ["PATH"]}') or 'uv']
-    python = ENVIRONMENTS / name / 'bin' / 'python'
-    if not python.exists():
-        subprocess.run(
-            [*uv, 'venv', '--quiet', '--python', interpreter(PYTHONS[name]), ENVIRONMENTS / name], check=True)
+def install(name: str, folder: Path) -> tuple[Path, Path]:
+    """Create an environment in a folder.
+
+    Returns its interpreter and, for the oldest releases, a folder with timm's floor by itself, since [train] asks for
+    a newer timm.
+    """
+    uv = shutil.which('uv', path=f'{Path(sys.executable).parent}{os.pathsep}{os.environ["PATH"]}') or 'uv'
+    python, old_timm = folder / 'bin' / 'python', folder / 'timm'
+    subprocess.run(
+        [uv, 'venv', '--quiet', '--allow-existing', '--python', interpreter(PYTHONS[name]), folder], check=True)
     # Compiling here keeps warnings of invalid escape sequences out of the first test that imports such a module.
-    options: list[str | Path] = [*uv, 'pip', 'install', '--quiet', '--compile-bytecode', '--python', python]
-    resolution = ['--resolution', 'lowest-direct'] if name == 'oldest' else ['--upgrade']
+    options: list[str | Path] = [uv, 'pip', 'install', '--quiet', '--compile-bytecode', '--python', python]
+    resolution = ['--resolution', 'lowest-direct'] if name == 'oldest' else []
     subprocess.run([*options, *resolution, '--editable', f'.[{EXTRAS[name]}]'], cwd=ROOT, check=True)
     if name == 'oldest':
-        shutil.rmtree(OLD_TIMM, ignore_errors=True)
         floor = re.search(r'^ +"timm>=([\d.]+),', (ROOT / 'pyproject.toml').read_text(encoding='utf-8'), re.MULTILINE)
         assert floor is not None
-        subprocess.run([*options, '--no-deps', '--target', OLD_TIMM, f'timm=={floor[1]}'], check=True)
-    return python
+        subprocess.run([*options, '--no-deps', '--target', old_timm, f'timm=={floor[1]}'], check=True)
+    return python, old_timm
 
 
 def interpreter(version: str) -> str:
