@@ -31,7 +31,7 @@ demo: .venv/.installed  ## a trained network gains SE without losing a predictio
 	$(BIN)/python tools/demo_detection.py
 
 test: .venv/.installed  ## the quick suite; `make kernels` and `make interop` have what is left out
-	$(BIN)/python -m pytest -n 2 -m "not slow" --ignore tests/interop --ignore tests/layers/kernels
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" --ignore tests/interop --ignore tests/layers/kernels
 
 test-all: .venv/.installed .venv-onedl/.installed  ## every name and size, and detection on both stacks
 	$(BIN)/python -m pytest -n 2
@@ -43,8 +43,8 @@ kernels: .venv/.installed  ## the Triton kernels without a GPU: every value by t
 floors: .venv/.installed  ## a selection with the oldest and the newest releases; writes docs/tested-versions.md
 	$(BIN)/python tools/run_floors.py
 
-interop: .venv/.interop  ## the networks with the libraries of docs/works-with.md
-	$(BIN)/python -m pytest tests/interop
+interop: .venv/.interop  ## the networks with the libraries of docs/works-with.md, and what is exported to them
+	$(BIN)/python -m pytest -n 2 --dist worksteal tests/interop
 
 docs: .venv-docs/.installed  ## the pages of docs/ as a site in site/; a broken link is an error
 	$(DOCS)/python -m mkdocs build --strict

@@ -1,3 +1,4 @@
+import json
 import os
 
 import pytest
@@ -37,6 +38,18 @@ def digits(tmp_path_factory):
     pytest.importorskip('sklearn', reason='the digits come with scikit-learn: the [train] extra')
     from digit_runs import save_digits
     return save_digits(tmp_path_factory.mktemp('digits'))
+
+
+@pytest.fixture
+def printed(capsys):
+    """A function that runs a command and returns the result that it prints as JSON."""
+    from timm_se_plugin.commands import main
+
+    def run(*words: str):
+        capsys.readouterr()
+        main([*map(str, words), '--json'])
+        return json.loads(capsys.readouterr().out)
+    return run
 
 
 RULE = 'timm_se_plugin.layers.residual_tail.is_worthwhile'

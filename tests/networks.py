@@ -27,10 +27,16 @@ def _has_timms_channels() -> set[str]:
     return set(timm.list_models(module='plugin_resnet', include_tags=False))
 
 
-def _few(name: str) -> dict[str, Any]:
-    """Arguments that leave a network five narrow blocks, which are enough; a pruned one has no choice."""
+def few_layers(name: str) -> dict[str, Any]:
+    """Arguments, of timm's network as well, that leave a network five blocks; a pruned one has no choice."""
     arch = architectures[name]
-    small: dict[str, Any] = {} if arch.is_pruned else {'layers': (2, 1, 1, 1)[:arch.stages]}
+    return {} if arch.is_pruned else {'layers': (2, 1, 1, 1)[:arch.stages]}
+
+
+def _few(name: str) -> dict[str, Any]:
+    """The same, and narrow."""
+    arch = architectures[name]
+    small = few_layers(name)
     channels = arch.model_args.get('channels', (0,))
     if channels[0] >= 64:
         small['channels'] = tuple(width // 4 for width in channels)
@@ -79,6 +85,18 @@ def parametrised_names() -> Iterable[Any]:
     return [pytest.param(name, marks=[] if name in quick else pytest.mark.slow) for name in resnets()]
 
 
+# Of the quick structures, those that the costly ways to transform a network see: scripting, tracing, export.
+_TRANSFORMED = (
+    'ecaresnext26t_32x4d_plugin', 'legacy_seresnet18_plugin', 'resnetv2_164_cifar_plugin', 'se_resnet50_gn_plugin',
+    'se_resnetaa50_plugin', 'se_shake_shake26_2x96d_cifar_plugin', 'se_shufflenetv2_050_plugin',
+    'se_test_resnet_plugin', 'se_wide_resnet16_8_cifar_plugin', 'seresnet18_plugin', 'sk_test_resnet_plugin')
+
+
+def transformed_names() -> Iterable[Any]:
+    """Every name; all but a quick one of each kind are slow tests."""
+    return [pytest.param(name, marks=[] if name in _TRANSFORMED else pytest.mark.slow) for name in resnets()]
+
+
 def shallow(name: str, **kwargs: Any) -> nn.Module:
     """The network with five blocks and weights that matter."""
     model = timm.create_model(name, **{**_few(name), **kwargs})
@@ -97,8 +115,8 @@ _FEW_BLOCKS: dict[str, dict[str, Any]] = {
 }
 # For the quick tests: the least network of each family whose depth can be chosen, or is no obstacle.
 FAMILY_NAMES = (
-    'bn_inception', 'convnext_atto', 'densenet121', 'dpn48b', 'inception_v3', 'legacy_xception', 'mobilenetv1_100',
-    'regnetx_002', 'res2net50_26w_4s', 'resnetv2_18', 'vgg11_bn')
+    'convnext_atto', 'densenet121', 'dpn48b', 'inception_v3', 'mobilenetv1_100', 'regnetx_002', 'res2net50_26w_4s',
+    'resnetv2_18', 'vgg11_bn')
 
 
 def few_blocks(base: str) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """One training step in two processes, by DDP, FSDP1 and FSDP2; run by tests/models/test_distributed.py."""
 
 import copy
+import gc
 
 import timm
 import torch
@@ -27,11 +28,8 @@ def train(model, x):
     model(x).square().mean().backward()
 
 
-torch.set_num_threads(1)
-dist.init_process_group('gloo')
-rank = dist.get_rank()
-mesh = init_device_mesh('cpu', (2,))
-for network in networks():
+def check(network, mesh):
+    """Compare each way to share the work with the means of the two processes' own gradients."""
     model = randomised(network).double()
     x = images(4, 3, 48, 48, seed=7)
     alone = []
@@ -42,7 +40,7 @@ for network in networks():
     model.zero_grad()
     expected = {name: (first + second) / 2 for (name, _), first, second in zip(
         model.named_parameters(), *alone, strict=True)}
-    mine = x.chunk(2)[rank]
+    mine = x.chunk(2)[dist.get_rank()]
 
     parallel = DistributedDataParallel(copy.deepcopy(model))
     train(parallel, mine)
@@ -73,4 +71,13 @@ for network in networks():
     train(sharded, mine)
     for name, p in sharded.named_parameters():
         torch.testing.assert_close(p.grad.full_tensor(), expected[name], rtol=1e-9, atol=1e-12)
+
+
+torch.set_num_threads(1)
+dist.init_process_group('gloo')
+mesh = init_device_mesh('cpu', (2,))
+for network in networks():
+    check(network, mesh)
+gc.collect()        # a process must not end while a thread of a wrapped network waits for the other process
+dist.barrier()
 dist.destroy_process_group()

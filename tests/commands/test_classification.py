@@ -97,6 +97,7 @@ def test_convert_goes_to_timms_network_and_back(printed, tmp_path):
     assert (tmp_path / 'timms' / 'model.safetensors').is_file()
 
 
+@pytest.mark.slow    # `make demo` runs the same
 def test_the_demo_gives_back_what_it_saved(tmp_path, capsys):
     main(['demo', '--output', str(tmp_path), '--epochs', '1', '--size', '16', '--seeds', '1'])
     said = capsys.readouterr().out

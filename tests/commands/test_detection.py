@@ -28,9 +28,9 @@ def demo(tmp_path_factory):
 
 
 def on(folder, *splits):
-    """Options that point the configuration to the scenes."""
+    """Options that point the configuration to eight of the scenes."""
     return ['--cfg-options', *(option for split in splits for option in (
-        f'{split}_dataloader.dataset.data_root={folder / "scenes"}',
+        f'{split}_dataloader.dataset.data_root={folder / "scenes"}', f'{split}_dataloader.dataset.indices=8',
         f'{split}_evaluator.ann_file={folder / "scenes" / "instances_val.json"}'))]
 
 

@@ -337,7 +337,8 @@ def test_scripts_traces_and_exports_the_modules():
     torch.testing.assert_close(program.module()(x), expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize('mode', MODES)
+@pytest.mark.parametrize('mode', [
+    mode if mode == 'train' else pytest.param(mode, marks=pytest.mark.slow) for mode in MODES])
 def test_compiles_without_a_graph_break(mode):
     net = set_mode(network().double(), mode)
     x = torch.randn(2, 3, 32, 32, dtype=torch.float64)

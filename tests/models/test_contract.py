@@ -8,7 +8,7 @@ import re
 import pytest
 import timm
 import torch
-from networks import parametrised_names, resnets, shallow
+from networks import parametrised_names, resnets, shallow, transformed_names
 from parity import images, needs_new_timm, relative_error, saved
 from timm.models import FeatureGraphNet, save_for_hf
 from timm.optim import create_optimizer_v2
@@ -18,6 +18,7 @@ import timm_se_plugin
 from timm_se_plugin.weights import write_model
 
 names = pytest.mark.parametrize('name', parametrised_names())
+few_names = pytest.mark.parametrize('name', transformed_names())
 SIZE = 64
 
 
@@ -99,7 +100,7 @@ def test_classifier_can_be_reset_and_left_out(name):
         assert shallow(name, in_chans=1).eval()(x[:, :1]).shape == (2, timm.get_pretrained_cfg(name).num_classes)
 
 
-@names
+@few_names
 def test_scripted_network_is_equal(name):
     model = shallow(name, scriptable=True).eval()
     x = batch(model)
@@ -107,7 +108,7 @@ def test_scripted_network_is_equal(name):
         assert relative_error(torch.jit.script(model)(x), model(x)) < 1e-4
 
 
-@names
+@few_names
 @pytest.mark.parametrize('feature_cls', [
     'list', 'fx', *(pytest.param(cls, marks=pytest.mark.slow) for cls in ('dict', 'hook', 'getter'))])
 def test_features_only(name, feature_cls):
@@ -122,7 +123,7 @@ def test_features_only(name, feature_cls):
         assert [side(model) // f.shape[-1] for f in features] == model.feature_info.reduction()
 
 
-@names
+@few_names
 @pytest.mark.parametrize('output_stride', [8, 16])
 def test_output_stride(name, output_stride):
     model = shallow(name, features_only=True, output_stride=output_stride).eval()
@@ -143,7 +144,7 @@ def test_forward_intermediates_are_the_features(name):
     torch.testing.assert_close(intermediates, features)
 
 
-@names
+@few_names
 def test_fx_graph_is_bitwise_equal_and_scripts(name):
     model = shallow(name).eval()
     x = batch(model)
@@ -158,7 +159,7 @@ def test_fx_graph_is_bitwise_equal_and_scripts(name):
     assert [n for n, p in traced.named_parameters() if p.grad is None] == []
 
 
-@names
+@few_names
 def test_exported_program_is_equal(name):
     model = shallow(name).eval()
     x = batch(model)
@@ -183,7 +184,7 @@ def test_layer_decay_puts_attention_with_its_block(name):
 
 
 @needs_new_timm
-@names
+@few_names
 def test_saved_folder_reproduces_the_model(name, tmp_path):
     model = shallow(name, num_classes=5, in_chans=1).eval()
     save_for_hf(model, tmp_path / 'safe', safe_serialization=True)
@@ -206,7 +207,8 @@ def test_copies_are_equal(name):
         assert torch.equal(pickle.loads(pickle.dumps(model))(x), model(x))
 
 
-@pytest.mark.parametrize('name', ['se_test_resnet_plugin', 'se_resnet50_plugin'])
+@pytest.mark.parametrize('name', [
+    'se_test_resnet_plugin', pytest.param('se_resnet50_plugin', marks=pytest.mark.slow)])
 def test_compiles_without_graph_breaks(name):
     model = shallow(name).double().train()
     x = batch(model).double()

@@ -3,7 +3,7 @@
 import pytest
 import timm
 import torch
-from networks import resnets
+from networks import few_layers, resnets
 from parity import assert_same_network, gradients, images, randomised, relative_error, saved
 
 from timm_se_plugin.models._published import legacy_keys, sk_keys
@@ -149,8 +149,9 @@ def test_nine_legacy_networks_are_registered():
     for name in resnets()
     if architectures[name].accepts_attn and name not in LEGACY and timm.is_model(architectures[name].base)])
 def test_without_a_flag_the_network_is_timms(name):
-    reference = randomised(timm.create_model(name.removesuffix('_plugin'))).eval()
-    model = timm.create_model(name).eval()
+    layers = few_layers(name)
+    reference = randomised(timm.create_model(name.removesuffix('_plugin'), **layers)).eval()
+    model = timm.create_model(name, **layers).eval()
     assert list(model.state_dict()) == list(reference.state_dict())
     model.load_state_dict(reference.state_dict())
     x = images(1, 3, 64, 64, dtype=torch.float32)
