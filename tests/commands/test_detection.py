@@ -51,7 +51,7 @@ def test_a_training_is_resumed_recorded_and_tested(demo, tmp_path, printed):
     assert (tmp_path / 'epoch_1.pth').is_file()
     assert (tmp_path / 'table.csv').read_text().splitlines()[1].startswith(f'{CONFIG},1,1,')
     metrics = printed('detect', 'test', CONFIG, tmp_path / 'epoch_1.pth', '--work-dir', tmp_path / 'test',
-                      *on(folder, 'test'), 'log_level=ERROR', 'visualizer.name=tested')
+                      *on(folder, 'test'), 'log_level=ERROR', 'visualizer.name=tested by the command')
     assert 0 <= metrics['coco/bbox_mAP'] <= 1
 
 
