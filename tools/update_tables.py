@@ -61,6 +61,16 @@ def _cases(rows: list[Row]) -> dict[str, dict[str, Row]]:
     return cases
 
 
+def _note(rows: list[Row], compared: str) -> str:
+    """Under a table of times: on what and how often they were measured; empty without rows."""
+    if not rows:
+        return ''
+    one, rounds = rows[-1], sorted({int(row['rounds']) for row in rows})
+    number = ' to '.join(str(count) for count in dict.fromkeys((rounds[0], rounds[-1])))
+    return (f'\n\nDevice {one["device"]}, {one["threads"]} threads, torch {one["torch"]}, timm {one["timm"]}; '
+            f'medians of ratios, measured in turns ({number} rounds), {compared}')
+
+
 def speed_table(device: str) -> str:
     """Time ratios of each case, bytes saved for the backward pass where it trains, and peak memory on CUDA."""
     memory = {'saved_bytes_ratio': 'bytes', **({'peak_memory_ratio': 'memory'} if device == 'cuda' else {})}
@@ -70,12 +80,8 @@ def speed_table(device: str) -> str:
         cells = [f'{float(variants[v]["ratio"]):.2f}' if v in variants else '' for v in VARIANTS]
         ratios = [variants[v][key] if v in variants else '' for key in memory for v in ('timm', 'fused')]
         body.append([case, *cells, *(f'{float(ratio):.3f}' if ratio else '' for ratio in ratios)])
-    note = ''
-    if rows:
-        one, rounds = rows[-1], sorted({int(row['rounds']) for row in rows})
-        note = (f'\n\nDevice {one["device"]}, {one["threads"]} threads, torch {one["torch"]}, timm {one["timm"]}; '
-                f'medians of ratios, measured in turns ({rounds[0]} to {rounds[-1]} rounds), to the plain network, and '
-                'in the columns "folded" and "deployed" to the plain network with BatchNorm folded, which is quicker.')
+    note = _note(rows, 'to the plain network, and in the columns "folded" and "deployed" to the plain network with '
+                       'BatchNorm folded, which is quicker.')
     whose = [f'{what}, {VARIANTS[v]}' for what in memory.values() for v in ('timm', 'fused')]
     return markdown(['case', *VARIANTS.values(), *whose], body) + note
 
@@ -165,7 +171,8 @@ def attentions_table() -> str:
             f'{float(train["saved_bytes_ratio"]):.2f}' if train else '', str(len(runs[attn])),
             _spread(list(top1[attn].values()), 2), _difference(top1[attn], top1['none'], 2)])
     return markdown(['attention', 'parameters', 'MACs', 'time, training', 'time, inference', 'bytes', 'seeds',
-                     'top-1 %', 'minus plain (95 % interval)'], body)
+                     'top-1 %', 'minus plain (95 % interval)'], body) + _note(
+                         read('attentions-cpu.csv'), 'to the plain network.')
 
 
 def draw_attentions(path: Path) -> None:
@@ -284,14 +291,17 @@ def facts_table() -> str:
 
 def runtimes_table() -> str:
     """Ratios to the plain network in the same runtime, batch by batch."""
+    rows = read('runtimes-cpu.csv')
     found: dict[tuple[str, str], dict[tuple[str, str], str]] = {}
-    for row in read('runtimes-cpu.csv'):
+    for row in rows:
         cells = found.setdefault((row['network'], row['runtime']), {})
         cells[row['batch'], row['variant']] = f"{float(row['ratio']):.2f}"
     columns = [(batch, variant) for batch in ('1', '8') for variant in ('timm', 'ours', 'timm, folded', 'ours, folded')]
     return markdown(
         ['network', 'runtime', *(f'{variant}, batch {batch}' for batch, variant in columns)],
-        [[*key, *(values.get(column, '') for column in columns)] for key, values in found.items()])
+        [[*key, *(values.get(column, '') for column in columns)] for key, values in found.items()]) + _note(
+            rows, 'to the plain network in the same runtime, and in the columns "folded" to the plain network with '
+                  'BatchNorm folded.')
 
 
 TABLES: dict[str, Callable[[], str]] = {

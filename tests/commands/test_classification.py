@@ -85,6 +85,21 @@ def test_push_and_pull_carry_a_run_through_the_hub(trained, printed, hub, tmp_pa
         main(['pull', 'nobody/nothing', str(tmp_path / 'nothing')])
 
 
+def test_a_branch_is_pushed_and_pulled_by_its_name(trained, printed, hub, tmp_path):
+    printed('push', trained, 'user/digits')
+    printed('push', trained, 'user/digits', '--revision', 'v2', '--license', 'mit')
+    main_files, branch = (hub.repos['user/digits'].files(name) for name in ('main', 'v2'))
+    assert b'license: mit' in branch['README.md']
+    assert b'license: mit' not in main_files['README.md']
+    hub.repos['user/digits'].commit('main', {'config.json': b'{}'})      # main can no longer be loaded
+    printed('pull', 'user/digits@v2', tmp_path / 'pulled')
+    assert (tmp_path / 'pulled' / 'config.json').read_bytes() == branch['config.json']
+    with pytest.raises(SystemExit, match='names no architecture'):
+        main(['pull', 'user/digits', str(tmp_path / 'main')])
+    with pytest.raises(SystemExit, match='v3'):
+        main(['pull', 'user/digits@v3', str(tmp_path / 'none')])
+
+
 def test_convert_goes_to_timms_network_and_back(printed, tmp_path):
     timms = timm.create_model('seresnet18', num_classes=3)
     from safetensors.torch import save_file

@@ -3,8 +3,12 @@
 import csv
 
 import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from timm_se_plugin.commands import main
+
+SMALL = ('--base', 'test_resnet', '--batch', '1', '--height', '32', '--width', '32', '--rounds', '2')
 
 
 def test_models_finds_names_by_a_part_and_says_which_have_weights(printed):
@@ -43,6 +47,30 @@ def test_bench_measures_one_case(printed, tmp_path):
     assert (tmp_path / 'speed.csv').is_file()
 
 
+def test_bench_compiles_the_network(printed, tmp_path):
+    from torch._dynamo.utils import counters
+    compiled = []
+    for options in ((), ('--compiled',)):
+        torch._dynamo.reset()
+        counters.clear()
+        with torch.compiler.set_stance('default', force_backend='eager'):  # needs no C++ compiler
+            row, = printed('bench', *SMALL, *options, '--variants', 'plain', '--output', tmp_path / 'speed.csv')
+        compiled.append((row['compiled'], counters['stats']['unique_graphs']))
+    assert compiled == [(False, 0), (True, 1)]
+
+
+def test_bench_splits_the_input_of_sk(printed, tmp_path):
+    measured = []
+    for options in ((), ('--split-input',)):
+        with FlopCounterMode(display=False) as counter:
+            rows = printed('bench', *SMALL, '--attn', 'sk', *options, '--variants', 'fused', '--output',
+                           tmp_path / 'speed.csv')
+        measured.append((rows[-1]['split_input'], counter.get_total_flops()))
+    (is_split, whole), (is_split_then, split) = measured
+    assert (is_split, is_split_then) == (False, True)
+    assert split < whole        # each branch reads its share of the channels
+
+
 def test_bench_counts_bytes(printed, tmp_path):
     rows = printed('bench', '--count', 'resnet18', '--output', str(tmp_path / 'traffic.csv'))
     assert {row['base'] for row in rows} == {'resnet18'}
@@ -58,3 +86,10 @@ def test_doctor_names_versions_extras_and_the_hub(printed, monkeypatch):
     monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', False)
     monkeypatch.setattr(constants, 'ENDPOINT', 'http://127.0.0.1:9')
     assert 'does not answer' in printed('doctor')['Hugging Face Hub']['http://127.0.0.1:9']
+
+
+def test_doctor_asks_the_hub_unless_offline(printed, hub):
+    assert printed('doctor')['Hugging Face Hub'][hub.url].startswith('answers')
+    assert hub.requests == ['GET /']
+    assert printed('doctor', '--offline')['Hugging Face Hub'][hub.url] == 'not asked'
+    assert hub.requests == ['GET /']

@@ -122,6 +122,16 @@ def test_resnets_with_a_stem_for_cifar(name, expansion, prefix, se, kwargs):
     assert any("the attention is attn='se'" in note for note in conversion.notes) == bool(se)
 
 
+def test_the_networks_of_senet_pytorch_for_cifar():
+    """They have three stages, 1x1 convolutions as shortcuts, and SE of linear layers without bias."""
+    original = randomised(Public((16, 32, 64), se='linear', blocks=3))
+    state = {key.replace('.shortcut.', '.downsample.').replace('linear.', 'fc.'): value
+             for key, value in original.state_dict().items()}
+    model = timm.create_model('se_resnet20_cifar_plugin', shortcut='B', attn_bias=False, num_classes=7)
+    convert(state, model)
+    assert_same_outputs(model, original)
+
+
 def test_the_reproduction_of_se_resnet50_has_its_parameters_and_macs():
     from timm_se_plugin.measuring.complexity import complexity
     cost = complexity(timm.create_model('se_resnet50_cifar_plugin', num_classes=1000), (3, 224, 224))
