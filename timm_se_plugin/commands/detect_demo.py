@@ -13,7 +13,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
     parser.add_argument('--output', type=Path, default=Path('work_dirs/demo'),
                         help='folder to write into (default: %(default)s)')
-    parser.add_argument('--scenes', type=int, default=400, help='number of scenes to train on (default: %(default)s)')
+    parser.add_argument('--scenes', type=int, default=400,
+                        help='number of scenes to train on; as many, at most 60, are for validation '
+                             '(default: %(default)s)')
     parser.add_argument('--epochs', type=int, default=5, help='number of epochs (default: %(default)s)')
     parser.add_argument('--seed', type=int, default=0,
                         help='seed of the scenes and of the training (default: %(default)s)')

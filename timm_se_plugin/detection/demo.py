@@ -34,12 +34,12 @@ def demo(output: Path, scenes: int = 400, epochs: int = 5, seed: int = 0) -> Non
 
     Args:
         output: folder to write into.
-        scenes: number of scenes to train on.
+        scenes: number of scenes to train on; as many, at most 60, are for validation.
         epochs: number of epochs.
         seed: seed of the scenes and of the training.
     """
     folder, work = output / 'scenes', output / 'detector'
-    write_digit_scenes(folder, scenes, seed=seed)
+    write_digit_scenes(folder, scenes, val=min(60, scenes), seed=seed)
     annotations = str(folder / 'instances_val.json')
     options = {f'{split}_dataloader.dataset.data_root': str(folder) for split in ('train', 'val', 'test')}
     options |= {f'{split}_evaluator.ann_file': annotations for split in ('val', 'test')}
