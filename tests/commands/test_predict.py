@@ -77,7 +77,7 @@ def test_predictions_are_kept_when_a_later_picture_ends_the_work(trained, digits
         yield next(predict(*args))
         raise KeyboardInterrupt
     monkeypatch.setattr(prediction, 'predict', interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(SystemExit, match='130'):
         main(['predict', str(digits / 'val'), '--model', str(trained), '--output', str(tmp_path / 'found.csv')])
     with open(tmp_path / 'found.csv', encoding='utf-8') as file:
         assert len({row['file'] for row in csv.DictReader(file)}) == 1
