@@ -118,6 +118,14 @@ def test_no_help_shows_what_is_hidden(capsys):
     assert 'SUPPRESS' not in capsys.readouterr().out
 
 
+def test_help_of_the_analysis_names_its_own_files(capsys):
+    with pytest.raises(SystemExit):
+        main(['analyze', '--help'])
+    text = ' '.join(capsys.readouterr().out.split())
+    assert '--output DIR folder for gates.csv, the figures and report.html' in text
+    assert 'confusion.png' not in text
+
+
 def test_json_is_all_that_stands_on_the_standard_output(capsys):
     main(['sites', 'se_resnet18_plugin', '--json'])
     out, err = capsys.readouterr()
