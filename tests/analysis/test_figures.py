@@ -179,6 +179,12 @@ def test_depth_shows_specificity_chance_and_saturation(tmp_path, no_pyplot):
     assert [label.get_text() for label in saturation.get_xticklabels()] == [layer.name for layer in result.layers]
 
 
+def test_depth_says_so_where_no_gate_is_near_an_end(tmp_path):
+    result = gate_statistics(timm.create_model('se_test_resnet_plugin', num_classes=2), data(), 'ab')
+    saturation = draw_depth(result, tmp_path / 'a.png').axes[1]
+    assert [text.get_text() for text in saturation.texts] == ['no gate is near an end']
+
+
 def test_scale_shows_the_largest_kernels_weight_and_its_difference_to_the_smallests(tmp_path, no_pyplot):
     scales = scale_statistics(network('sk_test_resnet_plugin'), data, 'ab', (1, 2))
     figure = draw_scale(scales, tmp_path / 'a.png')

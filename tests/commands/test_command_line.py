@@ -80,6 +80,52 @@ def test_an_error_is_a_message_and_with_traceback_an_exception():
         main(['--traceback', 'sites', 'se_resnet5_plugin'])
 
 
+def test_a_name_without_the_ending_of_the_plugin_is_told_the_ending():
+    with pytest.raises(SystemExit, match='the model se_resnet18 is unknown; did you mean se_resnet18_plugin, '):
+        main(['sites', 'se_resnet18'])
+    with pytest.raises(SystemExit, match=r'did you mean se_resnet50_plugin\.a1_in1k, '):
+        main(['sites', 'se_resnet50.a1_in1k'])
+
+
+def test_a_keyword_that_the_network_does_not_take_is_a_message():
+    with pytest.raises(SystemExit, match=r"se_resnet18_plugin takes no keyword 'atn'; did you mean 'attn'\?"):
+        main(['sites', 'se_resnet18_plugin', '--model-kwargs', 'atn=se'])
+
+
+@pytest.mark.parametrize(('module', 'extra'), [('sklearn', 'train'), ('torch_pruning.utils', 'analysis'),
+                                               ('mmengine', 'mmdet'), ('onnxruntime', 'export')])
+def test_a_forgotten_extra_is_named(module, extra, monkeypatch):
+    def fails(args):
+        raise ModuleNotFoundError(f'No module named {module!r}', name=module)
+    monkeypatch.setattr('timm_se_plugin.commands.sites.run', fails)
+    with pytest.raises(SystemExit, match=rf'No module named .{module}.; .*pip install "timm-se-plugin\[{extra}\]"'):
+        main(['sites', 'resnet18'])
+
+
+def test_an_interruption_is_a_line_and_no_traceback(monkeypatch, capsys):
+    def fails(args):
+        raise KeyboardInterrupt
+    monkeypatch.setattr('timm_se_plugin.commands.sites.run', fails)
+    with pytest.raises(SystemExit) as end:
+        main(['sites', 'resnet18'])
+    assert end.value.code == 130
+    assert capsys.readouterr().err == 'timm-se: interrupted\n'
+
+
+def test_no_help_shows_what_is_hidden(capsys):
+    with pytest.raises(SystemExit):
+        main(['train', '--help'])
+    assert 'SUPPRESS' not in capsys.readouterr().out
+
+
+def test_help_of_the_analysis_names_its_own_files(capsys):
+    with pytest.raises(SystemExit):
+        main(['analyze', '--help'])
+    text = ' '.join(capsys.readouterr().out.split())
+    assert '--output DIR folder for gates.csv, the figures and report.html' in text
+    assert 'confusion.png' not in text
+
+
 def test_json_is_all_that_stands_on_the_standard_output(capsys):
     main(['sites', 'se_resnet18_plugin', '--json'])
     out, err = capsys.readouterr()

@@ -69,6 +69,26 @@ def test_broken_files_are_named_and_passed_over_and_pictures_of_all_kinds_are_re
         main(['predict', str(tmp_path / 'broken.png'), '--model', str(trained)])
 
 
+def test_a_checkpoint_in_the_place_of_a_run_and_a_run_in_that_of_a_checkpoint_are_told_apart(trained, digits, tmp_path):
+    picture, best = str(next((digits / 'val' / '3').iterdir())), trained / 'model_best.pth.tar'
+    with pytest.raises(SystemExit, match=f'model_best.pth.tar is a file of weights; give the folder {trained}'):
+        main(['predict', picture, '--model', str(best)])
+    with pytest.raises(SystemExit, match=f'{trained} is not a file; it is the folder of a run: give {best}'):
+        main(['evaluate', '--checkpoint', str(trained)])
+    (tmp_path / 'last_checkpoint').write_text('epoch_1.pth')
+    with pytest.raises(SystemExit, match='is the folder of a detector, which timm-se detect predict takes'):
+        main(['predict', picture, '--model', str(tmp_path)])
+    with pytest.raises(SystemExit, match=f'has no config.json.*give one of the folders of runs in it: {trained}$'):
+        main(['predict', picture, '--model', str(trained.parent)])
+
+
+def test_an_ending_of_the_sheet_that_is_no_picture_is_refused_before_the_work(trained, digits, tmp_path, capsys):
+    for name in ('sheet', 'sheet.csv'):
+        with pytest.raises(SystemExit, match=f'--sheet .*{name} does not end like a picture, such as sheet.jpg'):
+            main(['predict', str(digits / 'val'), '--model', str(trained), '--sheet', str(tmp_path / name)])
+    assert not capsys.readouterr().out
+
+
 def test_predictions_are_kept_when_a_later_picture_ends_the_work(trained, digits, monkeypatch, tmp_path):
     from timm_se_plugin.training import prediction
     predict = prediction.predict
@@ -77,7 +97,7 @@ def test_predictions_are_kept_when_a_later_picture_ends_the_work(trained, digits
         yield next(predict(*args))
         raise KeyboardInterrupt
     monkeypatch.setattr(prediction, 'predict', interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(SystemExit, match='130'):
         main(['predict', str(digits / 'val'), '--model', str(trained), '--output', str(tmp_path / 'found.csv')])
     with open(tmp_path / 'found.csv', encoding='utf-8') as file:
         assert len({row['file'] for row in csv.DictReader(file)}) == 1

@@ -179,6 +179,20 @@ def test_a_training_takes_a_configuration_or_a_folder(words):
         main(['detect', 'train', *words])
 
 
+def test_a_folder_alone_is_told_a_configuration():
+    with pytest.raises(SystemExit, match=r'given --data; .* such as --model faster-rcnn_se-r50_fpn_1x_coco'):
+        main(['detect', 'train', '--data', '.'])
+
+
+def test_an_interrupted_training_says_how_to_continue(monkeypatch, tmp_path, capsys):
+    def fails(*args, **kwargs):
+        raise KeyboardInterrupt
+    monkeypatch.setattr('timm_se_plugin.detection.running.train_detector', fails)
+    with pytest.raises(SystemExit, match='130'):
+        main(['detect', 'train', 'faster-rcnn_se-r18_fpn_bccd', '--work-dir', str(tmp_path)])
+    assert f'--resume continues from the last checkpoint in {tmp_path}' in capsys.readouterr().err
+
+
 def test_a_share_of_a_single_split_validates(mine, small, tmp_path):
     (mine / 'annotations' / 'val.json').unlink()
     with pytest.raises(SystemExit, match=r'has no val split .* --val-share 0.2 takes a fifth'):

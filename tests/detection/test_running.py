@@ -20,6 +20,7 @@ from mmengine.registry import HOOKS
 
 from timm_se_plugin.boxes.drawing import draw
 from timm_se_plugin.detection.configs import config_path, read_config
+from timm_se_plugin.detection.hub import open_detector
 from timm_se_plugin.detection.inference import compare, detect
 from timm_se_plugin.detection.records import record_run
 from timm_se_plugin.detection.running import test_detector, train_detector
@@ -199,6 +200,21 @@ def test_a_run_is_recorded_where_python_does_not_know_its_memory(monkeypatch):
     assert 50 < records._peak_memory() < 100_000  # MiB
     monkeypatch.setitem(sys.modules, 'resource', None)  # as on Windows
     assert records._peak_memory() is None
+
+
+def test_a_folder_in_the_place_of_a_configuration_is_told_what_it_is(tmp_path):
+    with pytest.raises(FileNotFoundError, match=f'{tmp_path} is a folder; .*--data {tmp_path} and --model, such as'):
+        config_path(tmp_path)
+    (tmp_path / 'last_checkpoint').write_text('/elsewhere/epoch_2.pth')
+    (tmp_path / 'mine.py').touch()
+    with pytest.raises(FileNotFoundError, match=f'of a training; give {tmp_path}/mine.py and {tmp_path}/epoch_2.pth'):
+        config_path(tmp_path)
+
+
+def test_a_classifier_in_the_place_of_a_detector_is_told_what_it_is(tmp_path):
+    (tmp_path / 'last.pth.tar').touch()
+    with pytest.raises(FileNotFoundError, match='is the folder of a classifier, which timm-se predict takes'):
+        open_detector(str(tmp_path))
 
 
 def test_a_configuration_is_found_by_name_and_a_wrong_name_helps():

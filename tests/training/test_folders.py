@@ -206,6 +206,19 @@ def test_folders_that_are_probably_no_classes_are_warned_of(colours, caplog, kin
         assert len(reader.samples) == 48
 
 
+def test_folders_of_splits_that_are_taken_for_classes_are_warned_of(tmp_path, caplog):
+    for name in ('train', 'Val'):
+        (tmp_path / 'images' / name).mkdir(parents=True)
+        (tmp_path / 'images' / name / '1.png').touch()
+    read_folder(str(tmp_path), None)
+    assert "the classes 'train' and 'Val' have the names of splits; the class of a picture is" in caplog.text
+    caplog.clear()
+    (tmp_path / 'images' / 'plane').mkdir()
+    (tmp_path / 'images' / 'plane' / '1.png').touch()
+    read_folder(str(tmp_path), None)
+    assert 'names of splits' not in caplog.text
+
+
 @pytest.mark.skipif(not hasattr(os, 'geteuid') or os.geteuid() == 0, reason='root reads every folder')
 def test_a_folder_that_may_not_be_read_is_refused(colours):
     (colours / 'train' / 'red').chmod(0)

@@ -6,8 +6,10 @@ import signal
 import time
 
 import pytest
-from digit_runs import equal, job, said, summary, train, weights
+from digit_runs import TINY, equal, job, said, summary, train, weights
 from processes import finish, start
+
+from timm_se_plugin.training import parse_options, train_classifier
 
 
 @pytest.fixture(scope='module')
@@ -96,3 +98,24 @@ def test_a_run_is_not_overwritten(digits, undisturbed):
 def test_a_run_is_not_continued_as_another(digits, undisturbed):
     assert finish(start(train, *job(undisturbed, *arguments(digits), '--lr', '0.1', '--resume', 'auto'))) == 1
     assert 'is of a run with other options than these: lr=0.1 (was 0.05); give the earlier values' in said(undisturbed)
+
+
+def test_an_interruption_says_how_to_continue(digits, tmp_path, monkeypatch, caplog):
+    def interrupted(run, termination):
+        raise KeyboardInterrupt
+    caplog.set_level('INFO')
+    monkeypatch.setattr('timm_se_plugin.training.loop.finish_epoch', interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train_classifier(parse_options([
+            *TINY, '--epochs', '1', '--data-dir', str(digits), '--output', str(tmp_path), '--experiment', 'run']))
+    assert 'interrupted in epoch 1; --resume auto continues the run from its last checkpoint' in caplog.text
+
+
+def test_a_finished_run_says_that_nothing_is_left_to_train(digits, tmp_path, caplog):
+    caplog.set_level('INFO')
+    for _ in range(2):
+        assert 'nothing is left to train' not in caplog.text
+        train_classifier(parse_options([
+            *TINY, '--epochs', '1', '--data-dir', str(digits), '--output', str(tmp_path), '--experiment', 'run',
+            '--resume', 'auto']))
+    assert 'run has had all of its 1 epochs, and nothing is left to train' in caplog.text

@@ -97,6 +97,8 @@ def draw_depth(statistics: GateStatistics, path: str | Path, title: str = 'gates
     saturation.bar(x + 0.2, highs, 0.4, label='near the upper end')
     saturation.set_ylim(0, max(0.01, 1.05 * max(*lows, *highs)))
     saturation.set_ylabel('share of gates')
+    if not max(*lows, *highs):
+        saturation.text(0.5, 0.5, 'no gate is near an end', transform=saturation.transAxes, ha='center')
     for axes in (specificity, saturation):
         axes.set_xticks(x, [layer.name for layer in layers], rotation=90, fontsize=7)
         axes.legend(fontsize=8)

@@ -20,6 +20,11 @@ COMMANDS = (
     'detect train', 'detect test', 'detect predict', 'detect compare', 'detect cost', 'detect demo',
     'convert', 'export', 'push', 'pull', 'models', 'sites', 'complexity', 'bench', 'demo', 'doctor')
 _GROUPS = {'detect': 'Train, test and use detectors of MMDetection.'}
+# Packages of the extras, by the names that are imported.
+_EXTRAS = {
+    'analysis': ('torch_pruning',), 'export': ('cv2', 'onnx', 'onnxruntime', 'onnxscript'),
+    'mmdet': ('mmcv', 'mmdet', 'mmengine', 'pycocotools'),
+    'train': ('datasets', 'matplotlib', 'sklearn', 'tensorboard', 'tqdm', 'webdataset')}
 _LOGGED = '%(asctime)s %(message)s'
 
 
@@ -126,4 +131,18 @@ def _errors_as_messages(traceback: bool) -> Any:
         is_foreign = isinstance(error, RuntimeError) and not type(error).__module__.startswith('timm_se_plugin')
         if traceback or is_foreign:
             raise
-        sys.exit(f'timm-se: {error or type(error).__name__}')
+        sys.exit(f'timm-se: {error or type(error).__name__}{_what_to_install(error)}')
+    except KeyboardInterrupt:
+        if traceback:
+            raise
+        print('timm-se: interrupted', file=sys.stderr)
+        sys.exit(130)  # what a shell says of a program that SIGINT has ended
+
+
+def _what_to_install(error: Exception) -> str:
+    """The extra that brings a missing package, as the end of a message that does not name it yet."""
+    missing = (getattr(error, 'name', None) or '').partition('.')[0]
+    extra = next((extra for extra, packages in _EXTRAS.items() if missing in packages), None)
+    if not isinstance(error, ModuleNotFoundError) or extra is None or 'pip install' in str(error):
+        return ''
+    return f'; the extra {extra} brings it: pip install "timm-se-plugin[{extra}]"'

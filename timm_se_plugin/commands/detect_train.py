@@ -6,6 +6,7 @@ torchrun --nproc-per-node 8 -m timm_se_plugin detect train faster-rcnn_se-r50_fp
 """
 
 import argparse
+import sys
 
 from .detector_options import add_config, add_launcher, add_picture_check, launcher
 
@@ -58,11 +59,19 @@ def run(args: argparse.Namespace) -> dict[str, str]:
             (args.config, args.config), ('--data', args.data), ('--model', args.model),
             ('--val-share', args.val_share)) if value]
         raise ValueError(f'detect train was given {" and ".join(given) or "nothing"}; it takes either a configuration '
-                         'alone, or --data FOLDER and --model CONFIG, with or without --val-share')
+                         'alone, or --data FOLDER and --model CONFIG, with or without --val-share, such as '
+                         '--model faster-rcnn_se-r50_fpn_1x_coco')
     if args.seed is not None:
         config.randomness = {**config.get('randomness', {}), 'seed': args.seed}
-    runner = train_detector(config, args.resume, args.amp, args.auto_scale_lr, launcher(args),
-                            check_pictures=not args.no_picture_check)
+    try:
+        runner = train_detector(config, args.resume, args.amp, args.auto_scale_lr, launcher(args),
+                                check_pictures=not args.no_picture_check)
+    except KeyboardInterrupt:
+        if is_main_process():
+            print(f'--resume continues from the last checkpoint in {config.work_dir}', file=sys.stderr)
+        raise
+    if is_main_process():
+        print(f'written to {config.work_dir}')
     if args.record and is_main_process():
         record_run(runner, args.record)
     return {'work_dir': config.work_dir}

@@ -21,7 +21,8 @@ def network(args: argparse.Namespace) -> tuple[Any, tuple[int, int, int] | None]
     """The network on the meta device, and the size of its image; None for the network's own."""
     import timm
 
-    from ..models.names import check_model
+    from ..models.names import check_model, keywords_of
     check_model(args.model, args.model_kwargs)
-    model = timm.create_model(args.model, device='meta', **args.model_kwargs)
+    with keywords_of(args.model, args.model_kwargs):
+        model = timm.create_model(args.model, device='meta', **args.model_kwargs)
     return model, tuple(args.input_size) if args.input_size else None

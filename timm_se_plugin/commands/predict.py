@@ -41,6 +41,8 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     """
     import json
 
+    from PIL import Image
+
     from ..files.pictures import pictures_of
     from ..files.tables import write_table
     from ..files.writing import write_atomically
@@ -49,6 +51,8 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
 
     if args.output and args.output.suffix not in ('.csv', '.json'):
         raise ValueError(f'--output {args.output} ends in neither .csv nor .json')
+    if args.sheet and Image.registered_extensions().get(args.sheet.suffix.lower()) not in Image.SAVE:
+        raise ValueError(f'--sheet {args.sheet} does not end like a picture, such as sheet.jpg')
     if args.top < 1 or args.batch_size < 1:
         raise ValueError(f'--top {args.top} and --batch-size {args.batch_size} have to be 1 or more')
     files = pictures_of(args.pictures)

@@ -39,7 +39,20 @@ def config_path(name: str | Path) -> Path:
     Raises:
         FileNotFoundError: there is no such file or name; the message lists similar names.
     """
-    return Path(name) if Path(name).is_file() else shipped_config(str(name))
+    path = Path(name)
+    if path.is_dir():
+        raise FileNotFoundError(_about_folder(path))
+    return path if path.is_file() else shipped_config(str(name))
+
+
+def _about_folder(folder: Path) -> str:
+    """What to give in the place of a folder."""
+    written, configs = folder / 'last_checkpoint', sorted(folder.glob('*.py'), key=lambda path: path.stat().st_mtime)
+    if written.is_file() and configs:
+        checkpoint = folder / Path(written.read_text().strip()).name  # the folder may have been moved
+        return f'{folder} is the folder of a training; give {configs[-1]} and {checkpoint}'
+    return (f'{folder} is a folder; to train on pictures and boxes, give --data {folder} and --model, such as '
+            'faster-rcnn_se-r50_fpn_1x_coco')
 
 
 def read_config(name: str | Path, options: Mapping[str, Any] | None = None, work_dir: str | None = None) -> Config:

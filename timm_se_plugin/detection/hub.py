@@ -198,6 +198,8 @@ def trained_detector(work_dir: str | Path) -> tuple[Config, str]:
     """Configuration and checkpoint of :func:`load_trained_detector`."""
     folder = Path(work_dir)
     if not (folder / 'last_checkpoint').is_file():
+        if (folder / 'last.pth.tar').is_file():
+            raise FileNotFoundError(f'{folder} is the folder of a classifier, which timm-se predict takes')
         raise FileNotFoundError(f'{folder} has no {CONFIG}, as a shared detector has, and no last_checkpoint, as a '
                                 'training leaves')
     configs = sorted(folder.glob('*.py'), key=lambda path: path.stat().st_mtime)

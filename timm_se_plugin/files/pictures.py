@@ -119,8 +119,8 @@ def search(paths: Iterable[str | Path], but: Path | None = None) -> list[tuple[P
             found += inside
             others += others_here
     if others:
-        _logger.warning('%d files are left out, since they are no pictures: %s', others.total(),
-                        ', '.join(f'{count} {kind}' for kind, count in others.most_common(8)))
+        kinds = ', '.join(f'{count} {kind}' for kind, count in others.most_common(8))
+        _logger.warning('left out, since no pictures: %s%s', kinds, ', …' if len(others) > 8 else '')
     if not found:
         raise FileNotFoundError(f'there are no pictures in {", ".join(map(str, given))}')
     return found

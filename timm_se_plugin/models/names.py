@@ -1,14 +1,18 @@
 """Names that timm can build."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import fields
 from difflib import get_close_matches
 from typing import Any
 
 import timm
 
+from ..placement.spec import AttentionSpec
 from ._registry import architectures
 
-__all__ = ['check_model']
+__all__ = ['check_model', 'keywords_of']
 
 
 def check_model(name: str, arguments: Mapping[str, Any] | None = None) -> None:
@@ -20,9 +24,29 @@ def check_model(name: str, arguments: Mapping[str, Any] | None = None) -> None:
     """
     plain = name.partition('.')[0]
     if ':' not in name and not timm.is_model(plain):  # hf-hub: and local-dir: name saved models
-        close = get_close_matches(name, timm.list_models(), 3)
+        own = [f'{plain}_plugin{name.removeprefix(plain)}'] if f'{plain}_plugin' in architectures else []
+        close = [*own, *get_close_matches(name, timm.list_models(), 3 - len(own))]
         hint = f'did you mean {", ".join(close)}?' if close else '`timm-se models` lists all names'
         raise ValueError(f'the model {name} is unknown; {hint}')
     opened, asks = f'{plain}_plugin', any(key.startswith('attn') for key in arguments or ())
     if asks and plain not in architectures and opened in architectures:
         raise ValueError(f"{plain} is timm's own network and takes no attn=; use {opened}, the same network, instead")
+
+
+@contextmanager
+def keywords_of(name: str, arguments: Mapping[str, Any]) -> Iterator[None]:
+    """Name one of the `arguments` that the constructor of the network, which is called inside, does not take.
+
+    Raises:
+        ValueError: in the place of Python's ``TypeError``.
+    """
+    try:
+        yield
+    except TypeError as error:
+        refused = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+        if refused is None or refused[1] not in arguments:
+            raise
+        known = ['attn', *(f'attn_{field.name}' for field in fields(AttentionSpec))]
+        close = get_close_matches(refused[1], known, 1)
+        hint = f'; did you mean {close[0]!r}?' if close else ''
+        raise ValueError(f'{name} takes no keyword {refused[1]!r}{hint}') from error

@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -12,6 +13,7 @@ from timm.data import ImageNetInfo, infer_imagenet_subset
 from ..files.hub_files import CONFIG, FOLDER, SAVED_AT, read_config_json
 from ..models.names import check_model
 from ..weights.runs import MULTILABEL, data_config, read_run
+from .checkpoint import BEST, LAST
 from .onnx_file import open_onnx
 from .prediction import Classifier
 
@@ -42,11 +44,13 @@ def open_classifier(place: str, device: str = 'cpu') -> Classifier:
     if os.path.isdir(place) and not os.path.isfile(os.path.join(place, CONFIG)):
         run = read_run(place)
         if run is None:
-            raise ValueError(f'{place} has no {CONFIG}, as a saved model has, and no model_best.pth.tar and no '
-                             'last.pth.tar, as a training leaves')
+            raise ValueError(_no_classifier(Path(place)))
         model, config, names, is_multilabel = run.model, run.data_config, run.label_names, run.is_multilabel
     else:
         name = f'{FOLDER}{place}' if os.path.isdir(place) else place
+        if os.path.isfile(place):
+            raise ValueError(f'{place} is a file of weights; give the folder {Path(place).parent} if it is that of a '
+                             'run, or that of a model which timm-se convert makes of the file')
         check_model(name)
         if ':' not in name and not timm.models.is_model_pretrained(name):
             raise ValueError(f'{name} has no published weights, and random ones predict nothing; --model takes the '
@@ -61,6 +65,15 @@ def open_classifier(place: str, device: str = 'cpu') -> Classifier:
         names = [str(i) for i in range(network.num_classes)]
         _logger.warning('%s has no names of classes, which are called by their numbers', place)
     return Classifier(network, config or data_config({}, network), names, is_multilabel)
+
+
+def _no_classifier(folder: Path) -> str:
+    """What a folder without a classifier is instead."""
+    if (folder / 'last_checkpoint').is_file():  # MMEngine's
+        return f'{folder} is the folder of a detector, which timm-se detect predict takes'
+    runs = sorted({path.parent for depth in ('*', '*/*') for path in folder.glob(f'{depth}/{LAST}')})[:5]
+    hint = f'; give one of the folders of runs in it: {", ".join(map(str, runs))}' if runs else ''
+    return f'{folder} has no {CONFIG}, as a saved model has, and no {BEST} and no {LAST}, as a training leaves{hint}'
 
 
 def _imagenet(model: Any) -> list[str] | None:

@@ -12,6 +12,7 @@ import yaml
 
 from ..weights.reading import read_weights
 from ..weights.runs import model_kwargs
+from .checkpoint import BEST, LAST
 from .options import RUNTIME, evaluation_parser, training_parser
 
 __all__ = [
@@ -116,7 +117,9 @@ def parse_evaluation(
     parser.set_defaults(label_names=None)
     checkpoint = parser.parse_args(argv).checkpoint
     if checkpoint and not Path(checkpoint).is_file():
-        raise ValueError(f'--checkpoint {checkpoint} is not a file')
+        inside = [path for name in (BEST, LAST) if (path := Path(checkpoint, name)).is_file()]
+        hint = f'; it is the folder of a run: give {inside[0]}' if inside else ''
+        raise ValueError(f'--checkpoint {checkpoint} is not a file{hint}')
     if checkpoint and not checkpoint.endswith(_WEIGHTS):
         raise ValueError(f'--checkpoint {checkpoint} is not a file of weights, whose name ends in '
                          f'{", ".join(_WEIGHTS)}')

@@ -27,6 +27,7 @@ __all__ = ['closest', 'read_class_map', 'read_folder', 'read_tar', 'share_of', '
 _logger = logging.getLogger(__name__)
 _OF_SYSTEMS = ('__MACOSX', '__pycache__', '@eaDir')  # folders that macOS, Python and Synology leave behind
 _COMPARED = 1000  # the most validation pictures that are compared with training pictures
+_SPLITS = ('train', 'training', 'validation', 'val', 'valid', 'test')  # the folders of YOLO are images/train, …
 
 
 def closest(unknown: list[str], known: list[str]) -> str:
@@ -257,13 +258,15 @@ class _Listing:
 
 
 def _warn_of_doubtful_classes(pictures: list[tuple[str, str]], root: str) -> None:
-    """Warn of classes that are probably not meant: nested, made of several folders, or nearly equal in name."""
+    """Warn of classes that are probably not meant: nested, of several folders, nearly equal in name, or splits."""
     folders: dict[str, set[str]] = {}
     for folder, name in {(os.path.dirname(path), name) for path, name in pictures}:
         folders.setdefault(name, set()).add(os.path.relpath(folder, root))
     alike: dict[str, list[str]] = {}
     same: dict[str, list[str]] = {}
     doubts = []
+    if len(folders) > 1 and all(name.casefold() in _SPLITS for name in folders):
+        doubts.append(f'the classes {" and ".join(map(repr, sorted(folders, key=_order)))} have the names of splits')
     for name in sorted(folders, key=_order):
         alike.setdefault(''.join(name.casefold().split()), []).append(name)
         parts = sorted(folders[name])

@@ -57,6 +57,10 @@ def train_classifier(options: Namespace) -> dict[str, Any] | None:
             _logger.info('stopped by SIGTERM in epoch %d, after batch %d; --resume auto continues the run',
                          run.epoch + 1, run.batch)
             return None
+        except KeyboardInterrupt:
+            _logger.info('interrupted in epoch %d; --resume auto continues the run from its last checkpoint',
+                         run.epoch + 1)
+            raise
         return _finish(run, changed, made)
 
 

@@ -10,7 +10,7 @@ from timm.data import ImageNetInfo, infer_imagenet_subset
 from timm.models import load_checkpoint
 from torch import nn
 
-from ..models.names import check_model
+from ..models.names import check_model, keywords_of
 from ..weights.runs import channel_kwargs
 from .process import Process
 
@@ -34,9 +34,10 @@ def evaluated_network(options: Namespace, process: Process) -> Any:
         ValueError: an unknown model, or a checkpoint of another model.
     """
     check_model(options.model, options.model_kwargs)
-    model = timm.create_model(
-        options.model, pretrained=options.pretrained, num_classes=options.num_classes,
-        **channel_kwargs(vars(options)))
+    with keywords_of(options.model, options.model_kwargs):
+        model = timm.create_model(
+            options.model, pretrained=options.pretrained, num_classes=options.num_classes,
+            **channel_kwargs(vars(options)))
     if options.checkpoint:
         try:
             load_checkpoint(model, options.checkpoint, use_ema=options.use_ema)

@@ -50,7 +50,8 @@ def _frozen_part(text: str) -> str:
 def _with_defaults(root: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """Add the default of each option to its help."""
     for action in root._actions:
-        if action.default not in (None, argparse.SUPPRESS, '', {}) and '%(default)' not in (action.help or ''):
+        if action.default not in (None, argparse.SUPPRESS, '', {}) and action.help != argparse.SUPPRESS and (
+                '%(default)' not in (action.help or '')):
             action.help = f'{action.help or ""} (default: %(default)s)'.strip()
     return root
 

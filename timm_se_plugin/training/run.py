@@ -18,7 +18,7 @@ from timm.task import ClassificationTask, MultiLabelClassificationTask
 from timm.utils import NativeScaler, dispatch_clip_grad, random_seed
 from torch import Tensor, nn
 
-from ..models.names import check_model
+from ..models.names import check_model, keywords_of
 from ..weights.runs import channel_kwargs, data_config
 from .augmentation import BatchAugmentation
 from .checkpoint import BEST, LAST, newest_whole, save_checkpoint
@@ -121,7 +121,11 @@ class Run:
         self._losses: list[Tensor] = []  # not checked yet, since reading them makes the process wait for the GPU
         if state is not None:
             self._resume(state)
-            _logger.info('resumed from %s in epoch %d, after batch %d', path, self.epoch + 1, self.batch)
+            if self.epoch < self.epochs:
+                _logger.info('resumed from %s in epoch %d, after batch %d', path, self.epoch + 1, self.batch)
+            else:
+                _logger.warning('%s has had all of its %d epochs, and nothing is left to train; --epochs continues it, '
+                                'and --experiment names the folder of another run', self.folder, self.epochs)
         position = torch.tensor([self.epoch, self.batch], device=process.device)
         if not torch.equal(process.total(position.clone()), position * process.world_size):
             raise ValueError(f'the processes find different checkpoints in {self.folder}: this one is in epoch '
@@ -305,9 +309,10 @@ class Run:
         """A network on the device, as the options describe it, with BatchNorm that is not synchronised yet."""
         options = self.options
         check_model(name, model_kwargs)
-        model = timm.create_model(
-            name, pretrained=pretrained, num_classes=self.classes,
-            drop_path_rate=options.drop_path, **model_kwargs)  # timm drops keywords that are None
+        with keywords_of(name, model_kwargs):
+            model = timm.create_model(
+                name, pretrained=pretrained, num_classes=self.classes,
+                drop_path_rate=options.drop_path, **model_kwargs)  # timm drops keywords that are None
         if options.grad_checkpointing:
             model.set_grad_checkpointing(True)
         return moved(model, options, self.process)
