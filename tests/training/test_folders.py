@@ -276,6 +276,13 @@ def test_a_run_is_not_continued_on_other_classes(colours, tmp_path, kind, said):
         train(colours, tmp_path / 'run', '--epochs', '2', '--resume', 'auto', *order)
 
 
+def test_a_run_is_not_continued_on_other_data_with_the_same_classes(colours, tmp_path):
+    train(colours, tmp_path / 'run', '--epochs', '1')
+    next((colours / 'train' / 'red').iterdir()).unlink()
+    with pytest.raises(ValueError, match=r'last\.pth\.tar is of a run on 48 training images, and .* has 47'):
+        train(colours, tmp_path / 'run', '--epochs', '2', '--resume', 'auto')
+
+
 def test_other_validation_pictures_of_the_same_names_are_fine(colours, tmp_path, caplog):
     train(colours, tmp_path / 'run', '--epochs', '1')
     assert 'also trained on' not in caplog.text

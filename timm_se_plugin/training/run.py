@@ -74,11 +74,13 @@ class Run:
         options = Namespace(**{
             **vars(options), 'num_classes': self.classes, 'model_kwargs': channel_kwargs(vars(options))})
         self.process, self.folder = process, _folder(options)
+        self.images = len(train_data)
         path, state = checkpoint_of(options, self.folder)
         batch = {key: getattr(options, key) for key in ('batch_size', 'grad_accum_steps')}
         if state is not None:
             options = continued(options, state, process, path)
             _check_classes(state.get('label_names'), self.label_names, path)
+            _check_images(state.get('images'), self.images, options.data_dir, path)
         self.options = options
         # Checkpoints keep the batch size that the command gives, which another number of processes may have changed.
         self.given = Namespace(**{**vars(options), **batch})
@@ -278,7 +280,7 @@ class Run:
             'position': {
                 'epoch': self.epoch, 'batch': self.batch, 'grad_accum_steps': self.options.grad_accum_steps,
                 'world_size': self.process.world_size, 'global_batch': self.global_batch},
-            'label_names': self.label_names,
+            'label_names': self.label_names, 'images': self.images,
             'sums': sums.tolist(), 'seconds': self.seconds, 'best': self.best, 'history': self.history,
         }
         if self.scaler:
@@ -335,6 +337,13 @@ def _check_classes(before: list[str] | None, now: list[str] | None, path: Any) -
             f'{path} is of a run with other classes: the data '
             + (', and '.join(parts) + ' instead' * bool(other) if parts else 'has the same classes in another order')
             + '; continue the run on the classes that it began with, or begin another run')
+
+
+def _check_images(before: int | None, now: int, data_dir: str, path: Any) -> None:
+    if before not in (None, now):
+        raise ValueError(
+            f'{path} is of a run on {before} training images, and {data_dir} has {now}; continue the run on the data '
+            'that it began with, or begin another run in a folder of its own, which --experiment names')
 
 
 def _check_splits(options: Namespace, train_data: Any, val_data: Any) -> None:
