@@ -30,8 +30,9 @@ demo: .venv/.installed  ## a trained network gains SE without losing a predictio
 	$(BIN)/python tools/demo.py
 	$(BIN)/python tools/demo_detection.py
 
-test: .venv/.installed  ## the quick suite; `make kernels` and `make interop` have what is left out
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" --ignore tests/interop --ignore tests/layers/kernels
+test: .venv/.installed  ## the quick suite; `make kernels`, `make interop` and `make docs` have what is left out
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" \
+		--ignore tests/interop --ignore tests/layers/kernels --ignore tests/test_docs.py --ignore tests/test_notebooks.py
 
 test-all: .venv/.installed .venv-onedl/.installed  ## every name and size, and detection on both stacks
 	$(BIN)/python -m pytest -n 2
@@ -46,7 +47,8 @@ floors: .venv/.installed  ## a selection with the oldest and the newest releases
 interop: .venv/.interop  ## the networks with the libraries of docs/works-with.md, and what is exported to them
 	$(BIN)/python -m pytest -n 2 --dist worksteal tests/interop
 
-docs: .venv-docs/.installed  ## the pages of docs/ as a site in site/; a broken link is an error
+docs: .venv/.installed .venv-docs/.installed  ## the code of the pages runs, and they become a site in site/; a broken link is an error
+	$(BIN)/python -m pytest -n 2 -m "not slow" tests/test_docs.py tests/test_notebooks.py
 	$(DOCS)/python -m mkdocs build --strict
 
 notebooks: .venv/.installed  ## runs the notebooks of docs/notebooks/ and keeps their outputs; an error ends it

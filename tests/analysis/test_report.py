@@ -97,8 +97,7 @@ def test_the_table_sorts_and_classes_hide(report, tmp_path):
 
 
 @browser
-@pytest.mark.parametrize('scheme', ['dark', 'light'])
-@pytest.mark.parametrize('width', [390, 1280])
+@pytest.mark.parametrize(('width', 'scheme'), [(390, 'dark'), (1280, 'light')])
 def test_it_fits_phone_and_desk_in_light_and_dark(report, tmp_path, width, scheme):
     # A frame of the width: browsers have a least width for their own windows.
     (tmp_path / 'report.html').write_text(report[0].read_text().replace('</html>', """<script>

@@ -59,6 +59,7 @@ def test_prune_tabulates_accuracy_against_macs(trained, printed, tmp_path):
     assert rows[1]['macs'] < rows[0]['macs']
 
 
+@pytest.mark.slow
 def test_ablate_passes_other_options_to_the_training(digits, printed, tmp_path):
     recipe = tmp_path / 'tiny.yaml'
     recipe.write_text('epochs: 1\nbatch_size: 16\nimg_size: 32\nworkers: 0\n')

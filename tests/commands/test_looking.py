@@ -31,13 +31,17 @@ def test_sites_draws_the_network(capsys, tmp_path):
     assert (tmp_path / 'sites.png').read_bytes().startswith(b'\x89PNG')
 
 
-def test_complexity_counts_what_the_papers_count(printed, tmp_path):
+def test_complexity_counts_what_the_papers_count(printed):
     assert printed('complexity', 'se_resnet50_plugin')['params'] == 28_088_024
+    with pytest.raises(SystemExit, match='give the name of one network, or --published'):
+        main(['complexity'])
+
+
+@pytest.mark.slow
+def test_complexity_writes_the_table_of_the_papers_networks(tmp_path):
     main(['complexity', '--published', '--output', str(tmp_path / 'table.csv')])
     with open(tmp_path / 'table.csv', encoding='utf-8') as file:
         assert 'SE-ResNet-50' in {row['network'] for row in csv.DictReader(file)}
-    with pytest.raises(SystemExit, match='give the name of one network, or --published'):
-        main(['complexity'])
 
 
 def test_bench_measures_one_case(printed, tmp_path):

@@ -132,8 +132,9 @@ def layout(x, channels_last):
 @pytest.mark.parametrize('integration', INTEGRATIONS)
 @pytest.mark.parametrize('block', [BasicBlock, Bottleneck])
 def test_equals_the_modules_one_by_one_in_float64(block, integration, mode, monkeypatch):
-    for seed, (kernels, drop, downsample, act) in enumerate(itertools.product(
-            ('nchw', 'whole batch', 'by sample'), (0.0, 0.5), (False, True), (nn.ReLU, nn.SiLU))):
+    for seed, (kernels, drop, downsample) in enumerate(itertools.product(
+            ('nchw', 'whole batch', 'by sample'), (0.0, 0.5), (False, True))):
+        act = (nn.ReLU, nn.SiLU)[seed.bit_count() % 2]
         monkeypatch.setattr(_tail_functions, '_CALL_COST', 1 if kernels == 'by sample' else 2**14)
         channels_last = kernels != 'nchw'
         torch.manual_seed(seed)
@@ -232,7 +233,7 @@ def test_half_precision_errs_no_more_than_the_modules(call_cost, integration, ho
     monkeypatch.setattr(_tail_functions, '_CALL_COST', call_cost)
     dtype = torch.float16 if 'float16' in how.split()[0] and how[0] == 'f' else torch.bfloat16
     errors = {True: {}, False: {}}
-    for seed in range(8):
+    for seed in range(4):
         torch.manual_seed(seed)
         net = set_mode(Block(integration=integration), mode)
         x = layout(torch.randn(8, 16, 12, 12), channels_last).to(dtype).float()

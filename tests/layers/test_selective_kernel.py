@@ -477,7 +477,8 @@ def test_frozen_parameters_get_no_gradient():
         assert ours.grad is None or worst([ours.grad], [theirs.grad]) < 1e-10
 
 
-@pytest.mark.parametrize('mode', ['train', 'frozen', 'eval'])
+@pytest.mark.parametrize('mode', [
+    'train', *(pytest.param(mode, marks=pytest.mark.slow) for mode in ('frozen', 'eval'))])
 @pytest.mark.parametrize('kwargs', [{}, {'kernels': (3, 5, 7)}, {'split_input': True}, {'select': 'sum'}], ids=str)
 def test_compiles_to_one_graph_without_custom_functions(kwargs, mode):
     torch._dynamo.reset()

@@ -9,6 +9,7 @@ from functools import partial
 import pytest
 import timm
 import torch
+from networks import STRUCTURES, one_per_structure
 from parity import gradients, images, randomised
 from timm.layers import SEModule
 from torch import nn
@@ -54,6 +55,10 @@ def test_names_and_modules_shadow_nothing_in_timm():
 def test_importing_builds_no_network():
     code = 'import timm, torch; torch.nn.Module.__init__ = None; import timm_se_plugin'
     subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+
+
+def test_the_tests_know_every_structure():
+    assert tuple(one_per_structure()) == STRUCTURES
 
 
 def test_the_table_says_what_the_installed_timm_builds():

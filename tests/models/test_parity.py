@@ -28,6 +28,7 @@ TIMM_SE = [
 ]
 DEEP = ('seresnet101', 'seresnet152', 'seresnet152d', 'seresnext101_32x8d', 'seresnextaa101d_32x8d', 'senet154')
 SIZES = [(64, 64), (65, 97)]
+sizes = pytest.mark.parametrize('size', [pytest.param((64, 64), marks=pytest.mark.slow), (65, 97)])
 NARROW = {'channels': (32, 64, 128, 256)}
 SMALL = pytest.mark.parametrize(
     'small', [{'layers': (2, 1, 1, 1), **NARROW}, pytest.param({}, marks=pytest.mark.slow)], ids=['small', 'whole'])
@@ -59,7 +60,7 @@ def slow_if_deep(*values):
     return pytest.param(*values, marks=[pytest.mark.slow] if values[-1] in DEEP else [])
 
 
-@pytest.mark.parametrize('size', SIZES)
+@sizes
 @SMALL
 @pytest.mark.parametrize(('name', 'options', 'timm_name'), [slow_if_deep(*case) for case in TIMM_SE])
 def test_matches_timms_se_network_in_float64(name, options, timm_name, small, size):
@@ -93,7 +94,7 @@ TIMM_SK = [
 
 
 @pytest.mark.parametrize('fused', ['auto', False])
-@pytest.mark.parametrize('size', SIZES)
+@sizes
 @pytest.mark.parametrize(('name', 'options', 'timm_name'), TIMM_SK)
 def test_matches_timms_sk_network_in_float64(name, options, timm_name, size, fused):
     reference = randomised(timm.create_model(timm_name, num_classes=10, layers=(2, 1, 1, 2), **NARROW))
@@ -127,7 +128,7 @@ LEGACY = [name for name in architectures if name.startswith('legacy_se')]
 
 
 @pytest.mark.parametrize('name', [
-    pytest.param(name, marks=[pytest.mark.slow] if any(d in name for d in ('101', '152', '154')) else [])
+    pytest.param(name, marks=[pytest.mark.slow] if any(d in name for d in ('26', '34', '101', '152', '154')) else [])
     for name in LEGACY])
 @pytest.mark.parametrize('layers', [
     {'layers': (2, 1, 1, 1)}, pytest.param({}, marks=pytest.mark.slow)], ids=['shallow', 'whole'])

@@ -9,7 +9,8 @@ from torch.nn import functional as F
 import timm_se_plugin  # noqa: F401
 
 
-@pytest.mark.parametrize('name', ['se_test_resnet_plugin', 'sk_test_resnet_plugin'])
+@pytest.mark.parametrize('name', [
+    'se_test_resnet_plugin', pytest.param('sk_test_resnet_plugin', marks=pytest.mark.slow)])
 def test_fifty_steps_on_digits_have_the_same_losses_on_both_paths(name):
     pixels, labels = load_digits(return_X_y=True)
     x = F.interpolate(torch.from_numpy(pixels).view(-1, 1, 8, 8) / 16, size=32)

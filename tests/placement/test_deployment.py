@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 import timm
 import torch
-from networks import WIDE, one_per_structure, shallow
+from networks import STRUCTURES, WIDE, shallow
 from parity import images, randomised, relative_error
 from timm.layers import StdConv2d
 from torch import fx, nn
@@ -21,7 +21,7 @@ def deployed(name, **kwargs):
 
 
 @pytest.mark.parametrize('name', [
-    pytest.param(name, marks=[pytest.mark.slow] if name in WIDE else []) for name in one_per_structure()])
+    pytest.param(name, marks=[pytest.mark.slow] if name in WIDE else []) for name in STRUCTURES])
 def test_computes_the_same(name):
     model = shallow(name).double().eval()
     fused = fuse_for_inference(model)
