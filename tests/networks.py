@@ -95,7 +95,7 @@ def parametrised_names() -> Iterable[Any]:
 
 
 # Of the quick structures, those that the costly ways to transform a network see: scripting, tracing, export.
-_TRANSFORMED = (
+TRANSFORMED = (
     'ecaresnext26t_32x4d_plugin', 'legacy_seresnet18_plugin', 'resnetv2_164_cifar_plugin', 'se_resnet50_gn_plugin',
     'se_resnetaa50_plugin', 'se_shake_shake26_2x96d_cifar_plugin', 'se_shufflenetv2_050_plugin',
     'se_test_resnet_plugin', 'se_wide_resnet16_8_cifar_plugin', 'seresnet18_plugin', 'sk_test_resnet_plugin')
@@ -103,7 +103,7 @@ _TRANSFORMED = (
 
 def transformed_names() -> Iterable[Any]:
     """Every name; all but a quick one of each kind are slow tests."""
-    return [pytest.param(name, marks=[] if name in _TRANSFORMED else pytest.mark.slow) for name in resnets()]
+    return [pytest.param(name, marks=[] if name in TRANSFORMED else pytest.mark.slow) for name in resnets()]
 
 
 def shallow(name: str, **kwargs: Any) -> nn.Module:

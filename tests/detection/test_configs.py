@@ -26,7 +26,7 @@ FOLDER = Path(__file__).parents[2] / 'mmdet_configs'
 CONFIGS = sorted(FOLDER.glob('*.py'))
 MMDET_PARAMS = 41_753_056  # of mmdet's own Faster R-CNN R50-FPN; without what it freezes the 41.53 M that it publishes
 QUICK = ('faster-rcnn_se-r50_fpn_1x_coco', 'retinanet_se-r50_fpn_1x_coco', 'faster-rcnn_se-r18_fpn_bccd',
-         'faster-rcnn_sk-r18_fpn_bccd', 'faster-rcnn_r18_fpn_bccd', 'faster-rcnn_se-r18_fpn_digits')
+         'faster-rcnn_sk-r18_fpn_bccd', 'faster-rcnn_se-r18_fpn_digits')
 
 
 def build(config):

@@ -276,8 +276,6 @@ def assert_same_features(model, backbone):
      'resnet18_plugin', dict(attn='se', attn_gate='tanh')),
     (dict(type='TimmAttentionBackbone', model_name='resnet18', attn='se', pretrained='a1_in1k'),
      'resnet18_plugin', dict(attn='se', attn_init='identity')),
-    (dict(type='TimmAttentionBackbone', model_name='resnet18', attn='eca', pretrained='a1_in1k'),
-     'resnet18_plugin', dict(attn='eca', attn_init='identity')),
     (dict(type='TimmAttentionBackbone', model_name='se_resnet18_plugin', pretrained='from_tv_in1k'),
      'se_resnet18_plugin', dict(attn_init='identity')),
     (dict(type='TimmAttentionBackbone', model_name='sk_resnet18_plugin'), 'sk_resnet18_plugin', {}),
@@ -286,7 +284,6 @@ def assert_same_features(model, backbone):
      'resnet50_plugin', dict(attn='se', attn_stages=(1, 2, 4))),
     (dict(type='AttentionResNet', depth=18, plugins=[dict(cfg=dict(type='SEPlugin'), position='after_conv2')]),
      'resnet18_plugin', dict(attn='se', attn_init='identity')),
-    (dict(type='ResNet', depth=18), 'resnet18_plugin', {}),
 ])
 def test_a_detectors_backbone_becomes_a_classifier(tmp_path, cfg, name, options):
     import timm

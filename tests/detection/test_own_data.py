@@ -134,8 +134,7 @@ def test_tools_of_mmdetection_run_the_written_configuration(mine, small, tmp_pat
 # of mmdet's masks under numpy 2
 @pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")
 @pytest.mark.parametrize('name', ['retinanet_se-r50_fpn_1x_coco', 'mask-rcnn_se-r50_fpn_1x_coco',
-                                  'cascade-rcnn_se-r50_fpn_1x_coco', 'faster-rcnn_se-r18_fpn_bccd',
-                                  'faster-rcnn_se-r18_fpn_digits'])
+                                  'cascade-rcnn_se-r50_fpn_1x_coco'])
 def test_the_heads_of_every_kind_of_detector_get_the_classes(mine, tmp_path, name):
     config = config_for_folder(name, mine, tmp_path / 'run')
     config.merge_from_dict({'model.backbone.pretrained': False, 'custom_hooks': [dict(type='EndAtFirstStep')],

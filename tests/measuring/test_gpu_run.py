@@ -14,7 +14,8 @@ def test_the_table_has_every_network_mode_layout_type_and_batch_and_the_most_tel
     assert cases[0] == Case(mode='train', batch=128, layout='channels_last', dtype='float16')
 
 
-@pytest.mark.parametrize(('minutes', 'measured'), [(1e-6, 0), (10, 1)])
+@pytest.mark.parametrize(('minutes', 'measured'), [
+    (1e-6, 0), pytest.param(10, 1, marks=pytest.mark.slow)])
 def test_what_has_finished_is_kept(minutes, measured, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(gpu_run, 'cases', lambda: [Case('resnet18', batch=1, mode='train')])
     gpu_run.run('cpu', minutes, tmp_path, rounds=2)

@@ -227,7 +227,7 @@ class LiteralBottleneck(torch.nn.Module):
         return torch.relu(residual(x) + shortcut)
 
 
-@pytest.mark.parametrize('training', [False, True])
+@pytest.mark.parametrize('training', [pytest.param(False, marks=pytest.mark.slow), True])
 @pytest.mark.parametrize('integration', ['standard', 'pre', 'post', 'identity', '3x3'])
 @pytest.mark.parametrize(('name', 'literal_block'), [
     ('se_resnet26_plugin', LiteralBottleneck), ('se_resnet18_plugin', LiteralBasicBlock)])

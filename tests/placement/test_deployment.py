@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 import timm
 import torch
-from networks import STRUCTURES, WIDE, shallow
+from networks import STRUCTURES, TRANSFORMED, shallow
 from parity import images, randomised, relative_error
 from timm.layers import StdConv2d
 from torch import fx, nn
@@ -21,7 +21,7 @@ def deployed(name, **kwargs):
 
 
 @pytest.mark.parametrize('name', [
-    pytest.param(name, marks=[pytest.mark.slow] if name in WIDE else []) for name in STRUCTURES])
+    pytest.param(name, marks=[] if name in TRANSFORMED else pytest.mark.slow) for name in STRUCTURES])
 def test_computes_the_same(name):
     model = shallow(name).double().eval()
     fused = fuse_for_inference(model)
@@ -207,7 +207,8 @@ def _with_adapter(block):
 @pytest.mark.parametrize('change', [
     _with_group_norm, _with_standardised_convolution, _with_weight_norm, _with_parametrisation,
     _with_synchronised_norm, _with_frozen_norm, _with_sequences, _with_hook, _with_adapter])
-@pytest.mark.parametrize('name', ['se_resnet18_plugin', 'se_resnet26_plugin'])
+@pytest.mark.parametrize('name', [
+    pytest.param('se_resnet18_plugin', marks=pytest.mark.slow), 'se_resnet26_plugin'])
 @pytest.mark.filterwarnings('ignore:`torch.nn.utils.weight_norm` is deprecated:FutureWarning')
 def test_a_block_with_changed_modules_computes_what_it_did(name, change):
     model = timm.create_model(name, layers=(1, 1, 1, 1))
