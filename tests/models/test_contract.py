@@ -15,6 +15,7 @@ from timm.optim import create_optimizer_v2
 from torch import fx
 
 import timm_se_plugin
+from timm_se_plugin.placement.spec import ATTENTIONS
 from timm_se_plugin.weights import write_model
 
 names = pytest.mark.parametrize('name', parametrised_names())
@@ -219,6 +220,17 @@ def test_compiles_without_graph_breaks(name):
     expected.square().sum().backward()
     for (name, found), parameter in zip(compiled.named_parameters(), model.parameters(), strict=True):
         assert relative_error(found.grad, parameter.grad) < 1e-9, name
+
+
+@pytest.mark.parametrize('attn', [None, *ATTENTIONS])
+def test_a_compiled_network_is_compiled_once(attn):
+    model = timm.create_model('test_resnet_plugin', attn=attn)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, backend='eager')
+    with torch._dynamo.config.patch(error_on_recompile=True), torch.no_grad():
+        compiled.eval()
+        for _ in range(2):
+            compiled(batch(model))
 
 
 @pytest.mark.parametrize('integration', ['standard', 'pre', 'post', 'identity', '3x3'])

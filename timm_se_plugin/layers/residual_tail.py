@@ -22,14 +22,18 @@ from .squeeze_excite import why_not_squeeze_excite
 __all__ = ['can_fuse', 'is_worthwhile', 'residual_tail', 'why_not_fused']
 
 
+_EXPORTING = '_is_exporting_flag' if hasattr(torch.compiler, '_is_exporting_flag') else '_is_compiling_flag'
+
+
 def _is_exporting() -> bool:
     """Whether ``torch.export`` traces the network; False under ``torch.compile``.
 
     The flags behind ``torch.compiler.is_exporting`` are read: torch 2.6 has no such function, and before torch 2.13
     dynamo assumes that the function returns True (pytorch pull request 176499), so that no compiled network would be
-    fused. An export of torch 2.6 with ``strict=True`` sets neither flag; its program has the fused formulas.
+    fused. An export of torch 2.6 with ``strict=True`` sets neither flag; its program has the fused formulas. No other
+    flag may be read here: one that differs outside the compiler makes it compile the network again at every call.
     """
-    return getattr(torch.compiler, '_is_exporting_flag', torch.compiler._is_compiling_flag)
+    return getattr(torch.compiler, _EXPORTING)
 
 
 def _is_pointwise(conv: Any) -> bool:
