@@ -90,6 +90,7 @@ def test_curves_are_those_of_the_history(tmp_path):
     for axes, name in zip(figure.axes, ('loss', 'top1'), strict=True):
         assert [list(line.get_ydata()) for line in axes.lines] == [
             [row[f'{split}_{name}'] for row in HISTORY] for split in ('train', 'val')]
+        assert list(axes.lines[0].get_xdata()) == [row['epoch'] + 1 for row in HISTORY]
         assert [text.get_text() for text in axes.get_legend().texts] == [f'train {name}', f'val {name}']
     with Image.open(tmp_path / 'curves.png') as picture:
         assert picture.size == (1100, 440)  # 10 x 4 inches

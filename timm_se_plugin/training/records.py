@@ -86,7 +86,7 @@ def draw_curves(history: list[dict[str, Any]], title: str, path: str | Path) -> 
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 4), layout='constrained')
-    epochs = [row['epoch'] for row in history]
+    epochs = [row['epoch'] + 1 for row in history]  # as the log counts them; summary.csv counts from 0, as timm's
     right, title_right = ((('val_map', 'val_f1'), 'mAP and mean F1') if 'val_map' in history[0] else
                           (('train_top1', 'val_top1'), 'top-1'))
     for axes, names, label in zip(figure.subplots(1, 2), (('train_loss', 'val_loss'), right), ('loss', title_right),
