@@ -4,7 +4,7 @@ BIN := .venv/bin
 ONEDL := .venv-onedl/bin
 DOCS := .venv-docs/bin
 
-.PHONY: demo test test-all kernels floors interop docs notebooks wheel lint bench tables clean
+.PHONY: demo test test-all commands kernels floors interop docs notebooks wheel lint bench tables clean
 
 .venv/.installed: EXTRAS := dev,train,analysis,mmdet,export
 .venv-onedl/.installed: EXTRAS := dev,train,onedl
@@ -30,13 +30,17 @@ demo: .venv/.installed  ## a trained network gains SE without losing a predictio
 	$(BIN)/python tools/demo.py
 	$(BIN)/python tools/demo_detection.py
 
-test: .venv/.installed  ## the quick suite; `make kernels`, `make interop` and `make docs` have what is left out
+test: .venv/.installed  ## the quick suite; `make commands`, `kernels`, `interop` and `docs` have what is left out
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" \
-		--ignore tests/interop --ignore tests/layers/kernels --ignore tests/test_docs.py --ignore tests/test_notebooks.py
+		--ignore tests/commands --ignore tests/interop --ignore tests/layers/kernels \
+		--ignore tests/test_docs.py --ignore tests/test_notebooks.py
 
 test-all: .venv/.installed .venv-onedl/.installed  ## every name and size, and detection on both stacks
 	$(BIN)/python -m pytest -n 2
 	$(ONEDL)/python -m pytest -n 2 tests/detection
+
+commands: .venv/.installed  ## the commands of timm-se, run as a user runs them
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" tests/commands
 
 kernels: .venv/.installed  ## the Triton kernels without a GPU: every value by the interpreter, compiled for every GPU
 	$(BIN)/python -m pytest -n 2 tests/layers/kernels
