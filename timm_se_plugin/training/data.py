@@ -23,7 +23,7 @@ from torchvision.transforms import Compose
 
 from ..files.pictures import Picture
 from .augmentation import Transforms, train_transforms
-from .folders import closest, read_class_map, read_folder, read_tar, share_of
+from .folders import SPLITS, closest, read_class_map, read_folder, read_tar, share_of
 from .images import Batches, Images, seed_of
 from .labels import LabelTarget, read_labels, share_of_labels
 from .process import Process
@@ -37,8 +37,6 @@ _SOURCES = ('torch', 'hfds', 'hfids', 'tfds', 'wds')  # of data sets, in timm
 # The options that name the columns of a data set, and timm's defaults.
 _COLUMNS = {'input_key': 'image', 'target_key': 'label'}
 STREAMS = ('wds', 'hfids', 'tfds')  # sources without random access, which are read in order
-# Names that mean the same split; timm looks for any of them.
-_SPLITS = (('train', 'training'), ('validation', 'val', 'valid', 'eval', 'evaluation'), ('test',))
 
 
 class Loader:
@@ -275,7 +273,7 @@ def split_root(root: Path, split: str) -> str:
         ValueError: `root` holds only other splits, or is another kind of file.
     """
     name = split.partition('[')[0]
-    names = (name, *next((names for names in _SPLITS if name in names), ()))
+    names = (name, *next((names for names in SPLITS if name in names), ()))
     found = [path for path in (*(root / f'{name}.tar' for name in names), *(root / name for name in names))
              if path.exists()]
     if found:
@@ -287,7 +285,7 @@ def split_root(root: Path, split: str) -> str:
     if root.is_file() and root.suffix != '.tar':
         raise ValueError(f'--data-dir {root} is neither a folder nor a tar file; --task multilabel reads a CSV file')
     # A folder without folders in it is a class, even one named train.
-    others = [name for names in _SPLITS for name in names
+    others = [name for names in SPLITS for name in names
               if (root / name).is_dir() and any(entry.is_dir() for entry in (root / name).iterdir())]
     if others:
         raise ValueError(f'{root} has no split {split!r}; it has {", ".join(others)}')
@@ -304,7 +302,7 @@ def split_file(root: Path, split: str) -> str:
         if root.suffix.lower() != '.csv':
             raise ValueError(f'--data-dir {root} is neither a folder nor a CSV file; --task multilabel needs one')
         return str(root)
-    names = (split, *next((names for names in _SPLITS if split in names), ()))
+    names = (split, *next((names for names in SPLITS if split in names), ()))
     found = [path for name in names if (path := root / f'{name}.csv').is_file()]
     if not found:
         raise ValueError(f'{root} has no {split}.csv; --task multilabel needs a CSV file for each split, with the path '

@@ -22,12 +22,13 @@ from timm.utils.misc import natural_key
 
 from ..files.pictures import picture_endings
 
-__all__ = ['closest', 'read_class_map', 'read_folder', 'read_tar', 'share_of', 'shared_pictures']
+__all__ = ['SPLITS', 'closest', 'read_class_map', 'read_folder', 'read_tar', 'share_of', 'shared_pictures']
 
 _logger = logging.getLogger(__name__)
 _OF_SYSTEMS = ('__MACOSX', '__pycache__', '@eaDir')  # folders that macOS, Python and Synology leave behind
 _COMPARED = 1000  # the most validation pictures that are compared with training pictures
-_SPLITS = ('train', 'training', 'validation', 'val', 'valid', 'test')  # the folders of YOLO are images/train, …
+# Names that mean the same split; timm looks for any of them.
+SPLITS = (('train', 'training'), ('validation', 'val', 'valid', 'eval', 'evaluation'), ('test',))
 
 
 def closest(unknown: list[str], known: list[str]) -> str:
@@ -265,7 +266,7 @@ def _warn_of_doubtful_classes(pictures: list[tuple[str, str]], root: str) -> Non
     alike: dict[str, list[str]] = {}
     same: dict[str, list[str]] = {}
     doubts = []
-    if len(folders) > 1 and all(name.casefold() in _SPLITS for name in folders):
+    if len(folders) > 1 and all(any(name.casefold() in names for names in SPLITS) for name in folders):
         doubts.append(f'the classes {" and ".join(map(repr, sorted(folders, key=_order)))} have the names of splits')
     for name in sorted(folders, key=_order):
         alike.setdefault(''.join(name.casefold().split()), []).append(name)
