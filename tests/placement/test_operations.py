@@ -112,7 +112,7 @@ def perform(model, operation, options):
 
 
 @pytest.mark.filterwarnings('ignore')  # of Torch-Pruning
-@settings(max_examples=15, deadline=None, derandomize=True, phases=[Phase.generate])
+@settings(max_examples=8, deadline=None, derandomize=True, phases=[Phase.generate])
 @given(st.sampled_from(sorted(NETWORKS)), st.lists(OPERATIONS, min_size=1, max_size=4))
 def test_any_order_of_operations(name, operations):
     torch.manual_seed(0)
