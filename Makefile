@@ -30,18 +30,24 @@ demo: .venv/.installed  ## a trained network gains SE without losing a predictio
 	$(BIN)/python tools/demo.py
 	$(BIN)/python tools/demo_detection.py
 
+# Tests of timm's own tables, which `make floors` runs with the newest timm, and of other processes, for `make commands`.
+TIMMS := tests/models/test_flag.py::test_the_table_says_what_the_installed_timm_builds \
+	tests/models/test_flag.py::test_the_tests_know_every_structure
+PROCESSES := tests/sharing/test_push.py::test_what_is_pushed_comes_back_in_another_process \
+	tests/detection/test_hub.py::test_a_detector_comes_back_in_another_process_which_its_configuration_prepares
+
 test: .venv/.installed  ## the quick suite; `make commands`, `kernels`, `interop` and `docs` have what is left out
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" \
 		--ignore tests/commands --ignore tests/interop --ignore tests/layers/kernels \
 		--ignore tests/test_docs.py --ignore tests/test_notebooks.py \
-		--deselect tests/models/test_flag.py::test_the_table_says_what_the_installed_timm_builds  # `make floors` has it
+		$(addprefix --deselect ,$(TIMMS) $(PROCESSES))
 
 test-all: .venv/.installed .venv-onedl/.installed  ## every name and size, and detection on both stacks
 	$(BIN)/python -m pytest -n 2
 	$(ONEDL)/python -m pytest -n 2 tests/detection
 
-commands: .venv/.installed  ## the commands of timm-se, run as a user runs them
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" tests/commands
+commands: .venv/.installed  ## the commands of timm-se, run as a user runs them, and what other processes load
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" tests/commands $(PROCESSES)
 
 kernels: .venv/.installed  ## the Triton kernels without a GPU: every value by the interpreter, compiled for every GPU
 	$(BIN)/python -m pytest -n 2 tests/layers/kernels

@@ -222,15 +222,19 @@ def test_compiles_without_graph_breaks(name):
         assert relative_error(found.grad, parameter.grad) < 1e-9, name
 
 
-@pytest.mark.parametrize('attn', [None, *ATTENTIONS])
-def test_a_compiled_network_is_compiled_once(attn):
+@pytest.mark.parametrize('train', [False, True])
+@pytest.mark.parametrize('attn', [
+    pytest.param(attn, marks=[] if attn in (None, 'se', 'sk') else pytest.mark.slow) for attn in (None, *ATTENTIONS)])
+def test_a_compiled_network_is_compiled_once(attn, train):
     model = timm.create_model('test_resnet_plugin', attn=attn)
     torch._dynamo.reset()
-    compiled = torch.compile(model, fullgraph=True, backend='eager')
-    with torch._dynamo.config.patch(error_on_recompile=True), torch.no_grad():
-        compiled.eval()
+    compiled = torch.compile(model, fullgraph=True, backend='aot_eager' if train else 'eager').train(train)
+    with torch._dynamo.config.patch(error_on_recompile=True), torch.set_grad_enabled(train):
         for _ in range(2):
-            compiled(batch(model))
+            out = compiled(batch(model))
+            if train:
+                out.sum().backward()
+                compiled.zero_grad()
 
 
 @pytest.mark.parametrize('integration', ['standard', 'pre', 'post', 'identity', '3x3'])
