@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from timm_se_plugin.files.tables import read_table
 from timm_se_plugin.layers import _tail_functions
 from timm_se_plugin.layers import residual_tail as residual_tail_module
-from timm_se_plugin.layers.residual_tail import can_fuse, is_worthwhile, residual_tail
+from timm_se_plugin.layers.residual_tail import can_fuse, is_worthwhile, recalibrate, residual_tail
 from timm_se_plugin.layers.squeeze_excite import SqueezeExcite
 from timm_se_plugin.measuring.benchmark import LAYOUTS
 
@@ -592,3 +592,21 @@ def test_auto_leaves_a_small_map_to_the_modules_and_true_fuses_it():
     assert not can_fuse(x, bn, se)
     assert can_fuse(x, bn, se, fused=True)
     assert can_fuse(torch.randn(8, 256, 16, 16), nn.BatchNorm2d(256), SqueezeExcite(256))
+
+
+@pytest.mark.parametrize('channels_last', [False, True])
+@pytest.mark.parametrize('case', ['owned', 'of others', 'hook', 'gradients'])
+def test_a_small_map_is_recalibrated_in_place_only_where_nobody_sees_it(case, channels_last):
+    torch.manual_seed(0)
+    se = SqueezeExcite(6, rd_channels=2).double()
+    y = layout(torch.randn(2, 6, 4, 5, dtype=torch.float64), channels_last)
+    expected, before, seen = se(y).detach(), y.clone(), []
+    if case == 'hook':
+        se.register_forward_hook(lambda module, args, output: seen.append(output))
+    with torch.set_grad_enabled(case == 'gradients'):
+        found = recalibrate(y, se, owned=case != 'of others')
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    assert found.requires_grad == (case == 'gradients')
+    assert (found.data_ptr() == y.data_ptr()) == (case == 'owned')
+    assert case == 'owned' or torch.equal(y, before)
+    assert len(seen) == (case == 'hook')

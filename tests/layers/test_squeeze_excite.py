@@ -110,3 +110,16 @@ def test_autocast_keeps_the_gate_close_to_float32():
 def test_unknown_choice_is_refused(option, message):
     with pytest.raises(ValueError, match=message):
         weights(**option)
+
+
+@pytest.mark.parametrize('bias', [True, False])
+@pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize('dtype', [torch.float64, torch.float32, torch.bfloat16])
+def test_one_image_is_excited_as_by_the_convolutions(dtype, memory_format, bias):
+    torch.manual_seed(0)
+    se = SqueezeExcite(48, rd_channels=5, bias=bias).to(dtype).to(memory_format=memory_format)
+    z = torch.randn(1, 48, 1, 1, dtype=dtype)
+    with torch.no_grad():
+        found, expected = se.excite(z), se.gate(se.fc2(se.act(se.fc1(z))))
+    assert found.shape == expected.shape == (1, 48, 1, 1)
+    torch.testing.assert_close(found, expected)

@@ -47,6 +47,8 @@ def why_not_batch_norm(bn: Any, synchronised: bool = False) -> str:
 
 def why_not_eager(x: Tensor) -> str:
     """Why the operators and derivatives of this package cannot take this input; an empty string if they can."""
+    if isinstance(x, torch.fx.Proxy):
+        return 'torch.fx traces the network'
     if torch._C._are_functorch_transforms_active():
         return 'torch.func transforms the network'
     if torch.autograd.forward_ad._current_level >= 0:

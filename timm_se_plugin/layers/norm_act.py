@@ -17,7 +17,8 @@ def batch_norm_(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tens
 
     Shape: (N, C, H, W), and (C,) each -> (N, C, H, W).
     """
-    if any(values.numel() != x.shape[1] for values in (weight, bias, mean, var)):  # the operator would read past them
+    channels = x.shape[1]
+    if not channels == weight.numel() == bias.numel() == mean.numel() == var.numel():  # the operator reads past them
         return F.batch_norm(x, mean, var, weight, bias, False, 0.0, eps)
     unused = mean.new_empty(0)  # the operator's outputs for batch statistics, which it does not compute here
     return torch.native_batch_norm(x, weight, bias, mean, var, False, 0.0, eps, out=(x, unused, unused))[0]
@@ -41,17 +42,16 @@ def norm_act(x: Tensor, bn: Any, act: nn.Module | None = None, conv: nn.Module |
         conv: the module that computed x. x's memory is reused only after an ``nn.Conv2d`` without hooks, whose output
             no other code holds.
     """
-    relu = type(act) is nn.ReLU and not has_hooks(act)
     if has_kernels(x) and not has_hooks(bn) and (is_frozen(bn) or not why_not_batch_norm(bn, synchronised=True)):
         from .kernels import functions  # imports Triton
 
+        relu = type(act) is nn.ReLU and not has_hooks(act)
         x = functions.scale_shift_add(
             functions.normalize(x, bn), None, None, None, functions.RELU_LAST if relu else functions.NO_RELU,
             inplace=is_plain_conv(conv))
         return x if relu or act is None else act(x)
-    if (torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing() or why_not_eager(x)
-            or not x.is_cpu or not is_plain_conv(conv) or why_not_batch_norm(bn) or bn.training
-            or has_hooks(bn)):
+    if (torch.is_grad_enabled() or bn.training or torch.compiler.is_compiling() or torch.jit.is_tracing()
+            or why_not_eager(x) or not x.is_cpu or not is_plain_conv(conv) or why_not_batch_norm(bn) or has_hooks(bn)):
         x = bn(x)
     else:
         x = batch_norm_(x, bn.weight, bn.bias, bn.running_mean, bn.running_var, bn.eps)

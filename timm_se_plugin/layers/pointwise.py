@@ -23,7 +23,7 @@ def pointwise(conv: Any, x: Tensor) -> Tensor:
         conv: a 1x1 convolution, or whatever has taken its place.
         x: the pooled map.
     """
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or not is_plain_conv(conv) or _is_quantised(x):
+    if not is_plain_conv(conv) or torch.compiler.is_compiling() or torch.jit.is_tracing() or _is_quantised(x):
         return conv(x)
     return product(x, conv.weight, conv.bias)
 
@@ -40,7 +40,11 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """
     # In channels_last the strides are those of (C_out, 1, 1, C_in).
     matrix = weight.flatten(1) if weight.stride(2) == 1 else weight.permute(0, 2, 3, 1).flatten(1)
-    return F.linear(x.flatten(1), matrix, bias).unsqueeze(-1).unsqueeze(-1)
+    if (torch.jit.is_scripting() or x.shape[0] > 1 or torch.is_grad_enabled() or x.element_size() < 4
+            or not x.is_cpu):
+        return F.linear(x.flatten(1), matrix, bias)[:, :, None, None]
+    out = torch.linalg.vecdot(matrix, x.flatten(1))  # for one row it takes three quarters of the time
+    return (out if bias is None else out.add_(bias)).view(1, -1, 1, 1)
 
 
 torch.fx.wrap('product')  # a single node under fx, since the function reads strides

@@ -19,7 +19,7 @@ from ._tail_functions import moments, scale_add_act, statistics_dtype
 from .kernels import has_kernels
 from .squeeze_excite import why_not_squeeze_excite
 
-__all__ = ['can_fuse', 'is_worthwhile', 'residual_tail', 'why_not_fused']
+__all__ = ['can_fuse', 'is_worthwhile', 'recalibrate', 'residual_tail', 'why_not_fused']
 
 
 _EXPORTING = '_is_exporting_flag' if hasattr(torch.compiler, '_is_exporting_flag') else '_is_compiling_flag'
@@ -296,3 +296,22 @@ def residual_tail(
         x, None if se is None else se.excite(z), scale, offset, mean, var, bn.eps,
         drop_prob, scale_by_keep, shortcut, shortcut_gate, relu, inplace)
     return x if relu or act is None else act(x)
+
+
+def recalibrate(y: Tensor, se: Any, owned: bool) -> Tensor:
+    """``se(y)`` for a map that is too small for :func:`residual_tail`.
+
+    At inference on a CPU the product is written into y's memory: allocating a map takes as long as filling it.
+
+    Shape: (N, C, H, W) -> (N, C, H, W).
+
+    Args:
+        y: BatchNorm's output.
+        se: any module.
+        owned: whether no other code holds y.
+    """
+    if (not owned or torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing()
+            or why_not_eager(y) or not y.is_cpu or has_hooks(se) or why_not_squeeze_excite(se)):
+        return se(y)
+    gate = se.excite(se.squeeze(y))
+    return y.mul_(gate) if gate.dtype == y.dtype else y * gate

@@ -29,7 +29,7 @@ def _imports_triton() -> bool:
 
 def has_kernels(x: Tensor) -> bool:
     """Whether the kernels take this feature map: eager mode, a GPU, four axes, at most 32 bits a value, and Triton."""
-    if (torch.compiler.is_compiling() or torch.jit.is_tracing() or isinstance(x, torch.fx.Proxy)
-            or x.device.type not in DEVICES or x.dtype not in _DTYPES or why_not_eager(x)):
+    if (isinstance(x, torch.fx.Proxy) or x.device.type not in DEVICES or torch.compiler.is_compiling()
+            or torch.jit.is_tracing() or x.dtype not in _DTYPES or why_not_eager(x)):
         return False
     return _imports_triton()
