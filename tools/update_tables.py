@@ -312,6 +312,8 @@ TABLES: dict[str, Callable[[], str]] = {
     'attentions': attentions_table,
     'cifar10': lambda: training_table('cifar10.csv'),
     'flowers': lambda: training_table('flowers.csv'),
+    'flowers-64': lambda: training_table('flowers-64.csv'),
+    'cifar10-finetune': lambda: training_table('cifar10-finetune.csv'),
     'bccd': bccd_table,
     'detector-cost': detector_cost_table,
     'complexity': complexity_table,
