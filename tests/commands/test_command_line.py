@@ -2,12 +2,14 @@ import json
 import re
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 
 import timm_se_plugin
 from timm_se_plugin.commands import COMMANDS, command_parser, main
+from timm_se_plugin.commands.command_line import _EXTRAS
 
 PACKAGE = Path(timm_se_plugin.__file__).parent
 START = (f"import runpy, sys; start = runpy.run_path({str(PACKAGE / 'commands' / '_launcher.py')!r})['main']\n"
@@ -30,6 +32,18 @@ def test_a_command_runs_after_the_package_is_imported_as_always():
     out = started('sites', 'se_resnet18_plugin')
     assert '8 attention layers' in out
     assert "heavy: ['torch', 'timm'" in out
+
+
+def test_the_extra_that_an_error_names_brings_the_package():
+    brought = {}
+    for requirement in metadata.requires('timm-se-plugin'):
+        name = re.match(r'[\w.-]+', requirement)[0]
+        for extra in re.findall(r"extra == ['\"](\w+)", requirement):
+            brought.setdefault(extra, set()).add(name)
+    sources = metadata.packages_distributions()
+    for extra, packages in _EXTRAS.items():
+        for package in packages:
+            assert brought[extra] & set(sources[package]), (extra, package)
 
 
 def test_the_version_is_the_packages(capsys):
