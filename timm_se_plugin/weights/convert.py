@@ -55,12 +55,14 @@ class Conversion:
         return asdict(self)
 
     def __str__(self) -> str:
+        """What a reader has to know: no key that keeps its name, and no missing counter of batches."""
         lines = [f'layout {self.layout}: {len(self.mapped)} mapped, {len(self.unused)} unused, '
                  f'{len(self.missing)} missing']
         lines += [f'  {note}' for note in self.notes]
-        lines += [f'  {old} -> {new}' for new, old in self.mapped.items()]
+        lines += [f'  {old} -> {new}' for new, old in self.mapped.items() if old != new]
         lines += [f'  {key} unused' for key in self.unused]
-        return '\n'.join(lines + [f'  {key} missing, keeps its initial value' for key in self.missing])
+        missing = [key for key in self.missing if not key.endswith('.num_batches_tracked')]
+        return '\n'.join(lines + [f'  {key} missing, keeps its initial value' for key in missing])
 
 
 def convert(
