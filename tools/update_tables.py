@@ -20,6 +20,7 @@ from timm_se_plugin.training.timing import plain_name
 ROOT = Path(__file__).resolve().parent.parent
 Row = dict[str, str]
 
+RUN = ('model', 'options', 'seed', 'epochs', 'recipe')  # what names a row of a training and its curve
 VARIANTS = {
     'timm': "timm's", 'unfused': 'module by module', 'fused': 'fused', 'floor': 'floor',
     'timm folded': "timm's, folded",
@@ -126,7 +127,9 @@ def _difference(values: dict[str, float], reference: dict[str, float], digits: i
 
 
 def training_table(name: str) -> str:
-    """Accuracy of each network over its seeds, and the difference to the plain network of the same training."""
+    """Accuracy and training loss of each network over its seeds, and the difference to the plain network's accuracy."""
+    losses = {tuple(epoch.get(key, '') for key in RUN): float(epoch['train_loss'])  # of the last epoch
+              for epoch in read(f'{Path(name).stem}-curves.csv')}
     runs: dict[tuple[str, str, str, str], list[Row]] = {}
     for row in read(name):
         runs.setdefault((row['model'], row.get('options', ''), row['recipe'], row['epochs']), []).append(row)
@@ -137,12 +140,14 @@ def training_table(name: str) -> str:
         without = ' '.join(part for part in options.split() if not part.startswith('attn'))
         plain = top1.get((plain_name(model) or model, without, recipe, epochs), {})
         times = [float(row['time_ratio']) for row in rows if row['time_ratio']]
+        loss = [losses[key] for row in rows if (key := tuple(row.get(key, '') for key in RUN)) in losses]
         body.append([
             f'{model} {options}'.strip(), recipe, epochs, str(len(rows)), _spread(list(own.values()), 2),
-            _difference(own, plain, 2), f'{int(rows[0]["parameters"]):,}', f'{int(rows[0]["macs"]):,}',
+            _difference(own, plain, 2), _spread(loss, 3) if loss else '',
+            f'{int(rows[0]["parameters"]):,}', f'{int(rows[0]["macs"]):,}',
             f'{statistics.median(times):.2f}' if times else ''])
-    return markdown(['model', 'recipe', 'epochs', 'seeds', 'top-1 %', 'minus plain (95 % interval)', 'parameters',
-                     'MACs', 'step time'], body)
+    return markdown(['model', 'recipe', 'epochs', 'seeds', 'top-1 %', 'minus plain (95 % interval)', 'training loss',
+                     'parameters', 'MACs', 'step time'], body)
 
 
 def _cifar_runs() -> dict[str, list[Row]]:
