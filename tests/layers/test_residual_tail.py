@@ -595,18 +595,18 @@ def test_auto_leaves_a_small_map_to_the_modules_and_true_fuses_it():
 
 
 @pytest.mark.parametrize('channels_last', [False, True])
-@pytest.mark.parametrize('case', ['owned', 'of others', 'hook', 'gradients'])
+@pytest.mark.parametrize('case', ['owned', 'hook of conv', 'hook of bn', 'hook of se', 'gradients'])
 def test_a_small_map_is_recalibrated_in_place_only_where_nobody_sees_it(case, channels_last):
     torch.manual_seed(0)
-    se = SqueezeExcite(6, rd_channels=2).double()
+    modules = {'conv': nn.Conv2d(1, 1, 1), 'bn': nn.BatchNorm2d(6), 'se': SqueezeExcite(6, rd_channels=2).double()}
     y = layout(torch.randn(2, 6, 4, 5, dtype=torch.float64), channels_last)
-    expected, before, seen = se(y).detach(), y.clone(), []
-    if case == 'hook':
-        se.register_forward_hook(lambda module, args, output: seen.append(output))
+    expected, before, seen = modules['se'](y).detach(), y.clone(), []
+    if case.startswith('hook'):
+        modules[case.split()[-1]].register_forward_hook(lambda module, args, output: seen.append(output))
     with torch.set_grad_enabled(case == 'gradients'):
-        found = recalibrate(y, se, owned=case != 'of others')
+        found = recalibrate(y, **modules)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
     assert found.requires_grad == (case == 'gradients')
     assert (found.data_ptr() == y.data_ptr()) == (case == 'owned')
     assert case == 'owned' or torch.equal(y, before)
-    assert len(seen) == (case == 'hook')
+    assert len(seen) == (case == 'hook of se')

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 __all__ = [
-    'has_hooks', 'in_training', 'is_frozen', 'is_plain_conv', 'why_not_batch_norm', 'why_not_eager']
+    'can_overwrite', 'has_hooks', 'in_training', 'is_frozen', 'is_plain_conv', 'why_not_batch_norm', 'why_not_eager']
 
 
 def has_hooks(*modules: nn.Module | None) -> bool:
@@ -65,3 +65,12 @@ def in_training(bn: nn.Module, x: Tensor) -> bool:
     if isinstance(x, torch.fx.Proxy):
         return x.tracer.create_proxy('get_attr', x.tracer.path_of_module(bn), (), {}).training  # type: ignore
     return bn.training
+
+
+def can_overwrite(x: Tensor, conv: Any, bn: nn.Module) -> bool:
+    """Whether what follows ``conv`` and ``bn`` may be written into x's memory, which saves allocating a map.
+
+    That is at inference on a CPU, in eager mode, where conv has just computed x and no hook sees x or bn's output.
+    """
+    return not (torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing() or why_not_eager(x)
+                or not x.is_cpu or not is_plain_conv(conv) or has_hooks(bn))

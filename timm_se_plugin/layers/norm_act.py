@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ._bypass import has_hooks, is_frozen, is_plain_conv, why_not_batch_norm, why_not_eager
+from ._bypass import can_overwrite, has_hooks, is_frozen, is_plain_conv, why_not_batch_norm
 from .kernels import has_kernels
 
 __all__ = ['batch_norm_', 'norm_act']
@@ -50,9 +50,8 @@ def norm_act(x: Tensor, bn: Any, act: nn.Module | None = None, conv: nn.Module |
             functions.normalize(x, bn), None, None, None, functions.RELU_LAST if relu else functions.NO_RELU,
             inplace=is_plain_conv(conv))
         return x if relu or act is None else act(x)
-    if (torch.is_grad_enabled() or bn.training or torch.compiler.is_compiling() or torch.jit.is_tracing()
-            or why_not_eager(x) or not x.is_cpu or not is_plain_conv(conv) or why_not_batch_norm(bn) or has_hooks(bn)):
-        x = bn(x)
-    else:
+    if not bn.training and can_overwrite(x, conv, bn) and not why_not_batch_norm(bn):
         x = batch_norm_(x, bn.weight, bn.bias, bn.running_mean, bn.running_var, bn.eps)
+    else:
+        x = bn(x)
     return x if act is None else act(x)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ._bypass import (
+    can_overwrite,
     has_hooks,
     in_training,
     is_frozen,
@@ -298,7 +299,7 @@ def residual_tail(
     return x if relu or act is None else act(x)
 
 
-def recalibrate(y: Tensor, se: Any, owned: bool) -> Tensor:
+def recalibrate(y: Tensor, se: Any, conv: Any, bn: nn.Module) -> Tensor:
     """``se(y)`` for a map that is too small for :func:`residual_tail`.
 
     At inference on a CPU the product is written into y's memory: allocating a map takes as long as filling it.
@@ -308,10 +309,10 @@ def recalibrate(y: Tensor, se: Any, owned: bool) -> Tensor:
     Args:
         y: BatchNorm's output.
         se: any module.
-        owned: whether no other code holds y.
+        conv: the module that computed BatchNorm's input.
+        bn: BatchNorm.
     """
-    if (not owned or torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing()
-            or why_not_eager(y) or not y.is_cpu or has_hooks(se) or why_not_squeeze_excite(se)):
+    if not can_overwrite(y, conv, bn) or has_hooks(se) or why_not_squeeze_excite(se):
         return se(y)
     gate = se.excite(se.squeeze(y))
     return y.mul_(gate) if gate.dtype == y.dtype else y * gate

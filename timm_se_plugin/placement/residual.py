@@ -6,7 +6,7 @@ import torch
 from timm.models.resnet import BasicBlock, Bottleneck
 from torch import Tensor, nn
 
-from ..layers._bypass import has_hooks, is_plain_conv
+from ..layers._bypass import has_hooks
 from ..layers.kernels import has_kernels
 from ..layers.norm_act import norm_act
 from ..layers.residual_tail import can_fuse, recalibrate, residual_tail, why_not_fused
@@ -173,7 +173,7 @@ def _tail(
         x = residual_tail(x, shortcut, bn, se, drop_path, act, shortcut_gate=gate, conv=conv, conv_input=conv_input)
     else:
         x = norm_act(x, bn, None, conv)
-        x = x if se is None else recalibrate(x, se, owned=is_plain_conv(conv) and not has_hooks(bn))
+        x = x if se is None else recalibrate(x, se, conv, bn)
         x = x if drop_path is None else drop_path(x)
         x += block.se(shortcut) if integration == 'identity' else shortcut
         x = act(x)
