@@ -126,10 +126,18 @@ def _difference(values: dict[str, float], reference: dict[str, float], digits: i
     return f'{found.mean:+.{digits}f}{interval}'
 
 
+def _run(row: Row) -> tuple[str, ...]:
+    return tuple(row.get(key, '') for key in RUN)
+
+
+def _losses(table: str) -> dict[tuple[str, ...], float]:
+    """Each run's training loss in its last epoch."""
+    return {_run(epoch): float(epoch['train_loss']) for epoch in read(f'{Path(table).stem}-curves.csv')}
+
+
 def training_table(name: str) -> str:
     """Accuracy and training loss of each network over its seeds, and the difference to the plain network's accuracy."""
-    losses = {tuple(epoch.get(key, '') for key in RUN): float(epoch['train_loss'])  # of the last epoch
-              for epoch in read(f'{Path(name).stem}-curves.csv')}
+    losses = _losses(name)
     runs: dict[tuple[str, str, str, str], list[Row]] = {}
     for row in read(name):
         runs.setdefault((row['model'], row.get('options', ''), row['recipe'], row['epochs']), []).append(row)
@@ -140,69 +148,71 @@ def training_table(name: str) -> str:
         without = ' '.join(part for part in options.split() if not part.startswith('attn'))
         plain = top1.get((plain_name(model) or model, without, recipe, epochs), {})
         times = [float(row['time_ratio']) for row in rows if row['time_ratio']]
-        loss = [losses[key] for row in rows if (key := tuple(row.get(key, '') for key in RUN)) in losses]
+        loss = [losses[_run(row)] for row in rows if _run(row) in losses]
         body.append([
-            f'{model} {options}'.strip(), recipe, epochs, str(len(rows)), _spread(list(own.values()), 2),
+            f'{model} {options}'.strip(), epochs, str(len(rows)), _spread(list(own.values()), 2),
             _difference(own, plain, 2), _spread(loss, 3) if loss else '',
             f'{int(rows[0]["parameters"]):,}', f'{int(rows[0]["macs"]):,}',
             f'{statistics.median(times):.2f}' if times else ''])
-    return markdown(['model', 'recipe', 'epochs', 'seeds', 'top-1 %', 'minus plain (95 % interval)', 'training loss',
+    return markdown(['model', 'epochs', 'seeds', 'top-1 %', 'minus plain (95 % interval)', 'training loss',
                      'parameters', 'MACs', 'step time'], body)
 
 
-def _cifar_runs() -> dict[str, list[Row]]:
-    """Trainings of ResNet-20 on CIFAR-10 for 15 epochs, by attention; only attention with default options counts."""
-    named = {f'{attn}_resnet20_cifar_plugin': attn for attn in ('se', 'sk')}
+def _attention_runs(table: str, base: str, epochs: int) -> dict[str, list[Row]]:
+    """Trainings of one network by attention; only attention with default options counts."""
+    named = {f'{base}_plugin': 'none', **{f'{attn}_{base}_plugin': attn for attn in ('se', 'sk')}}
     runs: dict[str, list[Row]] = {}
-    for row in read('cifar10.csv'):
-        flag = re.fullmatch(r"(?:attn='(\S+)')?", row['options'])
-        if flag and row['epochs'] == '15' and row['recipe'] == 'cifar10-short':
-            runs.setdefault(flag[1] or named.get(row['model'], 'none'), []).append(row)
+    for row in read(table):
+        flag = re.fullmatch(r"(?:attn='(\S+)')? ?(?:img_size=\d+)?", row['options'])
+        if flag and row['epochs'] == str(epochs) and row['model'] in named:
+            runs.setdefault(flag[1] or named[row['model']], []).append(row)
     return runs
 
 
-def attentions_table() -> str:
+def _costs(base: str) -> list[Row]:
+    return [row for row in read('attentions-cpu.csv') if row['base'] == base]
+
+
+def attentions_table(table: str, base: str, epochs: int) -> str:
     """Cost and accuracy over the seeds of every attention on one network."""
-    runs, times = _cifar_runs(), {
-        (row['mode'], 'none' if row['variant'] == 'plain' else row['variant']): row
-        for row in read('attentions-cpu.csv')}
+    runs, costs = _attention_runs(table, base, epochs), _costs(base)
+    cost = {(row['mode'], row['variant'].replace('plain', 'none')): row for row in costs}
+    losses = _losses(table)
     top1 = {attn: {row['seed']: 100 * float(row['top1']) for row in rows} for attn, rows in runs.items()}
     body = []
     for attn in ('none', *(attn for attn in ATTENTIONS if attn in runs)):
-        train, inference = (times.get((mode, attn)) for mode in ('train', 'inference'))
+        train, inference, first = cost['train', attn], cost['inference', attn], runs[attn][0]
         body.append([
-            attn, f'{int(runs[attn][0]["parameters"]):,}', f'{int(runs[attn][0]["macs"]):,}',
-            f'{float(train["ratio"]):.2f}' if train else '', f'{float(inference["ratio"]):.2f}' if inference else '',
-            f'{float(train["saved_bytes_ratio"]):.2f}' if train else '', str(len(runs[attn])),
-            _spread(list(top1[attn].values()), 2), _difference(top1[attn], top1['none'], 2)])
-    return markdown(['attention', 'parameters', 'MACs', 'time, training', 'time, inference', 'bytes', 'seeds',
-                     'top-1 %', 'minus plain (95 % interval)'], body) + _note(
-                         read('attentions-cpu.csv'), 'to the plain network.')
+            attn, f'{int(first["parameters"]):,}', f'{int(first["macs"]) / 1e6:.2f}', f'{float(train["ratio"]):.2f}',
+            f'{float(inference["ratio"]):.2f}', f'{float(train["saved_bytes_ratio"]):.2f}', str(len(runs[attn])),
+            _spread(list(top1[attn].values()), 2), _difference(top1[attn], top1['none'], 2),
+            _spread([losses[_run(row)] for row in runs[attn]], 3)])
+    return markdown(['attention', 'parameters', 'M MACs', 'time, training', 'time, inference', 'bytes', 'seeds',
+                     'top-1 %', 'minus plain (95 % interval)', 'training loss'], body) + _note(
+                         costs, 'to the plain network.')
 
 
 def draw_attentions(path: Path) -> None:
-    """Draw the accuracy of every attention against the time of its training step: the mean, and each seed."""
+    """Draw the gain in accuracy of every attention against the time of its training step."""
     from matplotlib.figure import Figure
 
-    times = {row['variant']: float(row['ratio']) for row in read('attentions-cpu.csv') if row['mode'] == 'train'}
+    times = {row['variant']: float(row['ratio']) for row in _costs('resnet18') if row['mode'] == 'train'}
+    top1 = {attn: {row['seed']: 100 * float(row['top1']) for row in rows}
+            for attn, rows in _attention_runs('flowers-64.csv', 'resnet18', 15).items()}
     figure = Figure(figsize=(8, 5), layout='constrained')
     axes = figure.subplots()
-    labels: list[tuple[float, float]] = []
-    for attn, rows in _cifar_runs().items():
-        time = times.get('plain' if attn == 'none' else attn)
-        if time is None:
+    axes.axhline(0, color='black', linewidth=1)
+    for attn in sorted(set(top1) & set(times), key=times.__getitem__):
+        found = paired_difference(top1[attn], top1['none'])
+        if found is None or found.low is None or found.high is None:
             continue
-        top1 = [100 * float(row['top1']) for row in rows]
-        axes.plot([time] * len(top1), top1, '.', color='tab:gray', markersize=5)
-        axes.plot([time], [statistics.mean(top1)], 'o', color='tab:orange' if attn == 'none' else 'tab:blue')
-        label = time, statistics.mean(top1)
-        is_close = any(abs(label[0] - x) < 0.08 and abs(label[1] - y) < 0.08 for x, y in labels)
-        axes.annotate(f'{attn} ({len(top1)})', label, xytext=(6, -10 if is_close else 3), textcoords='offset points',
-                      fontsize=8)
-        labels.append(label)
+        axes.errorbar([times[attn]], [found.mean], yerr=[[found.mean - found.low], [found.high - found.mean]],
+                      fmt='o', color='tab:blue', capsize=2, linewidth=1)
+        axes.annotate(attn, (times[attn], found.mean), xytext=(4, 3), textcoords='offset points', fontsize=8)
     axes.margins(x=0.1)
-    axes.set(xlabel='time of a training step, as a ratio to the plain network', ylabel='top-1 %, CIFAR-10, 15 epochs',
-             title='ResNet-20: mean (large) and each seed (small); in brackets the number of seeds')
+    axes.set(xlabel='time of a training step, as a ratio to the plain network',
+             ylabel='points of top-1 accuracy above the plain network',
+             title='ResNet-18 on flowers of 64 pixels: mean of three seeds and 95 % interval')
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=110)
 
@@ -319,7 +329,8 @@ TABLES: dict[str, Callable[[], str]] = {
     'speed-cpu': lambda: speed_table('cpu'),
     'runtimes-cpu': runtimes_table,
     'speed-cuda': lambda: speed_table('cuda'),
-    'attentions': attentions_table,
+    'attentions-flowers': lambda: attentions_table('flowers-64.csv', 'resnet18', 15),
+    'attentions-cifar10': lambda: attentions_table('cifar10.csv', 'resnet20_cifar', 15),
     'cifar10': lambda: training_table('cifar10.csv'),
     'flowers': lambda: training_table('flowers.csv'),
     'flowers-64': lambda: training_table('flowers-64.csv'),
