@@ -20,6 +20,8 @@ from timm_se_plugin.analysis.figures import (
 )
 from timm_se_plugin.analysis.pictures import gate_maps
 from timm_se_plugin.analysis.pipeline import analyze, parse_analysis
+from timm_se_plugin.files.tables import read_table
+from timm_se_plugin.training import parse_options, train_classifier
 
 matplotlib = pytest.importorskip('matplotlib', reason='figures need the [analysis] extra')
 
@@ -237,9 +239,27 @@ def test_the_tool_writes_table_figures_and_report(tmp_path):
         analyze(parse_analysis(['--model', 'se_test_resnet_plugin']))
 
 
+def test_the_gates_of_a_run_are_recorded_once_under_its_name(tmp_path, digits):
+    from digit_runs import TINY
+    train_classifier(parse_options([
+        *TINY, '--data-dir', str(digits), '--output', str(tmp_path), '--experiment', 'run', '--seed', '3',
+        '--epochs', '1', '--attn-lr-scale', '10', '--model-kwargs', 'attn_rd_ratio=1/4']))
+    table = tmp_path / 'table.csv'
+    for _ in range(2):
+        result = analyze(parse_analysis([
+            '--checkpoint', str(tmp_path / 'run' / 'last.pth.tar'), '--output', str(tmp_path / 'analysis'),
+            '--pictures', '1', '--record', str(table)]))
+    rows = read_table(table)
+    assert [row['layer'] for row in rows] == [layer.name for layer in result.layers]
+    assert {(row['model'], row['seed'], row['epochs'], row['images']) for row in rows} == {
+        ('se_test_resnet_plugin', '3', '1', '50')}
+    assert all("attn_rd_ratio='1/4' attn_lr_scale=10.0" in row['options'] for row in rows)
+
+
 @pytest.mark.parametrize(('given', 'said'), [
     (['--classes', '0', 'zero'], "no class is called 'zero'; the data has 0, 1, 2"),
     (['--table', 'parquet'], 'needs the package pyarrow'),
+    (['--record', 'gates.csv'], 'give --checkpoint a checkpoint of timm-se train, not a network without one'),
     (['--real-labels'], '--real-labels is for timm-se evaluate')])
 def test_mistakes_are_found_before_the_images_are_read(given, said, tmp_path, monkeypatch):
     pytest.importorskip('sklearn', reason='the digits come with scikit-learn: the [train] extra')

@@ -13,7 +13,7 @@ from processes import finish, start_group
 from torch import nn
 
 import timm_se_plugin
-from timm_se_plugin.analysis import find_gates, gate_statistics, observed
+from timm_se_plugin.analysis import GateStatistics, LayerStatistics, find_gates, gate_statistics, observed
 from timm_se_plugin.placement import ATTENTIONS
 
 
@@ -73,6 +73,16 @@ def test_known_gates_give_the_statistics_worked_by_hand():
     assert layer.std.item() == pytest.approx(math.sqrt(8.75))  # 3.5², 0.5², 1.5², 4.5², a quarter of each
     assert layer.specificity == 2.5
     assert layer.chance == 0.5               # (2 - 1) / (4 - 2)
+
+
+def test_a_layer_has_a_row_for_each_branch():
+    counts, ones = torch.tensor([1, 1]), torch.ones(2, 2, 2, dtype=torch.float64)
+    means = torch.tensor([[[0.25, 0.5], [0.75, 0.5]], [[0.75, 0.5], [0.25, 0.5]]], dtype=torch.float64)
+    layer = LayerStatistics('l', 'Softmax', 's', ('3x3', '5x5'), counts, means + ones * 0.5, 0 * ones, ones, 0 * ones)
+    first, second = GateStatistics((layer,), ('a', 'b')).layer_rows()
+    assert (first['branch'], second['branch'], first['channels'], first['images']) == ('3x3', '5x5', 2, 2)
+    assert (first['mean'], first['std'], first['channel_std']) == (1, 0.125, 0)  # 0.25 and 0 in the two channels
+    assert (first['low'], first['high'], first['specificity']) == (1, 0, math.inf)
 
 
 def test_classes_weigh_as_much_as_they_have_images():

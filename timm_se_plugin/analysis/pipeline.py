@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..files.tables import write_table
+from ..files.tables import replace_rows, write_table
+from ..weights.reading import read_weights
 from ..weights.runs import data_config
 from .figures import draw_activations, draw_depth, draw_deviations, draw_gate_maps, draw_scale
 from .gates import find_gates
@@ -24,7 +25,7 @@ _logger = logging.getLogger(__name__)
 
 
 def parse_analysis(argv: Sequence[str] | None = None) -> Namespace:
-    """Parse the options of an analysis: those of an evaluation, ``--classes``, ``--table`` and ``--pictures``."""
+    """Parse the options of an analysis: those of an evaluation, and those of the table, the figures and the report."""
     from ..training import parse_evaluation
     from .options import analysis_parser
     return parse_evaluation(argv, analysis_parser())
@@ -42,8 +43,8 @@ def analyze(options: Namespace) -> GateStatistics:
         The statistics of all images.
 
     Raises:
-        ValueError: no output folder, ``--real-labels``, an unknown class, a table that cannot be written, or as
-            :func:`~timm_se_plugin.analysis.gate_statistics`.
+        ValueError: no output folder, ``--real-labels``, ``--record`` without a checkpoint of ``timm-se train``, an
+            unknown class, a table that cannot be written, or as :func:`~timm_se_plugin.analysis.gate_statistics`.
     """
     from ..training.data import class_names, eval_loader, label_by_name, open_split
     from ..training.network import evaluated_network, label_names
@@ -55,6 +56,7 @@ def analyze(options: Namespace) -> GateStatistics:
         raise ValueError('the analysis compares classes, and a picture of --task multilabel has any number of labels')
     if options.real_labels is not None:
         raise ValueError('--real-labels is for timm-se evaluate; the analysis uses the labels of the data')
+    run = _name_of_run(options.checkpoint) if options.record else {}
     folder = Path(options.output)
     check_ending(folder / f'gates.{options.table}')
     with init_process(options) as process:
@@ -80,6 +82,9 @@ def analyze(options: Namespace) -> GateStatistics:
         if process.primary:
             shown = f'{options.model}, {statistics.images:,} images'
             statistics.save(folder / f'gates.{options.table}')
+            if options.record:
+                replace_rows(options.record, [{**run, **row} for row in statistics.layer_rows()],
+                             (*run, 'layer', 'branch'))
             _draw(folder, statistics, scale, drawn, shown)
             with process.autocast(options):
                 x = next(loader())[0][:8]
@@ -93,6 +98,19 @@ def analyze(options: Namespace) -> GateStatistics:
                 input_size=tuple(config['input_size']))
             _logger.info('written: %s', folder / 'report.html')
         return statistics
+
+
+def _name_of_run(checkpoint: str) -> dict[str, Any]:
+    """The columns that name a run of ``timm-se train`` in tables of results."""
+    from ..training.config import options_of, own_options
+
+    saved = read_weights(checkpoint)[1] if checkpoint else {}
+    if 'label_names' not in saved:
+        raise ValueError('--record names rows by the run that trained the network; give --checkpoint a checkpoint of '
+                         f'timm-se train, not {checkpoint or "a network without one"}')
+    trained = Namespace(**options_of({'args': Namespace(**saved['args'])}))
+    return {'model': trained.model, 'options': own_options(trained), 'seed': trained.seed,
+            'epochs': saved['epoch'] + 1, 'recipe': Path(trained.config).stem if trained.config else ''}
 
 
 def _note(options: Namespace, statistics: GateStatistics, processes: int) -> str:

@@ -159,6 +159,17 @@ class GateStatistics:
                             'images': int(layer.counts[k]), 'branch': branch, 'channel': c,
                             'mean': mean, 'std': std, 'low': low, 'high': high}
 
+    def layer_rows(self) -> Iterator[dict[str, Any]]:
+        """One row for each layer and branch: its gates over all images and channels."""
+        for depth, layer in enumerate(self.layers):
+            low, high = layer.saturation
+            for branch, mean, std in zip(layer.branches, layer.mean, layer.std, strict=True):
+                yield {
+                    'layer': layer.name, 'depth': depth, 'gate': layer.gate, 'branch': branch,
+                    'channels': len(mean), 'images': int(layer.counts.sum()), 'mean': float(mean.mean()),
+                    'std': float(std.mean()), 'channel_std': float(mean.std(correction=0)),
+                    'specificity': layer.specificity, 'chance': layer.chance, 'low': low, 'high': high}
+
     def save(self, path: str | Path) -> None:
         """Write the tidy table as ``.csv``, or as ``.parquet`` where pyarrow is installed.
 
