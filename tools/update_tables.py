@@ -261,6 +261,23 @@ def ablation_table() -> str:
                      "paper's error %, ImageNet", "paper's M parameters"], body)
 
 
+def gates_table() -> str:
+    """The gates of the last attention of each stage of each trained network, over its seeds."""
+    runs: dict[tuple[str, str, str], dict[str, list[Row]]] = {}
+    for row in read('gates.csv'):
+        runs.setdefault((row['model'], row['options'], row['recipe']), {}).setdefault(row['layer'], []).append(row)
+    body = []
+    for (model, options, recipe), layers in runs.items():
+        last_of_stages = {name.partition('.')[0]: name for name in layers}
+        for layer in last_of_stages.values():
+            rows = layers[layer]
+            columns = [[float(row[key]) for row in rows] for key in ('mean', 'channel_std', 'std', 'specificity')]
+            body.append([f'{model} {options}'.strip(), recipe, layer, str(len(rows)), *(
+                _spread(values, digits) for values, digits in zip(columns, (3, 3, 3, 2), strict=True))])
+    return markdown(['model', 'recipe', 'attention', 'seeds', 'mean gate', 'between channels', 'between images',
+                     'class dependence'], body)
+
+
 def pruning_table() -> str:
     """Accuracy against MACs of pruned networks, by the share that was removed."""
     rows = sorted(read('pruning.csv'), key=lambda row: (
@@ -339,6 +356,7 @@ TABLES: dict[str, Callable[[], str]] = {
     'detector-cost': detector_cost_table,
     'complexity': complexity_table,
     'ablations': ablation_table,
+    'gates': gates_table,
     'pruning': pruning_table,
     'int8': int8_table,
 }
