@@ -86,7 +86,8 @@ def _gather(mean: Tensor, invstd: Tensor, count: int, eps: float, group: Any) ->
         gathered = torch.stack(parts)
     else:
         gathered = message.new_empty(world * message.numel())
-        dist.all_gather_into_tensor(gathered, message, group)
+        all_gather = getattr(dist, 'all_gather_single', None) or dist.all_gather_into_tensor  # torch 2.14 renames it
+        all_gather(gathered, message, group)
         gathered = gathered.view(world, -1)
     C = len(mean)
     means, invstds, counts = gathered[:, :C], gathered[:, C:2 * C], gathered[:, 2 * C:]
