@@ -324,6 +324,11 @@ def test_not_a_number_and_infinity_are_not_lost():
     r[0, 0, 0, 0], r[1, 1, 0, 0] = float('nan'), float('inf')
     ours, modules = (net(y, r, fused) for fused in (True, False))
     torch.testing.assert_close(ours, modules, equal_nan=True, rtol=1e-4, atol=1e-5)
+    y[0, 0, 0, 0] = float('nan')
+    bns = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+    torch.testing.assert_close(norm_act(y, bns[0]), bns[1](y), equal_nan=True, rtol=1e-4, atol=1e-5)
+    for a, b in zip(*(bn.buffers() for bn in bns), strict=True):
+        torch.testing.assert_close(a, b, equal_nan=True)
 
 
 @pytest.mark.parametrize(('kernels', 'mode', 'layout'), [
