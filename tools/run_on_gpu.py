@@ -1,11 +1,14 @@
 """Run the tests that need a GPU, measure the speed table and take a profile, within a given time.
 
 Finished cases are kept when the time runs out; the most informative ones come first in results/speed-cuda.csv.
-`--device cpu` rehearses the command with tiny images.
+`--device cpu` rehearses the command with tiny images. The package need not be installed.
 """
 
 import argparse
+import sys
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import timm_se_plugin  # noqa: F401  (registers the models)
 from timm_se_plugin.measuring.gpu_run import run

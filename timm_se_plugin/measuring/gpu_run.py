@@ -1,9 +1,11 @@
 """A run on a GPU that is available only for some minutes: tests, the speed table, and a profile by kernel."""
 
+import importlib.util
 import os
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Iterator
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -17,7 +19,7 @@ from .provenance import provenance
 
 __all__ = ['cases', 'run']
 
-_SECONDS_FOR_A_CASE = 20  # with less time left, no further case is begun
+_SECONDS_FOR_A_CASE = {False: 30, True: 240}  # if compiled; with less time left, the case is not begun
 
 
 def cases() -> Iterator[Case]:
@@ -35,17 +37,26 @@ def cases() -> Iterator[Case]:
 
 
 def _tests(device: str, tests: Path, seconds: float) -> int:
-    """Run the tests in a process of their own; returns pytest's exit code, or 124 if the time ran out."""
-    environment = dict(os.environ)
+    """Run the tests in processes of their own; returns pytest's exit code, or 124 if the time ran out.
+
+    Compiling several hundred kernels takes longer than running them, hence several processes. pytest ends the session
+    itself when its time is over, since only then it prints what has failed.
+    """
+    environment, tests = dict(os.environ), tests.resolve()
     chosen = [tests / 'gpu']
     if device == 'cpu':
         environment['TIMM_SE_REHEARSAL'] = '1'
     else:
-        chosen.insert(0, tests / 'layers' / 'kernels' / 'interpreted.py')
+        chosen.append(tests / 'layers' / 'kernels' / 'interpreted.py')
     # The PyTorch of that machine may warn of what CI's does not, which is no failure.
-    command = [sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', '-W', 'default', *map(str, chosen)]
+    command = [sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', '-W', 'default', '--tb=short',
+               f'--session-timeout={0.8 * seconds:.0f}', *map(str, chosen)]
+    if device != 'cpu' and importlib.util.find_spec('xdist'):
+        command += ['-n', str(min(8, os.cpu_count() or 1))]
     try:
-        return subprocess.run(command, env=environment, timeout=seconds, check=False).returncode
+        # The working directory is where pytest and its processes find the package if it is not installed.
+        return subprocess.run(
+            command, env=environment, cwd=tests.parent, timeout=seconds, check=False).returncode
     except subprocess.TimeoutExpired:
         return 124
 
@@ -93,24 +104,27 @@ def run(device: str, minutes: float, output: Path, tests: Path | None = None, ro
     keys = [*(field.name for field in fields(Case)), 'variant']
     profiled = False
     for i, case in enumerate(chosen, start=1):
-        if deadline - time.monotonic() < (0 if rehearsal else _SECONDS_FOR_A_CASE):
+        if deadline - time.monotonic() < (0 if rehearsal else _SECONDS_FOR_A_CASE[case.compiled]):
             print(f'{i - 1} of {len(chosen)} cases measured before the time ran out', flush=True)
             return
         try:
-            rows = measure(case, rounds, device=device, variants=('plain fused', 'timm', 'unfused', 'fused'))
-        except torch.OutOfMemoryError as error:
-            print(f'[{i}/{len(chosen)}] {asdict(case)}: {error}', flush=True)
-            continue
-        finally:
             torch._dynamo.reset()
             if not rehearsal:
                 torch.cuda.empty_cache()
+            rows = measure(case, rounds, device=device, variants=('plain fused', 'timm', 'unfused', 'fused'))
+        except Exception:  # one case without memory or with a defect leaves the time to the others
+            print(f'[{i}/{len(chosen)}] {asdict(case)}:\n{traceback.format_exc(limit=-8)}', flush=True)
+            continue
         replace_rows(output / f'speed-{device}.csv', rows, keys)
         ratios = '  '.join(f"{row['variant']} {row['milliseconds']} ms x{row['ratio']}" for row in rows)
         print(f'[{i}/{len(chosen)}] {case.base} {case.attn} {case.mode} {case.batch} {case.layout} {case.dtype}'
               f'{" compiled" if case.compiled else ""}: {ratios}', flush=True)
         if not profiled:
             profiled = True
-            profiles = [row for variant in ('plain', 'plain fused', 'timm', 'fused')
-                        for row in _profile(case, device, variant)]
-            write_table(output / f'profile-{device}.csv', profiles)
+            try:
+                profiles = [row for variant in ('plain', 'plain fused', 'timm', 'fused')
+                            for row in _profile(case, device, variant)]
+            except Exception:
+                print(f'no profile:\n{traceback.format_exc(limit=-8)}', flush=True)
+            else:
+                write_table(output / f'profile-{device}.csv', profiles)

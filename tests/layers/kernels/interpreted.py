@@ -143,8 +143,8 @@ class Drop(nn.Module):
     def forward(self, x):
         if not self.training:
             return x
-        keep = x.new_empty((x.shape[0], 1)).bernoulli_(1 - self.drop_prob).div_(1 - self.drop_prob)
-        return x * keep[..., None, None]
+        keep = torch.empty((x.shape[0], 1), device=x.device)  # a GPU draws other numbers for float64
+        return x * keep.bernoulli_(1 - self.drop_prob).div_(1 - self.drop_prob).to(x.dtype)[..., None, None]
 
 
 def step(net, tensors, *args, seed=3):
@@ -324,6 +324,11 @@ def test_not_a_number_and_infinity_are_not_lost():
     r[0, 0, 0, 0], r[1, 1, 0, 0] = float('nan'), float('inf')
     ours, modules = (net(y, r, fused) for fused in (True, False))
     torch.testing.assert_close(ours, modules, equal_nan=True, rtol=1e-4, atol=1e-5)
+    y[0, 0, 0, 0] = float('nan')
+    bns = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+    torch.testing.assert_close(norm_act(y, bns[0]), bns[1](y), equal_nan=True, rtol=1e-4, atol=1e-5)
+    for a, b in zip(*(bn.buffers() for bn in bns), strict=True):
+        torch.testing.assert_close(a, b, equal_nan=True)
 
 
 @pytest.mark.parametrize(('kernels', 'mode', 'layout'), [
@@ -406,6 +411,13 @@ def test_one_value_per_channel_and_an_empty_batch_are_what_they_are_in_the_modul
     else:
         assert norm_act(values((0, 3, 2, 2)), net.bn, nn.ReLU()).shape == (0, 3, 2, 2)
         assert not can_fuse(values((0, 3, 2, 2)), net.bn)
+
+
+def test_another_number_of_channels_and_another_device_are_refused():
+    with pytest.raises(RuntimeError, match='of 3 channels got 5'):
+        norm_act(values((2, 5, 4, 4)), nn.BatchNorm2d(3))
+    with pytest.raises(RuntimeError, match='and on meta'):
+        norm_act(values((2, 3, 4, 4)), nn.BatchNorm2d(3, device='meta'))
 
 
 def test_the_statistics_of_a_later_batch_are_not_mistaken_for_the_saved_ones():

@@ -43,6 +43,23 @@ def test_without_triton_there_is_one_warning_and_no_kernel(monkeypatch):
     available._imports_triton.cache_clear()
 
 
+def test_where_triton_cannot_call_the_driver_there_is_one_warning_and_no_kernel(monkeypatch):
+    """As without a C compiler, where nothing fails before the first launch."""
+    runtime = pytest.importorskip('triton.runtime')
+
+    class Driver:
+        @property
+        def active(self):
+            raise RuntimeError('Failed to find C compiler.')
+
+    monkeypatch.setattr(runtime, 'driver', Driver())
+    available._reaches_gpu.cache_clear()
+    with pytest.warns(UserWarning, match='C compiler.*python3-dev'):
+        assert not available._reaches_gpu()
+    assert not available._reaches_gpu()  # a second warning would be an error
+    available._reaches_gpu.cache_clear()
+
+
 @pytest.mark.parametrize('x', [
     torch.zeros(2, 3, 4, 5, dtype=torch.float64), torch.zeros(0, 3, 4, 5), torch.zeros(2, 3, 4),
     nn.Parameter(torch.zeros(2, 3, 4, 5))], ids=['float64', 'empty', 'three axes', 'subclass'])

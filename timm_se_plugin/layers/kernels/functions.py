@@ -86,7 +86,8 @@ def _gather(mean: Tensor, invstd: Tensor, count: int, eps: float, group: Any) ->
         gathered = torch.stack(parts)
     else:
         gathered = message.new_empty(world * message.numel())
-        dist.all_gather_into_tensor(gathered, message, group)
+        all_gather = getattr(dist, 'all_gather_single', None) or dist.all_gather_into_tensor  # torch 2.14 renames it
+        all_gather(gathered, message, group)
         gathered = gathered.view(world, -1)
     C = len(mean)
     means, invstds, counts = gathered[:, :C], gathered[:, C:2 * C], gathered[:, 2 * C:]
@@ -311,6 +312,13 @@ def _dense(y: Tensor) -> Tensor:
     return y.contiguous(memory_format=torch.channels_last if y.stride(1) == 1 else torch.contiguous_format)
 
 
+def _check_device(y: Tensor, *others: Tensor | None) -> None:
+    """Raise as an operator would, where a kernel would read another GPU's memory."""
+    for x in others:
+        if x is not None and x.device != y.device:
+            raise RuntimeError(f'a block got tensors on {y.device} and on {x.device}; move them to one device')
+
+
 def normalize(y: Tensor, bn: Any, pooling: Pooling = '') -> Normalized:
     """The statistics of a BatchNorm of y, and the mean over positions of its output, which is not computed itself.
 
@@ -326,9 +334,13 @@ def normalize(y: Tensor, bn: Any, pooling: Pooling = '') -> Normalized:
 
     Raises:
         ValueError: one value per channel in training, as BatchNorm2d does.
+        RuntimeError: BatchNorm has another number of channels, or is on another device, as in BatchNorm2d.
     """
     y = _dense(y)
     weight, bias = bn.weight.contiguous(), bn.bias.contiguous()
+    if weight.numel() != y.shape[1]:  # a kernel would read past the end
+        raise RuntimeError(f'a BatchNorm of {weight.numel()} channels got {y.shape[1]}')
+    _check_device(y, weight)
     batch = not is_frozen(bn) and bn.training
     call = _Pass(bn, batch, pooling, _group(bn) if batch else None)
     mean = invstd = None
@@ -361,8 +373,12 @@ def scale_shift_add(
         gate: multiplies the shortcut; None for 1.
         relu: NO_RELU, RELU_LAST or RELU_FIRST.
         inplace: whether the result may be written into y's memory where no gradient is recorded.
+
+    Raises:
+        RuntimeError: tensors are on several devices.
     """
     y = normalized.y
+    _check_device(y, factor, shortcut, gate)
     if shortcut is not None:
         layout = torch.channels_last if launch.is_channels_last(y) else torch.contiguous_format
         shortcut = shortcut.expand(y.shape).contiguous(memory_format=layout)

@@ -76,7 +76,8 @@ def moments(y, means, squares, C, P, T, LAST: tl.constexpr, BLOCK_P: tl.constexp
     channels = tl.arange(0, BLOCK_C)
     inside = channels < C - c0
     tl.store(means + out + c0 + channels, tl.sum(pivot, 0) + shift, mask=inside)
-    tl.store(squares + out + c0 + channels, tl.maximum(tl.sum(square, 0) - shift * shift * count, 0.0), mask=inside)
+    centred = tl.sum(square, 0) - shift * shift * count
+    tl.store(squares + out + c0 + channels, tl.where(centred < 0, 0.0, centred), mask=inside)  # NaN stays NaN
 
 
 @triton.jit
@@ -115,7 +116,8 @@ def statistics(
             square += count * distance * distance + tl.load(squares + at, mask=mask, other=0.0)
         shift = tl.sum(total, 0) / P / N
         mu = pivot + shift
-        var = tl.maximum(tl.sum(square, 0) / P / N - shift * shift, 0.0)
+        var = tl.sum(square, 0) / P / N - shift * shift
+        var = tl.where(var < 0, 0.0, var)
         rstd = 1.0 / tl.sqrt_rn(var + eps)
         tl.store(mean + c, mu, mask=inside)
         tl.store(invstd + c, rstd, mask=inside)
