@@ -50,7 +50,9 @@ def _tests(device: str, tests: Path, seconds: float) -> int:
         chosen.append(tests / 'layers' / 'kernels' / 'interpreted.py')
     # The PyTorch of that machine may warn of what CI's does not, which is no failure.
     command = [sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', '-W', 'default', '--tb=short',
-               f'--session-timeout={0.8 * seconds:.0f}', *map(str, chosen)]
+               *map(str, chosen)]
+    if importlib.util.find_spec('pytest_timeout'):
+        command.append(f'--session-timeout={0.8 * seconds:.0f}')
     if device != 'cpu' and importlib.util.find_spec('xdist'):
         command += ['-n', str(min(8, os.cpu_count() or 1))]
     try:
