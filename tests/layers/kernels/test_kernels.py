@@ -26,6 +26,17 @@ def test_values_by_tritons_interpreter():
     assert run.returncode == 0, run.stdout[-5000:] + run.stderr[-2000:]
 
 
+@pytest.mark.slow
+def test_blocks_launch_every_kernel_through_tritons_launcher(tmp_path):
+    from timm_se_plugin.layers.kernels import passes
+    run = subprocess.run(
+        [sys.executable, 'tests/layers/kernels/launched.py'], cwd=ROOT, capture_output=True, text=True, check=False,
+        env={**os.environ, 'PYTHONPATH': str(ROOT), 'TRITON_CACHE_DIR': str(tmp_path)})
+    assert run.returncode == 0, run.stderr[-5000:]
+    kernels = {name for name, value in vars(passes).items() if type(value).__name__ == 'JITFunction'}
+    assert set(run.stdout.split()) == {name for name in kernels if not name.startswith('_')}
+
+
 def test_no_kernel_is_imported_before_a_gpu_asks():
     code = 'import sys, timm_se_plugin; print("timm_se_plugin.layers.kernels.passes" in sys.modules)'
     run = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, check=True)
