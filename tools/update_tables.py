@@ -135,12 +135,18 @@ def _losses(table: str) -> dict[tuple[str, ...], float]:
     return {_run(epoch): float(epoch['train_loss']) for epoch in read(f'{Path(table).stem}-curves.csv')}
 
 
-def training_table(name: str) -> str:
-    """Accuracy and training loss of each network over its seeds, and the difference to the plain network's accuracy."""
+def training_table(name: str, attn: str | None = None) -> str:
+    """Accuracy and training loss of each network over its seeds, and the difference to the plain network's accuracy.
+
+    With `attn`, only the networks with this attention and the plain ones have rows.
+    """
     losses = _losses(name)
     runs: dict[tuple[str, str, str, str], list[Row]] = {}
     for row in read(name):
-        runs.setdefault((row['model'], row.get('options', ''), row['recipe'], row['epochs']), []).append(row)
+        flag = re.search(r"attn='(\S+)'", row['options'])
+        own = flag[1] if flag else row['model'].partition('_')[0] if plain_name(row['model']) else None
+        if not attn or own in (attn, None):
+            runs.setdefault((row['model'], row['options'], row['recipe'], row['epochs']), []).append(row)
     top1 = {key: {row['seed']: 100 * float(row['top1']) for row in rows} for key, rows in runs.items()}
     body = []
     for (model, options, recipe, epochs), rows in runs.items():
@@ -350,7 +356,7 @@ TABLES: dict[str, Callable[[], str]] = {
     'attentions-cifar10': lambda: attentions_table('cifar10.csv', 'resnet20_cifar', 15),
     'cifar10': lambda: training_table('cifar10.csv'),
     'flowers': lambda: training_table('flowers.csv'),
-    'flowers-64': lambda: training_table('flowers-64.csv'),
+    'flowers-64': lambda: training_table('flowers-64.csv', 'se'),
     'cifar10-finetune': lambda: training_table('cifar10-finetune.csv'),
     'bccd': bccd_table,
     'detector-cost': detector_cost_table,

@@ -253,7 +253,8 @@ def test_the_gates_of_a_run_are_recorded_once_under_its_name(tmp_path, digits):
     assert [row['layer'] for row in rows] == [layer.name for layer in result.layers]
     assert {(row['model'], row['seed'], row['epochs'], row['images']) for row in rows} == {
         ('se_test_resnet_plugin', '3', '1', '50')}
-    assert all("attn_rd_ratio='1/4' attn_lr_scale=10.0" in row['options'] for row in rows)
+    assert {row['options'] for row in rows} == {
+        "attn_rd_ratio='1/4' attn_lr_scale=10.0 crop_pct=1.0 deterministic=True img_size=32 lr=0.05"}
 
 
 @pytest.mark.parametrize(('given', 'said'), [

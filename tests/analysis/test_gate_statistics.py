@@ -90,6 +90,8 @@ def test_classes_weigh_as_much_as_they_have_images():
     assert (layer.mean.item(), layer.between.item(), layer.within.item()) == (2, 3, 0)
     assert layer.specificity == math.inf
     assert of_known([1, 1], [0, 1]).specificity == 0
+    # The mean of equal numbers is rounded.
+    assert of_known([0.9513] * 21, [0] * 3 + [1] * 7 + [2] * 11, classes='abc').specificity == 0
 
 
 @pytest.mark.parametrize(('gate', 'values', 'shares'), [

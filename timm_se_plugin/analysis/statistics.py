@@ -76,7 +76,8 @@ class LayerStatistics:
         Gates that do not depend on the class have about :attr:`chance`, and not 0.
         """
         between, within = float(self.between.sum()), float(self.within.sum())
-        return between / within if within > 0 else math.inf if between > 0 else 0.0
+        rounding = 1e-24 * float(self.mean.square().sum())  # of means of equal numbers, squared
+        return between / within if within > rounding else math.inf if between > rounding else 0.0
 
     @property
     def chance(self) -> float:

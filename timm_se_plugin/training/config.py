@@ -21,9 +21,10 @@ __all__ = [
 
 _PICKLED = ('.pth', '.tar', '.pt')
 _WEIGHTS = (*_PICKLED, '.safetensors', '.bin', '.npz')
-# Options that have a column of their own in a table of results.
+# Options that have a column of their own in a table of results, and the number of classes, which the data set.
 _COLUMNS = (
-    'model', 'model_kwargs', 'seed', 'epochs', 'batch_size', 'grad_accum_steps', 'amp', 'amp_dtype', 'torchcompile')
+    'model', 'model_kwargs', 'seed', 'epochs', 'batch_size', 'grad_accum_steps', 'amp', 'amp_dtype', 'torchcompile',
+    'num_classes')
 # Values of options that runs of earlier releases and of timm's own trainer lack: these describe what such runs do.
 FORMER = {'exif_orientation': False}
 _RECIPES = resources.files(__package__) / 'recipes'
