@@ -208,13 +208,14 @@ def draw_attentions(path: Path) -> None:
     figure = Figure(figsize=(8, 5), layout='constrained')
     axes = figure.subplots()
     axes.axhline(0, color='black', linewidth=1)
-    for attn in sorted(set(top1) & set(times), key=times.__getitem__):
+    for i, attn in enumerate(sorted(set(top1) & set(times), key=times.__getitem__)):
         found = paired_difference(top1[attn], top1['none'])
         if found is None or found.low is None or found.high is None:
             continue
         axes.errorbar([times[attn]], [found.mean], yerr=[[found.mean - found.low], [found.high - found.mean]],
-                      fmt='o', color='tab:blue', capsize=2, linewidth=1)
-        axes.annotate(attn, (times[attn], found.mean), xytext=(4, 3), textcoords='offset points', fontsize=8)
+                      fmt='o', color=f'C{i % 10}', capsize=2, linewidth=1)
+        axes.annotate(attn, (times[attn], found.mean), xytext=(-4 if i % 2 else 4, 3), textcoords='offset points',
+                      ha='right' if i % 2 else 'left', color=f'C{i % 10}', fontsize=8)  # neighbours on both sides
     axes.margins(x=0.1)
     axes.set(xlabel='time of a training step, as a ratio to the plain network',
              ylabel='points of top-1 accuracy above the plain network',
