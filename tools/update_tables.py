@@ -269,19 +269,20 @@ def ablation_table() -> str:
 
 
 def gates_table() -> str:
-    """The gates of the last attention of each stage of each trained network, over its seeds."""
-    runs: dict[tuple[str, str, str], dict[str, list[Row]]] = {}
+    """The gates of each trained network: the range of its attentions' numbers, each a mean over the seeds."""
+    runs: dict[tuple[str, str], dict[str, list[Row]]] = {}
     for row in read('gates.csv'):
-        runs.setdefault((row['model'], row['options'], row['recipe']), {}).setdefault(row['layer'], []).append(row)
+        gate = row['layer'].rpartition('.')[2]  # several in CBAM and scSE
+        name = f'{row["model"]} {row["options"]}'.strip() + ('' if gate == 'se' else f': {gate}')
+        runs.setdefault((name, row['recipe']), {}).setdefault(row['layer'], []).append(row)
     body = []
-    for (model, options, recipe), layers in runs.items():
-        last_of_stages = {name.partition('.')[0]: name for name in layers}
-        for layer in last_of_stages.values():
-            rows = layers[layer]
-            columns = [[float(row[key]) for row in rows] for key in ('mean', 'channel_std', 'std', 'specificity')]
-            body.append([f'{model} {options}'.strip(), recipe, layer, str(len(rows)), *(
-                _spread(values, digits) for values, digits in zip(columns, (3, 3, 3, 2), strict=True))])
-    return markdown(['model', 'recipe', 'attention', 'seeds', 'mean gate', 'between channels', 'between images',
+    for (name, recipe), layers in runs.items():
+        ranges = []
+        for key, digits in (('mean', 2), ('channel_std', 3), ('std', 3), ('specificity', 2)):
+            means = [statistics.mean(float(row[key]) for row in rows) for rows in layers.values()]
+            ranges.append(f'{min(means):.{digits}f} to {max(means):.{digits}f}')
+        body.append([name, recipe, str(len(next(iter(layers.values())))), *ranges])
+    return markdown(['model', 'recipe', 'seeds', 'mean gate', 'between channels', 'between images',
                      'class dependence'], body)
 
 
