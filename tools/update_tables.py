@@ -214,8 +214,8 @@ def draw_attentions(path: Path) -> None:
             continue
         axes.errorbar([times[attn]], [found.mean], yerr=[[found.mean - found.low], [found.high - found.mean]],
                       fmt='o', color=f'C{i % 10}', capsize=2, linewidth=1)
-        axes.annotate(attn, (times[attn], found.mean), xytext=(-4 if i % 2 else 4, 3), textcoords='offset points',
-                      ha='right' if i % 2 else 'left', color=f'C{i % 10}', fontsize=8)  # neighbours on both sides
+        axes.annotate(attn, (times[attn], found.mean), xytext=(4 if i % 2 else -4, 3), textcoords='offset points',
+                      ha='left' if i % 2 else 'right', color=f'C{i % 10}', fontsize=8)  # neighbours on both sides
     axes.margins(x=0.1)
     axes.set(xlabel='time of a training step, as a ratio to the plain network',
              ylabel='points of top-1 accuracy above the plain network',
