@@ -189,13 +189,13 @@ def attentions_table(table: str, base: str, epochs: int) -> str:
     for attn in ('none', *(attn for attn in ATTENTIONS if attn in runs)):
         train, inference, first = cost['train', attn], cost['inference', attn], runs[attn][0]
         body.append([
-            attn, f'{int(first["parameters"]):,}', f'{int(first["macs"]) / 1e6:.2f}', f'{float(train["ratio"]):.2f}',
-            f'{float(inference["ratio"]):.2f}', f'{float(train["saved_bytes_ratio"]):.2f}', str(len(runs[attn])),
-            _spread(list(top1[attn].values()), 2), _difference(top1[attn], top1['none'], 2),
-            _spread([losses[_run(row)] for row in runs[attn]], 3)])
-    return markdown(['attention', 'parameters', 'M MACs', 'time, training', 'time, inference', 'bytes', 'seeds',
-                     'top-1 %', 'minus plain (95 % interval)', 'training loss'], body) + _note(
-                         costs, 'to the plain network.')
+            attn, str(len(runs[attn])), _spread(list(top1[attn].values()), 2),
+            _difference(top1[attn], top1['none'], 2), _spread([losses[_run(row)] for row in runs[attn]], 3),
+            f'{float(train["ratio"]):.2f}', f'{float(inference["ratio"]):.2f}',
+            f'{float(train["saved_bytes_ratio"]):.2f}', f'{int(first["parameters"]):,}',
+            f'{int(first["macs"]) / 1e6:.2f}'])
+    return markdown(['attention', 'seeds', 'top-1 %', 'minus plain (95 % interval)', 'training loss', 'time, training',
+                     'time, inference', 'bytes', 'parameters', 'M MACs'], body) + _note(costs, 'to the plain network.')
 
 
 def draw_attentions(path: Path) -> None:
@@ -270,20 +270,19 @@ def ablation_table() -> str:
 
 def gates_table() -> str:
     """The gates of each trained network: the range of its attentions' numbers, each a mean over the seeds."""
-    runs: dict[tuple[str, str], dict[str, list[Row]]] = {}
+    runs: dict[str, dict[str, list[Row]]] = {}
     for row in read('gates.csv'):
         gate = row['layer'].rpartition('.')[2]  # several in CBAM and scSE
         name = f'{row["model"]} {row["options"]}'.strip() + ('' if gate == 'se' else f': {gate}')
-        runs.setdefault((name, row['recipe']), {}).setdefault(row['layer'], []).append(row)
+        runs.setdefault(name, {}).setdefault(row['layer'], []).append(row)
     body = []
-    for (name, recipe), layers in runs.items():
+    for name, layers in runs.items():
         ranges = []
         for key, digits in (('mean', 2), ('channel_std', 3), ('std', 3), ('specificity', 2)):
             means = [statistics.mean(float(row[key]) for row in rows) for rows in layers.values()]
             ranges.append(f'{min(means):.{digits}f} to {max(means):.{digits}f}')
-        body.append([name, recipe, str(len(next(iter(layers.values())))), *ranges])
-    return markdown(['model', 'recipe', 'seeds', 'mean gate', 'between channels', 'between images',
-                     'class dependence'], body)
+        body.append([name, str(len(next(iter(layers.values())))), *ranges])
+    return markdown(['model', 'seeds', 'mean gate', 'between channels', 'between images', 'class dependence'], body)
 
 
 def pruning_table() -> str:
