@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from timm_se_plugin.analysis.ablations import summary
-from timm_se_plugin.analysis.seeds import paired_difference
+from timm_se_plugin.analysis.seeds import Difference, paired_difference
 from timm_se_plugin.files.tables import read_table
 from timm_se_plugin.placement import ATTENTIONS
 from timm_se_plugin.training.timing import plain_name
@@ -119,7 +119,10 @@ def _spread(values: list[float], digits: int) -> str:
 
 def _difference(values: dict[str, float], reference: dict[str, float], digits: int) -> str:
     """Mean paired difference, with the 95 % interval if there are at least two seeds."""
-    found = None if values is reference else paired_difference(values, reference)
+    return _shown(None if values is reference else paired_difference(values, reference), digits)
+
+
+def _shown(found: Difference | None, digits: int) -> str:
     if found is None:
         return ''
     interval = '' if found.low is None else f' ({found.low:+.{digits}f} to {found.high:+.{digits}f})'
@@ -260,12 +263,14 @@ def complexity_table() -> str:
 
 def ablation_table() -> str:
     """Each row of each study beside the paper's numbers."""
-    body = [[line['study'], line['row'], line['model'], f'{line["recipe"]}, {line["epochs"]} epochs',
-             str(line['seeds']), f'{line["error"]:.2f}', f'{line["low"]:.2f} to {line["high"]:.2f}',
-             f'{line["parameters"]:,}', line['paper'], line['paper_parameters']]
+    body = [[line['study'], line['row'], str(len(line['errors'])), _spread(list(line['errors'].values()), 2),
+             _shown(line['difference'], 2), _spread(line['losses'], 3) if line['losses'] else '', line['paper'],
+             f'{line["parameters"]:,}', line['paper_parameters'],
+             f'{line["model"]}, {line["recipe"]}, {line["epochs"]} epochs {line["settings"]}'.strip()]
             for line in summary(read('ablations.csv'))]
-    return markdown(['study', 'row', 'model', 'recipe', 'seeds', 'top-1 error %, mean', 'range', 'parameters',
-                     "paper's error %, ImageNet", "paper's M parameters"], body)
+    return markdown(['study', 'row', 'seeds', 'top-1 error %', "minus the paper's choice (95 % interval)",
+                     'training loss', "paper's error %, ImageNet", 'parameters', "paper's M parameters", 'training'],
+                    body)
 
 
 def gates_table() -> str:

@@ -29,25 +29,42 @@ def test_the_attention_of_a_name_is_opened():
         study_rows('x')
 
 
-def test_seeds_are_put_together():
-    run = {'study': 's', 'row': 'a', 'model': 'm', 'recipe': 'r', 'epochs': '1', 'parameters': '5', 'macs': '6',
-           'paper_top1_error': '22.28', 'paper_parameters_millions': ''}
-    line, = summary([{**run, 'top1': '0.5'}, {**run, 'top1': '0.75'}])
-    assert (line['seeds'], line['error'], line['low'], line['high']) == (2, 37.5, 25, 50)
+RUN = {'study': 'squeeze', 'model': 'm', 'recipe': 'r', 'epochs': '3', 'options': "attn='se' img_size=64",
+       'parameters': '5', 'macs': '6', 'train_loss': '', 'paper_top1_error': '22.28', 'paper_parameters_millions': ''}
+
+
+def test_seeds_are_put_together_and_compared_with_the_papers_own_network():
+    pytest.importorskip('scipy', reason='the [train] extra')
+    rows = [{**RUN, 'row': row, 'seed': str(seed), 'top1': str(top1), 'train_loss': '0.5'} for row, seed, top1 in (
+        ('max', 0, 0.5), ('max', 1, 0.75), ('avg', 1, 0.875), ('avg', 0, 0.5))]
+    maximum, average = summary([*rows, {**rows[0], 'options': "attn='se'", 'train_loss': ''}])[:2]
+    assert maximum['errors'] == {'0': 50, '1': 25}
+    assert (maximum['error'], average['error']) == (37.5, 31.25)
+    assert (maximum['difference'].mean, maximum['difference'].seeds) == (6.25, 2)
+    assert maximum['losses'] == [0.5, 0.5]
+    assert average['difference'] is None
+    assert average['settings'] == 'img_size=64'
+
+
+def test_trainings_with_other_settings_are_not_put_together():
+    rows = [{**RUN, 'row': 'max', 'seed': '0', 'top1': '0.5', 'options': f"attn='se' img_size={size}"}
+            for size in (32, 64)]
+    assert [(line['settings'], len(line['errors'])) for line in summary(rows)] == [
+        ('img_size=32', 1), ('img_size=64', 1)]
 
 
 def test_errors_are_drawn_with_their_range_above_the_papers(tmp_path):
-    run = {'study': 's', 'model': 'm', 'recipe': 'r', 'epochs': '3', 'parameters': '5', 'macs': '6',
-           'paper_parameters_millions': ''}
-    rows = [{**run, 'row': 'a', 'paper_top1_error': '22.5', 'top1': top1} for top1 in ('0.5', '0.75', '0.75')]
-    rows.append({**run, 'row': 'b', 'paper_top1_error': '', 'top1': '0.25'})
+    pytest.importorskip('scipy', reason='the [train] extra')
+    rows = [{**RUN, 'row': 'max', 'seed': seed, 'paper_top1_error': '22.5', 'top1': top1}
+            for seed, top1 in enumerate(('0.5', '0.75', '0.75'))]
+    rows.append({**RUN, 'row': 'avg', 'seed': '7', 'paper_top1_error': '', 'top1': '0.25'})
     ours, paper = draw_ablation(rows, tmp_path / 'plot.png').axes
-    assert ours.get_title() == 's: m, r, 3 epochs'
+    assert ours.get_title() == 'squeeze: m, r, 3 epochs img_size=64'
     assert list(ours.containers[0].lines[0].get_ydata()) == [pytest.approx(100 / 3), 75]
     ranges, = ours.containers[0].lines[2]
     assert [[y for _, y in segment] for segment in ranges.get_segments()] == [pytest.approx([25, 50]), [75, 75]]
     assert list(paper.lines[0].get_ydata()) == [22.5, pytest.approx(float('nan'), nan_ok=True)]
-    assert [label.get_text() for label in paper.get_xticklabels()] == ['a', 'b']
+    assert [label.get_text() for label in paper.get_xticklabels()] == ['max', 'avg']
     assert (tmp_path / 'plot.png').is_file()
 
 
@@ -76,8 +93,9 @@ def test_a_study_trains_resumes_and_tabulates(tmp_path, monkeypatch):
         ('max', '22.57', '1'), ('avg', '22.28', '1')]
     for row in rows:
         result, = read_table(runs / f'{row["row"]}-seed0/result.csv')
-        assert [row[key] for key in ('top1', 'top5', 'parameters')] == [
-            result[key] for key in ('top1', 'top5', 'parameters')]
+        assert [row[key] for key in ('top1', 'top5', 'parameters', 'options')] == [
+            result[key] for key in ('top1', 'top5', 'parameters', 'options')]
+        assert float(row['train_loss']) > 0
     before = (runs / 'max-seed0/result.csv').stat().st_mtime_ns
     (runs / 'avg-seed0/result.csv').unlink()  # as if it had been killed before its end
     study()

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import timm
 
 from ..files.tables import read_table, replace_rows
-from .studies import Row, study_network, study_rows
+from .seeds import paired_difference
+from .studies import CHOSEN, Row, study_network, study_rows
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -98,16 +99,17 @@ def run_study(
             return None
         return {
             'study': study, 'row': row.name, 'seed': seed, 'epochs': done['epochs'], 'recipe': done['recipe'],
-            'model': network, 'options': ' '.join(_keywords(row)), 'top1': done['top1'], 'top5': done['top5'],
-            'parameters': done['parameters'], 'macs': done['macs'], 'paper_top1_error': row.top1_error or '',
-            'paper_parameters_millions': row.parameters or '', 'seconds': done['seconds'],
-            **{key: done[key] for key in ('device', 'threads', 'torch', 'timm', 'commit')}}
+            'model': network, 'paper_top1_error': row.top1_error or '',
+            'paper_parameters_millions': row.parameters or '',
+            **{key: done[key] for key in (
+                'options', 'top1', 'top5', 'train_loss', 'parameters', 'macs', 'seconds', 'device', 'threads', 'torch',
+                'timm', 'commit')}}
 
     with ThreadPoolExecutor(len(devices)) as pool:
         results = list(pool.map(run, tasks))
     finished = [result for result in results if result]
     if finished:
-        replace_rows(table, finished, ('study', 'row', 'seed', 'epochs', 'recipe', 'model'))
+        replace_rows(table, finished, ('study', 'row', 'seed', 'epochs', 'recipe', 'model', 'options'))
     if len(finished) < len(results):
         raise RuntimeError(f'{len(results) - len(finished)} of {len(results)} runs failed; their logs are in {where}')
     return finished
@@ -164,21 +166,34 @@ def _run(folder: Path, name: str, command: Sequence[str], device: str) -> dict[s
         if code or not result.exists():
             _logger.warning('%s failed with exit code %d; its log is %s', name, code, folder / f'{name}.log')
             return None
-    return read_table(result)[0]
+    row, curve = read_table(result)[0], read_table(result.with_name('result-curves.csv'))
+    return {**row, 'train_loss': curve[-1]['train_loss']}
 
 
 def summary(rows: Sequence[dict[str, str]]) -> list[dict[str, Any]]:
-    """For each row of the studies the mean and range over the seeds of the top-1 error in per cent."""
+    """Each row of the studies over its seeds.
+
+    Returns:
+        For each row of a study the top-1 errors in per cent by seed, their mean, the difference to the papers' own
+        network (see :func:`~timm_se_plugin.analysis.seeds.paired_difference`), the training losses of the last epoch,
+        and what the rows of the table have in common; ``settings`` are the options that are not the study's.
+    """
     together: dict[tuple[str, ...], list[dict[str, str]]] = {}
     for row in rows:
-        key = tuple(str(row[column]) for column in ('study', 'row', 'model', 'recipe', 'epochs'))
+        settings = ' '.join(part for part in row['options'].split() if not part.startswith('attn'))
+        key = (*(str(row[column]) for column in ('study', 'model', 'recipe', 'epochs')), settings, row['row'])
         together.setdefault(key, []).append(row)
+    errors = {key: {str(run['seed']): 100 - 100 * float(run['top1']) for run in runs}
+              for key, runs in together.items()}
     result = []
-    for (study, name, model, recipe, epochs), runs in together.items():
-        errors = [100 - 100 * float(run['top1']) for run in runs]
+    for key, runs in together.items():
+        study, model, recipe, epochs, settings, name = key
+        chosen = errors.get((*key[:-1], CHOSEN[study]), {})
         result.append({
-            'study': study, 'row': name, 'model': model, 'recipe': recipe, 'epochs': epochs, 'seeds': len(runs),
-            'error': statistics.mean(errors), 'low': min(errors), 'high': max(errors),
+            'study': study, 'row': name, 'model': model, 'recipe': recipe, 'epochs': epochs, 'settings': settings,
+            'errors': errors[key], 'error': statistics.mean(errors[key].values()),
+            'difference': None if name == CHOSEN[study] else paired_difference(errors[key], chosen),
+            'losses': [float(run['train_loss']) for run in runs if run.get('train_loss')],
             'parameters': int(runs[0]['parameters']), 'macs': int(runs[0]['macs']),
             'paper': runs[0]['paper_top1_error'], 'paper_parameters': runs[0]['paper_parameters_millions']})
     return result
@@ -196,10 +211,11 @@ def draw_ablation(rows: Sequence[dict[str, str]], path: str | Path) -> 'Figure':
     measured, paper = charts = figure.subplots(2, 1, sharex=True)
     x = range(len(lines))
     mean = [line['error'] for line in lines]
-    below = [line['error'] - line['low'] for line in lines]
-    above = [line['high'] - line['error'] for line in lines]
+    below = [line['error'] - min(line['errors'].values()) for line in lines]
+    above = [max(line['errors'].values()) - line['error'] for line in lines]
     measured.errorbar(x, mean, yerr=[below, above], fmt='o', capsize=4)
-    measured.set(title='{study}: {model}, {recipe}, {epochs} epochs'.format(**lines[0]), ylabel='top-1 error %, here')
+    title = '{study}: {model}, {recipe}, {epochs} epochs {settings}'.format(**lines[0]).strip()
+    measured.set(title=title, ylabel='top-1 error %, here')
     paper.plot(x, [float(line['paper'] or 'nan') for line in lines], 's', color='tab:gray')
     paper.set_ylabel('top-1 error %, paper, ImageNet')
     paper.set_xticks(x, [line['row'] for line in lines])

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-__all__ = ['STUDIES', 'Row', 'study_network', 'study_rows']
+__all__ = ['CHOSEN', 'STUDIES', 'Row', 'study_network', 'study_rows']
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,12 @@ STUDIES: dict[str, tuple[Row, ...]] = {
     'branches': (
         _sk('3x3 + 5x5, SK', 20.79, 3, 5, millions=27.5), _sk('3x3 + 7x7, SK', 20.97, 3, 7, millions=27.5),
         _sk('3x3 + 5x5 + 7x7, SK', 20.76, 3, 5, 7), _sk('3x3 + 5x5, sum', None, 3, 5, select='sum')),
+}
+
+# The row of each study that is the papers' own network, with which they compare the others.
+CHOSEN = {
+    'ratio': 'r = 16', 'squeeze': 'avg', 'excitation': 'sigmoid', 'stages': 'all', 'integration': 'standard',
+    'no_squeeze': 'SE', 'branches': '3x3 + 5x5, SK',
 }
 
 
