@@ -103,6 +103,27 @@ def test_a_study_trains_resumes_and_tabulates(tmp_path, monkeypatch):
     assert read_table(table)[1]['top1'] == rows[1]['top1']
 
 
+def test_a_network_of_two_studies_is_trained_once(tmp_path):
+    yaml = pytest.importorskip('yaml', reason='the [train] extra')
+    from timm_se_plugin.analysis.ablations import _command, _finished_run
+    from timm_se_plugin.training import parse_options
+    average, = [row for row in STUDIES['squeeze'] if row.name == 'avg']
+    maximum, = [row for row in STUDIES['squeeze'] if row.name == 'max']
+
+    def finished(row, *arguments):
+        command = _command(row, 0, 'cifar10', 'test_resnet_plugin', arguments)
+        return _finished_run(tmp_path / 'squeeze', row, 0, command)
+
+    options = parse_options(_command(average, 0, 'cifar10', 'test_resnet_plugin', ()))
+    other = tmp_path / 'excitation/sigmoid-seed0'
+    other.mkdir(parents=True)
+    (other / 'args.yaml').write_text(yaml.safe_dump(vars(options)))
+    assert finished(average) is None
+    (other / 'result.csv').write_text('top1\n0.5\n')
+    assert finished(average) == other
+    assert finished(maximum) is finished(average, '--lr', '0.2') is None
+
+
 @pytest.mark.parametrize('option', ['--model-kwargs', '--seed=3'])
 def test_an_option_that_the_study_gives_is_refused(option, tmp_path):
     with pytest.raises(ValueError, match=r'^the study sets --(model-kwargs|seed) for each row'):

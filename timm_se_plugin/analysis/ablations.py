@@ -17,7 +17,7 @@ import timm
 
 from ..files.tables import read_table, replace_rows
 from .seeds import paired_difference
-from .studies import CHOSEN, Row, study_network, study_rows
+from .studies import CHOSEN, STUDIES, Row, study_network, study_rows
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -53,7 +53,8 @@ def run_study(
 ) -> list[dict[str, Any]]:
     """Train and evaluate each row of a study with each seed, and tabulate the results beside the paper's numbers.
 
-    A second call after an interruption repeats no finished run, and resumes the others from their checkpoints.
+    A second call after an interruption repeats no finished run, and resumes the others from their checkpoints. A
+    network that several studies have, such as the papers' own, is trained once.
 
     Args:
         study: a key of :data:`~timm_se_plugin.analysis.studies.STUDIES`.
@@ -81,29 +82,31 @@ def run_study(
     if not rows:
         raise ValueError(f'no row of the study {study!r} fits {network}')
     where = Path(folder, network, Path(recipe).stem, study)
-    tasks = [(row, seed) for seed in seeds for row in rows]
-    for row, seed in tasks:
-        _check_finished(where / _run_name(row, seed), _command(row, seed, recipe, network, arguments))
+    tasks = [(row, seed, _command(row, seed, recipe, network, arguments)) for seed in seeds for row in rows]
+    for task in tasks:
+        _finished_run(where, *task)  # raises before the first training
     free: queue.SimpleQueue[str] = queue.SimpleQueue()
     for device in devices:
         free.put(device)
 
-    def run(task: tuple[Row, int]) -> dict[str, Any] | None:
-        row, seed = task
+    def run(task: tuple[Row, int, list[str]]) -> dict[str, Any] | None:
+        row, seed, command = task
         device = free.get()
         try:
-            done = _run(where, _run_name(row, seed), _command(row, seed, recipe, network, arguments), device)
+            folder = _finished_run(where, *task) or _train(where, _run_name(row, seed), command, device)
         finally:
             free.put(device)
-        if done is None:
+        if folder is None:
             return None
+        done, = read_table(folder / 'result.csv')
+        loss = read_table(folder / 'result-curves.csv')[-1]['train_loss']
         return {
             'study': study, 'row': row.name, 'seed': seed, 'epochs': done['epochs'], 'recipe': done['recipe'],
             'model': network, 'paper_top1_error': row.top1_error or '',
-            'paper_parameters_millions': row.parameters or '',
+            'paper_parameters_millions': row.parameters or '', 'train_loss': loss,
             **{key: done[key] for key in (
-                'options', 'top1', 'top5', 'train_loss', 'parameters', 'macs', 'seconds', 'device', 'threads', 'torch',
-                'timm', 'commit')}}
+                'options', 'top1', 'top5', 'parameters', 'macs', 'seconds', 'device', 'threads', 'torch', 'timm',
+                'commit')}}
 
     with ThreadPoolExecutor(len(devices)) as pool:
         results = list(pool.map(run, tasks))
@@ -136,10 +139,28 @@ def _command(row: Row, seed: int, recipe: str, network: str, arguments: Sequence
     return ['--config', recipe, *arguments, '--model', network, '--model-kwargs', *_keywords(row), '--seed', str(seed)]
 
 
-def _check_finished(folder: Path, command: Sequence[str]) -> None:
-    """Raise ValueError if a finished run had other options; for unfinished runs the training does so."""
+def _finished_run(where: Path, row: Row, seed: int, command: Sequence[str]) -> Path | None:
+    """The folder of this row's run if it is finished, or else of the same run in another study; None if neither is.
+
+    Raises:
+        ValueError: the row's own run had other options.
+    """
+    own = where / _run_name(row, seed)
+    different = _differences(own, command)
+    if different:
+        raise ValueError(f'{own} holds the result of a run with other options: {", ".join(different)}')
+    same = [where.parent / study / _run_name(other, seed)
+            for study, rows in STUDIES.items() for other in rows if other.options == row.options]
+    return next((folder for folder in (own, *same) if _differences(folder, command) == []), None)
+
+
+def _differences(folder: Path, command: Sequence[str]) -> list[str] | None:
+    """Options in which the finished run in a folder differs from a command; None if no run is finished there.
+
+    Of an unfinished run, the training itself says which options differ.
+    """
     if not (folder / 'result.csv').exists():
-        return
+        return None
     import yaml  # a requirement of the [train] extra
 
     from ..training.config import different_options, options_of, parse_options
@@ -148,26 +169,23 @@ def _check_finished(folder: Path, command: Sequence[str]) -> None:
     now = yaml.safe_load(yaml.safe_dump(vars(parse_options(command))))  # lists for tuples, as in the file
     if now['num_classes'] is None:  # the run has taken the number from the data
         now['num_classes'] = then['num_classes']
-    different = different_options(then, now)
-    if different:
-        raise ValueError(f'{folder} holds the result of a run with other options: {", ".join(different)}')
+    return different_options(then, now)
 
 
-def _run(folder: Path, name: str, command: Sequence[str], device: str) -> dict[str, Any] | None:
-    result = folder / name / 'result.csv'
-    if not result.exists():
-        result.parent.mkdir(parents=True, exist_ok=True)
-        whole = [
-            sys.executable, '-c', _TRAIN, *command, '--device', device, '--output', str(folder), '--experiment', name,
-            '--resume', 'auto', '--results', str(result)]
-        _logger.info('%s on %s', name, device)
-        with (folder / f'{name}.log').open('a', encoding='utf-8') as log:
-            code = subprocess.run(whole, stdout=log, stderr=log, env=dict(os.environ), check=False).returncode
-        if code or not result.exists():
-            _logger.warning('%s failed with exit code %d; its log is %s', name, code, folder / f'{name}.log')
-            return None
-    row, curve = read_table(result)[0], read_table(result.with_name('result-curves.csv'))
-    return {**row, 'train_loss': curve[-1]['train_loss']}
+def _train(where: Path, name: str, command: Sequence[str], device: str) -> Path | None:
+    """Train or resume a run, and return its folder; None if it failed."""
+    folder, log_file = where / name, where / f'{name}.log'
+    folder.mkdir(parents=True, exist_ok=True)
+    whole = [
+        sys.executable, '-c', _TRAIN, *command, '--device', device, '--output', str(where), '--experiment', name,
+        '--resume', 'auto', '--results', str(folder / 'result.csv')]
+    _logger.info('%s on %s', name, device)
+    with log_file.open('a', encoding='utf-8') as log:
+        code = subprocess.run(whole, stdout=log, stderr=log, env=dict(os.environ), check=False).returncode
+    if code or not (folder / 'result.csv').exists():
+        _logger.warning('%s failed with exit code %d; its log is %s', name, code, log_file)
+        return None
+    return folder
 
 
 def summary(rows: Sequence[dict[str, str]]) -> list[dict[str, Any]]:
