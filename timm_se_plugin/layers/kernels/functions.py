@@ -143,9 +143,6 @@ def _running_statistics(bn: Any) -> tuple[Tensor | None, Tensor | None, Tensor |
         batches.add_(1)
     elif bn.momentum is None:
         return None, None, None, 0.0
-    for running in (bn.running_mean, bn.running_var):
-        if not running.is_inference():
-            torch.autograd.graph.increment_version(running)  # autograd cannot see the kernel write
     return bn.running_mean, bn.running_var, batches, bn.momentum
 
 
@@ -345,7 +342,9 @@ def normalize(y: Tensor, bn: Any, pooling: Pooling = '') -> Normalized:
     call = _Pass(bn, batch, pooling, _group(bn) if batch else None)
     mean = invstd = None
     if not batch:
-        mean, invstd = bn.running_mean.float(), (bn.running_var.float() + bn.eps).rsqrt()
+        # A copy, since a training pass may change the running mean before the backward pass reads it.
+        mean = bn.running_mean.to(torch.float32, copy=torch.is_grad_enabled())
+        invstd = (bn.running_var.float() + bn.eps).rsqrt()
     elif y.numel() == y.shape[1] and call.group is None:
         raise ValueError(f'Expected more than 1 value per channel when training, got input size {y.shape}')
     if torch.is_grad_enabled() and (y.requires_grad or weight.requires_grad or bias.requires_grad):
