@@ -436,6 +436,22 @@ def test_backward_repeats_with_a_retained_graph():
     assert all(map(torch.equal, first, second))
 
 
+@pytest.mark.parametrize(('mode', 'fused'), [('train', False), ('frozen', True), ('eval', True)])
+def test_a_training_pass_leaves_the_gradients_of_an_earlier_pass_as_they_are(mode, fused):
+    net = Tail().double()
+    xs = torch.randn(4, 6, 3, 3, dtype=torch.float64), torch.randn(4, 6, 5, 5, dtype=torch.float64)
+
+    def loss(net, x, mode, fused):
+        set_mode(net, mode).fused = fused
+        return net(x).square().sum()
+
+    separate = copy.deepcopy(net)
+    (loss(net, xs[0], mode, fused) + loss(net, xs[1], 'train', True)).backward()
+    loss(separate, xs[0], mode, fused).backward()
+    loss(separate, xs[1], 'train', True).backward()
+    assert_equal(*({n: p.grad for n, p in each.named_parameters()} for each in (net, separate)))
+
+
 def test_works_in_inference_mode_and_after_copying_and_pickling():
     net = set_mode(Tail(), 'eval')
     x = torch.randn(2, 6, 3, 3)

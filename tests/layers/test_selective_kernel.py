@@ -427,6 +427,20 @@ def test_backward_twice_and_checkpoint(kernels):
         assert worst(again, expected) < 1e-14
 
 
+def test_a_training_pass_leaves_the_gradients_of_an_earlier_pass_as_they_are():
+    layer, x = build(mode='frozen'), batch()
+    layer.attn.bn.momentum = 0.0  # PyTorch's own norm does not have this property
+    expected = run(layer, x)
+
+    def train_too(layer, x):
+        out = layer(x)
+        layer.train()(x.detach())
+        return out
+    results = run(layer, x, train_too)
+    gradients = slice(0, -len(list(layer.buffers())))  # the buffers do change
+    assert worst(results[gradients], expected[gradients]) < 1e-14
+
+
 @pytest.mark.parametrize('mode', ['train', 'frozen'])
 @pytest.mark.parametrize('kernels', [(3, 5), (3, 5, 7)])
 def test_second_derivatives_are_those_of_the_modules(kernels, mode):

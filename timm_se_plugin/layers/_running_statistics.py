@@ -28,7 +28,8 @@ def update_running_stats(
     if num_batches_tracked is not None:
         num_batches_tracked.add_(1)
     for running, value in ((running_mean, mean), (running_var, unbiased_var)):
-        value = value.to(running.dtype)
+        # By .data, as in nn.BatchNorm2d, an earlier pass whose graph holds the tensor can still be differentiated.
+        running, value = running.data, value.to(running.dtype)
         if momentum is not None:
             running.lerp_(value, momentum)
         elif num_batches_tracked is not None:

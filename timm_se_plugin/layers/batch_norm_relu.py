@@ -148,6 +148,7 @@ def _batch_norm_relu(
         update_running_stats(
             running_mean, running_var, num_batches_tracked, mean, var * (count / (count - 1)), momentum)
     else:
-        mean, var = running_mean.to(dtype), running_var.to(dtype)
+        # Copies, since a training pass may change the running statistics before the backward pass reads them.
+        mean, var = running_mean.to(dtype, copy=True), running_var.to(dtype, copy=True)
     recipe = [y, weight.to(dtype), bias.to(dtype), mean, var]
     return *_BatchNormReLU.apply(*recipe, training, eps, private), recipe

@@ -152,6 +152,8 @@ def normalize_squeeze(
     scale, offset, mean, var = weight, bias, running_mean, running_var
     if weight.dtype != dtype:
         scale, offset, mean, var = scale.to(dtype), offset.to(dtype), mean.to(dtype), var.to(dtype)
+    if not training and torch.is_grad_enabled():  # a training pass may change them before the backward pass
+        mean, var = mean.clone(), var.clone()
     m = mean.view(1, -1)
     if training:
         count = y.numel() // y.shape[1]
