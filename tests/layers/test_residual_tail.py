@@ -541,10 +541,13 @@ def test_frozen_batch_norm_is_fused():
     assert_equal(run(net, x, True), run(net, x, False))
 
 
+@pytest.mark.sizes_matter
+@pytest.mark.parametrize('gradients', [True, False])
 @pytest.mark.parametrize('mode', ['frozen', 'eval'])
-def test_an_empty_batch_is_left_to_the_modules(mode):
+def test_an_empty_batch_is_left_to_the_modules(mode, gradients):
     net = set_mode(Tail(fused='auto'), mode)
-    assert net(torch.randn(0, 6, 3, 3)).shape == (0, 6, 3, 3)
+    with torch.set_grad_enabled(gradients):
+        assert net(torch.randn(0, 6, 3, 3)).shape == (0, 6, 3, 3)
 
 
 def test_functional_transforms_see_the_modules():

@@ -77,7 +77,7 @@ def is_worthwhile(x: Tensor) -> bool:
     is_half = x.element_size() == 2
     is_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
     samples = min(x.shape[0], _MOST_SAMPLES) if is_half and is_last else x.shape[0]
-    return samples * x[0].numel() >= _WORTHWHILE[torch.is_grad_enabled(), is_half, is_last]
+    return samples * x.shape[1:].numel() >= _WORTHWHILE[torch.is_grad_enabled(), is_half, is_last]
 
 
 def can_fuse(
