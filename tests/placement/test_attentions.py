@@ -171,6 +171,7 @@ class HasStages(nn.Module):
     ('se', SimAM, "'se' cannot name an attention: choose a lower-case word other than se, sk"),
     ('none', SimAM, "'none' cannot name an attention"),
     ('Sim-AM', SimAM, "'Sim-AM' cannot name an attention"),
+    ('mine', lambda channels, device=None, dtype=None: SimAM(channels), 'not a class derived from torch.nn.Module'),
     ('mine', NeedsMore, 'NeedsMore cannot be an attention: its constructor has no default for groups; it is called as'),
     ('mine', HasNoFactory, 'HasNoFactory cannot be an attention: its constructor lacks device, dtype'),
     ('mine', HasStages, 'HasStages cannot be an attention: its keyword stages is the name of another option')])

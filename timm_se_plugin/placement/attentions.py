@@ -170,13 +170,16 @@ def register_attention(
         gates: names of the layer's modules whose outputs are gates, for the analysis.
 
     Raises:
-        ValueError: a name that is taken or is no lower-case word, a constructor that cannot be called as above, or a
-            keyword that is the name of an option of placement or of a Selective Kernel.
+        ValueError: a name that is taken or is no lower-case word, a layer that is no class derived from ``nn.Module``,
+            a constructor that cannot be called as above, or a keyword that is the name of an option of placement or of
+            a Selective Kernel.
     """
     if name in ATTENTIONS or name == 'none' or not name.isidentifier() or name != name.lower():
         raise ValueError(f'{name!r} cannot name an attention: choose a lower-case word other than '
                          f'{", ".join(ATTENTIONS)}, none')
-    _, *parameters = inspect.signature(layer).parameters.values()
+    if not (isinstance(layer, type) and issubclass(layer, nn.Module)):
+        raise ValueError(f'{layer!r} cannot be an attention: it is not a class derived from torch.nn.Module')
+    parameters = list(inspect.signature(layer).parameters.values())[1:]  # the first is the number of channels
     options = {parameter.name: parameter.default for parameter in parameters
                if parameter.name not in ('device', 'dtype')}
     taken = [option for option in options if option in _RESERVED]
