@@ -65,6 +65,7 @@ def test_differences_leave_out_what_does_not_change_the_computation():
     ({'attn_rd_ratio': 0}, 'attn_rd_ratio=0 is not a fraction'),
     ({'attn_rd_ratio': -0.5}, 'attn_rd_ratio=-0.5 is not '),
     ({'attn_rd_ratio': '16/1'}, 'attn_rd_ratio=16.0 is not '),
+    ({'attn_rd_ratio': '1/0'}, "attn_rd_ratio='1/0' is not "),
     ({'attn_rd_ratio': 'r'}, "attn_rd_ratio='r' is not "),
     ({'attn_rd_channels': 0}, 'attn_rd_channels=0 is not a positive integer'),
     ({'attn_rd_divisor': 2.5}, 'attn_rd_divisor=2.5 is not '),

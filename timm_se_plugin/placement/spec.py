@@ -91,7 +91,7 @@ class AttentionSpec:
             raise ValueError(f'attn={self.attn!r} is not a known attention; choose one of {_listed(ATTENTIONS)}, none, '
                              'or register your own with timm_se_plugin.register_attention')
         defaults = self.record.options
-        if isinstance(self.rd_ratio, str) and re.fullmatch(r'\d+/\d+', self.rd_ratio):  # from a command line
+        if isinstance(self.rd_ratio, str) and re.fullmatch(r'\d+/0*[1-9]\d*', self.rd_ratio):  # from a command line
             self._set('rd_ratio', float(Fraction(self.rd_ratio)))
         for name in ('stages', 'sk_stages', 'kernels', 'groups'):  # config.json gives lists
             value = getattr(self, name)
