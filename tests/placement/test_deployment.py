@@ -95,6 +95,10 @@ def test_can_be_saved_copied_scripted_traced_exported_and_compiled(name, tmp_pat
 def test_a_network_in_training_is_refused():
     with pytest.raises(ValueError, match=r'in training mode, .*; call model.eval\(\) first'):
         fuse_for_inference(timm.create_model('se_resnet10t_plugin').train())
+    partly = timm.create_model('se_resnet10t_plugin').eval()
+    partly.layer2[0].bn1.train()
+    with pytest.raises(ValueError, match=r'^layer2\.0\.bn1 is in training mode'):
+        fuse_for_inference(partly)
 
 
 def test_plain_timm_networks_are_folded_too():

@@ -46,10 +46,12 @@ def fuse_for_inference(model: nn.Module, input_size: tuple[int, int, int] | None
         The copy.
 
     Raises:
-        ValueError: `model` is in training mode, whose BatchNorm can't be folded, or does not accept such an image.
+        ValueError: `model` or a module in it is in training mode, whose BatchNorm can't be folded, or does not accept such an image.
     """
-    if model.training:
-        raise ValueError('the network is in training mode, whose BatchNorm cannot be folded; call model.eval() first')
+    name = next((name for name, module in model.named_modules() if module.training), None)
+    if name is not None:
+        raise ValueError(f'{name or "the network"} is in training mode, whose BatchNorm cannot be folded; call '
+                         'model.eval() first')
     pairs = _foldable(model, input_size or image_size(model))
     model = copy.deepcopy(model).requires_grad_(False)
     for conv_name, norm_name in pairs:
