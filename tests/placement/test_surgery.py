@@ -390,6 +390,18 @@ class Caching(nn.Module):
         return x
 
 
+class SilentTrain(nn.Sequential):
+    """As the backbones of MMDetection, whose ``train`` returns nothing."""
+
+    def train(self, mode=True):
+        super().train(mode)
+
+
+def test_a_network_whose_train_method_returns_nothing_gains_attention():
+    model = SilentTrain(nn.Conv2d(3, 8, 3))
+    assert list(add_attention(model, 'se', sites='0', input_size=(3, 8, 8))) == ['0.se']
+
+
 def test_the_look_at_a_network_leaves_nothing_in_it():
     model = Caching()
     model(torch.zeros(1, 3, 8, 8))

@@ -42,7 +42,8 @@ def structure_of(model: nn.Module) -> nn.Module:
         for hooks in (module._forward_hooks, module._forward_pre_hooks):
             for key in [key for key, hook in hooks.items() if not is_attention_hook(hook)]:
                 del hooks[key]
-    return structure.eval()
+    structure.eval()  # not chained, since a backbone of MMDetection returns None
+    return structure
 
 
 def _tensors_in_attributes(model: nn.Module) -> list[Tensor]:
