@@ -136,5 +136,23 @@ def test_a_layer_alone_has_its_macs():
     assert complexity(nn.Conv2d(3, 8, 3), (3, 8, 8)).macs == 7776
 
 
+def test_a_shared_parameter_counts_once():
+    model = timm.create_model('se_resnet20_cifar_plugin', device='meta')
+    model.layer1[1].se.fc1.weight = model.layer1[0].se.fc1.weight
+    assert complexity(model).params == sum(p.numel() for p in model.parameters())
+
+
+def test_a_users_hook_is_not_called():
+    layer, seen = nn.Conv2d(3, 8, 3), []
+    layer.register_forward_hook(lambda module, args, output: seen.append(output))
+    assert complexity(layer, (3, 8, 8)).macs == 7776
+    assert not seen
+
+
+def test_an_image_that_the_network_does_not_take_is_one_clear_error():
+    with pytest.raises(ValueError, match=r'ResNet does not take an image of \(4, 64, 64\)'):
+        complexity(timm.create_model('se_resnet18_plugin', device='meta'), (4, 64, 64))
+
+
 def test_a_network_whose_parameters_go_through_modules_is_counted():
     assert complexity(timm.create_model('cait_xxs24_224', device='meta')).macs == 2_523_475_200

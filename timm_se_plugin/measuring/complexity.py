@@ -1,6 +1,5 @@
 """Parameters, multiply-accumulates (MACs) and activation memory of a network, and the attention's share of them."""
 
-import copy
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..placement import counted_attention
 from ..placement.recalibration import attention_of_output
-from ..placement.structure import image_size
+from ..placement.structure import image_size, run_structure, structure_of
 
 __all__ = ['CONVENTION', 'Complexity', 'ModuleCost', 'complexity', 'saved_bytes']
 
@@ -87,16 +86,17 @@ def complexity(model: nn.Module, input_size: tuple[int, int, int] | None = None)
     Args:
         model: any network that takes one batch of images.
         input_size: (C, H, W) of the image; if None, the size in the network's configuration.
+
+    Raises:
+        ValueError: the network does not accept such an image, or cannot be copied.
     """
     input_size = input_size or image_size(model)
-    counted = copy.deepcopy(model).to('meta').requires_grad_(False)
-    counted.eval()  # not chained, since a backbone of MMDetection returns None
+    counted = structure_of(model)
     for module in counted.modules():
         if getattr(module, 'fused', None) is True:  # True raises on the meta device; 'auto' has equal MACs
             module.fused = 'auto'  # type: ignore[assignment]
-    dtype = next((p.dtype for p in counted.parameters()), None)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        counted(torch.empty(1, *input_size, device='meta', dtype=dtype))
+    with FlopCounterMode(display=False) as counter:
+        run_structure(counted, input_size)
     root = type(counted).__name__
     flops = {name.removeprefix(f'{root}.'): sum(ops.values()) for name, ops in counter.get_flop_counts().items()}
 
@@ -110,9 +110,12 @@ def complexity(model: nn.Module, input_size: tuple[int, int, int] | None = None)
         return flops[name] + (whole(f'{name}.{hooked}', module.get_submodule(hooked)) if hooked else 0)
 
     attention = tuple(f'{name}.' for name in counted_attention(counted))
-    costs = []
+    costs: list[ModuleCost] = []
+    known: set[nn.Parameter] = set()  # modules may share parameters
     for name, module in counted.named_modules():
-        params = sum(p.numel() for p in module.parameters(recurse=False))
+        own = set(module.parameters(recurse=False)) - known
+        known |= own
+        params = sum(p.numel() for p in own)
         macs = ((whole(name, module) if name else counter.get_total_flops()) - inner(name, module)) // 2
         if params or macs:
             costs.append(ModuleCost(name, type(module).__name__, params, macs, f'{name}.'.startswith(attention)))
