@@ -188,8 +188,9 @@ def test_the_model_is_left_as_it_was(fails):
     ('regnety_002', 13, 's4.b7.se', 4), ('seresnet18', 8, 'layer4.1.se', 4),
     ('legacy_seresnet18', 8, 'layer4.1.se_module', 4), ('skresnet18', 8, 'layer4.1.conv1.attn', 4),
     ('ese_vovnet19b_dw', 4, 'stages.3.blocks.0.attn', 4), ('eca_resnet33ts', 10, 'stages.3.1.attn', 4),
+    ('sk_shufflenetv2_050_plugin', 16, 'stage4.3.branch2.3.attn', 3),
 ])
-def test_timms_own_attentions_are_found_by_depth_and_stage(name, count, last, stages):
+def test_attentions_of_timm_and_others_are_found_by_depth_and_stage(name, count, last, stages):
     model = timm.create_model(name, device='meta')
     gates = find_gates(model)
     assert (len(gates), gates[-1].name, len({gate.stage for gate in gates})) == (count, last, stages)

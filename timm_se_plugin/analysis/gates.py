@@ -56,11 +56,11 @@ class Gate:
     @property
     def stage(self) -> str:
         """The part of the network before the block's number: ``layer1`` of ``layer1.2.se``."""
-        parts = self.name.split('.')
+        parts = self.name.split('.')[:-2 if self.selects else None]  # a kernel has a convolution's place in its block
         for i in range(len(parts) - 1, 0, -1):
             if re.fullmatch(r'b?\d+', parts[i]):
                 return '.'.join(parts[:i])
-        return re.sub(r'(?<=\d)[a-z]$', '', parts[0])  # Mixed_5b, Mixed_5c, …
+        return re.sub(r'(?<=\d)[a-z]$', '', self.name.partition('.')[0])  # Mixed_5b, Mixed_5c, …
 
     def values(self, output: Tensor) -> Tensor:
         """The module's output as (N, branches, C, positions), with one position unless the gate is spatial.
