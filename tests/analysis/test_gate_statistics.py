@@ -282,6 +282,10 @@ def test_wrong_data_and_networks_are_refused():
         gate_statistics(Known(), [], 'ab')
     with pytest.raises(ValueError, match='the data set has no image with a label'):
         gate_statistics(Known(), [(constant(1), torch.tensor([-1]))], 'ab')
+    for soft in (torch.eye(2), torch.tensor([0.0, 1.0])):  # of mixup, and of a regression
+        with pytest.raises(ValueError, match=r'labels of shape \(2.*\) and torch.float32 are not one class index for'):
+            gate_statistics(Known(), [(constant(1, 2), soft)], 'ab')
+    assert gate_statistics(Known(), [(constant(1, 2), torch.tensor([0, 1], dtype=torch.uint8))], 'ab').images == 2
     data = [(constant(1, 2), torch.tensor([0, 1])), (constant(3, math.nan), torch.tensor([0, 1]))]
     with pytest.raises(ValueError, match='the gate of attention is NaN or infinite for image 3 of this process'):
         gate_statistics(Known(), data, 'ab')

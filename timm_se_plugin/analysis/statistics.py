@@ -283,8 +283,8 @@ def gate_statistics(
         classes: names of the classes.
 
     Raises:
-        ValueError: no gate, no image, a label without a class, a gate that is NaN or infinite, or one that the network
-            does not compute exactly once for each image.
+        ValueError: no gate, no image, labels that are no indices, a label without a class, a gate that is NaN or
+            infinite, or one that the network does not compute exactly once for each image.
     """
     gates = find_gates(model)
     device = next(model.parameters()).device
@@ -309,7 +309,9 @@ def gate_statistics(
 
     with observed(model, gates, see):
         for x, y in batches:
-            labels = y.to(device)
+            if y.ndim != 1 or y.is_floating_point():
+                raise ValueError(f'labels of shape {tuple(y.shape)} and {y.dtype} are not one class index for each image')
+            labels = y.to(device).long()
             if len(y) and int(y.max()) >= len(classes):
                 raise ValueError(f'the data has the label {int(y.max())}, but there are only {len(classes)} classes')
             if (labels >= 0).any():
