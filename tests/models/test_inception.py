@@ -5,6 +5,7 @@ import timm
 import torch
 from parity import images, randomised, relative_error, saved
 from timm.layers import SEModule
+from timm.models import group_parameters
 from torch import nn
 from torch.nn import functional as F
 
@@ -126,6 +127,15 @@ def test_bn_inception_takes_any_size(size):
 def test_bn_inception_refuses_another_stride():
     with pytest.raises(ValueError, match='output_stride=16 is not 32, the only stride'):
         timm.create_model('bn_inception_plugin', output_stride=16)
+
+
+def test_each_module_of_bn_inception_is_a_group_of_layer_decay():
+    model = timm.create_model('se_bn_inception_plugin', device='meta')
+    groups: dict[str, set[int]] = {}
+    for name, group in group_parameters(model, model.group_matcher(), reverse=True).items():
+        groups.setdefault(name.partition('.')[0], set()).add(group)
+    modules = [f'inception_{name}' for name in ('3a', '3b', '3c', '4a', '4b', '4c', '4d', '4e', '5a', '5b')]
+    assert [groups[name] for name in ('conv1', 'conv2', *modules, 'fc')] == [{i} for i in (0, 0, *range(1, 12))]
 
 
 @pytest.mark.parametrize('name', ['inception_v3', 'inception_v4', 'inception_resnet_v2', 'bn_inception'])

@@ -157,7 +157,8 @@ class BnInception(nn.Module):
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Layers of the network in groups, for learning rates that decay with depth."""
-        return {'stem': r'^conv[12]', 'blocks': r'^inception_(\d)' if coarse else r'^inception_(\d)(\w)'}
+        modules = [(rf'^inception_(\d){letter}', (i,)) for i, letter in enumerate('abcde')]  # timm sorts by numbers
+        return {'stem': r'^conv[12]', 'blocks': r'^inception_(\d)' if coarse else modules}
 
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
