@@ -17,6 +17,7 @@ from timm_se_plugin.sharing.cards import classifier_card
 from timm_se_plugin.sharing.upload import merged_card
 from timm_se_plugin.weights.facts import Facts, csv_row
 from timm_se_plugin.weights.folders import write_model
+from timm_se_plugin.weights.runs import MULTILABEL
 
 
 def small(name='se_test_resnet_plugin', **kwargs):
@@ -230,6 +231,15 @@ def test_the_code_of_a_card_runs(hub, tmp_path):
     exec(code, scope)
     assert scope['probabilities'].shape == (1, 5)
     assert float(scope['probabilities'].detach().sum()) == pytest.approx(1)
+
+
+def test_a_card_reads_the_output_as_the_model_means_it(tmp_path):
+    write_model(small(), tmp_path, {'problem_type': MULTILABEL})
+    text = push_to_hub(tmp_path, 'me/a', dry_run=True).texts['README.md']
+    assert 'probabilities = model(transform(image)[None]).sigmoid()' in text
+    assert '**Classes, of which a picture has any number**: 5' in text
+    text = push_to_hub(small(num_classes=0), 'me/a', dry_run=True).texts['README.md']
+    assert '\nfeatures = model(transform(image)[None])  #' in text
 
 
 def test_the_numbers_of_a_card_are_the_models():

@@ -20,7 +20,8 @@ __all__ = ['classifier_card', 'detector_card']
 _TEMPLATE = Path(__file__).with_name('model_card.md')
 
 
-def classifier_card(model: nn.Module, repo_id: str, facts: Facts, revision: str | None = None) -> str:
+def classifier_card(
+        model: nn.Module, repo_id: str, facts: Facts, revision: str | None = None, is_multilabel: bool = False) -> str:
     """Card of a timm model, in Markdown with the Hub's metadata at its head.
 
     Args:
@@ -28,6 +29,7 @@ def classifier_card(model: nn.Module, repo_id: str, facts: Facts, revision: str 
         repo_id: the repository that the card is for, ``'user/repo'``.
         facts: what the model itself cannot tell.
         revision: the branch that the card is for; ``main`` if None.
+        is_multilabel: whether a picture has any number of the classes, instead of one.
     """
     network: Any = model
     architecture = network.pretrained_cfg['architecture']
@@ -36,17 +38,23 @@ def classifier_card(model: nn.Module, repo_id: str, facts: Facts, revision: str 
     size = 'x'.join(map(str, cost.input_size))
     needs_plugin = architecture in architectures
     imports = f'import timm_se_plugin  # registers {architecture}\n' if needs_plugin else ''
+    result = 'model(transform(image)[None])'
+    if network.num_classes:
+        result = f'probabilities = {result}.{"sigmoid()" if is_multilabel else "softmax(-1)"}'
+    else:
+        result = f'features = {result}'
     return _card(
         lead=f'**`import timm_se_plugin` first** (the package `timm-se-plugin`, {__version__} or newer): without that '
              f'import timm raises `Unknown model ({architecture})`.' if needs_plugin else 'A model of timm.',
         usage=f"""import timm
 {imports}model = timm.create_model('{hub_name(repo_id, revision)}', pretrained=True).eval()
 transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
-probabilities = model(transform(image)[None]).softmax(-1)  # image: a PIL image""",
+{result}  # image: a PIL image""",
         rows=(
             ('Architecture', f'`{architecture}`'),
             ('Attention', _described(attn)),
-            ('Classes', _classes(network.num_classes, names)),
+            ('Classes, of which a picture has any number' if is_multilabel else 'Classes',
+             _classes(network.num_classes, names)),
             ('Parameters', f'{cost.params:,}' + (f', {cost.attention_params:,} of them attention' if attn else '')),
             ('MACs', f'{cost.macs:,} for an input of {size}' + (
                 f', {cost.attention_macs:,} of them attention' if attn else '')),

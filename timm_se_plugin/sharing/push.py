@@ -11,7 +11,7 @@ from torch import nn
 from ..files.hub_files import CONFIG, FOLDER, read_config_json
 from ..weights.facts import Facts
 from ..weights.folders import DESCRIBED, write_model
-from ..weights.runs import read_run
+from ..weights.runs import MULTILABEL, read_run
 from .cards import classifier_card, detector_card
 from .upload import Shared, listed, merged_card, upload
 
@@ -62,7 +62,8 @@ def push_to_hub(
         else:
             if facts.license:
                 options['model_config'] = {**options.get('model_config', {}), 'license': facts.license}
-            text = classifier_card(write_model(model, folder, **options), repo_id, facts, revision)
+            is_multilabel = options.get('model_config', {}).get('problem_type') == MULTILABEL
+            text = classifier_card(write_model(model, folder, **options), repo_id, facts, revision, is_multilabel)
         card = Path(folder, 'README.md')
         card.write_text(merged_card(None, text) if dry_run else text, encoding='utf-8')
         return listed(folder) if dry_run else upload(folder, repo_id, revision, private, message, token)
