@@ -185,6 +185,18 @@ def test_a_part_of_a_larger_network_can_gain_attention(x):
     assert list(remove_attention(detector.backbone)) == [name.removeprefix('backbone.') for name in added]
 
 
+@pytest.mark.parametrize(('options', 'left'), [({}, None), ({'attn': 'sk+se'}, 'sk')])
+def test_removal_from_the_whole_network_is_recorded_in_the_part_that_had_gained_attention(options, left):
+    part = timm.create_model('resnet18_plugin', layers=(1, 1, 1, 1), **options)
+    if not options:
+        add_attention(part)
+    assert len(remove_attention(nn.Sequential(part))) == 4
+    spec = AttentionSpec.of(part)
+    assert (spec and spec.attn) == left
+    if left is None:
+        assert len(add_attention(part)) == 4
+
+
 def test_conversion_of_norms_keeps_the_attention():
     model = timm.create_model('se_mobilenetv1_100_plugin')
     names = [name for name, m in model.named_modules() if isinstance(m, SqueezeExcite)]

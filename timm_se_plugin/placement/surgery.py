@@ -153,7 +153,6 @@ def remove_attention(model: nn.Module) -> dict[str, nn.Module]:
         ValueError: the network has no attention of the plugin, or a wrapper owns its parameters.
     """
     _refuse_owned(model)
-    spec = AttentionSpec.of(model)
     carriers = _carriers(model)
     if not carriers:
         raise ValueError(f'{type(model).__name__} has no attention of the plugin that could be taken away')
@@ -161,12 +160,16 @@ def remove_attention(model: nn.Module) -> dict[str, nn.Module]:
     for name, module in carriers:
         attention, child = _empty(module)
         removed[f'{name}.{child}' if name else child] = attention
-    left = _without_se(spec) if spec and spec.record.selects_kernels else None
-    if left:
-        for block in model.modules():
-            if is_of_type(block, RESIDUAL_BLOCKS) and any(isinstance(m, SelectiveKernel) for m in block.children()):
-                run_fused(block, left.fused)
-    record_attention(model, left)
+    for part in model.modules():  # the model, or a part of it that has gained attention by itself
+        spec = AttentionSpec.of(part)
+        if spec is None or not spec.record.recalibrates:
+            continue
+        left = _without_se(spec) if spec.record.selects_kernels else None
+        if left:
+            for block in part.modules():
+                if is_of_type(block, RESIDUAL_BLOCKS) and any(isinstance(m, SelectiveKernel) for m in block.children()):
+                    run_fused(block, left.fused)
+        record_attention(part, left)
     return removed
 
 
