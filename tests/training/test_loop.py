@@ -50,6 +50,7 @@ def test_a_run_leaves_what_it_was_and_how_it_went(digits, tmp_path, one_round):
     assert told['device'] == 'cpu'
     assert (tmp_path / 'run' / 'curves.png').is_file()
     written, = read_table(results)
+    assert written['data'] == digits.name
     curves = read_table(results.parent / 'table-curves.csv')
     assert [line['epoch'] for line in curves] == ['0', '1']
     checkpoint = str(tmp_path / 'run' / 'last.pth.tar')

@@ -15,7 +15,8 @@ HISTORY = [{'epoch': i, 'train_loss': 1 / (i + 1), 'val_loss': 1.0, 'train_top1'
 
 
 def row(seed, top1=0.5, **more):
-    return {'model': 'm', 'options': '', 'seed': seed, 'epochs': 3, 'recipe': 'r', 'top1': top1, **more}
+    return {'model': 'm', 'options': '', 'seed': seed, 'epochs': 3, 'recipe': 'r', 'top1': top1, 'data': '',
+            'global_batch': '', 'amp': '', 'torchcompile': '', **more}
 
 
 def test_a_finished_run_has_one_row_however_often_it_is_written(tmp_path):
@@ -23,6 +24,16 @@ def test_a_finished_run_has_one_row_however_often_it_is_written(tmp_path):
     for seed, top1 in ((0, 0.1), (1, 0.2), (0, 0.3)):
         record_result(path, row(seed, top1), HISTORY)
     assert [(line['seed'], line['top1']) for line in read_table(path)] == [('1', '0.2'), ('0', '0.3')]
+    assert len(read_table(tmp_path / 'results-curves.csv')) == 6
+
+
+@pytest.mark.parametrize('other', [
+    {'data': 'birds'}, {'global_batch': 64}, {'amp': 'bfloat16'}, {'torchcompile': 'inductor'}])
+def test_a_run_on_other_data_or_in_other_steps_does_not_replace_a_row(tmp_path, other):
+    path = tmp_path / 'results.csv'
+    record_result(path, row(0, 0.1), HISTORY)
+    record_result(path, row(0, 0.2, **other), HISTORY)
+    assert [line['top1'] for line in read_table(path)] == ['0.1', '0.2']
     assert len(read_table(tmp_path / 'results-curves.csv')) == 6
 
 

@@ -185,7 +185,8 @@ def _finish(run: Run, changed: str, made: dict[str, Any]) -> dict[str, Any]:
         'model': options.model, 'options': changed, 'seed': options.seed, 'epochs': run.epochs, **metrics,
         'parameters': cost.params, 'macs': cost.macs,
         'time_ratio': round(ratio, 3) if ratio else '', 'seconds': round(run.seconds),
-        'recipe': Path(options.config).stem if options.config else '', 'global_batch': run.global_batch,
+        'recipe': Path(options.config).stem if options.config else '',
+        'data': options.dataset or Path(options.data_dir).resolve().name, 'global_batch': run.global_batch,
         'amp': run.process.amp_dtype(options), 'torchcompile': options.torchcompile or '', **made}
     if run.process.primary:
         write_table(run.folder / 'summary.csv', run.history)  # missing if the run was killed after its last checkpoint

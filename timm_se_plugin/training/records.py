@@ -62,14 +62,15 @@ class Progress:
 def record_result(path: Path, row: Mapping[str, Any], history: list[dict[str, Any]]) -> None:
     """Put the row of a finished run into a table, and its curves into ``<table>-curves.csv`` beside the table.
 
-    Rows of the same model, options, seed, epochs and recipe are replaced. Runs that end at the same time take turns.
+    A row of the same run, by its model, options, seed, epochs, recipe, data, images in an update, and data type and
+    backend of its steps, is replaced. Runs that end at the same time take turns.
 
     Args:
         path: the CSV file, which is created if it does not exist.
         row: results of the run by column.
         history: a row for each epoch.
     """
-    keys = ('model', 'options', 'seed', 'epochs', 'recipe')
+    keys = ('model', 'options', 'seed', 'epochs', 'recipe', 'data', 'global_batch', 'amp', 'torchcompile')
     name = {key: row[key] for key in keys}
     replace_rows(path, [row], keys)
     replace_rows(path.with_name(f'{path.stem}-curves.csv'), [{**name, **epoch} for epoch in history], keys)
