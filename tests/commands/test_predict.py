@@ -137,6 +137,13 @@ def test_a_share_is_stratified_stable_and_apart_from_the_training(digits):
     assert files('validation', val_share_seed=1) != val
 
 
+def test_the_pictures_that_a_share_leaves_to_the_training_can_be_evaluated(trained, printed):
+    share, others = (printed('evaluate', '--checkpoint', trained / 'last.pth.tar', '--val-split', split)['images']
+                     for split in ('validation', 'train'))
+    assert share < others
+    assert share + others == 96
+
+
 def test_a_share_is_refused_where_there_are_splits_or_single_pictures(digits, tmp_path):
     with pytest.raises(SystemExit, match="has a split 'val' already; leave out --val-share"):
         main(['train', *TINY, '--data-dir', str(digits), '--val-split', 'val', '--val-share', '0.2'])

@@ -206,8 +206,14 @@ def _shared_folder(options: Namespace, split: str, class_map: Mapping[str, int] 
                          f'{options.val_split!r} already; leave out --val-share')
     reader = read_folder(root, class_map)
     chosen = share_of(reader.samples, root, options.val_share, options.val_share_seed)
-    reader.samples = [*compress(reader.samples, (each == (split == options.val_split) for each in chosen))]
+    reader.samples = _part(options, reader.samples, chosen, split)
     return reader
+
+
+def _part(options: Namespace, samples: Sequence[Any], chosen: Sequence[bool], split: str) -> list[Any]:
+    """The samples of a split of ``--val-share``; an evaluation names by ``--val-split train`` those that train."""
+    inside = split == options.val_split and split not in SPLITS[0]
+    return [*compress(samples, (each == inside for each in chosen))]
 
 
 def _open_labels(options: Namespace, split: str) -> ImageDataset:
@@ -219,7 +225,7 @@ def _open_labels(options: Namespace, split: str) -> ImageDataset:
                          'a file for each split; leave out --val-share, or name one of the files by --data-dir')
     if share:
         chosen = share_of_labels(reader, share, options.val_share_seed)
-        reader.samples = [*compress(reader.samples, (each == (split == options.val_split) for each in chosen))]
+        reader.samples = _part(options, reader.samples, chosen, split)
     size = len(reader.class_to_idx)
     return ImageDataset(reader.root, reader, target_transform=LabelTarget(tuple(range(size)), size))
 
