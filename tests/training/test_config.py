@@ -2,6 +2,7 @@ import re
 
 import pytest
 import timm
+import torch
 from digit_runs import save_digits
 
 from timm_se_plugin.training import (
@@ -12,6 +13,7 @@ from timm_se_plugin.training import (
     train_classifier,
 )
 from timm_se_plugin.training.config import read_recipe
+from timm_se_plugin.weights.runs import data_config
 
 
 def recipe(folder, text):
@@ -26,6 +28,19 @@ def test_the_command_line_stands_over_the_recipe_and_the_recipe_over_the_default
     assert (options.epochs, options.lr, options.amp, options.mean) == (9, 1e-3, False, [0.5, 0.4, 0.3])
     assert options.model_kwargs == {'attn': 'se'}
     assert options.momentum == parse_options([]).momentum
+
+
+@pytest.mark.parametrize(('given', 'size'), [
+    ([], [1, 28, 28]), (['--img-size', '32'], [1, 32, 32]), (['--input-size', '1', '24', '24'], [1, 24, 24]),
+    (['--img-size', '32', '--input-size', '3', '24', '24'], [3, 24, 24])])
+def test_an_image_size_stands_over_the_recipes_and_the_checkpoints(tmp_path, given, size):
+    path = recipe(tmp_path, 'input_size: [1, 28, 28]\nmodel: resnet18\n')
+    trained = parse_options(['--config', path])
+    torch.save({'args': trained, 'state_dict': {'weight': torch.zeros(1)}}, tmp_path / 'last.pth.tar')
+    model = timm.create_model('resnet18', in_chans=size[0])
+    for options in (parse_options(['--config', path, *given]),
+                    parse_evaluation(['--checkpoint', str(tmp_path / 'last.pth.tar'), *given])):
+        assert list(data_config(vars(options), model)['input_size']) == size
 
 
 def test_a_key_that_is_no_option_is_named_with_what_was_meant(tmp_path):

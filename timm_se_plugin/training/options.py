@@ -47,6 +47,15 @@ def _frozen_part(text: str) -> str:
     return text
 
 
+class _Side(argparse.Action):
+    """Set ``--img-size``, and the height and the width of an ``--input-size`` of a recipe or a checkpoint."""
+
+    def __call__(self, parser: Any, namespace: argparse.Namespace, side: Any, option: str | None = None) -> None:
+        setattr(namespace, self.dest, side)
+        if namespace.input_size:
+            namespace.input_size = [namespace.input_size[0], side, side]
+
+
 def _with_defaults(root: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """Add the default of each option to its help."""
     for action in root._actions:
@@ -115,7 +124,8 @@ def _add_data(root: argparse.ArgumentParser) -> None:
     add('--input-size', type=_count, nargs=3, metavar=('C', 'H', 'W'),
         help="channels, height and width of an image in pixels; the model's if not given. Another number of "
              'channels than 3 is that of the model too')
-    add('--img-size', type=_count, metavar='N', help='height and width of an image in pixels, instead of --input-size')
+    add('--img-size', type=_count, action=_Side, metavar='N',
+        help='height and width of an image in pixels, instead of --input-size')
     add('--crop-pct', type=_fraction, metavar='X',
         help='side of the centre crop by the side of the resized image, such as 0.875 or 224/256')
     add('--crop-mode', choices=('center', 'squash', 'border'),
