@@ -130,13 +130,14 @@ def test_a_path_that_is_no_checkpoint_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize('zipped', [True, False])
-def test_bare_weights_are_evaluated(digits, tmp_path, zipped):
+def test_bare_weights_are_evaluated(digits, tmp_path, zipped, caplog):
     weights = timm.create_model('test_resnet', num_classes=10).state_dict()
     torch.save(weights, tmp_path / 'plain.pth', _use_new_zipfile_serialization=zipped)
     metrics = evaluate_classifier(parse_evaluation(
         ['--checkpoint', str(tmp_path / 'plain.pth'), '--model', 'test_resnet', '--num-classes', '10',
          '--data-dir', str(digits), '--img-size', '32', '--workers', '0']))
     assert metrics['images'] == 50
+    assert 'random weights' not in caplog.text
 
 
 def test_classes_that_the_data_lacks_are_numbers_and_a_warning(digits, tmp_path, caplog):
@@ -146,6 +147,7 @@ def test_classes_that_the_data_lacks_are_numbers_and_a_warning(digits, tmp_path,
     rows = read_table(tmp_path / 'classes.csv')
     assert [row['class'] for row in rows] == list(rows[0])[3:] == [str(i) for i in range(12)]
     assert 'the data has 10 classes and the model has 12' in caplog.text
+    assert 'test_resnet is evaluated with random weights; --pretrained takes published ones' in caplog.text
 
 
 def test_a_checkpoint_of_another_model_is_an_error(trained):

@@ -1,5 +1,6 @@
 """The network of a training or an evaluation, built by timm from the options."""
 
+import logging
 from argparse import Namespace
 from collections.abc import Sequence
 from typing import Any
@@ -15,6 +16,8 @@ from ..weights.runs import channel_kwargs
 from .process import Process
 
 __all__ = ['evaluated_network', 'label_names', 'moved']
+
+_logger = logging.getLogger(__name__)
 
 
 def moved(model: nn.Module, options: Namespace, process: Process) -> Any:
@@ -34,6 +37,9 @@ def evaluated_network(options: Namespace, process: Process) -> Any:
         ValueError: an unknown model, or a checkpoint of another model.
     """
     check_model(options.model, options.model_kwargs)
+    if not (options.checkpoint or options.pretrained):  # timm's validate.py takes the published weights by itself
+        _logger.warning('%s is evaluated with random weights; --pretrained takes published ones, and --checkpoint '
+                        'those of a file', options.model)
     with keywords_of(options.model, options.model_kwargs):
         model = timm.create_model(
             options.model, pretrained=options.pretrained, num_classes=options.num_classes,
