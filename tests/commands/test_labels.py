@@ -44,6 +44,19 @@ def test_labels_over_the_threshold_are_predicted(data, trained, printed, tmp_pat
     assert len(json.loads((tmp_path / 'none.json').read_text())) == len(every)
 
 
+def test_every_label_over_the_threshold_is_predicted_however_many(data):
+    import torch
+
+    from timm_se_plugin.training.prediction import Classifier, predict
+    config = {'input_size': (3, 32, 32), 'mean': (0.5,) * 3, 'std': (0.5,) * 3, 'interpolation': 'bilinear',
+              'crop_pct': 1.0}
+    picture = next((data / 'val' / '8').iterdir())
+    for is_multilabel, count in ((True, 9), (False, 5)):
+        classifier = Classifier(lambda x: torch.ones(len(x), 9), config, 'abcdefghi', is_multilabel)
+        assert len(next(predict(classifier, [picture])).classes) == count
+        assert len(next(predict(classifier, [picture], top=2)).classes) == 2
+
+
 def test_a_threshold_is_for_classes_too(data, printed, tmp_path):
     import timm
 

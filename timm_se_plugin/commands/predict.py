@@ -20,7 +20,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--model', required=True, metavar='NAME',
                         help='folder of a run or of a saved model, hf-hub:user/repo, local-dir:folder, an .onnx file '
                              "of timm-se export, or timm's name of a network with published weights")
-    parser.add_argument('--top', type=int, default=5, metavar='N', help='number of classes (default: %(default)s)')
+    parser.add_argument('--top', type=int, metavar='N',
+                        help='number of classes at most; if not given, all labels for a model of --task multilabel, '
+                             'and 5 classes for others')
     parser.add_argument('--threshold', type=float, metavar='X',
                         help='lowest score of a class that is given; if not given, 0.5 for a model of --task '
                              'multilabel, whose pictures have any number of labels, and 0 for others')
@@ -53,8 +55,9 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
         raise ValueError(f'--output {args.output} ends in neither .csv nor .json')
     if args.sheet and Image.registered_extensions().get(args.sheet.suffix.lower()) not in Image.SAVE:
         raise ValueError(f'--sheet {args.sheet} does not end like a picture, such as sheet.jpg')
-    if args.top < 1 or args.batch_size < 1:
-        raise ValueError(f'--top {args.top} and --batch-size {args.batch_size} have to be 1 or more')
+    for option, number in (('--top', args.top), ('--batch-size', args.batch_size)):
+        if number is not None and number < 1:
+            raise ValueError(f'{option} {number} has to be 1 or more')
     files = pictures_of(args.pictures)
     predictions = []
     try:

@@ -58,8 +58,8 @@ class Prediction:
 
 @torch.no_grad()
 def predict(
-        classifier: Classifier, files: Iterable[str | Path], top: int = 5, batch_size: int = 32, device: str = 'cpu',
-        threshold: float | None = None,
+        classifier: Classifier, files: Iterable[str | Path], top: int | None = None, batch_size: int = 32,
+        device: str = 'cpu', threshold: float | None = None,
 ) -> Iterator[Prediction]:
     """The best classes of each picture; an unreadable one is named in the log and passed over.
 
@@ -68,11 +68,13 @@ def predict(
     Args:
         classifier: of :func:`open_classifier`.
         files: the pictures.
-        top: number of classes.
+        top: number of classes at most; if None, 5, or all for a classifier of any number of labels.
         batch_size: number of pictures that are computed at once.
         device: where the classifier computes.
         threshold: lowest probability of a class that is given; if None, 0.5 for a classifier of any number of labels.
     """
+    if top is None:
+        top = len(classifier.names) if classifier.is_multilabel else 5
     if threshold is None:
         threshold = 0.5 if classifier.is_multilabel else 0.0
     picture = Picture.of(classifier.config['input_size'][0], upright=True)
