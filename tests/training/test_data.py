@@ -6,6 +6,7 @@ import torch
 from digit_runs import save_digits
 
 from timm_se_plugin.training import parse_options
+from timm_se_plugin.training.augmentation import train_transforms
 from timm_se_plugin.training.data import class_names, eval_loader, open_split, train_loader
 from timm_se_plugin.training.images import UnreadableImageError
 from timm_se_plugin.training.process import Process
@@ -76,6 +77,14 @@ def test_training_sees_smaller_images_than_evaluation(digits, mode):
     sizes = [{x.shape[-1] for x, _ in batches(digits, *small, epoch=epoch)} for epoch in (2, 3)]
     assert sizes == [{24}, {32}]
     assert {x.shape[-1] for x, _ in batches(digits, *small, training=False)} == {32}
+
+
+@pytest.mark.parametrize(('mode', 'given', 'expected'), [
+    ('--no-aug', (), 'lanczos'), ('--no-aug', ('--interpolation', 'bicubic'), 'bicubic'),
+    ('--train-crop-mode=pad', (), 'bilinear'), ('--train-crop-mode=pad', ('--interpolation', 'bicubic'), 'bicubic')])
+def test_images_that_are_only_resized_have_one_interpolation(mode, given, expected):
+    transform = train_transforms(parse_options([mode, *given]), {**CONFIG, 'interpolation': 'lanczos'})(0)
+    assert transform.transforms[0].interpolation.value == expected
 
 
 def test_a_padded_crop_is_a_part_of_the_whole_image(digits):

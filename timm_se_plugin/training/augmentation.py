@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from timm.data import Mixup, create_transform
 from timm.data.random_erasing import RandomErasing
+from timm.data.transforms import str_to_interp_mode
 from timm.utils import random_seed
 from torch import Tensor
 from torchvision import transforms
@@ -55,14 +56,16 @@ def _train_transform(options: Namespace, config: dict[str, Any], full: tuple[int
         train_crop_mode=options.train_crop_mode if options.train_crop_mode != 'pad' else None, scale=options.scale,
         ratio=options.ratio, hflip=options.hflip, vflip=options.vflip,
         color_jitter=None if pads else options.color_jitter, auto_augment=options.aa,
-        interpolation=options.interpolation or 'random', mean=config['mean'], std=config['std'], use_prefetcher=True)
+        interpolation=options.interpolation or (config['interpolation'] if options.no_aug else 'random'),
+        mean=config['mean'], std=config['std'], use_prefetcher=True)
     if pads:
         # timm lacks the crop of He et al., 2015 (arXiv 1512.03385), section 4.2; here it replaces timm's crop.
         padding = options.crop_padding if size == full else 0
         if max(size) > min(full) + 2 * padding:
             raise ValueError(f'--train-crop-mode pad cannot cut {max(size)} pixels out of an image that has '
                              f'{min(full) + 2 * padding} with its padding; give a smaller --train-img-size')
-        transform.transforms[:1] = transforms.Resize(full), transforms.RandomCrop(size, padding=padding)
+        interpolation: Any = str_to_interp_mode(options.interpolation or 'bilinear')
+        transform.transforms[:1] = transforms.Resize(full, interpolation), transforms.RandomCrop(size, padding=padding)
     return transform
 
 

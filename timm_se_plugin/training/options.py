@@ -134,8 +134,8 @@ def _add_data(root: argparse.ArgumentParser) -> None:
     add('--mean', type=float, nargs='+', metavar='X', help='means of the channels, with pixels from 0 to 1')
     add('--std', type=_positive, nargs='+', metavar='X', help='standard deviations of the channels')
     add('--interpolation', choices=('', *_INTERPOLATIONS), default='',
-        help="how images are resized; if not given, bilinear or bicubic at random in training, and the model's own in "
-             'the evaluation')
+        help="how images are resized; if not given, bilinear or bicubic at random in training, bilinear with "
+             "--train-crop-mode pad, and the model's own in the evaluation and with --no-aug")
 
 
 def _add_model(root: argparse.ArgumentParser) -> None:
