@@ -47,6 +47,16 @@ def test_inverse_frequencies_are_scikit_learns_balanced_weights_and_the_counts_a
     assert all(f'{digit} {counts[digit]} (' in line for digit in range(10))
 
 
+@pytest.mark.parametrize('loss', [(), ('--bce-loss',)])
+def test_classes_that_the_data_lacks_have_a_weight_too(tail, tmp_path, loss):
+    whole, more = (made(tail, tmp_path, '--class-weight', 'inv_freq', *loss, '--num-classes', classes)
+                   for classes in ('10', '12'))
+    logits, y = torch.randn(4, 12), torch.tensor([0, 3, 7, 9])
+    assert more.task.criterion(logits, y).isfinite()
+    if not loss:
+        torch.testing.assert_close(more.task.criterion.weight[:10], whole.task.criterion.weight)
+
+
 @pytest.mark.parametrize('mixes', [False, True])
 def test_a_batch_is_averaged_over_its_images(tail, tmp_path, mixes):
     more = ('--mixup', '0.2') if mixes else ()

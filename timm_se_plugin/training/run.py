@@ -101,7 +101,8 @@ class Run:
         self.updates = len(self.train_loader) // options.grad_accum_steps
 
         self.augment = BatchAugmentation(options, self.classes, process.device)
-        names = self.label_names or [str(i) for i in range(self.classes)]
+        known = self.label_names or []
+        names = [*known, *map(str, range(len(known), self.classes))]
         loss = make_loss(options, train_data, names, self.augment.mix is not None)
         self.is_multilabel = options.task == 'multilabel'
         self.task = (MultiLabelClassificationTask if self.is_multilabel else ClassificationTask)(
