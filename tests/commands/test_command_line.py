@@ -6,6 +6,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+from digit_runs import TINY
 
 import timm_se_plugin
 from timm_se_plugin.commands import COMMANDS, command_parser, main
@@ -104,6 +105,16 @@ def test_a_name_without_the_ending_of_the_plugin_is_told_the_ending():
 def test_a_keyword_that_the_network_does_not_take_is_a_message():
     with pytest.raises(SystemExit, match=r"se_resnet18_plugin takes no keyword 'atn'; did you mean 'attn'\?"):
         main(['sites', 'se_resnet18_plugin', '--model-kwargs', 'atn=se'])
+
+
+@pytest.mark.parametrize(('given', 'option'), [
+    ('num_classes=7', '--num-classes'), ('drop_path_rate=0.1', '--drop-path')])
+def test_a_keyword_that_has_an_option_of_its_own_is_told_the_option(digits, tmp_path, given, option):
+    train = ['train', *TINY, '--data-dir', str(digits), '--output', str(tmp_path)]
+    with pytest.raises(SystemExit, match=f'is not given by --model-kwargs but by {option}'):
+        main([*train, '--model-kwargs', given])
+    with pytest.raises(SystemExit, match=r"vgg11 takes no keyword 'drop_path_rate'$"):
+        main([*train, '--model', 'vgg11', '--drop-path', '0.1'])
 
 
 @pytest.mark.parametrize(('module', 'extra'), [('sklearn', 'train'), ('torch_pruning.utils', 'analysis'),

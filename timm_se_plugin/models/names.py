@@ -14,6 +14,9 @@ from ._registry import architectures
 
 __all__ = ['check_model', 'keywords_of']
 
+# Options of the commands for arguments of timm.create_model.
+_OPTIONS = {'num_classes': '--num-classes', 'drop_path_rate': '--drop-path', 'pretrained': '--pretrained'}
+
 
 def check_model(name: str, arguments: Mapping[str, Any] | None = None) -> None:
     """Refuse a name that timm cannot build, and attention for a network that does not take it by a keyword.
@@ -38,15 +41,18 @@ def keywords_of(name: str, arguments: Mapping[str, Any]) -> Iterator[None]:
     """Name one of the `arguments` that the constructor of the network, which is called inside, does not take.
 
     Raises:
-        ValueError: in the place of Python's ``TypeError``.
+        ValueError: in the place of Python's ``TypeError``, also for an argument that the caller gives by itself.
     """
     try:
         yield
     except TypeError as error:
-        refused = re.search(r"unexpected keyword argument '(\w+)'", str(error))
-        if refused is None or refused[1] not in arguments:
+        refused = re.search(r"(unexpected|multiple values for) keyword argument '(\w+)'", str(error))
+        if refused is None or refused[2] not in arguments:
             raise
+        if refused[1] != 'unexpected':
+            option = _OPTIONS.get(refused[2], 'an option of its own')
+            raise ValueError(f'{refused[2]} is not given by --model-kwargs but by {option}') from error
         known = ['attn', *(f'attn_{field.name}' for field in fields(AttentionSpec))]
-        close = get_close_matches(refused[1], known, 1)
+        close = get_close_matches(refused[2], known, 1)
         hint = f'; did you mean {close[0]!r}?' if close else ''
-        raise ValueError(f'{name} takes no keyword {refused[1]!r}{hint}') from error
+        raise ValueError(f'{name} takes no keyword {refused[2]!r}{hint}') from error

@@ -312,7 +312,7 @@ class Run:
         """A network on the device, as the options describe it, with BatchNorm that is not synchronised yet."""
         options = self.options
         check_model(name, model_kwargs)
-        with keywords_of(name, model_kwargs):
+        with keywords_of(name, {**model_kwargs, 'drop_path_rate': options.drop_path}):
             model = timm.create_model(
                 name, pretrained=pretrained, num_classes=self.classes,
                 drop_path_rate=options.drop_path, **model_kwargs)  # timm drops keywords that are None
