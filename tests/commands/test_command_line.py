@@ -107,6 +107,13 @@ def test_a_keyword_that_the_network_does_not_take_is_a_message():
         main(['sites', 'se_resnet18_plugin', '--model-kwargs', 'atn=se'])
 
 
+def test_a_keyword_without_a_value_is_named(capsys):
+    for command, option, form in (('sites', '--model-kwargs', 'KEY=VALUE'), ('convert', '--rename', 'OLD=NEW')):
+        with pytest.raises(SystemExit):
+            main([command, 'resnet18_plugin', option, 'a=1', 'attn'])
+        assert f"argument {option}: 'attn' is not of the form {form}" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(('given', 'option'), [
     ('num_classes=7', '--num-classes'), ('drop_path_rate=0.1', '--drop-path')])
 def test_a_keyword_that_has_an_option_of_its_own_is_told_the_option(digits, tmp_path, given, option):
