@@ -13,6 +13,7 @@ from timm_se_plugin.analysis.pipeline import analyze, parse_analysis
 from timm_se_plugin.analysis.pruning_study import pruning_study
 from timm_se_plugin.training import evaluate_classifier, loop, parse_evaluation, parse_options, train_classifier
 from timm_se_plugin.training.checkpoint import read_checkpoint
+from timm_se_plugin.training.classifiers import open_classifier
 from timm_se_plugin.training.process import Process, init_process
 
 
@@ -72,6 +73,16 @@ def test_statistics_of_gates_on_apples_gpu_are_summed_on_the_cpu():
     assert {sums.counts.device.type, sums.means.device.type} == {'cpu'}
     sums.add(torch.ones(2, 1, 4, 1), torch.tensor([0, 2]), None)
     assert sums.means[:, 0, 0].tolist() == [1, 0, 1]
+
+
+def test_a_device_that_is_not_there_is_a_message(monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    for device, said in (('gpu', 'is not a device of torch, such as cpu or cuda:1'), ('cuda:1', 'needs CUDA')):
+        with pytest.raises(ValueError, match=f'--device {device} {said}'):
+            open_classifier('test_resnet', device)
+        with pytest.raises(ValueError, match=f'--device {device} {said}'), init_process(
+                parse_options(['--device', device])):
+            pass
 
 
 def test_a_checkpoint_of_a_gpu_is_used_on_a_machine_without_one(digits, tmp_path, monkeypatch, trained):

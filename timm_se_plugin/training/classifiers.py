@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import timm
-import torch
 from timm.data import ImageNetInfo, infer_imagenet_subset
 
 from ..files.hub_files import CONFIG, FOLDER, SAVED_AT, read_config_json
@@ -16,6 +15,7 @@ from ..weights.runs import MULTILABEL, data_config, read_run
 from .checkpoint import BEST, LAST
 from .onnx_file import open_onnx
 from .prediction import Classifier
+from .process import check_device
 
 __all__ = ['open_classifier']
 
@@ -31,13 +31,14 @@ def open_classifier(place: str, device: str = 'cpu') -> Classifier:
         device: where to compute.
 
     Raises:
-        ValueError: an unknown name, a name without published weights, a folder without a model, or a network without
-            classes.
+        ValueError: an unknown device or name, a name without published weights, a folder without a model, or a network
+            without classes.
     """
     if place.endswith('.onnx'):
-        if torch.device(device).type != 'cpu':
+        if device.partition(':')[0] != 'cpu':
             raise ValueError(f'device={device!r} is not possible with an ONNX file, which is computed on the CPU here')
         return open_onnx(place)
+    check_device(device)
     config: dict[str, Any] | None = None
     names: Sequence[str] | None = None
     is_multilabel = False

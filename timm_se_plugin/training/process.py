@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from timm.utils.distributed import init_distributed_device_so
 
-__all__ = ['Process', 'init_process']
+__all__ = ['Process', 'check_device', 'init_process']
 
 _logger = logging.getLogger(__name__)
 
@@ -79,6 +79,16 @@ def _has_bfloat16() -> bool:
     return not known or any(known)
 
 
+def check_device(device: str) -> None:
+    """Raise ValueError for a name that is no device of torch, and for CUDA where torch finds none."""
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        raise ValueError(f'--device {device} is not a device of torch, such as cpu or cuda:1') from error
+    if kind == 'cuda' and not torch.cuda.is_available():
+        raise ValueError(f'--device {device} needs CUDA, and torch finds no CUDA device here; --device cpu works')
+
+
 @contextmanager
 def init_process(options: Namespace) -> Iterator[Process]:
     """Join the process group that torchrun or Slurm announces in the environment, and set torch up as the options say.
@@ -86,11 +96,11 @@ def init_process(options: Namespace) -> Iterator[Process]:
     When the block ends, the process group is destroyed and torch's settings are restored.
 
     Raises:
-        ValueError: a CUDA device is asked for where torch finds none, or float64 on a device that does not have it.
+        ValueError: an unknown device, a CUDA device where torch finds none, or float64 on a device that does not have
+            it.
     """
     device = options.device or ('cuda' if torch.cuda.is_available() else 'cpu')
-    if device.startswith('cuda') and not torch.cuda.is_available():
-        raise ValueError(f'--device {device} needs CUDA, and torch finds no CUDA device here; --device cpu works')
+    check_device(device)
     if device.startswith('mps') and options.model_dtype == 'float64':
         raise ValueError('--model-dtype float64 does not run on --device mps, which has no float64; give --model-dtype '
                          'float32 or --device cpu')
