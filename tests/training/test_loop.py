@@ -36,6 +36,11 @@ def test_digits_are_learned(digits, tmp_path):
     assert losses[-1] < 0.9 * losses[0]
 
 
+def test_gradient_checkpointing_that_a_network_does_not_offer_is_a_message(digits, tmp_path):
+    with pytest.raises(ValueError, match='--grad-checkpointing is not possible with dla46_c'):
+        run(digits, tmp_path / 'run', '--model', 'dla46_c', '--grad-checkpointing')
+
+
 @pytest.fixture
 def one_round(monkeypatch):
     """Measure the time ratio of a run with a few steps: the tests look at what stands beside it."""

@@ -317,7 +317,11 @@ class Run:
                 name, pretrained=pretrained, num_classes=self.classes,
                 drop_path_rate=options.drop_path, **model_kwargs)  # timm drops keywords that are None
         if options.grad_checkpointing:
-            model.set_grad_checkpointing(True)
+            try:
+                model.set_grad_checkpointing(True)
+            except (AssertionError, AttributeError) as error:  # as timm's VGG raises
+                raise ValueError(f'--grad-checkpointing is not possible with {name}, whose network does not offer '
+                                 'it') from error
         return moved(model, options, self.process)
 
 
