@@ -71,6 +71,12 @@ def test_loading_leaves_the_random_generators_alone(digits):
     assert (torch.rand(1), np.random.rand(), random.random()) == expected
 
 
+@pytest.mark.parametrize('name', ['foo', 'rand-x1', 'rand-n1.5', 'original-x1'])
+def test_an_augmentation_that_timm_does_not_have_is_a_message(name):
+    with pytest.raises(ValueError, match=f'--aa {name} is not an augmentation of timm, such as rand-m7'):
+        train_transforms(parse_options(['--aa', name]), CONFIG)
+
+
 @pytest.mark.parametrize('mode', ['rrc', 'pad'])
 def test_training_sees_smaller_images_than_evaluation(digits, mode):
     small = ('--train-crop-mode', mode, '--train-img-size', '24', '--epochs', '5', '--full-size-epochs', '2')

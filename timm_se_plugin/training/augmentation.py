@@ -51,13 +51,19 @@ def train_transforms(options: Namespace, config: dict[str, Any]) -> Transforms:
 
 def _train_transform(options: Namespace, config: dict[str, Any], full: tuple[int, ...], size: tuple[int, ...]) -> Any:
     pads = options.train_crop_mode == 'pad' and not options.no_aug
-    transform = create_transform(
-        size if size[0] != size[1] else size[0], is_training=True, no_aug=options.no_aug,
-        train_crop_mode=options.train_crop_mode if options.train_crop_mode != 'pad' else None, scale=options.scale,
-        ratio=options.ratio, hflip=options.hflip, vflip=options.vflip,
-        color_jitter=None if pads else options.color_jitter, auto_augment=options.aa,
-        interpolation=options.interpolation or (config['interpolation'] if options.no_aug else 'random'),
-        mean=config['mean'], std=config['std'], use_prefetcher=True)
+    try:
+        transform = create_transform(
+            size if size[0] != size[1] else size[0], is_training=True, no_aug=options.no_aug,
+            train_crop_mode=options.train_crop_mode if options.train_crop_mode != 'pad' else None, scale=options.scale,
+            ratio=options.ratio, hflip=options.hflip, vflip=options.vflip,
+            color_jitter=None if pads else options.color_jitter, auto_augment=options.aa,
+            interpolation=options.interpolation or (config['interpolation'] if options.no_aug else 'random'),
+            mean=config['mean'], std=config['std'], use_prefetcher=True)
+    except (AssertionError, ValueError) as error:
+        if not options.aa:
+            raise
+        raise ValueError(f'--aa {options.aa} is not an augmentation of timm, such as rand-m7-mstd0.5-inc1 or original '
+                         f'({error})') from error
     if pads:
         # timm lacks the crop of He et al., 2015 (arXiv 1512.03385), section 4.2; here it replaces timm's crop.
         padding = options.crop_padding if size == full else 0
