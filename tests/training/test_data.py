@@ -206,6 +206,11 @@ def test_a_missing_split_is_not_made_of_the_others(digits, tmp_path, left, asked
         open_split(options(tmp_path), asked, training=False)
 
 
+def test_a_slice_of_a_folder_is_refused(digits):
+    with pytest.raises(ValueError, match=r'a slice such as train\[:10%\] is for data sets of tfds/ and hfds/'):
+        loader(digits, '--train-split', 'train[:10%]')
+
+
 def test_a_folder_without_splits_is_all_of_them(digits, tmp_path):
     assert len(open_split(options(digits / 'val'), 'validation', training=False)) == 50
     for name in ('train', 'car'):  # classes

@@ -276,10 +276,11 @@ def split_root(root: Path, split: str) -> str:
     """The tar file or the folder of a split; `root` itself where this holds no splits.
 
     Raises:
-        ValueError: `root` holds only other splits, or is another kind of file.
+        ValueError: `root` holds only other splits, or is another kind of file, or the split is a slice.
     """
-    name = split.partition('[')[0]
-    names = (name, *next((names for names in SPLITS if name in names), ()))
+    if '[' in split:  # which timm ignores: the whole folder would be read
+        raise ValueError(f'a slice such as {split} is for data sets of tfds/ and hfds/, and {root} is read as a whole')
+    names = (split, *next((names for names in SPLITS if split in names), ()))
     found = [path for path in (*(root / f'{name}.tar' for name in names), *(root / name for name in names))
              if path.exists()]
     if found:
