@@ -36,6 +36,14 @@ def test_digits_are_learned(digits, tmp_path):
     assert losses[-1] < 0.9 * losses[0]
 
 
+def test_the_last_epochs_at_full_size_are_the_last_with_a_cooldown_too(digits, tmp_path):
+    made = Run(parse_options([
+        *TINY, '--data-dir', str(digits), '--output', str(tmp_path), '--epochs', '3', '--cooldown-epochs', '2',
+        '--train-img-size', '24', '--full-size-epochs', '1']), Process(torch.device('cpu')))
+    assert made.epochs == 5
+    assert [next(made.train_loader(epoch))[0].shape[-1] for epoch in range(5)] == [24, 24, 24, 24, 32]
+
+
 def test_gradient_checkpointing_that_a_network_does_not_offer_is_a_message(digits, tmp_path):
     with pytest.raises(ValueError, match='--grad-checkpointing is not possible with dla46_c'):
         run(digits, tmp_path / 'run', '--model', 'dla46_c', '--grad-checkpointing')

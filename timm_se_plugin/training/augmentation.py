@@ -16,7 +16,7 @@ from torchvision import transforms
 __all__ = ['BatchAugmentation', 'Transforms', 'train_transforms']
 
 
-@dataclass(frozen=True)
+@dataclass
 class Transforms:
     """The transforms of a run, from a PIL image to uint8 (C, H, W): `early` before epoch `switch`, `late` after."""
 

@@ -245,7 +245,7 @@ def _add_optimisation(root: argparse.ArgumentParser) -> None:
     add('--decay-rate', type=_positive, default=0.1, metavar='X',
         help='factor of the learning rate at each step of --sched step, multistep and plateau; power of --sched poly')
     add('--cooldown-epochs', type=_natural, default=0, metavar='N',
-        help='further epochs at the lowest learning rate, after the schedule')
+        help='further epochs at the lowest learning rate, after --sched cosine, tanh, poly or rsqrt')
     add('--patience-epochs', type=_natural, default=10, metavar='N',
         help='epochs without progress before --sched plateau lowers the learning rate')
     add('--eval-metric', choices=('top1', 'loss'), default='top1',

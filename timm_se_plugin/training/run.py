@@ -109,6 +109,7 @@ class Run:
             model, loss.to(getattr(torch, options.model_dtype)), device=process.device, verbose=False)
         self.optimizer = make_optimizer(model, options, self.learning_rate)
         self.scheduler, self.epochs = create_scheduler(options, self.optimizer, self.updates)
+        self.train_loader.transforms.switch = self.epochs - options.full_size_epochs  # with the epochs of a cooldown
         scales = options.amp and options.amp_dtype == 'float16'
         self.scaler = NativeScaler(process.device.type) if scales else None
         if options.model_ema:
