@@ -44,6 +44,11 @@ def test_the_last_epochs_at_full_size_are_the_last_with_a_cooldown_too(digits, t
     assert [next(made.train_loader(epoch))[0].shape[-1] for epoch in range(5)] == [24, 24, 24, 24, 32]
 
 
+def test_a_plateau_after_each_update_is_refused(digits, tmp_path):
+    with pytest.raises(ValueError, match=r'--sched plateau changes .*; leave out --sched-on-updates'):
+        run(digits, tmp_path / 'run', '--sched', 'plateau', '--sched-on-updates')
+
+
 def test_gradient_checkpointing_that_a_network_does_not_offer_is_a_message(digits, tmp_path):
     with pytest.raises(ValueError, match='--grad-checkpointing is not possible with dla46_c'):
         run(digits, tmp_path / 'run', '--model', 'dla46_c', '--grad-checkpointing')

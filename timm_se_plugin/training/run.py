@@ -108,6 +108,9 @@ class Run:
         self.task = (MultiLabelClassificationTask if self.is_multilabel else ClassificationTask)(
             model, loss.to(getattr(torch, options.model_dtype)), device=process.device, verbose=False)
         self.optimizer = make_optimizer(model, options, self.learning_rate)
+        if options.sched == 'plateau' and options.sched_on_updates:
+            raise ValueError('--sched plateau changes the learning rate after an evaluation; leave out '
+                             '--sched-on-updates')
         self.scheduler, self.epochs = create_scheduler(options, self.optimizer, self.updates)
         self.train_loader.transforms.switch = self.epochs - options.full_size_epochs  # with the epochs of a cooldown
         scales = options.amp and options.amp_dtype == 'float16'
