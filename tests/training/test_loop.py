@@ -66,6 +66,8 @@ def test_a_run_leaves_what_it_was_and_how_it_went(digits, tmp_path, one_round):
     told = yaml.safe_load((tmp_path / 'run' / 'args.yaml').read_text())
     assert {'model', 'seed', 'torch', 'timm', 'commit', 'machine', 'threads', 'global_batch'} <= told.keys()
     assert told['device'] == 'cpu'
+    same = parse_options(['--config', str(tmp_path / 'run' / 'args.yaml')])
+    assert {**vars(same), 'config': None} == vars(read_checkpoint(tmp_path / 'run' / 'last.pth.tar')['args'])
     assert (tmp_path / 'run' / 'curves.png').is_file()
     written, = read_table(results)
     assert written['data'] == digits.name

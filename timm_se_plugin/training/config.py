@@ -27,6 +27,9 @@ _COLUMNS = (
     'num_classes')
 # Values of options that runs of earlier releases and of timm's own trainer lack: these describe what such runs do.
 FORMER = {'exif_orientation': False}
+# What the args.yaml of a run, which is a recipe too, has beside the options.
+_TOLD = (
+    'config', 'machine', 'processes', 'global_batch', 'learning_rate', 'threads', 'python', 'torch', 'timm', 'commit')
 _RECIPES = resources.files(__package__) / 'recipes'
 
 
@@ -39,7 +42,7 @@ def read_recipe(name: str) -> dict[str, Any]:
     """Options of a recipe.
 
     Args:
-        name: a YAML file, or the name of a packaged recipe.
+        name: a YAML file, such as the ``args.yaml`` of a run, or the name of a packaged recipe.
 
     Raises:
         ValueError: there is no such recipe, it is not a mapping, or one of its keys is not an option.
@@ -55,6 +58,7 @@ def read_recipe(name: str) -> dict[str, Any]:
     options = yaml.safe_load(text) or {}
     if not isinstance(options, dict):
         raise ValueError(f'the recipe {name} is not a mapping of options to values')
+    options = {key: value for key, value in options.items() if key not in _TOLD}
     allowed = [action.dest for action in _parser()._actions if action.dest not in ('help', 'config')]
     for key in options:
         if key not in allowed:
