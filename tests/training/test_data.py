@@ -131,6 +131,13 @@ def test_repeated_augmentation_shows_an_image_several_times_differently(digits):
     assert not torch.equal(first[0], first[1])
 
 
+@pytest.mark.parametrize('more', [(), ('--aug-repeats', '3')])
+def test_the_order_of_the_images_depends_on_the_seed(digits, more):
+    orders = [[loader(digits, '--seed', seed, *more).batches.indices(batch) for batch in range(6)] for seed in '121']
+    assert orders[0] == orders[2]
+    assert orders[0] != orders[1]
+
+
 @pytest.mark.parametrize('world_size', [1, 3, 4])
 def test_evaluation_sees_every_image_once_however_many_processes(digits, world_size):
     seen = [x for rank in range(world_size)

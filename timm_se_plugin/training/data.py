@@ -363,6 +363,17 @@ def _prepare_stream(dataset: Any, options: Namespace, picture: Picture, transfor
     return Transforms(early, late, transforms.switch)
 
 
+class _Repeats(RepeatAugSampler):
+    """timm's order of repeated augmentation, which in timm is the same for every seed."""
+
+    def __init__(self, dataset: Any, repeats: int, seed: int) -> None:
+        super().__init__(dataset, num_replicas=1, rank=0, num_repeats=repeats)
+        self.seed = seed
+
+    def set_epoch(self, epoch: int) -> None:
+        super().set_epoch(seed_of(self.seed, epoch))
+
+
 def train_loader(options: Namespace, dataset: Any, config: dict[str, Any], process: Process) -> Loader:
     """A loader of shuffled, augmented batches for training; each process gets its own images.
 
@@ -375,7 +386,7 @@ def train_loader(options: Namespace, dataset: Any, config: dict[str, Any], proce
         return Loader(dataset, config, options, process, None, by_epoch, training=True)
     order: Any
     if options.aug_repeats:
-        order = RepeatAugSampler(dataset, num_replicas=1, rank=0, num_repeats=options.aug_repeats)
+        order = _Repeats(dataset, options.aug_repeats, options.seed)
     else:
         order = DistributedSampler(dataset, num_replicas=1, rank=0, seed=options.seed)
     batches = Batches(order, options.batch_size, process, whole=options.grad_accum_steps)
