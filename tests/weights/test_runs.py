@@ -72,6 +72,13 @@ def test_attention_that_plain_weights_gained_keeps_its_gate(tmp_path):
         assert torch.equal(model.eval()(x), trained.eval()(x))
 
 
+def test_the_pooling_of_timms_trainer_is_that_of_the_model(tmp_path):
+    name = 'se_test_resnet_plugin'
+    trained = randomised(timm.create_model(name, num_classes=5, global_pool='max'))
+    run(tmp_path, name, trained, gp='max')
+    assert read_run(tmp_path).model.global_pool.pool_type == 'max'
+
+
 def test_the_tags_preprocessing_and_the_learning_rate_of_a_batch_size_are_told(tmp_path):
     name = 'inception_v3_plugin.gluon_in1k'
     run(tmp_path, name, pretrained=True, mean=None, lr=None, lr_base=0.1, lr_base_size=256)

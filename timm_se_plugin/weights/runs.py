@@ -128,12 +128,15 @@ def data_config(args: Mapping[str, Any], model: Any) -> dict[str, Any]:
 def channel_kwargs(args: Mapping[str, Any]) -> dict[str, Any]:
     """The ``model_kwargs`` of a run, with ``in_chans`` where its image size has another number of channels than 3.
 
+    The pooling of ``--gp``, an option of timm's train.py, is among them too.
+
     Args:
         args: options of the run, as for :func:`build_model`.
     """
     size = args.get('input_size') or (3,)
     channels = args.get('in_chans') or (size[0] if size[0] != 3 else None)
-    return {**({'in_chans': channels} if channels else {}), **(args.get('model_kwargs') or {})}
+    given = {'in_chans': channels, 'global_pool': args.get('gp')}
+    return {**{key: value for key, value in given.items() if value}, **(args.get('model_kwargs') or {})}
 
 
 def model_kwargs(args: Mapping[str, Any]) -> dict[str, Any]:
