@@ -92,6 +92,12 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path):
     torch.save({'state_dict': {'a': torch.zeros(1)}}, tmp_path / 'last.pth.tar')
     with pytest.raises(ValueError, match='does not say which model it belongs to'):
         push_to_hub(tmp_path, 'me/a', dry_run=True)
+    for name, said in (('resnet1', 'the model resnet1 is unknown; did you mean'),
+                       ('test_resnet', r'last\.pth\.tar does not fit test_resnet, .*: missing .*; unexpected a$')):
+        torch.save({'state_dict': {'a': torch.zeros(1)}, 'args': argparse.Namespace(model=name)},
+                   tmp_path / 'last.pth.tar')
+        with pytest.raises(ValueError, match=said):
+            read_run(tmp_path)
     (tmp_path / 'last.pth.tar').write_bytes(b'half')
     with pytest.raises(ValueError, match='is broken, or not a file of weights'):
         push_to_hub(tmp_path, 'me/a', dry_run=True)

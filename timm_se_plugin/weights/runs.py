@@ -11,6 +11,8 @@ from torch import nn
 from ..files.tables import read_table
 from ..models._registry import architectures
 from ..models._resolution import resolve
+from ..models.names import check_model
+from ..models.state_dicts import Misfit
 from ..placement.record import record_origin
 from ..placement.spec import split_attention_kwargs
 from .facts import Facts
@@ -62,7 +64,8 @@ def read_run(folder: str | Path) -> TrainedClassifier | None:
         The trained classifier; None if the folder has no checkpoint of a run.
 
     Raises:
-        ValueError: the checkpoint is broken, or does not say which model it belongs to.
+        ValueError: the checkpoint is broken, does not say which model it belongs to, or is of another network than it
+            says.
     """
     paths = [path for name in ('model_best.pth.tar', 'last.pth.tar') if (path := Path(folder, name)).is_file()]
     if not paths:
@@ -72,6 +75,9 @@ def read_run(folder: str | Path) -> TrainedClassifier | None:
     if 'model' not in args:
         raise ValueError(f"{paths[0]} does not say which model it belongs to; timm's checkpoints say so in args")
     model = build_model(args)
+    misfit = Misfit.of(weights, model.state_dict())
+    if misfit:
+        raise ValueError(f"{paths[0]} does not fit {args['model']}, which it says it belongs to: {misfit}")
     model.load_state_dict(weights)
     record_origin(model, published=bool(args.get('pretrained')))
     facts = _facts(args, Path(folder, 'summary.csv'), said.get('epoch'))
@@ -86,7 +92,11 @@ def build_model(args: Mapping[str, Any]) -> nn.Module:
 
     Args:
         args: options of the run, by the names of this package's trainer and timm's train.py.
+
+    Raises:
+        ValueError: neither timm nor the plugin has such a model.
     """
+    check_model(args['model'])
     kwargs = model_kwargs(args)
     if args.get('num_classes') is not None:
         kwargs.setdefault('num_classes', args['num_classes'])
