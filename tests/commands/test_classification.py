@@ -113,6 +113,14 @@ def test_convert_goes_to_timms_network_and_back(printed, tmp_path):
     assert (tmp_path / 'timms' / 'model.safetensors').is_file()
 
 
+def test_convert_names_a_model_or_a_keyword_that_is_not_there(trained, tmp_path):
+    words = 'convert', str(trained / 'last.pth.tar')
+    with pytest.raises(SystemExit, match='the model se_test_resnet is unknown; did you mean se_test_resnet_plugin'):
+        main([*words, 'se_test_resnet', str(tmp_path)])
+    with pytest.raises(SystemExit, match="se_test_resnet_plugin takes no keyword 'foo'"):
+        main([*words, 'se_test_resnet_plugin', str(tmp_path), '--model-kwargs', 'foo=1'])
+
+
 @pytest.mark.slow    # `make demo` runs the same
 def test_the_demo_gives_back_what_it_saved(tmp_path, capsys):
     main(['demo', '--output', str(tmp_path), '--epochs', '1', '--size', '16', '--seeds', '1'])

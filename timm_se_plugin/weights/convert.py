@@ -12,6 +12,7 @@ from torch import nn
 from ..files.hub_files import SAVED_AT, read_config_json
 from ..models._published import legacy_keys
 from ..models._registry import architectures
+from ..models.names import check_model, keywords_of
 from ..models.state_dicts import Misfit, StateDict, attention_misfit
 from ..placement import AttentionSpec, attention_modules
 from .caffe import INPUT
@@ -212,17 +213,19 @@ def convert_file(
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: as :func:`convert` and :func:`convert_to_timm`.
+        ValueError: an unknown model or argument, or as :func:`convert` and :func:`convert_to_timm`.
     """
     data_config: dict[str, Any] | None
     described: dict[str, Any] = {}
+    check_model(model, model_kwargs)
     if str(weights).startswith(SAVED_AT):
         saved: Any = timm.create_model(str(weights), pretrained=True)
         if model not in architectures:
             target, conversion = convert_to_timm(saved, model)
         else:
-            target = timm.create_model(
-                model, **{'num_classes': saved.num_classes, 'in_chans': saved.in_chans, **model_kwargs})
+            with keywords_of(model, model_kwargs):
+                target = timm.create_model(
+                    model, **{'num_classes': saved.num_classes, 'in_chans': saved.in_chans, **model_kwargs})
             conversion = convert(saved.state_dict(), target, saved)
         config = read_config_json(str(weights))
         described = {name: config[name] for name in DESCRIBED if name in config}
@@ -230,7 +233,8 @@ def convert_file(
     else:
         state, meta = read_weights(weights)
         tidied, _ = _tidied(state, meta, renames)
-        target = timm.create_model(model, **{**sizes(tidied), **own_arguments(meta, model, model_kwargs)})
+        with keywords_of(model, model_kwargs):
+            target = timm.create_model(model, **{**sizes(tidied), **own_arguments(meta, model, model_kwargs)})
         original, data_config = _source_of(source, tidied, meta)
         conversion = convert(state, target, original, meta, renames, padding)
         described = {'label_names': meta['label_names']} if meta.get('label_names') else {}
