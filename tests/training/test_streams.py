@@ -57,6 +57,15 @@ def test_an_interrupted_epoch_of_a_stream_can_be_continued(shards):
         assert torch.equal(y, v)
 
 
+@pytest.mark.parametrize(('arguments', 'said'), [
+    (('--grad-accum-steps', '8'), '96 training images are fewer than the 128 of one update'),
+    (('--aug-repeats', '3'), '--aug-repeats 3 is for data that is not read in order, and wds/digits is a stream')])
+def test_what_a_stream_cannot_do_is_refused(shards, arguments, said):
+    given = options(shards, *arguments)
+    with pytest.raises(ValueError, match=said):
+        train_loader(given, open_split(given, 'train', training=True), CONFIG, process())
+
+
 @pytest.mark.parametrize('world_size', [1, 2])
 def test_every_image_of_a_stream_is_evaluated_once(shards, world_size):
     given = options(shards)

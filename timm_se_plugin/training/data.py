@@ -378,25 +378,34 @@ def train_loader(options: Namespace, dataset: Any, config: dict[str, Any], proce
     """A loader of shuffled, augmented batches for training; each process gets its own images.
 
     Raises:
-        ValueError: fewer images than one update of the weights takes.
+        ValueError: fewer images than one update of the weights takes, or repeated augmentation of a stream.
     """
     picture, by_epoch = _picture(options, config), train_transforms(options, config)
     if isinstance(dataset, IterableDataset):
+        if options.aug_repeats:
+            raise ValueError(f'--aug-repeats {options.aug_repeats} is for data that is not read in order, and '
+                             f'{options.dataset} is a stream; leave out --aug-repeats')
         by_epoch = _prepare_stream(dataset, options, picture, by_epoch)
-        return Loader(dataset, config, options, process, None, by_epoch, training=True)
+        loader = Loader(dataset, config, options, process, None, by_epoch, training=True)
+        _check_update(len(loader), len(dataset), options, process)
+        return loader
     order: Any
     if options.aug_repeats:
         order = _Repeats(dataset, options.aug_repeats, options.seed)
     else:
         order = DistributedSampler(dataset, num_replicas=1, rank=0, seed=options.seed)
     batches = Batches(order, options.batch_size, process, whole=options.grad_accum_steps)
-    if not len(batches):
-        step = options.batch_size * options.grad_accum_steps * process.world_size
-        raise ValueError(f'{len(dataset)} training images are fewer than the {step} of one update '
-                         '(--batch-size times --grad-accum-steps times processes)')
+    _check_update(len(batches), len(dataset), options, process)
     images = Images(
         dataset, picture, by_epoch, options.seed, options.corrupt_images, options.cache_images, replace=True)
     return Loader(images, config, options, process, batches, by_epoch, training=True)
+
+
+def _check_update(batches: int, images: int, options: Namespace, process: Process) -> None:
+    if not batches:
+        step = options.batch_size * options.grad_accum_steps * process.world_size
+        raise ValueError(f'{images} training images are fewer than the {step} of one update '
+                         '(--batch-size times --grad-accum-steps times processes)')
 
 
 def eval_loader(options: Namespace, dataset: Any, config: dict[str, Any], process: Process) -> Loader:
