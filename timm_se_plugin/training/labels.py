@@ -95,11 +95,12 @@ def read_labels(path: str) -> LabelReader:
             if cell not in _CELLS:
                 raise ValueError(f'{where} has {cell!r} in the column {name!r}; a picture with a label has 1 in its '
                                  'column, and the others 0')
-        if picture in lines:
-            raise ValueError(f'{where} has the picture {picture} of line {lines[picture]} again; a picture has all of '
-                             'its labels on one line')
-        lines[picture] = rows.line_num
         file = os.path.join(os.path.dirname(path), picture)
+        key = os.path.normpath(file)
+        if key in lines:
+            raise ValueError(f'{where} has the picture {picture} of line {lines[key]} again; a picture has all of '
+                             'its labels on one line')
+        lines[key] = rows.line_num
         if not os.path.isfile(file):
             missing.append(picture)
         samples.append((file, tuple(label for label, cell in enumerate(cells) if _CELLS[cell])))
