@@ -89,6 +89,14 @@ def test_an_ending_of_the_sheet_that_is_no_picture_is_refused_before_the_work(tr
     assert not capsys.readouterr().out
 
 
+def test_a_sheet_of_very_many_pictures_is_not_higher_than_jpeg_allows(digits, tmp_path):
+    from timm_se_plugin.training.prediction import Prediction, draw_sheet
+    picture = Prediction(str(next((digits / 'val' / '3').iterdir())), (('3', 0.9),))
+    draw_sheet([picture] * 400, tmp_path / 'sheet.jpg', columns=1)
+    with Image.open(tmp_path / 'sheet.jpg') as sheet:
+        assert sheet.size == (2 * 160, 200 * 178)
+
+
 def test_predictions_are_kept_when_a_later_picture_ends_the_work(trained, digits, monkeypatch, tmp_path):
     from timm_se_plugin.training import prediction
     predict = prediction.predict

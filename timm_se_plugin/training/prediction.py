@@ -94,10 +94,12 @@ def draw_sheet(predictions: Sequence[Prediction], path: str | Path, columns: int
     Args:
         predictions: of :func:`predict`.
         path: the file, in the format of its ending.
-        columns: number of pictures in a row.
+        columns: number of pictures in a row, or more where the file would be higher than JPEG allows.
         side: width and height of a picture in pixels.
     """
-    columns = min(columns, max(len(predictions), 1))
+    # A JPEG file has at most 65,500 rows of pixels.
+    most = 65_500 // (side + 18)
+    columns = min(max(columns, -(-len(predictions) // most)), max(len(predictions), 1))
     sheet = Image.new('RGB', (columns * side, -(-len(predictions) // columns) * (side + 18)), 'white')
     pen, font, picture = ImageDraw.Draw(sheet), ImageFont.load_default(12), Picture('RGB')
     for i, prediction in enumerate(predictions):
