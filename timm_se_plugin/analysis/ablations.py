@@ -74,6 +74,8 @@ def run_study(
             sets, or a finished run in the folder that had other options.
         RuntimeError: runs failed; the others are finished and tabulated.
     """
+    from ..training.records import RUN  # needs the [train] extra
+
     network = open_network(model or study_network(study))
     taken = sorted(_OWN & {argument.partition('=')[0] for argument in arguments})
     if taken:
@@ -99,20 +101,16 @@ def run_study(
         if folder is None:
             return None
         done, = read_table(folder / 'result.csv')
-        loss = read_table(folder / 'result-curves.csv')[-1]['train_loss']
         return {
-            'study': study, 'row': row.name, 'seed': seed, 'epochs': done['epochs'], 'recipe': done['recipe'],
-            'model': network, 'paper_top1_error': row.top1_error or '',
-            'paper_parameters_millions': row.parameters or '', 'train_loss': loss,
-            **{key: done[key] for key in (
-                'options', 'top1', 'top5', 'parameters', 'macs', 'seconds', 'device', 'threads', 'torch', 'timm',
-                'commit')}}
+            'study': study, 'row': row.name, **dict.fromkeys(RUN, ''), **done,
+            'train_loss': read_table(folder / 'result-curves.csv')[-1]['train_loss'],
+            'paper_top1_error': row.top1_error or '', 'paper_parameters_millions': row.parameters or ''}
 
     with ThreadPoolExecutor(len(devices)) as pool:
         results = list(pool.map(run, tasks))
     finished = [result for result in results if result]
     if finished:
-        replace_rows(table, finished, ('study', 'row', 'seed', 'epochs', 'recipe', 'model', 'options'))
+        replace_rows(table, finished, ('study', 'row', *RUN))
     if len(finished) < len(results):
         raise RuntimeError(f'{len(results) - len(finished)} of {len(results)} runs failed; their logs are in {where}')
     return finished

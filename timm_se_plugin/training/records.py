@@ -14,9 +14,12 @@ from ..files.tables import replace_rows
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ['Progress', 'draw_confusion', 'draw_curves', 'record_result']
+__all__ = ['RUN', 'Progress', 'draw_confusion', 'draw_curves', 'record_result']
 
 _logger = logging.getLogger(__name__)
+
+# What names a run: the columns of a table of results that two runs do not have in common.
+RUN = ('model', 'options', 'seed', 'epochs', 'recipe', 'data', 'global_batch', 'amp', 'torchcompile')
 
 
 class Progress:
@@ -62,18 +65,16 @@ class Progress:
 def record_result(path: Path, row: Mapping[str, Any], history: list[dict[str, Any]]) -> None:
     """Put the row of a finished run into a table, and its curves into ``<table>-curves.csv`` beside the table.
 
-    A row of the same run, by its model, options, seed, epochs, recipe, data, images in an update, and data type and
-    backend of its steps, is replaced. Runs that end at the same time take turns.
+    A row of the same run, by the columns of :data:`RUN`, is replaced. Runs that end at the same time take turns.
 
     Args:
         path: the CSV file, which is created if it does not exist.
         row: results of the run by column.
         history: a row for each epoch.
     """
-    keys = ('model', 'options', 'seed', 'epochs', 'recipe', 'data', 'global_batch', 'amp', 'torchcompile')
-    name = {key: row[key] for key in keys}
-    replace_rows(path, [row], keys)
-    replace_rows(path.with_name(f'{path.stem}-curves.csv'), [{**name, **epoch} for epoch in history], keys)
+    name = {key: row[key] for key in RUN}
+    replace_rows(path, [row], RUN)
+    replace_rows(path.with_name(f'{path.stem}-curves.csv'), [{**name, **epoch} for epoch in history], RUN)
 
 
 def draw_curves(history: list[dict[str, Any]], title: str, path: str | Path) -> 'Figure':
