@@ -310,7 +310,8 @@ def gate_statistics(
     with observed(model, gates, see):
         for x, y in batches:
             if y.ndim != 1 or y.is_floating_point():
-                raise ValueError(f'labels of shape {tuple(y.shape)} and {y.dtype} are not one class index for each image')
+                raise ValueError(
+                    f'labels of shape {tuple(y.shape)} and {y.dtype} are not one class index for each image')
             labels = y.to(device).long()
             if len(y) and int(y.max()) >= len(classes):
                 raise ValueError(f'the data has the label {int(y.max())}, but there are only {len(classes)} classes')

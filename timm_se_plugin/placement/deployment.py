@@ -46,7 +46,8 @@ def fuse_for_inference(model: nn.Module, input_size: tuple[int, int, int] | None
         The copy.
 
     Raises:
-        ValueError: `model` or a module in it is in training mode, whose BatchNorm can't be folded, or does not accept such an image.
+        ValueError: `model` or a module in it is in training mode, whose BatchNorm can't be folded, or the network does
+            not accept such an image.
     """
     name = next((name for name, module in model.named_modules() if module.training), None)
     if name is not None:

@@ -387,7 +387,7 @@ def train_loader(options: Namespace, dataset: Any, config: dict[str, Any], proce
                              f'{options.dataset} is a stream; leave out --aug-repeats')
         by_epoch = _prepare_stream(dataset, options, picture, by_epoch)
         loader = Loader(dataset, config, options, process, None, by_epoch, training=True)
-        _check_update(len(loader), len(dataset), options, process)
+        _check_update(len(loader), dataset, options, process)
         return loader
     order: Any
     if options.aug_repeats:
@@ -395,16 +395,16 @@ def train_loader(options: Namespace, dataset: Any, config: dict[str, Any], proce
     else:
         order = DistributedSampler(dataset, num_replicas=1, rank=0, seed=options.seed)
     batches = Batches(order, options.batch_size, process, whole=options.grad_accum_steps)
-    _check_update(len(batches), len(dataset), options, process)
+    _check_update(len(batches), dataset, options, process)
     images = Images(
         dataset, picture, by_epoch, options.seed, options.corrupt_images, options.cache_images, replace=True)
     return Loader(images, config, options, process, batches, by_epoch, training=True)
 
 
-def _check_update(batches: int, images: int, options: Namespace, process: Process) -> None:
+def _check_update(batches: int, dataset: Any, options: Namespace, process: Process) -> None:
     if not batches:
         step = options.batch_size * options.grad_accum_steps * process.world_size
-        raise ValueError(f'{images} training images are fewer than the {step} of one update '
+        raise ValueError(f'{len(dataset)} training images are fewer than the {step} of one update '
                          '(--batch-size times --grad-accum-steps times processes)')
 
 
