@@ -266,6 +266,8 @@ def test_what_cannot_be_is_one_clear_error():
         add_attention(resnet(), 'se', ratio=0.5)
     with pytest.raises(ValueError, match="attn='sk' cannot be added to a network that exists: a Selective Kernel"):
         add_attention(resnet(), 'sk')
+    with pytest.raises(ValueError, match="attn='none' adds nothing; call remove_attention"):
+        add_attention(resnet(), 'none')
     with pytest.raises(ValueError, match=r'Plain does not take an image of \(1, 64, 64\) on the meta device'):
         add_attention(Plain(), sites='stem', input_size=(1, 64, 64))
     with pytest.raises(ValueError, match=r"attn_fused=True is not possible in a Plain, .*; choose 'auto' or False"):

@@ -181,6 +181,8 @@ def _without_se(spec: AttentionSpec) -> AttentionSpec:
 
 
 def _specified(attn: str | AttentionSpec, options: dict[str, Any]) -> AttentionSpec:
+    if attn == 'none':
+        raise ValueError("attn='none' adds nothing; call remove_attention to take attention away")
     prefixed = {f'attn_{name.removeprefix("attn_")}': value for name, value in options.items()}
     if isinstance(attn, AttentionSpec):
         return attn.updated(prefixed)
