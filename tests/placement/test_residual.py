@@ -10,7 +10,7 @@ from parity import gradients, images, randomised, relative_error
 from torch import nn
 
 from timm_se_plugin.measuring.complexity import saved_bytes
-from timm_se_plugin.placement import residual
+from timm_se_plugin.placement import AttentionSpec, residual
 
 INTEGRATIONS = ['standard', 'pre', 'post', 'identity', '3x3']
 
@@ -157,3 +157,15 @@ def test_copies_and_averages_keep_the_fused_path(fused_calls):
         fused_calls.clear()
         copied(images(2, 3, 32, 32))
         assert len(fused_calls) == 6
+
+
+@pytest.mark.parametrize('attn', ['sse', 'scse'])
+@pytest.mark.parametrize('channels', [16, 512])
+def test_spatial_gates_start_between_their_ends_for_any_number_of_channels(attn, channels):
+    layer = AttentionSpec(attn).create(channels)
+    residual.initialise_as_timm(layer)
+    gates = []
+    layer.get_submodule('sse.gate' if attn == 'scse' else 'gate').register_forward_hook(
+        lambda module, args, output: gates.append(output))
+    layer(torch.randn(4, channels, 16, 16))
+    assert ((gates[0] < 0.05) | (gates[0] > 0.95)).float().mean() < 0.2

@@ -202,10 +202,15 @@ def attention_channels(block: Any, integration: str) -> int:
 
 
 def initialise_as_timm(layer: nn.Module) -> None:
-    """Draw the weights of a layer's convolutions as timm's ResNet does."""
+    """Draw the weights of a layer's convolutions as timm's ResNet does, except those with one output.
+
+    With ``fan_out`` the deviation of their weights would be 1.4 for any number of channels, and a gate over 64 channels
+    would begin near 0 or 1 at most positions.
+    """
     for module in layer.modules():
         if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode='fan_out', nonlinearity='relu')
+            mode: Any = 'fan_in' if module.out_channels == 1 else 'fan_out'
+            nn.init.kaiming_normal_(module.weight, mode=mode, nonlinearity='relu')
     restart_identity(layer)
 
 
