@@ -167,12 +167,12 @@ def training_table(name: str, attn: str | None = None) -> str:
                      'parameters', 'MACs', 'step time'], body)
 
 
-def _attention_runs(table: str, base: str, epochs: int) -> dict[str, list[Row]]:
-    """Trainings of one network by attention; only attention with default options counts."""
+def _attention_runs(table: str, base: str, epochs: int, option: str = '') -> dict[str, list[Row]]:
+    """Trainings of one network by attention; only attention with default options, or with this one, counts."""
     named = {f'{base}_plugin': 'none', **{f'{attn}_{base}_plugin': attn for attn in ('se', 'sk')}}
     runs: dict[str, list[Row]] = {}
     for row in read(table):
-        flag = re.fullmatch(r"(?:attn='(\S+)')? ?(?:img_size=\d+)?", row['options'])
+        flag = re.fullmatch(rf"(?:attn='(\S+)')? ?{option} ?(?:img_size=\d+)?", row['options'])
         if flag and row['epochs'] == str(epochs) and row['model'] in named:
             runs.setdefault(flag[1] or named[row['model']], []).append(row)
     return runs
@@ -199,6 +199,21 @@ def attentions_table(table: str, base: str, epochs: int) -> str:
             f'{int(first["macs"]) / 1e6:.2f}'])
     return markdown(['attention', 'seeds', 'top-1 %', 'minus plain (95 % interval)', 'training loss', 'time, training',
                      'time, inference', 'bytes', 'parameters', 'M MACs'], body) + _note(costs, 'to the plain network.')
+
+
+def starts_table(table: str, base: str, epochs: int) -> str:
+    """Each attention with the papers' start and with the identity start, and the differences between the two."""
+    losses, papers = _losses(table), _attention_runs(table, base, epochs)
+    body = []
+    for attn, rows in _attention_runs(table, base, epochs, "attn_init='identity'").items():
+        cells = []
+        for factor, digits, value in ((100, 2, lambda row: float(row['top1'])), (1, 3, lambda row: losses[_run(row)])):
+            default, identity = ({row['seed']: factor * value(row) for row in some} for some in (papers[attn], rows))
+            cells += [_spread(list(default.values()), digits), _spread(list(identity.values()), digits),
+                      _difference(identity, default, digits)]
+        body.append([attn, str(len(rows)), *cells])
+    return markdown(['attention', 'seeds', 'top-1 %, papers', 'identity', 'difference (95 % interval)',
+                     'training loss, papers', 'identity', 'difference (95 % interval)'], body)
 
 
 def draw_attentions(path: Path) -> None:
@@ -360,6 +375,7 @@ TABLES: dict[str, Callable[[], str]] = {
     'speed-cuda': lambda: speed_table('cuda'),
     'attentions-flowers': lambda: attentions_table('flowers-64.csv', 'resnet18', 15),
     'attentions-cifar10': lambda: attentions_table('cifar10.csv', 'resnet20_cifar', 15),
+    'starts': lambda: starts_table('flowers-64.csv', 'resnet18', 15),
     'cifar10': lambda: training_table('cifar10.csv'),
     'flowers': lambda: training_table('flowers.csv'),
     'flowers-64': lambda: training_table('flowers-64.csv', 'se'),
