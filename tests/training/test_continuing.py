@@ -2,6 +2,7 @@
 
 import signal
 import time
+from argparse import Namespace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from processes import finish, start, start_group
 
 from timm_se_plugin.files.tables import read_table
 from timm_se_plugin.training.checkpoint import read_checkpoint
+from timm_se_plugin.training.continuing import checkpoint_of
 
 # A network without BatchNorm, whose statistics are those of one process's images; randomness in each image; and
 # everything that has a state.
@@ -112,3 +114,15 @@ def test_a_run_of_a_release_without_an_option_goes_on_as_it_began(digits, tmp_pa
     torch.save(checkpoint, folder / 'last.pth.tar')
     run(1, folder, *arguments, '--epochs', '3', '--resume', 'auto')
     assert read_checkpoint(folder / 'last.pth.tar')['args'].exif_orientation is False
+
+
+def test_a_run_is_not_overwritten_by_one_that_continues_from_elsewhere(tmp_path):
+    first, second, new = (tmp_path / name for name in ('first', 'second', 'new'))
+    for folder in (first, second):
+        folder.mkdir()
+        torch.save({'state_dict': {}}, folder / 'last.pth.tar')
+    last = str(first / 'last.pth.tar')
+    with pytest.raises(ValueError, match='second holds a run already, whose checkpoints would be overwritten by a run'):
+        checkpoint_of(Namespace(resume=last), second)
+    for folder in (first, new):
+        assert checkpoint_of(Namespace(resume=last), folder)[0] == last

@@ -19,7 +19,7 @@ def checkpoint_of(options: Namespace, folder: Path) -> tuple[Any, dict[str, Any]
     """Path and content of the checkpoint that a run continues from; None and None for a new run.
 
     Raises:
-        ValueError: the folder holds a run, and ``--resume`` is not given.
+        ValueError: the folder holds a run, and ``--resume`` is not given or names a checkpoint of another folder.
         CheckpointError: the checkpoint cannot be read.
     """
     found = newest_whole(folder)
@@ -27,6 +27,10 @@ def checkpoint_of(options: Namespace, folder: Path) -> tuple[Any, dict[str, Any]
         raise ValueError(
             f'{folder} holds a run already; --resume auto continues it, and --experiment names another folder')
     path = found if options.resume == 'auto' else options.resume
+    if found and path and Path(path).resolve().parent != folder.resolve():
+        raise ValueError(f'{folder} holds a run already, whose checkpoints would be overwritten by a run that '
+                         f'continues from {path}; --resume auto continues the run of the folder, and --experiment '
+                         'names another folder')
     return path, read_checkpoint(path) if path else None
 
 
