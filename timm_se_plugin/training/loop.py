@@ -162,6 +162,8 @@ def _write_options(run: Run, made: dict[str, Any]) -> None:
     if not run.process.primary:
         return
     if run.options.results:
+        if Path(run.options.results).is_dir():
+            raise ValueError(f'--results {run.options.results} is a folder; give the name of a CSV file')
         try:
             Path(run.options.results).parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:  # not only after the training
