@@ -16,6 +16,7 @@ if importlib.util.find_spec('mmdet') is None:
     pytest.skip('needs the [mmdet] or the [onedl] extra', allow_module_level=True)
 
 from mmdet.registry import MODELS
+from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import init_default_scope
 from mmengine.runner.checkpoint import load_checkpoint
 
@@ -170,9 +171,11 @@ def test_the_fused_tail_serves_frozen_statistics(norm):
     torch.testing.assert_close(grads['fused'], grads['unfused'], rtol=1e-3, atol=1e-4)
 
 
-def test_norm_cfg_chooses_the_norm():
-    types = {type(m).__name__ for m in build(norm_cfg=dict(type='SyncBN')).modules() if 'Norm' in type(m).__name__}
-    assert types == {'SyncBatchNorm'}
+def test_norm_cfg_chooses_the_norm(monkeypatch):
+    for distributed, norm in ((True, 'SyncBatchNorm'), (False, 'BatchNorm2d')):
+        monkeypatch.setattr('timm_se_plugin.detection.backbone.is_distributed', lambda answer=distributed: answer)
+        types = {type(m).__name__ for m in build(norm_cfg=dict(type='SyncBN')).modules() if 'Norm' in type(m).__name__}
+        assert types == {norm}
     model = build(norm_cfg=dict(type='FrozenBN'))
     types = {type(m).__name__ for m in model.modules() if 'Norm' in type(m).__name__}
     assert types == {'FrozenBatchNorm2d'}
@@ -180,6 +183,12 @@ def test_norm_cfg_chooses_the_norm():
     assert not any('bn' in name for name in learning(build(norm_cfg=dict(type='BN', requires_grad=False))))
     with pytest.raises(ValueError, match="type='GN', which is none of BN, SyncBN, FrozenBN"):
         build(norm_cfg=dict(type='GN'))
+
+
+def test_a_runner_of_one_process_keeps_the_activations_in_norms():
+    model = build('mobilenetv1_100', norm_cfg=dict(type='SyncBN'))
+    expected = features(model)
+    torch.testing.assert_close(features(revert_sync_batchnorm(model)), expected)
 
 
 @pytest.mark.parametrize('attn', ['se', 'sk'])

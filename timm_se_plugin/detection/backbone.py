@@ -9,6 +9,7 @@ from typing import Any
 import timm
 import torch
 from mmdet.registry import MODELS as DETECTION_MODELS
+from mmengine.dist import is_distributed
 from mmengine.logging import print_log
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS
@@ -51,8 +52,8 @@ class TimmAttentionBackbone(BaseModule):
         out_indices: timm's feature levels; in a ResNet, 0 is the stem and 1 to 4 are ``layer1`` to ``layer4``.
         frozen_stages: the last of the levels to freeze, with all levels before; -1 freezes nothing.
         norm_eval: keep BatchNorm on running statistics in training.
-        norm_cfg: ``type`` 'BN', 'SyncBN' or 'FrozenBN' (constant statistics, weight and bias), and ``requires_grad``
-            for weight and bias.
+        norm_cfg: ``type`` 'BN', 'SyncBN' (which is 'BN' in a single process) or 'FrozenBN' (constant statistics,
+            weight and bias), and ``requires_grad`` for weight and bias.
         pretrained: the weights: True for the default tag, another tag, a file, or a model that timm saved,
             ``'hf-hub:…'`` or ``'local-dir:…'``. Weights that do not fit are refused, as by ``timm.create_model``. The
             options of a saved model's attention have to be repeated here, since the saved configuration is read in
@@ -149,7 +150,8 @@ class TimmAttentionBackbone(BaseModule):
         kind = cfg.get('type', 'BN')
         if kind not in _NORMS:
             raise ValueError(f'norm_cfg has type={kind!r}, which is none of {", ".join(_NORMS)}')
-        if kind == 'SyncBN':
+        # In a single process MMEngine's Runner replaces SyncBN by BN, without the activation in norms of timm.
+        if kind == 'SyncBN' and is_distributed():
             convert_sync_batchnorm(self)
         elif kind == 'FrozenBN':
             freeze_batch_norm_2d(self)

@@ -42,8 +42,8 @@ def load_detector(config: Config, checkpoint: str, device: str = 'cpu') -> nn.Mo
         ValueError: the checkpoint is of another detector.
     """
     init_default_scope(config.get('default_scope', 'mmdet'))
-    # The copy protects the configuration, since some detectors write into it. SyncBN stays: in evaluation mode it
-    # computes what BN does, and MMEngine's revert_sync_batchnorm would remove the activation in timm's norms.
+    # The copy protects the configuration, since some detectors write into it. SyncBN stays, since it computes what BN
+    # does in evaluation mode.
     model = MODELS.build(copy.deepcopy(config.model))
     if checkpoint.endswith('.safetensors'):
         loaded = {'state_dict': load_file(checkpoint), 'meta': {'dataset_meta': config.get('dataset_meta', {})}}
