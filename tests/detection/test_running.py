@@ -36,11 +36,14 @@ def metrics_of(runner):
 
 def test_a_coco_configuration_trains_validates_tests_resumes_and_detects(coco_folder):
     runner = train_detector(on_folder(coco_folder))
-    assert 'CheckInputHook' not in next((coco_folder / 'work').glob('*.py')).read_text()  # MMDetection's tools read it
+    written, = (coco_folder / 'work').glob('*.py')
+    of_training = written.read_text(), written.stat().st_mtime_ns
+    assert 'CheckInputHook' not in of_training[0]  # MMDetection's tools read it
     val = metrics_of(runner)
     last = str(coco_folder / 'work' / 'epoch_1.pth')
     metrics = test_detector(on_folder(coco_folder), last, out=str(coco_folder / 'all.pkl'))
     assert metrics == {f'coco/bbox_{name}': value for name, value in val.items()}
+    assert (written.read_text(), written.stat().st_mtime_ns) == of_training  # without load_from, which a test has
     dumped = pickle.loads((coco_folder / 'all.pkl').read_bytes())
     assert [picture['img_id'] for picture in dumped] == [0, 1, 2, 3]
     config = on_folder(coco_folder)

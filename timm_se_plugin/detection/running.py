@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +12,7 @@ from urllib.error import URLError
 from mmdet.registry import DATASETS
 from mmdet.utils import setup_cache_size_limit_of_dynamo
 from mmengine.config import Config
-from mmengine.dist import is_main_process, master_only
+from mmengine.dist import master_only
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.registry import HOOKS, RUNNERS
@@ -145,6 +146,19 @@ def _runner(config: Config, splits: tuple[str, ...], strict: bool, check_picture
     return runner
 
 
+def _configurations(work_dir: str) -> dict[Path, tuple[bytes, int]]:
+    """The configurations in a folder, with their times, by which that of the last training is found."""
+    return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in Path(work_dir).glob('*.py')}
+
+
+@master_only
+def _restore(configurations: dict[Path, tuple[bytes, int]]) -> None:
+    """Write configurations again that a Runner has overwritten, though it does not train."""
+    for path, (content, time) in configurations.items():
+        path.write_bytes(content)
+        os.utime(path, ns=(time, time))
+
+
 @contextmanager
 def _empty_data_explained(config: Config) -> Iterator[None]:
     """Replace NumPy's error about data without boxes, 'need at least one array to concatenate', by an explanation."""
@@ -196,16 +210,14 @@ def train_detector(
     if resume:
         config.resume = True
         config.load_from = None if resume in (True, 'auto') else resume
-    kept = {path: path.read_bytes() for path in Path(config.work_dir).glob('*.py')}
+    kept = _configurations(config.work_dir)
     runner = _runner(config, ('train', 'val'), bool(config.get('resume')), check_pictures)
     try:
         with _empty_data_explained(config):
             runner.train()
     except Exception as error:
-        passed = any(isinstance(hook, CheckInputHook) and hook.passed for hook in runner.hooks)
-        if is_main_process() and not passed:
-            for path, content in kept.items():  # the Runner of the refused training has overwritten these files
-                path.write_bytes(content)
+        if not any(isinstance(hook, CheckInputHook) and hook.passed for hook in runner.hooks):
+            _restore(kept)
         if isinstance(error, URLError):
             raise ConnectionError(
                 f'the weights that the configuration starts from cannot be fetched: {error.reason}; --cfg-options '
@@ -217,7 +229,7 @@ def train_detector(
 def test_detector(
         config: Config, checkpoint: str, out: str | None = None, launcher: str = 'none', check_pictures: bool = True,
 ) -> dict[str, float]:
-    """Test, as MMDetection's ``tools/test.py`` does.
+    """Test, as MMDetection's ``tools/test.py`` does, but leave the configuration of a training in the work folder.
 
     Args:
         config: the configuration of the detector and its test set.
@@ -236,7 +248,9 @@ def test_detector(
     from mmdet.evaluation import DumpDetResults
 
     config.launcher, config.load_from, config.resume = launcher, checkpoint, False
+    kept = _configurations(config.work_dir)
     runner = _runner(config, ('test',), True, check_pictures)
+    _restore(kept)
     if out:
         runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=out))
     metrics = runner.test()
