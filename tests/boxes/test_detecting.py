@@ -42,6 +42,14 @@ def test_nothing_found_is_a_result_too(tmp_path):
     assert text.startswith('file,label,score,x1,y1,x2,y2\n')
 
 
+def test_boxes_in_pictures_without_colours_are_drawn_into_png_files(tmp_path):
+    for name in ('a.pgm', 'b.pbm', 'c.ppm'):
+        Image.new('RGB', (64, 48)).convert({'a': 'L', 'b': '1', 'c': 'RGB'}[name[0]]).save(tmp_path / name)
+    found = tmp_path / 'found'
+    detect(Detector(lambda picture, score: FOUND, 'ab'), pictures_to_detect_in([tmp_path], found), found)
+    assert {path.name for path in found.glob('?.*')} == {'a.pgm.png', 'b.pbm.png', 'c.ppm'}
+
+
 def test_a_picture_is_upright_and_in_the_order_of_opencv(tmp_path):
     red = Image.new('RGB', (4, 2), 'red')
     exif = red.getexif()

@@ -18,6 +18,7 @@ from .drawing import draw, write_picture
 __all__ = ['Detector', 'Found', 'detect', 'found_in', 'pictures_to_detect_in']
 
 _logger = logging.getLogger(__name__)
+_COLOURLESS = ('.pbm', '.pgm')  # endings of files in which the boxes would have no colours
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,8 @@ def pictures_to_detect_in(pictures: Iterable[str | Path], output: str | Path) ->
     """
     targets: dict[Path, Path] = {}
     for file, name in search(pictures, Path(output)):
-        target = Path(output, name if cv2.haveImageWriter(name.name) else f'{name}.png')
+        is_written = cv2.haveImageWriter(name.name) and name.suffix.lower() not in _COLOURLESS
+        target = Path(output, name if is_written else f'{name}.png')
         if target in targets.values():
             raise ValueError(f'{file} and another picture have the same name {name}, and would be written to one file')
         targets[file] = target

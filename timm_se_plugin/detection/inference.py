@@ -96,7 +96,7 @@ def detect(
         checkpoint: the detector's weights, as for :func:`load_detector`.
         pictures: picture files, and folders, which are searched with the folders in them.
         output: the folder to write into. A picture keeps its name, and the folders that it was found in; where OpenCV
-            does not write files of its ending, ``.png`` is added.
+            does not write colours into files of its ending, ``.png`` is added.
         score: the lowest score of a box that is kept.
         device: where to compute.
 
