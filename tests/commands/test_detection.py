@@ -76,6 +76,11 @@ def test_predict_and_compare_draw(demo, tmp_path, printed):
         main(['detect', 'predict', CONFIG, str(checkpoint)])
 
 
+def test_options_of_a_detector_are_not_ignored_for_a_classifier():
+    with pytest.raises(SystemExit, match='--cfg-options changes the configuration of a detector, and resnet18 is none'):
+        main(['export', 'resnet18', 'a.onnx', '--pictures', 'any', '--cfg-options', 'model.test_cfg.score_thr=0.2'])
+
+
 def test_a_pushed_detector_is_predicted_with(demo, tmp_path, printed, hub):
     folder, _, _ = demo
     printed('push', folder / 'detector', 'user/digits')

@@ -69,6 +69,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
               f'pixels, and {detector.unmatched} boxes are found by one of the two only')
         return asdict(detector)
 
+    if args.cfg_options:
+        raise ValueError(f'--cfg-options changes the configuration of a detector, and {args.model} is none; leave '
+                         'the option out')
     from ..training.classifiers import open_classifier
     from ..training.onnx_file import export_onnx
 
