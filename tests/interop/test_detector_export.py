@@ -105,6 +105,14 @@ def test_the_command_runs_the_file_where_mmdetection_cannot_be_imported(case, tm
                    for box in mine['detections'])
 
 
+def test_the_file_may_come_before_the_pictures(case, tmp_path):
+    _, folder, _ = case
+    pictures = [str(folder / 'pictures' / f'{i}.png') for i in range(2)]
+    main(['detect', 'predict', str(folder / 'a.onnx'), *pictures, '--output', str(tmp_path / 'found')])
+    found = json.loads((tmp_path / 'found' / 'detections.json').read_text(encoding='utf-8'))
+    assert [result['file'] for result in found] == pictures
+
+
 def test_a_file_that_finds_something_else_is_not_written(case, tmp_path, monkeypatch):
     detector, folder, _ = case
     forward = ExportedDetector.forward

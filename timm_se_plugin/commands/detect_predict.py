@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('paths', nargs='+', metavar='PATH',
                         help='picture files, and folders of pictures; without --model, a detector comes first: a '
                              'configuration (a file, or the name of one in mmdet_configs) and its weights, or '
-                             'hf-hub:user/repo, or local-dir:folder')
+                             'hf-hub:user/repo, local-dir:folder, or an .onnx file')
     parser.add_argument('--model', metavar='NAME',
                         help='folder of a training or of a shared detector, hf-hub:user/repo, local-dir:folder, or an '
                              '.onnx file of timm-se export, which needs no MMDetection')
@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     place, checkpoint, pictures = args.model, None, args.paths
     if place is None:
         place, *pictures = pictures
-        if not place.startswith(SAVED_AT):
+        if not (place.startswith(SAVED_AT) or place.endswith('.onnx')):
             if len(pictures) < 2:
                 raise ValueError(f'{" ".join(args.paths)}: without --model, a configuration, a checkpoint and at least '
                                  'one picture are needed')
