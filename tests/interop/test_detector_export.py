@@ -168,6 +168,17 @@ def test_pictures_are_prepared_as_in_the_test_pipeline(case):
     np.testing.assert_allclose(found, expected['inputs'][:, :, :height, :width], atol=1e-5)
 
 
+def test_pictures_are_padded_as_before_the_detector(case, monkeypatch):
+    detector, _, _ = case
+    monkeypatch.setattr(detector.data_preprocessor, 'pad_value', 3)
+    seen, extract = [], detector.extract_feat
+    monkeypatch.setattr(detector, 'extract_feat', lambda x: seen.append(x) or extract(x))
+    x = torch.rand(1, 3, 70, 101)
+    with torch.no_grad():
+        ExportedDetector(detector).eval()(x)
+    assert torch.equal(seen[0], torch.nn.functional.pad(x, (0, 27, 0, 26), value=3.))
+
+
 def test_a_mask_fills_its_box():
     found = pasted(np.ones((1, 4, 4), np.float32), np.float32([[2, 1, 6, 4]]), (6, 8), 0.5)[0]
     assert found[1:4, 2:6].all()

@@ -35,14 +35,16 @@ class ExportedDetector(nn.Module):
         super().__init__()
         _check(detector)
         self.detector = detector
-        self.divisor = detector.data_preprocessor.pad_size_divisor
+        self.divisor, self.padding = (getattr(detector.data_preprocessor, f'pad_{key}') for key in (
+            'size_divisor', 'value'))
         self.outputs = ['boxes', 'scores', 'labels'] + ['masks'] * getattr(detector, 'with_mask', False)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Detect in images of one size, normalised and not padded."""
         height, width = images.shape[2:]
         limits = torch.stack([torch.as_tensor(side) for side in (width, height, width, height)])
-        x = F.pad(images, (0, -width % self.divisor, 0, -height % self.divisor)) if self.divisor > 1 else images
+        beside = 0, -width % self.divisor, 0, -height % self.divisor
+        x = F.pad(images, beside, value=self.padding) if self.divisor > 1 else images
         feats = self.detector.extract_feat(x)
         if hasattr(self.detector, 'roi_head'):
             found = self._second_stage(feats, limits)
