@@ -23,7 +23,7 @@ from timm_se_plugin.boxes.onnx_detector import pasted, prepared
 from timm_se_plugin.commands import main
 from timm_se_plugin.detection.hub import write_detector
 from timm_se_plugin.detection.inference import detector_of
-from timm_se_plugin.detection.onnx_export import _pairs, export_detector
+from timm_se_plugin.detection.onnx_export import _description, _pairs, export_detector
 from timm_se_plugin.detection.onnx_network import ExportedDetector
 
 pytestmark = [pytest.mark.mmdet, pytest.mark.filterwarnings('ignore::DeprecationWarning')]
@@ -177,6 +177,13 @@ def test_pictures_are_padded_as_before_the_detector(case, monkeypatch):
     with torch.no_grad():
         ExportedDetector(detector).eval()(x)
     assert torch.equal(seen[0], torch.nn.functional.pad(x, (0, 27, 0, 26), value=3.))
+
+
+def test_a_number_is_both_sides_of_the_size(case, monkeypatch):
+    detector, _, _ = case
+    steps = detector.cfg.test_dataloader.dataset.pipeline
+    monkeypatch.setitem(next(step for step in steps if step['type'].endswith('Resize')), 'scale', 64)
+    assert _description(detector)['resize'] == [64, 64]
 
 
 def test_a_mask_fills_its_box():

@@ -112,6 +112,7 @@ def _description(detector: Any) -> dict[str, Any]:
                          'bilinear Resize with a scale, LoadAnnotations and PackDetInputs can be described in an ONNX '
                          'file')
     load, prepare = next(iter(steps.values())), detector.data_preprocessor
+    size = resize.get('scale')
     mean, std = (getattr(prepare, name).flatten().tolist() if hasattr(prepare, name) else [default] * 3
                  for name, default in (('mean', 0.), ('std', 1.)))
     head = detector.roi_head if hasattr(detector, 'roi_head') else detector.bbox_head
@@ -120,7 +121,8 @@ def _description(detector: Any) -> dict[str, Any]:
         'detector': type(detector).__name__,
         'label_names': [str(name) for name in detector.dataset_meta.get('classes', [])],
         'upright': 'ignore_orientation' not in load.get('color_type', 'color'),
-        'resize': list(resize['scale']) if resize else None, 'keep_ratio': resize.get('keep_ratio', False),
+        'resize': [size, size] if isinstance(size, int) else size and list(size),
+        'keep_ratio': resize.get('keep_ratio', False),
         'interpolation': 'bilinear', 'channel_order': 'RGB' if swaps else 'BGR',
         'mean': [value / 255 for value in mean], 'std': [value / 255 for value in std],
         'pad_size_divisor': prepare.pad_size_divisor, 'pad_value': prepare.pad_value,
