@@ -169,6 +169,10 @@ def test_the_warm_up_is_an_epoch_at_most(mine, tmp_path, monkeypatch):
         monkeypatch.setenv('WORLD_SIZE', str(processes))
         config = config_for_folder('faster-rcnn_se-r50_fpn_1x_coco', mine, tmp_path / 'run')
         assert (config.param_scheduler[0].end, config.param_scheduler[1].end) == (steps, 12)
+    config = config_for_folder('faster-rcnn_se-r50_fpn_1x_coco', mine, tmp_path / 'run', options={
+        'train_dataloader.batch_size': 10, 'train_dataloader.dataset.ann_file': 'another.json'})
+    assert config.param_scheduler[0].end == 10
+    assert config.train_dataloader.dataset.ann_file == 'another.json'
 
 
 @pytest.mark.parametrize('words', [

@@ -50,8 +50,7 @@ def run(args: argparse.Namespace) -> dict[str, str]:
 
     if args.data and args.model and not args.config:
         from ..detection.own_data import config_for_folder
-        config = config_for_folder(args.model, args.data, args.work_dir, args.val_share)
-        config.merge_from_dict(args.cfg_options)
+        config = config_for_folder(args.model, args.data, args.work_dir, args.val_share, args.cfg_options)
     elif args.config and not (args.data or args.model or args.val_share):
         config = read_config(args.config, args.cfg_options, args.work_dir)
     else:

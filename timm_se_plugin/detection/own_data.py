@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ __all__ = ['config_for_folder']
 
 def config_for_folder(
         model: str | Path, folder: str | Path, work_dir: str | Path | None = None, val_share: float | None = None,
+        options: Mapping[str, Any] | None = None,
 ) -> Config:
     """A complete configuration that trains, validates and tests a detector on the data of a folder.
 
@@ -27,6 +29,7 @@ def config_for_folder(
         work_dir: folder of the run, with converted annotations in ``annotations/``; if None, ``work_dirs/<name>``,
             where the name is that of `model` with the name of `folder` in place of the last field, the data set.
         val_share: share of the train split to validate on, where the folder has no val split.
+        options: values to change, as ``--cfg-options`` has them; they come before those of the data.
 
     Returns:
         The configuration, with the file name that the run gives its copy in `work_dir`.
@@ -35,7 +38,7 @@ def config_for_folder(
         FileNotFoundError: `model` does not exist, or as :func:`~.data_folder.read_folder`.
         ValueError: `model` has several data sets for a split, or as :func:`~.data_folder.read_folder`.
     """
-    config = read_config(model)
+    config = read_config(model, options)  # whose batch size decides how long an epoch is
     source = Path(str(config.filename))
     data = re.sub(r'[^\w-]+', '-', Path(folder).absolute().name).strip('-') or 'data'
     name = f'{source.stem.rpartition("_")[0] or source.stem}_{data}'
@@ -56,6 +59,7 @@ def config_for_folder(
     for schedule in schedules if isinstance(schedules, list) else [schedules]:
         if schedule.type == 'LinearLR' and not schedule.get('by_epoch', True) and 'end' in schedule:
             schedule.end = min(schedule.end, steps)
+    config.merge_from_dict(dict(options or {}))
     return Config(config.to_dict(), cfg_text=config.text, filename=str(Path(config.work_dir, f'{name}.py')))
 
 
