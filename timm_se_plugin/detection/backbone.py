@@ -38,10 +38,10 @@ class TimmAttentionBackbone(BaseModule):
     """timm's ``features_only`` network as a backbone, with timm's state-dict keys.
 
     The configuration alone decides which attention the backbone has and what is frozen. Weights are read in
-    ``init_weights()`` only, so that building, testing and resuming need neither network nor files. timm's weights
-    expect RGB images that are normalised with the tag's ``mean`` and ``std``. Where ``pretrained``
-    weights lack the SE that ``attn='se'`` adds, every gate starts at exactly 1: at first the features are those of the
-    plain network.
+    ``init_weights()`` only, so that building and testing need neither network nor files. A resumed training reads them
+    again, since MMEngine calls ``init_weights()`` before it loads the checkpoint. timm's weights expect RGB images that
+    are normalised with the tag's ``mean`` and ``std``. Where ``pretrained`` weights lack the SE that ``attn='se'``
+    adds, every gate starts at exactly 1: at first the features are those of the plain network.
 
     Shape: (N, C, H, W) -> a tuple, (N, out_channels[i], H / strides[i], W / strides[i]) for each of ``out_indices``.
 
