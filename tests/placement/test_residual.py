@@ -169,3 +169,16 @@ def test_spatial_gates_start_between_their_ends_for_any_number_of_channels(attn,
         lambda module, args, output: gates.append(output))
     layer(torch.randn(4, channels, 16, 16))
     assert ((gates[0] < 0.05) | (gates[0] > 0.95)).float().mean() < 0.2
+
+
+@pytest.mark.parametrize('base', ['resnet18_plugin', 'resnet26_plugin'])
+@pytest.mark.parametrize(('gate', 'bias', 'last'), [
+    ('tanh', False, 1), ('relu', False, 1), ('tanh', True, 0), ('sigmoid', False, 0)])
+def test_branches_learn_with_every_gate(base, gate, bias, last):
+    net = timm.create_model(base, attn='se', attn_gate=gate, attn_bias=bias, num_classes=3)
+    norms = [block.bn3 if 'bn3' in dict(block.named_children()) else block.bn2 for block in net.layer1]
+    assert all((norm.weight == last).all() for norm in norms)
+    net.init_weights()  # as after to_empty()
+    assert all((norm.weight == last).all() for norm in norms)
+    net(torch.randn(2, 3, 32, 32)).sum().backward()
+    assert any(parameter.grad.any() for name, parameter in net.named_parameters() if name.startswith('layer4.1'))

@@ -7,6 +7,7 @@ from timm.models.resnet import BasicBlock, Bottleneck
 from torch import Tensor, nn
 
 from ..layers._bypass import has_hooks
+from ..layers.concurrent_squeeze_excite import SpatialSqueezeExcite
 from ..layers.kernels import has_kernels
 from ..layers.norm_act import norm_act
 from ..layers.residual_tail import can_fuse, recalibrate, residual_tail, why_not_fused
@@ -71,7 +72,8 @@ class AttentionBasicBlock(BasicBlock):
 
     def zero_init_last(self) -> None:
         """As timm's, and restart identity gates: timm's ``init_weights`` calls this after drawing all weights."""
-        super().zero_init_last()
+        if not _learns_nothing(self):
+            super().zero_init_last()
         restart_identity(self)
 
 
@@ -129,7 +131,8 @@ class AttentionBottleneck(Bottleneck):
 
     def zero_init_last(self) -> None:
         """As timm's, and restart identity gates: timm's ``init_weights`` calls this after drawing all weights."""
-        super().zero_init_last()
+        if not _learns_nothing(self):
+            super().zero_init_last()
         restart_identity(self)
 
 
@@ -202,21 +205,43 @@ def attention_channels(block: Any, integration: str) -> int:
 
 
 def initialise_as_timm(layer: nn.Module) -> None:
-    """Draw the weights of a layer's convolutions as timm's ResNet does, except those with one output.
+    """Draw the weights of a layer's convolutions as timm's ResNet does, except those of spatial SE.
 
-    With ``fan_out`` the deviation of their weights would be 1.4 for any number of channels, and a gate over 64 channels
-    would begin near 0 or 1 at most positions.
+    timm's ``fan_out`` would give the weights of its one output a deviation of 1.4 for any number of channels, and most
+    gates would begin near 0 or 1.
     """
     for module in layer.modules():
         if isinstance(module, nn.Conv2d):
-            mode: Any = 'fan_in' if module.out_channels == 1 else 'fan_out'
-            nn.init.kaiming_normal_(module.weight, mode=mode, nonlinearity='relu')
+            nn.init.kaiming_normal_(module.weight, mode='fan_out', nonlinearity='relu')
+    for module in layer.modules():
+        if isinstance(module, SpatialSqueezeExcite):
+            nn.init.kaiming_normal_(module.conv.weight, mode='fan_in', nonlinearity='relu')
     restart_identity(layer)
 
 
+def _last_norm(block: Any) -> Any:
+    return block.bn3 if isinstance(block, Bottleneck) else block.bn2
+
+
+def _learns_nothing(block: Any) -> bool:
+    """Whether a last norm of weight 0 would stay at 0, since the gates of its output, 0, are 0 as well.
+
+    This is so for a gate such as tanh or ReLU after layers without a bias: neither factor gives the other a gradient.
+    """
+    if block.integration != 'standard':
+        return False
+    gates = [module for name, module in block.se.named_modules() if name.rpartition('.')[2] == 'gate']
+    layers = [module for module in block.se.modules() if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Linear)]
+    zero = torch.zeros(1, device='cpu')
+    return bool(gates) and all(module.bias is None for module in layers) and not any(gate(zero) for gate in gates)
+
+
 def attend(block: Any, attn: AttentionSpec, attention: nn.Module) -> None:
-    """Give a residual block its attention."""
+    """Give a residual block its attention; a last norm of weight 0 gets 1 where it would stay at 0."""
     _prepare(block, attention, attn.integration, attn.fused)
+    weight = getattr(_last_norm(block), 'weight', None)
+    if weight is not None and not weight.is_meta and _learns_nothing(block) and not weight.any():
+        nn.init.ones_(weight)
 
 
 def run_fused(block: Any, fused: bool | str) -> None:
