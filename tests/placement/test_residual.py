@@ -171,6 +171,13 @@ def test_spatial_gates_start_between_their_ends_for_any_number_of_channels(attn,
     assert ((gates[0] < 0.05) | (gates[0] > 0.95)).float().mean() < 0.2
 
 
+@pytest.mark.parametrize('name', ['regnetx_002_plugin', 'res2net50_14w_8s_plugin', 'resnetv2_18_plugin'])
+def test_networks_of_other_families_learn_with_every_gate(name):
+    net = timm.create_model(name, attn='se', attn_gate='tanh', attn_bias=False, num_classes=3)
+    net(torch.randn(2, 3, 64, 64)).square().sum().backward()
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in net.parameters())
+
+
 @pytest.mark.parametrize('base', ['resnet18_plugin', 'resnet26_plugin'])
 @pytest.mark.parametrize(('gate', 'bias', 'last'), [
     ('tanh', False, 1), ('relu', False, 1), ('tanh', True, 0), ('sigmoid', False, 0)])

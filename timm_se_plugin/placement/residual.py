@@ -16,7 +16,7 @@ from .spec import AttentionSpec
 
 __all__ = [
     'AttentionBasicBlock', 'AttentionBottleneck', 'attend', 'attention_channels', 'detach', 'initialise_as_timm',
-    'run_fused',
+    'run_fused', 'start_norms', 'starts_closed',
 ]
 
 
@@ -72,7 +72,7 @@ class AttentionBasicBlock(BasicBlock):
 
     def zero_init_last(self) -> None:
         """As timm's, and restart identity gates: timm's ``init_weights`` calls this after drawing all weights."""
-        if not _learns_nothing(self):
+        if self.integration != 'standard' or not starts_closed(self.se):
             super().zero_init_last()
         restart_identity(self)
 
@@ -131,7 +131,7 @@ class AttentionBottleneck(Bottleneck):
 
     def zero_init_last(self) -> None:
         """As timm's, and restart identity gates: timm's ``init_weights`` calls this after drawing all weights."""
-        if not _learns_nothing(self):
+        if self.integration != 'standard' or not starts_closed(self.se):
             super().zero_init_last()
         restart_identity(self)
 
@@ -219,29 +219,29 @@ def initialise_as_timm(layer: nn.Module) -> None:
     restart_identity(layer)
 
 
-def _last_norm(block: Any) -> Any:
-    return block.bn3 if isinstance(block, Bottleneck) else block.bn2
+def starts_closed(layer: nn.Module) -> bool:
+    """Whether the gates of a layer are 0 where its input is 0: tanh or ReLU after layers without a bias.
 
-
-def _learns_nothing(block: Any) -> bool:
-    """Whether a last norm of weight 0 would stay at 0, since the gates of its output, 0, are 0 as well.
-
-    This is so for a gate such as tanh or ReLU after layers without a bias: neither factor gives the other a gradient.
+    After a last norm that starts at 0, such a layer would never learn, nor would the norm: neither factor gives the
+    other a gradient.
     """
-    if block.integration != 'standard':
-        return False
-    gates = [module for name, module in block.se.named_modules() if name.rpartition('.')[2] == 'gate']
-    layers = [module for module in block.se.modules() if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Linear)]
+    gates = [module for name, module in layer.named_modules() if name.rpartition('.')[2] == 'gate']
+    linear = [module for module in layer.modules() if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Linear)]
     zero = torch.zeros(1, device='cpu')
-    return bool(gates) and all(module.bias is None for module in layers) and not any(gate(zero) for gate in gates)
+    return bool(gates) and all(module.bias is None for module in linear) and not any(gate(zero) for gate in gates)
+
+
+def start_norms(block: nn.Module) -> None:
+    """Set the weights of norms in a block to 1 where all of them are 0."""
+    for norm in block.modules():
+        weight = getattr(norm, 'weight', None)
+        if isinstance(weight, nn.Parameter) and weight.ndim == 1 and not weight.is_meta and not weight.any():
+            nn.init.ones_(weight)
 
 
 def attend(block: Any, attn: AttentionSpec, attention: nn.Module) -> None:
-    """Give a residual block its attention; a last norm of weight 0 gets 1 where it would stay at 0."""
+    """Give a residual block its attention."""
     _prepare(block, attention, attn.integration, attn.fused)
-    weight = getattr(_last_norm(block), 'weight', None)
-    if weight is not None and not weight.is_meta and _learns_nothing(block) and not weight.any():
-        nn.init.ones_(weight)
 
 
 def run_fused(block: Any, fused: bool | str) -> None:

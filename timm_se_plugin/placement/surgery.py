@@ -24,6 +24,8 @@ from .residual import (
     detach,
     initialise_as_timm,
     run_fused,
+    start_norms,
+    starts_closed,
 )
 from .selective import select_kernels
 from .spec import INTEGRATIONS, AttentionSpec
@@ -129,6 +131,9 @@ def place_attention(
     try:
         for place, layer in layers.items():
             added[_fill(place, spec, layer)] = layer
+            if spec.sites is None and spec.integration == 'standard' and starts_closed(layer):
+                in_block = place.tensor == 'block'
+                start_norms(place.module if in_block else model.get_submodule(place.name.rpartition('.')[0]))
     except Exception:
         for place in list(layers)[:len(added)]:
             _empty(place.holder)
