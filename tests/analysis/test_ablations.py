@@ -59,7 +59,7 @@ def test_errors_are_drawn_with_their_range_above_the_papers(tmp_path):
             for seed, top1 in enumerate(('0.5', '0.75', '0.75'))]
     rows.append({**RUN, 'row': 'avg', 'seed': '7', 'paper_top1_error': '', 'top1': '0.25'})
     ours, paper = draw_ablation(rows, tmp_path / 'plot.png').axes
-    assert ours.get_title() == 'squeeze: m, r, 3 epochs img_size=64'
+    assert ours.get_title() == 'squeeze: m\nr, 3 epochs img_size=64'
     assert list(ours.containers[0].lines[0].get_ydata()) == [pytest.approx(100 / 3), 75]
     ranges, = ours.containers[0].lines[2]
     assert [[y for _, y in segment] for segment in ranges.get_segments()] == [pytest.approx([25, 50]), [75, 75]]

@@ -230,7 +230,7 @@ def draw_ablation(rows: Sequence[dict[str, str]], path: str | Path) -> 'Figure':
     below = [line['error'] - min(line['errors'].values()) for line in lines]
     above = [max(line['errors'].values()) - line['error'] for line in lines]
     measured.errorbar(x, mean, yerr=[below, above], fmt='o', capsize=4)
-    title = '{study}: {model}, {recipe}, {epochs} epochs {settings}'.format(**lines[0]).strip()
+    title = '{study}: {model}\n{recipe}, {epochs} epochs {settings}'.format(**lines[0]).strip()
     measured.set(title=title, ylabel='top-1 error %, here')
     paper.plot(x, [float(line['paper'] or 'nan') for line in lines], 's', color='tab:gray')
     paper.set_ylabel('top-1 error %, paper, ImageNet')
