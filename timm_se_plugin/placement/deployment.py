@@ -46,10 +46,12 @@ def fuse_for_inference(model: nn.Module, input_size: tuple[int, int, int] | None
         The copy.
 
     Raises:
-        ValueError: `model` or a module in it is in training mode, whose BatchNorm can't be folded, or the network does
-            not accept such an image.
+        ValueError: `model`, or a convolution or norm in it, is in training mode, so that it can't be folded, or the
+            network does not accept such an image.
     """
-    name = next((name for name, module in model.named_modules() if module.training), None)
+    folded = nn.Conv2d | nn.BatchNorm2d
+    name = next((name for name, module in model.named_modules()
+                 if module.training and (module is model or isinstance(module, folded))), None)
     if name is not None:
         raise ValueError(f'{name or "the network"} is in training mode, whose BatchNorm cannot be folded; call '
                          'model.eval() first')
