@@ -131,13 +131,14 @@ def place_attention(
     try:
         for place, layer in layers.items():
             added[_fill(place, spec, layer)] = layer
-            if spec.sites is None and spec.integration == 'standard' and starts_closed(layer):
-                in_block = place.tensor == 'block'
-                start_norms(place.module if in_block else model.get_submodule(place.name.rpartition('.')[0]))
     except Exception:
         for place in list(layers)[:len(added)]:
             _empty(place.holder)
         raise
+    for place, layer in layers.items():
+        if spec.sites is None and spec.integration == 'standard' and starts_closed(layer):
+            in_block = place.tensor == 'block'
+            start_norms(place.module if in_block else model.get_submodule(place.name.rpartition('.')[0]))
     for kernel in kernels:
         if is_of_type(kernel.module, RESIDUAL_BLOCKS):
             run_fused(kernel.module, spec.fused)
