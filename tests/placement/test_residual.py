@@ -10,7 +10,7 @@ from parity import gradients, images, randomised, relative_error
 from torch import nn
 
 from timm_se_plugin.measuring.complexity import saved_bytes
-from timm_se_plugin.placement import AttentionSpec, residual
+from timm_se_plugin.placement import AttentionSpec, residual, surgery
 
 INTEGRATIONS = ['standard', 'pre', 'post', 'identity', '3x3']
 
@@ -189,3 +189,20 @@ def test_branches_learn_with_every_gate(base, gate, bias, last):
     assert all((norm.weight == last).all() for norm in norms)
     net(torch.randn(2, 3, 32, 32)).sum().backward()
     assert any(parameter.grad.any() for name, parameter in net.named_parameters() if name.startswith('layer4.1'))
+
+
+def test_an_error_leaves_the_last_norms_as_they_were(monkeypatch):
+    net = timm.create_model('resnet10t')
+    filled = []
+
+    def fill(place, spec, layer):
+        filled.append(place)
+        if len(filled) == 3:
+            raise RuntimeError('no')
+        return original(place, spec, layer)
+
+    original = surgery._fill
+    monkeypatch.setattr(surgery, '_fill', fill)
+    with pytest.raises(RuntimeError, match='no'):
+        surgery.add_attention(net, 'se', gate='tanh', bias=False)
+    assert not any(stage[0].bn2.weight.any() for stage in (net.layer1, net.layer2, net.layer3, net.layer4))
