@@ -209,11 +209,11 @@ def starts_table(table: str, base: str, epochs: int) -> str:
         cells = []
         for factor, digits, value in ((100, 2, lambda row: float(row['top1'])), (1, 3, lambda row: losses[_run(row)])):
             default, identity = ({row['seed']: factor * value(row) for row in some} for some in (papers[attn], rows))
-            cells += [_spread(list(default.values()), digits), _spread(list(identity.values()), digits),
+            cells += [' to '.join(_spread(list(values.values()), digits) for values in (default, identity)),
                       _difference(identity, default, digits)]
         body.append([attn, str(len(rows)), *cells])
-    return markdown(['attention', 'seeds', 'top-1 %, papers', 'identity', 'difference (95 % interval)',
-                     'training loss, papers', 'identity', 'difference (95 % interval)'], body)
+    return markdown(['attention', 'seeds', "top-1 %, papers' start to identity", 'difference (95 % interval)',
+                     "training loss, papers' start to identity", 'difference (95 % interval)'], body)
 
 
 def draw_attentions(path: Path) -> None:
