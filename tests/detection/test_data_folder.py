@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -251,6 +252,17 @@ def test_a_single_file_is_the_train_split(tmp_path):
     splits, _ = read_folder(tmp_path / 'mine', tmp_path / 'run', val_share=0.3)
     assert [len(splits[name].content['images']) for name in ('train', 'val')] == [2, 1]
     assert splits['train'].pictures == tmp_path / 'mine' / 'pictures'
+
+
+def test_the_variants_of_a_picture_stay_together(tmp_path):
+    names = [f'cell{i}_jpg.rf.{key}' for i in range(6) for key in ('0f3aB', '9cd21', 'Ze77q')]
+    write(tmp_path / 'mine' / 'train.json', coco({name: [('red', (1, 2, 40, 50))] for name in names}))
+    for name in names:
+        picture(tmp_path / 'mine' / f'{name}.jpg')
+    splits, _ = read_folder(tmp_path / 'mine', tmp_path / 'run', val_share=0.3)
+    parts = [Counter(image['file_name'].partition('.rf.')[0] for image in json.loads(splits[name].file.read_text())['images'])
+             for name in ('train', 'val')]
+    assert [sorted(part.values()) for part in parts] == [[3] * 4, [3] * 2]
 
 
 def spoil(save, change):

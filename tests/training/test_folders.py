@@ -4,6 +4,8 @@ import os
 import pickle
 import shutil
 import subprocess
+from collections import Counter
+from itertools import compress
 
 import pytest
 import torch
@@ -14,7 +16,7 @@ from timm_se_plugin.files.tables import read_table
 from timm_se_plugin.training import evaluate_classifier, parse_evaluation, parse_options, train_classifier
 from timm_se_plugin.training.checkpoint import read_checkpoint
 from timm_se_plugin.training.data import class_names, open_split, split_root
-from timm_se_plugin.training.folders import read_class_map, read_folder
+from timm_se_plugin.training.folders import read_class_map, read_folder, share_of
 
 
 def train(data, folder, *arguments):
@@ -236,6 +238,15 @@ def test_a_class_map_that_gives_no_indices_is_refused(tmp_path, name, content, s
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=f'--class-map .*{said}'):
         read_class_map(str(tmp_path / name))
+
+
+def test_the_variants_of_a_picture_are_on_one_side_of_a_share():
+    samples = [(f'/data/{label}/leaf{i}_jpg.rf.{key}.jpg', label)
+               for label in range(2) for i in range(5) for key in ('0f3a', '9cd2', 'Ze77')]
+    inside = Counter(path.partition('.rf.')[0] for path, _ in compress(samples, share_of(samples, '/data', 0.4, 0)))
+    assert sorted(inside.values()) == [3] * 4
+    with pytest.raises(ValueError, match=r'leaf0_jpg\.rf\.0f3a\.jpg is the only picture of its class'):
+        share_of(samples[:3], '/data', 0.4, 0)
 
 
 def test_a_share_of_a_tar_file_is_refused(colours, tmp_path):

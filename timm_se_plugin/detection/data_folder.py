@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from filelock import FileLock
 
+from ..files.pictures import original_name
 from ..files.writing import write_atomically
 from .coco import class_names, read_coco
 from .conversion import AnnotatedPicture, to_coco
@@ -53,7 +54,8 @@ def read_folder(
         folder: the folder, into which nothing is written.
         kept_in: folder for the annotation files of splits that are converted or divided.
         val_share: share of the train split that becomes the val split, between 0 and 1; None for data with a val split.
-            Pictures are ranked by a hash of their name: few change sides when others are added or removed.
+            Pictures are ranked by a hash of their name: few change sides when others are added or removed. The
+            variants of one picture that Roboflow writes stay together.
 
     Returns:
         The splits by the names ``'train'``, ``'val'`` and ``'test'``, of which the last may be missing, and the names
@@ -234,13 +236,14 @@ def _with_validation(splits: dict[str, Split], root: Path, kept_in: Path, share:
         raise ValueError(f'{root} has a val split ({splits["val"].file}), so that --val-share {share:g} would divide '
                          'the train split for nothing; leave --val-share out')
     train = splits['train']
-    images = sorted(train.content['images'], key=lambda image: hashlib.sha256(
-        str(image['file_name']).encode()).digest())
-    count = round(share * len(images)) or 1
-    if not 0 < share < 1 or count >= len(images):
-        raise ValueError(f'--val-share {share:g} of {len(images)} pictures leaves no picture on one of the sides; give '
+    originals = {image['id']: original_name(str(image['file_name'])) for image in train.content['images']}
+    ranked = sorted(set(originals.values()), key=lambda name: hashlib.sha256(name.encode()).digest())
+    count = round(share * len(ranked)) or 1
+    if not 0 < share < 1 or count >= len(ranked):
+        raise ValueError(f'--val-share {share:g} of {len(ranked)} pictures leaves no picture on one of the sides; give '
                          'a share between 0 and 1, such as 0.2')
-    chosen = {image['id'] for image in images[:count]}
+    val = set(ranked[:count])
+    chosen = {id_ for id_, name in originals.items() if name in val}
 
     def part(name: str, is_val: bool) -> Split:
         content = {**train.content, **{key: [item for item in train.content[key] if (item[id_] in chosen) == is_val]

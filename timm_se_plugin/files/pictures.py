@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -11,7 +12,8 @@ from typing import Any, TypeVar
 import numpy as np
 from PIL import Image
 
-__all__ = ['Picture', 'orientation_in_header', 'picture_endings', 'pictures_of', 'readable', 'search']
+__all__ = [
+    'Picture', 'orientation_in_header', 'original_name', 'picture_endings', 'pictures_of', 'readable', 'search']
 
 _logger = logging.getLogger(__name__)
 _Read = TypeVar('_Read')
@@ -22,6 +24,14 @@ _TURNS = dict(zip(range(2, 9), (
     Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.ROTATE_180, Image.Transpose.FLIP_TOP_BOTTOM,
     Image.Transpose.TRANSPOSE, Image.Transpose.ROTATE_270, Image.Transpose.TRANSVERSE, Image.Transpose.ROTATE_90),
     strict=True))
+
+
+def original_name(name: str) -> str:
+    """The name that the augmented variants of one picture share.
+
+    Roboflow writes ``cat_jpg.rf.<key>.jpg`` for each variant of ``cat.jpg``. Any other name is returned as it is.
+    """
+    return re.sub(r'\.rf\.[0-9A-Za-z]+(?=\.\w+$)', '', name)
 
 
 @dataclass(frozen=True)

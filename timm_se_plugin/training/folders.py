@@ -20,7 +20,7 @@ from timm.data.readers.reader_image_folder import ReaderImageFolder
 from timm.data.readers.reader_image_in_tar import ReaderImageInTar
 from timm.utils.misc import natural_key
 
-from ..files.pictures import picture_endings
+from ..files.pictures import original_name, picture_endings
 
 __all__ = ['SPLITS', 'closest', 'read_class_map', 'read_folder', 'read_tar', 'share_of', 'shared_pictures']
 
@@ -116,7 +116,8 @@ def share_of(samples: Sequence[tuple[str, int]], root: str, share: float, seed: 
     """Choose the same share of each class, with at least one picture of each class inside and one outside.
 
     Pictures are ranked by a hash of the seed and of their path below `root`. The choice therefore does not depend on
-    the order of the files or on the machine, and few pictures change sides when others are added or removed.
+    the order of the files or on the machine, and few pictures change sides when others are added or removed. The
+    variants of one picture that Roboflow writes stay together.
 
     Args:
         samples: path and class of each picture.
@@ -130,17 +131,20 @@ def share_of(samples: Sequence[tuple[str, int]], root: str, share: float, seed: 
     Raises:
         ValueError: a class has only one picture, which cannot be both inside and outside.
     """
-    by_class: dict[int, list[tuple[bytes, int]]] = {}
+    by_class: dict[int, dict[str, list[int]]] = {}
     for i, (path, target) in enumerate(samples):
-        name = Path(os.path.relpath(path, root)).as_posix()
-        by_class.setdefault(target, []).append((hashlib.sha256(f'{seed}/{name}'.encode()).digest(), i))
+        name = original_name(Path(os.path.relpath(path, root)).as_posix())
+        by_class.setdefault(target, {}).setdefault(name, []).append(i)
     chosen = [False] * len(samples)
-    for ranked in by_class.values():
-        if len(ranked) < 2:
-            raise ValueError(f'{samples[ranked[0][1]][0]} is the only picture of its class, and --val-share needs two: '
-                             'one to train on and one to evaluate on')
-        for _, i in sorted(ranked)[:min(max(round(share * len(ranked)), 1), len(ranked) - 1)]:
-            chosen[i] = True
+    for pictures in by_class.values():
+        if len(pictures) < 2:
+            only = samples[next(iter(pictures.values()))[0]][0]
+            raise ValueError(f'{only} is the only picture of its class, and --val-share needs two: one to train on and '
+                             'one to evaluate on')
+        ranked = sorted(pictures, key=lambda name: hashlib.sha256(f'{seed}/{name}'.encode()).digest())
+        for name in ranked[:min(max(round(share * len(ranked)), 1), len(ranked) - 1)]:
+            for i in pictures[name]:
+                chosen[i] = True
     return chosen
 
 

@@ -16,6 +16,7 @@ from timm.data.readers.reader import Reader
 from timm.data.readers.reader_image_folder import ReaderImageFolder
 from torch import Tensor
 
+from ..files.pictures import original_name
 from .folders import closest, share_of
 
 __all__ = ['LabelReader', 'LabelTarget', 'read_labels', 'share_of_labels']
@@ -128,7 +129,8 @@ def share_of_labels(reader: LabelReader, share: float, seed: int) -> list[bool]:
     """
     counts = Counter(label for _, labels in reader.samples for label in labels)
     rarest = [min(labels, key=lambda label: (counts[label], label), default=-1) for _, labels in reader.samples]
-    groups = Counter(rarest)
+    groups = Counter(label for label, _ in {
+        (label, original_name(path)) for label, (path, _) in zip(rarest, reader.samples, strict=True)})
     several = [i for i, label in enumerate(rarest) if groups[label] > 1]
     inside = share_of([(reader.samples[i][0], rarest[i]) for i in several], os.path.dirname(reader.root), share, seed)
     chosen = {i for i, is_chosen in zip(several, inside, strict=True) if is_chosen}
