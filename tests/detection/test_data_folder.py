@@ -260,8 +260,8 @@ def test_the_variants_of_a_picture_stay_together(tmp_path):
     for name in names:
         picture(tmp_path / 'mine' / f'{name}.jpg')
     splits, _ = read_folder(tmp_path / 'mine', tmp_path / 'run', val_share=0.3)
-    parts = [Counter(image['file_name'].partition('.rf.')[0] for image in json.loads(splits[name].file.read_text())['images'])
-             for name in ('train', 'val')]
+    parts = [Counter(image['file_name'].partition('.rf.')[0] for image in json.loads(split.file.read_text())['images'])
+             for split in (splits['train'], splits['val'])]
     assert [sorted(part.values()) for part in parts] == [[3] * 4, [3] * 2]
 
 

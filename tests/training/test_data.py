@@ -161,7 +161,7 @@ def broken(tmp_path):
 @pytest.mark.parametrize('workers', ['0', '1'])
 def test_a_corrupt_image_ends_the_run_with_its_name(broken, workers):
     name = sorted((broken / 'train' / '3').glob('*.png'))[0].name
-    with pytest.raises(UnreadableImageError, match=rf'3/{name} cannot be read'):
+    with pytest.raises(UnreadableImageError, match=rf'^3/{name} cannot be read: .*; --corrupt-images skip .*$'):
         batches(broken, '--workers', workers)
 
 

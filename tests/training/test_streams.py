@@ -66,6 +66,14 @@ def test_what_a_stream_cannot_do_is_refused(shards, arguments, said):
         train_loader(given, open_split(given, 'train', training=True), CONFIG, process())
 
 
+@pytest.mark.parametrize('training', [True, False])
+def test_a_class_that_the_network_does_not_have_is_named(shards, training):
+    given = options(shards, '--num-classes', '7')
+    data = open_split(given, 'train' if training else 'validation', training)
+    with pytest.raises(ValueError, match=r'of the class [789], and --num-classes 7 stands for 0 to 6; give'):
+        list((train_loader if training else eval_loader)(given, data, CONFIG, process())())
+
+
 @pytest.mark.parametrize('world_size', [1, 2])
 def test_every_image_of_a_stream_is_evaluated_once(shards, world_size):
     given = options(shards)

@@ -24,7 +24,7 @@ from torchvision.transforms import Compose
 from ..files.pictures import Picture
 from .augmentation import Transforms, train_transforms
 from .folders import SPLITS, closest, read_class_map, read_folder, read_tar, share_of
-from .images import Batches, Images, seed_of
+from .images import Batches, Images, UnreadableImageError, seed_of
 from .labels import LabelTarget, read_labels, share_of_labels
 from .process import Process
 
@@ -37,6 +37,25 @@ _SOURCES = ('torch', 'hfds', 'hfids', 'tfds', 'wds')  # of data sets, in timm
 # The options that name the columns of a data set, and timm's defaults.
 _COLUMNS = {'input_key': 'image', 'target_key': 'label'}
 STREAMS = ('wds', 'hfids', 'tfds')  # sources without random access, which are read in order
+
+
+class _CheckedLoader(DataLoader):
+    """Batches whose classes the network has, and the error of a worker process without the traceback in its message."""
+
+    def __init__(self, dataset: Any, classes: int | None, **options: Any) -> None:
+        super().__init__(dataset, **options)
+        self.classes = classes
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:  # type: ignore[override]
+        try:
+            for x, y in super().__iter__():
+                if self.classes and y.dim() == 1 and y.max() >= self.classes:
+                    raise ValueError(
+                        f'the data has an image of the class {y.max()}, and --num-classes {self.classes} stands for 0 '
+                        f'to {self.classes - 1}; give --num-classes as many as the data has')
+                yield x, y
+        except UnreadableImageError as error:
+            raise UnreadableImageError(str(error).rpartition(f'{UnreadableImageError.__name__}: ')[2].strip()) from None
 
 
 class Loader:
@@ -82,9 +101,9 @@ class Loader:
             return
         self.batches.epoch, self.batches.start = epoch, start
         if self._loader is None:
-            self._loader = self._prefetched(DataLoader(
-                self.dataset, batch_sampler=self.batches, persistent_workers=self.options.workers > 0,
-                num_workers=self.options.workers, worker_init_fn=_outlive_sigterm, **self._common(0)))
+            self._loader = self._prefetched(_CheckedLoader(
+                self.dataset, self.options.num_classes, batch_sampler=self.batches,
+                persistent_workers=self.options.workers > 0, num_workers=self.options.workers, worker_init_fn=_outlive_sigterm, **self._common(0)))
         yield from self._loader
 
     def names(self, batch: int) -> str:
@@ -102,8 +121,8 @@ class Loader:
 
     def _stream_loader(self, epoch: int) -> DataLoader:
         # A stream draws from the generators of its workers; new workers in each epoch make the epoch repeatable.
-        return DataLoader(
-            self.dataset, batch_size=_batch_size(self.options, self.training), drop_last=self.training,
+        return _CheckedLoader(
+            self.dataset, self.options.num_classes, batch_size=_batch_size(self.options, self.training), drop_last=self.training,
             num_workers=max(1, self.options.workers), worker_init_fn=_start_stream_worker,
             **self._common(seed_of(self.options.seed, epoch, self.process.rank)))
 

@@ -176,6 +176,7 @@ def evaluate_classifier(options: Namespace) -> dict[str, Any]:
     with init_process(options) as process:
         dataset = open_split(options, options.val_split, training=False)
         model = evaluated_network(options, process)
+        options = Namespace(**{**vars(options), 'num_classes': model.num_classes})
         label_by_name(dataset, label_names(options, model, class_names(dataset)), options.val_split)
         config = data_config(vars(options), model)
         real = _real_labels(options, dataset, process.world_size) if options.real_labels is not None else None
