@@ -103,7 +103,8 @@ class Loader:
         if self._loader is None:
             self._loader = self._prefetched(_CheckedLoader(
                 self.dataset, self.options.num_classes, batch_sampler=self.batches,
-                persistent_workers=self.options.workers > 0, num_workers=self.options.workers, worker_init_fn=_outlive_sigterm, **self._common(0)))
+                persistent_workers=self.options.workers > 0, num_workers=self.options.workers,
+                worker_init_fn=_outlive_sigterm, **self._common(0)))
         yield from self._loader
 
     def names(self, batch: int) -> str:
@@ -122,8 +123,8 @@ class Loader:
     def _stream_loader(self, epoch: int) -> DataLoader:
         # A stream draws from the generators of its workers; new workers in each epoch make the epoch repeatable.
         return _CheckedLoader(
-            self.dataset, self.options.num_classes, batch_size=_batch_size(self.options, self.training), drop_last=self.training,
-            num_workers=max(1, self.options.workers), worker_init_fn=_start_stream_worker,
+            self.dataset, self.options.num_classes, batch_size=_batch_size(self.options, self.training),
+            drop_last=self.training, num_workers=max(1, self.options.workers), worker_init_fn=_start_stream_worker,
             **self._common(seed_of(self.options.seed, epoch, self.process.rank)))
 
     def _prefetched(self, loader: DataLoader) -> PrefetchLoader:
