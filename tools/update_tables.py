@@ -243,16 +243,25 @@ def draw_attentions(path: Path) -> None:
 
 
 def bccd_table() -> str:
-    """Detectors on BCCD's validation set, and the best mAP50 of an epoch."""
-    curves = read('bccd-curves.csv')
-    body = []
+    """Detectors on BCCD's validation set over their seeds, and the difference to the plain detector."""
+    runs: dict[tuple[str, str], list[Row]] = {}
+    best: dict[tuple[str, ...], float] = {}
     for row in read('bccd.csv'):
-        mine = [float(epoch['map_50']) for epoch in curves
-                if (epoch['model'], epoch['seed']) == (row['model'], row['seed'])]
-        body.append([row['model'], row['seed'], row['epochs'], *(f'{float(row[key]):.3f}' for key in (
-            'map', 'map_50', 'map_75')), f'{max(mine):.3f}', row['peak_memory_mib']])
-    return markdown(
-        ['detector', 'seed', 'epochs', 'mAP', 'mAP50', 'mAP75', 'best mAP50 of an epoch', 'process memory, MiB'], body)
+        runs.setdefault((row['model'], row.get('options', '')), []).append(row)
+    for epoch in read('bccd-curves.csv'):
+        run = epoch['model'], epoch.get('options', ''), epoch['seed']
+        best[run] = max(float(epoch['map_50']), best.get(run, 0))
+    body = []
+    for (model, options), rows in runs.items():
+        own, plain = ({row['seed']: float(row['map']) for row in some}
+                      for some in (rows, runs['faster-rcnn_r18_fpn_bccd', '']))
+        body.append([
+            f'{model} {options.replace("model.backbone.", "")}'.strip(), rows[0]['epochs'], str(len(rows)),
+            _spread(list(own.values()), 3), '' if own == plain else _difference(own, plain, 3),
+            *(_spread([float(row[key]) for row in rows], 3) for key in ('map_50', 'map_75')),
+            _spread([best[model, options, row['seed']] for row in rows], 3)])
+    return markdown(['detector', 'epochs', 'seeds', 'mAP', 'minus plain (95 % interval)', 'mAP50', 'mAP75',
+                     'best mAP50 of an epoch'], body)
 
 
 def detector_cost_table() -> str:
@@ -341,9 +350,10 @@ def facts_table() -> str:
     kept = [f'{float(speed[_FACTS[0]][variant]["saved_bytes_ratio"]):.3f}' for variant in ('fused', 'timm')]
     body.append([f'memory kept for the backward pass, {_FACTS[0]}', '1', *kept])
     cifar = [row for row in read('cifar10.csv') if not row['options'] and row['epochs'] == '15']
+    bccd = [row for row in read('bccd.csv') if not row.get('options')]
     for what, rows, key, names, factor, digits in (
             ('top-1 %, ResNet-20 on CIFAR-10, 15 epochs', cifar, 'top1', '{}resnet20_cifar_plugin', 100, 2),
-            ('mAP, Faster R-CNN with ResNet-18 on BCCD, 8 epochs', read('bccd.csv'), 'map',
+            ('mAP, Faster R-CNN with ResNet-18 on BCCD, 8 epochs', bccd, 'map',
              'faster-rcnn_{}r18_fpn_bccd', 1, 3)):
         found = [[factor * float(row[key]) for row in rows if row['model'] == names.format(se)] for se in (
             '', 'se-' if 'rcnn' in names else 'se_')]

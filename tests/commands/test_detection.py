@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from timm_se_plugin.commands import main
+from timm_se_plugin.files.tables import read_table
 
 if importlib.util.find_spec('mmdet') is None:
     pytest.skip('needs the [mmdet] or the [onedl] extra', allow_module_level=True)
@@ -49,7 +50,9 @@ def test_a_training_is_resumed_recorded_and_tested(demo, tmp_path, printed):
                    *on(folder, 'train', 'val', 'test'), 'train_cfg.max_epochs=1', 'log_level=ERROR')
     assert done == {'work_dir': str(tmp_path)}
     assert (tmp_path / 'epoch_1.pth').is_file()
-    assert (tmp_path / 'table.csv').read_text().splitlines()[1].startswith(f'{CONFIG},1,1,')
+    row, = read_table(tmp_path / 'table.csv')
+    assert (row['model'], row['seed'], row['epochs']) == (CONFIG, '1', '1')
+    assert 'train_cfg.max_epochs=1' in row['options'].split()
     metrics = printed('detect', 'test', CONFIG, tmp_path / 'epoch_1.pth', '--work-dir', tmp_path / 'test',
                       *on(folder, 'test'), 'log_level=ERROR', 'visualizer.name=tested by the command')
     assert 0 <= metrics['coco/bbox_mAP'] <= 1

@@ -57,6 +57,9 @@ def test_a_coco_configuration_trains_validates_tests_resumes_and_detects(coco_fo
                        for name in ('tiny', 'tiny-curves'))
     assert recorded == [{key: str(value) for key, value in row.items()}]
     assert (row['model'], row['epochs']) == ('faster-rcnn_se-r50_fpn_1x_coco', 2)
+    record_run(runner, coco_folder / 'results' / 'tiny.csv', 'model.backbone.attn=sk')
+    for name, rows in (('tiny', 2), ('tiny-curves', 4)):  # a run with other options has a row beside it
+        assert len((coco_folder / 'results' / f'{name}.csv').read_text().splitlines()) == 1 + rows
     last_val = metrics_of(runner)
     assert (row['map'], row['map_50']) == (last_val['mAP'], last_val['mAP_50'])
     losses = runner.message_hub.get_scalar('train/loss').data[0]

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .detector_options import add_config
+from .detector_options import add_config, options_text
 
 __all__ = ['add_arguments', 'run']
 
@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     print('step_seconds is the median of the steps; step_ratio is the median of the ratios of two steps in turn, and '
           'need not be the ratio of the two medians')
     if args.output:
-        case = {'config': args.config, 'options': ' '.join(f'{k}={v}' for k, v in args.cfg_options.items()),
+        case = {'config': args.config, 'options': options_text(args.cfg_options),
                 'batch': args.batch, 'height': args.height, 'width': args.width, 'device': args.device}
         replace_rows(args.output, [{**case, **row, 'torch': torch.__version__} for row in rows], [*case, 'model'])
     return rows

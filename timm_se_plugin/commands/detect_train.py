@@ -7,8 +7,9 @@ torchrun --nproc-per-node 8 -m timm_se_plugin detect train faster-rcnn_se-r50_fp
 
 import argparse
 import sys
+from pathlib import Path
 
-from .detector_options import add_config, add_launcher, add_picture_check, launcher
+from .detector_options import add_config, add_launcher, add_picture_check, launcher, options_text
 
 __all__ = ['add_arguments', 'run']
 
@@ -28,7 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--resume', nargs='?', const=True, default=False, metavar='CHECKPOINT',
                         help='resume from a checkpoint, or from the last complete one in the work folder')
     parser.add_argument('--record', metavar='CSV',
-                        help='table to add the finished run to; its curve goes to <name>-curves.csv beside it')
+                        help='table to add the finished run to, with its options; its curve goes to '
+                             '<name>-curves.csv beside it')
     parser.add_argument('--seed', type=int, help="seed of all random numbers; by default the configuration's")
     parser.add_argument('--amp', action='store_true', help='train in mixed precision (CUDA)')
     parser.add_argument('--auto-scale-lr', action='store_true', help='scale the learning rate with the batch size')
@@ -72,5 +74,7 @@ def run(args: argparse.Namespace) -> dict[str, str]:
     if is_main_process():
         print(f'written to {config.work_dir}')
     if args.record and is_main_process():
-        record_run(runner, args.record)
+        switches = {name: True for name in ('amp', 'auto_scale_lr') if getattr(args, name)}
+        data = {'data': Path(args.data).resolve().name} if args.data else {}
+        record_run(runner, args.record, options_text({**args.cfg_options, **switches, **data}))
     return {'work_dir': config.work_dir}

@@ -4,7 +4,7 @@ import argparse
 import os
 from typing import Any
 
-__all__ = ['ConfigOptions', 'add_config', 'add_launcher', 'add_picture_check', 'launcher']
+__all__ = ['ConfigOptions', 'add_config', 'add_launcher', 'add_picture_check', 'launcher', 'options_text']
 
 
 class ConfigOptions(argparse.Action):
@@ -23,6 +23,11 @@ def add_config(
                         help=f'configuration: a file, or the name of one in mmdet_configs{more}')
     parser.add_argument('--cfg-options', nargs='+', action=ConfigOptions, default={}, metavar='KEY=VALUE',
                         help=f'change values of the configuration, as in {example}')
+
+
+def options_text(options: dict[str, Any]) -> str:
+    """Options as a table has them: ``key=value``, separated by spaces, in the order of their names."""
+    return ' '.join(f'{key}={value}' for key, value in sorted(options.items()))
 
 
 def add_picture_check(parser: argparse.ArgumentParser) -> None:

@@ -16,27 +16,29 @@ from ..files.tables import replace_rows
 __all__ = ['record_run']
 
 
-def record_run(runner: Runner, path: str | Path) -> dict[str, Any]:
+def record_run(runner: Runner, path: str | Path, options: str = '') -> dict[str, Any]:
     """Add a finished run to a table, and its curve to the table ``<name>-curves.csv`` beside it.
 
-    Rows of the same model and seed are replaced. All values come from the Runner's history, which checkpoints keep,
-    and from the logs in the Runner's work folder: the curve of a resumed run therefore has every epoch.
+    Rows of the same model, options and seed are replaced. All values come from the Runner's history, which checkpoints
+    keep, and from the logs in the Runner's work folder: the curve of a resumed run therefore has every epoch.
 
     Args:
         runner: a Runner whose training has ended.
         path: the CSV file, which is created if it does not exist.
+        options: what differs from the configuration, such as ``'model.backbone.attn=sk'``.
 
     Returns:
-        The row: model (the configuration's name), seed, epochs, the metrics of the last epoch under COCO's names
-        (``map`` and ``map_50`` are fractions from 0 to 1), the median seconds of a training step and of the waiting
-        for its data, the peak memory in MiB (allocated on CUDA, else resident in the process; None on Windows) and the
-        versions.
+        The row: model (the configuration's name), options, seed, epochs, the metrics of the last epoch under COCO's
+        names (``map`` and ``map_50`` are fractions from 0 to 1), the median seconds of a training step and of the
+        waiting for its data, the peak memory in MiB (allocated on CUDA, else resident in the process; None on Windows)
+        and the versions.
     """
     path = Path(path)
     history = {key: np.asarray(buffer.data[0]) for key, buffer in runner.message_hub.log_scalars.items()}
     validations = _validations(Path(runner.work_dir)) if runner.val_loop is not None else {}
     epochs, steps = runner.epoch, runner.iter // max(runner.epoch, 1)
-    identity = {'model': Path(runner.cfg.filename or runner.experiment_name).stem, 'seed': runner.seed}
+    identity = {
+        'model': Path(runner.cfg.filename or runner.experiment_name).stem, 'options': options, 'seed': runner.seed}
     row = {
         **identity, 'epochs': epochs,
         **validations.get(epochs, {}),
