@@ -179,6 +179,10 @@ def test_flags_reach_the_configuration(coco_folder, monkeypatch):
         def train(self):
             pass
     monkeypatch.setattr(running, '_runner', lambda config, *rest: seen.append((config, *rest)) or Recorded())
+    monkeypatch.setattr(running, 'get_device', lambda: 'cpu')
+    with pytest.raises(ValueError, match='needs a GPU, and this training would run on cpu; leave out --amp'):
+        train_detector(on_folder(coco_folder), amp=True)
+    monkeypatch.setattr(running, 'get_device', lambda: 'cuda')
     train_detector(on_folder(coco_folder), resume='a.pth', amp=True, auto_scale_lr=True, launcher='pytorch',
                    check_pictures=False)
     config, splits, strict, check_pictures = seen[0]

@@ -12,6 +12,7 @@ from urllib.error import URLError
 from mmdet.registry import DATASETS
 from mmdet.utils import setup_cache_size_limit_of_dynamo
 from mmengine.config import Config
+from mmengine.device import get_device
 from mmengine.dist import master_only
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
@@ -196,10 +197,12 @@ def train_detector(
         FileNotFoundError: the annotations or some pictures do not exist.
         ValueError: the data sets, the detector and the checkpoint do not belong together (:mod:`~.data_check`); no
             picture has a box of the classes; the learning rate is to be scaled, and the configuration has no base batch
-            size.
+            size; mixed precision is asked for without a GPU.
         ConnectionError: the weights that the training starts from cannot be fetched.
     """
     config.launcher = launcher
+    if amp and get_device() in ('cpu', 'mps'):  # MMEngine's wrapper would end in an AssertionError
+        raise ValueError(f'mixed precision needs a GPU, and this training would run on {get_device()}; leave out --amp')
     if amp:
         config.optim_wrapper.update(type='AmpOptimWrapper', loss_scale='dynamic')
     if auto_scale_lr:
