@@ -203,17 +203,33 @@ def attentions_table(table: str, base: str, epochs: int) -> str:
 
 def starts_table(table: str, base: str, epochs: int) -> str:
     """Each attention with the papers' start and with the identity start, and the differences between the two."""
-    losses, papers = _losses(table), _attention_runs(table, base, epochs)
-    body = []
-    for attn, rows in _attention_runs(table, base, epochs, "attn_init='identity'").items():
-        cells = []
-        for factor, digits, value in ((100, 2, lambda row: float(row['top1'])), (1, 3, lambda row: losses[_run(row)])):
-            default, identity = ({row['seed']: factor * value(row) for row in some} for some in (papers[attn], rows))
-            cells += [' to '.join(_spread(list(values.values()), digits) for values in (default, identity)),
-                      _difference(identity, default, digits)]
-        body.append([attn, str(len(rows)), *cells])
+    papers = _attention_runs(table, base, epochs)
+    body = [[attn, *_changes(table, papers[attn], rows)]
+            for attn, rows in _attention_runs(table, base, epochs, "attn_init='identity'").items()]
     return markdown(['attention', 'seeds', "top-1 %, papers' start to identity", 'difference (95 % interval)',
                      "training loss, papers' start to identity", 'difference (95 % interval)'], body)
+
+
+def last_norms_table(table: str, base: str, epochs: int) -> str:
+    """Networks whose last norms start at 0 and at 1, and the differences between the two."""
+    body = []
+    for attn, start in (('none', ''), ('se', ''), ('se', "attn_init='identity'")):
+        zero, one = (_attention_runs(table, base, epochs, f'{start}{option}').get(attn, [])
+                     for option in ('', ' ?zero_init_last=False'))
+        if one:
+            body.append([f'{attn} {start}'.strip(), *_changes(table, zero, one)])
+    return markdown(['attention', 'seeds', 'top-1 %, from 0 to 1', 'difference (95 % interval)',
+                     'training loss, from 0 to 1', 'difference (95 % interval)'], body)
+
+
+def _changes(table: str, before: list[Row], after: list[Row]) -> list[str]:
+    """The seeds, and for accuracy and training loss the values of both networks and the difference."""
+    losses, cells = _losses(table), [str(len(after))]
+    for factor, digits, value in ((100, 2, lambda row: float(row['top1'])), (1, 3, lambda row: losses[_run(row)])):
+        old, new = ({row['seed']: factor * value(row) for row in rows} for rows in (before, after))
+        cells += [' to '.join(_spread(list(values.values()), digits) for values in (old, new)),
+                  _difference(new, old, digits)]
+    return cells
 
 
 def draw_attentions(path: Path) -> None:
@@ -386,6 +402,7 @@ TABLES: dict[str, Callable[[], str]] = {
     'attentions-flowers': lambda: attentions_table('flowers-64.csv', 'resnet18', 15),
     'attentions-cifar10': lambda: attentions_table('cifar10.csv', 'resnet20_cifar', 15),
     'starts': lambda: starts_table('flowers-64.csv', 'resnet18', 15),
+    'last-norms': lambda: last_norms_table('flowers-64.csv', 'resnet18', 15),
     'cifar10': lambda: training_table('cifar10.csv'),
     'flowers': lambda: training_table('flowers.csv'),
     'flowers-64': lambda: training_table('flowers-64.csv', 'se'),
