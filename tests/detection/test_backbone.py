@@ -249,7 +249,7 @@ def test_a_saved_model_loads_with_the_options_it_was_saved_with(plain, tmp_path)
     assert torch.equal(model.layer1[0].se.fc1.weight, se.layer1[0].se.fc1.weight)
     with pytest.raises(ValueError, match=r"other attention .* attn_gate='sigmoid' \(the weights have 'tanh'\)"):
         build('se_resnet18_plugin', pretrained=place)
-    with pytest.raises(ValueError, match='holds a se_resnet18_plugin, whose weights do not fit resnet34_plugin'):
+    with pytest.raises(ValueError, match=r"do not fit resnet34_plugin; model_name='se_resnet18_plugin' is"):
         build('resnet34', pretrained=place)
     timm.models.save_for_hf(plain, tmp_path / 'plain', safe_serialization=True)
     warm = build(attn='se', pretrained=f'local-dir:{tmp_path / "plain"}')

@@ -227,7 +227,8 @@ class TimmAttentionBackbone(BaseModule):
             arch = architectures.get(self.model_name)
             fitting = {self.model_name, *((arch.base, arch.source and arch.source.timm_name) if arch else ())}
             if name not in fitting:
-                raise ValueError(f'{place} holds a {name}, whose weights do not fit {self.model_name}')
+                raise ValueError(f'{place} holds a {name}, whose weights do not fit {self.model_name}; '
+                                 f'model_name={name!r} is the network that they fit')
             weights: dict[str, Any] = dict(
                 pretrained_cfg=cfg, pretrained_model_args=saved or {}, options=self._asked)
         elif is_place(place):
