@@ -255,6 +255,21 @@ def test_a_corrupt_image_stops_the_run_by_name(tmp_path):
     run(data, tmp_path / 'other', '--corrupt-images', 'skip')
 
 
+def test_a_folder_that_another_training_writes_into_is_refused(digits, tmp_path, monkeypatch):
+    begun = []
+
+    def again(run_, termination):
+        begun.append(1)
+        with pytest.raises(ValueError, match=r'another training writes into .*run; wait until it has ended, or give'):
+            run(digits, tmp_path / 'run', '--epochs', '1', '--resume', 'auto')
+        return whole(run_, termination)
+    whole = loop.train_epoch
+    monkeypatch.setattr(loop, 'train_epoch', again)
+    run(digits, tmp_path / 'run', '--epochs', '1')
+    assert begun == [1]
+    assert len(read_table(tmp_path / 'run' / 'summary.csv')) == 1
+
+
 def test_a_full_disk_ends_the_run_and_keeps_the_checkpoint(digits, small_disk):
     folder = small_disk / 'run'
     with pytest.raises(UnwritableFileError, match='No space left on device; earlier files are unchanged'):

@@ -3,11 +3,13 @@
 import logging
 import time
 from argparse import Namespace
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock, Timeout
 from timm.utils import distribute_bn
 
 from ..files.tables import write_table
@@ -38,7 +40,8 @@ def train_classifier(options: Namespace) -> dict[str, Any] | None:
         The run's row of results; None if SIGTERM ended the run before its last epoch.
 
     Raises:
-        ValueError: options that do not fit each other, the data or the checkpoint.
+        ValueError: options that do not fit each other, the data or the checkpoint, or another training that writes into
+            the run's folder.
         NonFiniteLossError: a loss or a weight is NaN or infinite.
         UnreadableImageError: an image is corrupt.
         CheckpointError: a checkpoint cannot be read.
@@ -48,20 +51,44 @@ def train_classifier(options: Namespace) -> dict[str, Any] | None:
         # Read before the training, during which the recipe and the package's files may change.
         changed, made = own_options(options), provenance(process.device)
         run = Run(options, process)
-        _write_options(run, made)
-        try:
-            while run.epoch < run.epochs:
-                train_epoch(run, termination)
-                finish_epoch(run, termination)
-        except TerminatedError:
-            _logger.info('stopped by SIGTERM in epoch %d, after batch %d; --resume auto continues the run',
-                         run.epoch + 1, run.batch)
-            return None
-        except KeyboardInterrupt:
-            _logger.info('interrupted in epoch %d; --resume auto continues the run from its last checkpoint',
-                         run.epoch + 1)
-            raise
-        return _finish(run, changed, made)
+        with _locked(run):
+            _write_options(run, made)
+            try:
+                while run.epoch < run.epochs:
+                    train_epoch(run, termination)
+                    finish_epoch(run, termination)
+            except TerminatedError:
+                _logger.info('stopped by SIGTERM in epoch %d, after batch %d; --resume auto continues the run',
+                             run.epoch + 1, run.batch)
+                return None
+            except KeyboardInterrupt:
+                _logger.info('interrupted in epoch %d; --resume auto continues the run from its last checkpoint',
+                             run.epoch + 1)
+                raise
+            return _finish(run, changed, made)
+
+
+@contextmanager
+def _locked(run: Run) -> Iterator[None]:
+    """Keep other trainings out of the run's folder.
+
+    Raises:
+        ValueError: another training writes into the folder.
+    """
+    lock = FileLock(run.folder / '.lock')
+    try:
+        if run.process.primary:
+            run.folder.mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=0)
+    except Timeout:
+        raise ValueError(f'another training writes into {run.folder}; wait until it has ended, or give this one a '
+                         'folder of its own by --experiment') from None
+    except NotImplementedError:  # the file system has no locks
+        pass
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def train_epoch(run: Run, termination: Termination) -> None:
