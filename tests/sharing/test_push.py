@@ -182,6 +182,17 @@ def test_what_would_not_come_back_is_refused(hub):
     assert hub.requests == []
 
 
+def test_a_model_that_cannot_be_written_leaves_the_saved_one_as_it_is(tmp_path):
+    write_model(small(), tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(ValueError, match=r'is not written, since it would not load from its config.json'):
+        write_model(timm_se_plugin.fuse_for_inference(small()), tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    loaded = write_model(small(attn_gate='tanh'), tmp_path)
+    assert loaded.pretrained_cfg['file'] == str(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['config.json', 'model.safetensors']
+
+
 def test_a_wrapped_model_is_pushed_without_its_wrapper(tmp_path):
     model = small()
     wrapped = nn.Module()

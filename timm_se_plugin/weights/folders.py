@@ -2,6 +2,8 @@
 
 import copy
 import json
+import os
+import tempfile
 from collections.abc import Mapping
 from inspect import signature
 from pathlib import Path
@@ -13,7 +15,7 @@ from timm.models import save_for_hf
 from timm.utils import unwrap_model
 from torch import nn
 
-from ..files.hub_files import FOLDER
+from ..files.hub_files import CONFIG, FOLDER, WEIGHTS
 from ..files.version import __version__
 from ..placement import AttentionSpec
 from ..placement.record import TIMM_NAMES, began_with_published_weights, record_arguments
@@ -35,10 +37,11 @@ def write_model(
         model: nn.Module, folder: str | Path, model_config: Mapping[str, Any] | None = None,
         data_config: Mapping[str, Any] | None = None,
 ) -> nn.Module:
-    """Write ``model.safetensors`` and ``config.json`` as timm does, and check that the model loads from them.
+    """Write ``model.safetensors`` and ``config.json`` as timm does, after a check that the model loads from them.
 
-    The given model keeps its device, memory format and mode. The widths of a pruned network are written as well,
-    whether :func:`~timm_se_plugin.analysis.prune_by_gates` or Torch-Pruning itself has pruned it.
+    If the check fails, the files of a model that the folder holds already stay as they were. The given model keeps
+    its device, memory format and mode. The widths of a pruned network are written as well, whether
+    :func:`~timm_se_plugin.analysis.prune_by_gates` or Torch-Pruning itself has pruned it.
 
     Args:
         model: a model that ``timm.create_model`` made, wrapped or not (DDP, ``torch.compile``).
@@ -61,20 +64,25 @@ def write_model(
     _record_widths(network)
     for tensor in (*network.parameters(), *network.buffers()):
         tensor.data = tensor.data.contiguous()  # safetensors refuses channels_last
-    save_for_hf(
-        network, str(folder), safe_serialization=True,
-        model_config={**(model_config or {}), 'timm_se_plugin': plugin_config(AttentionSpec.of(network))},
-        **_timm_arguments(network, dict(data_config or {})))
-    _tidy(Path(folder) / 'config.json', began_with_published_weights(network))
-    name = network.pretrained_cfg['architecture']
-    try:
-        loaded: Any = timm.create_model(f'{FOLDER}{folder}', pretrained=True).eval()
-    except (RuntimeError, TypeError, ValueError) as error:
-        raise ValueError(
-            f'{name} is not written, since it would not load from its config.json ({error}): only the weights may '
-            'differ from what timm.create_model made; save the original of a model that fuse_for_inference changed'
-        ) from error
-    _check_equal(network.float(), loaded)
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix='.', dir=folder) as unchecked:
+        save_for_hf(
+            network, unchecked, safe_serialization=True,
+            model_config={**(model_config or {}), 'timm_se_plugin': plugin_config(AttentionSpec.of(network))},
+            **_timm_arguments(network, dict(data_config or {})))
+        _tidy(Path(unchecked, CONFIG), began_with_published_weights(network))
+        name = network.pretrained_cfg['architecture']
+        try:
+            loaded: Any = timm.create_model(f'{FOLDER}{unchecked}', pretrained=True).eval()
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise ValueError(
+                f'{name} is not written, since it would not load from its config.json ({error}): only the weights may '
+                'differ from what timm.create_model made; save the original of a model that fuse_for_inference changed'
+            ) from error
+        _check_equal(network.float(), loaded)
+        for file in (WEIGHTS, CONFIG):
+            os.replace(Path(unchecked, file), Path(folder, file))
+    loaded.pretrained_cfg['file'] = str(folder)
     return loaded
 
 
