@@ -281,6 +281,12 @@ def test_weights_are_found_in_what_trainings_write(tmp_path, held):
     assert all(torch.equal(found[key], state[key]) for key in state)
 
 
+@pytest.mark.parametrize('beside', [{'args': '--lr 1'}, {'args': ['--lr', '1']}, {'meta': 'my network'}])
+def test_what_lies_beside_the_weights_may_be_anything(tmp_path, beside):
+    torch.save({'state_dict': timm.create_model('resnet18').state_dict(), **beside}, tmp_path / 'a.pth')
+    assert convert_file(tmp_path / 'a.pth', 'resnet18_plugin', tmp_path / 'out').layout == 'resnet'
+
+
 def test_files_that_hold_no_weights_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r'there is no file .*gone.pth'):
         read_weights(tmp_path / 'gone.pth')

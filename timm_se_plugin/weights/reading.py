@@ -66,8 +66,14 @@ def read_weights(path: str | Path) -> tuple[StateDict, dict[str, Any]]:
         raise ValueError(f'{path} has no weights: it is no state dict and has none under {", ".join(_HOLDERS)}')
     said: dict[str, Any] = {}
     if found is not loaded:
-        said |= loaded.get('meta') or {}
+        said |= _mapping(loaded.get('meta'))
         said |= {key: loaded[key] for key in ('args', 'epoch', 'label_names') if key in loaded}
-        if isinstance(said.get('args'), argparse.Namespace):
-            said['args'] = vars(said['args'])
+        if 'args' in said:
+            said['args'] = _mapping(said['args'])
     return clean_state_dict(weights), said
+
+
+def _mapping(entry: Any) -> dict[str, Any]:
+    """An entry of a file as a dict, which is empty for what other programs store under the same name."""
+    entry = vars(entry) if isinstance(entry, argparse.Namespace) else entry
+    return dict(entry) if isinstance(entry, Mapping) else {}
