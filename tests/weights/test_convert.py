@@ -323,6 +323,7 @@ def test_a_saved_model_is_converted_and_its_preprocessing_kept(tmp_path):
     for folder in ('ours', 'back'):
         model = timm.create_model(f'local-dir:{tmp_path / folder}', pretrained=True)
         assert (model.num_classes, model.in_chans, list(model.pretrained_cfg['mean'])) == (7, 1, [0.25])
+        assert not {'tag', 'license', 'paper_ids', 'origin_url'} & model.pretrained_cfg.keys()
     assert timm.create_model(f'local-dir:{tmp_path / "back"}').pretrained_cfg['architecture'] == 'seresnet18'
     ours, theirs = (load_file(tmp_path / folder / 'model.safetensors') for folder in ('back', 'timm'))
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)

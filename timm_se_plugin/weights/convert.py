@@ -15,6 +15,7 @@ from ..models._registry import architectures
 from ..models.names import check_model, keywords_of
 from ..models.state_dicts import Misfit, StateDict, attention_misfit
 from ..placement import AttentionSpec, attention_modules
+from ..placement.record import record_origin
 from .caffe import INPUT
 from .folders import DESCRIBED, write_model
 from .layouts import is_elsewhere, layout_of, renamed, sizes, with_names, without_prefix
@@ -191,6 +192,7 @@ def convert_to_timm(model: nn.Module, name: str) -> tuple[nn.Module, Conversion]
     names = check_same_function(model, reference)
     state = model.state_dict()
     reference.load_state_dict({names[key]: value for key, value in state.items()})
+    record_origin(reference, published=False)  # timm's tag and license are those of other weights
     return reference, Conversion('resnet', {names[key]: key for key in state}, (), ())
 
 
