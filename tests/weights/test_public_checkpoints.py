@@ -150,6 +150,15 @@ def test_shortcuts_that_pad_on_both_sides_are_reordered_exactly(prefix, pads):
             ) == (pads == 'both')
 
 
+def test_shortcuts_of_weights_without_a_classifier_are_reordered():
+    model, whole = (randomised(timm.create_model('resnet20_cifar_plugin')) for _ in range(2))
+    weights = {key: value.clone() for key, value in whole.state_dict().items()}
+    convert(weights, whole, padding='both')
+    convert({key: value for key, value in weights.items() if not key.startswith('fc.')}, model, padding='both')
+    assert all(torch.equal(value, whole.state_dict()[key]) for key, value in model.state_dict().items()
+               if not key.startswith('fc.'))
+
+
 def test_a_padding_that_is_not_known_or_concerns_nothing_is_refused():
     state = Public((16, 32, 64), pads='both', blocks=3).state_dict()
     with pytest.raises(ValueError, match="padding='left' is not one of both, behind"):

@@ -47,7 +47,8 @@ def padded_behind(weights: StateDict, model: nn.Module) -> StateDict:
             if found:
                 into = incoming if found[1] == '0' else order
                 result[key] = _reordered(found[2], value, last, into, order)
-    result['fc.weight'] = weights['fc.weight'][:, order]
+    if 'fc.weight' in weights:
+        result['fc.weight'] = weights['fc.weight'][:, order]
     return result
 
 
