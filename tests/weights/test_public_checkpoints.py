@@ -159,6 +159,20 @@ def test_shortcuts_of_weights_without_a_classifier_are_reordered():
                if not key.startswith('fc.'))
 
 
+@pytest.mark.parametrize('options', [{'attn': 'eca'}, {'attn': 'bam'}, {'attn': 'se', 'attn_integration': 'pre'}])
+def test_attention_that_depends_on_the_order_of_channels_is_not_reordered(options):
+    model = timm.create_model('resnet20_cifar_plugin', **options)
+    with pytest.raises(ValueError, match=rf"padding='both' reorders channels, .*attn='{options['attn']}'"):
+        convert(model.state_dict(), model, padding='both')
+
+
+def test_attention_that_weights_gain_does_not_stop_the_reordering():
+    original = randomised(Public((16, 32, 64), pads='both', blocks=3))
+    model = timm.create_model('resnet20_cifar_plugin', num_classes=7, attn='eca', attn_init='identity')
+    convert(original.state_dict(), model)
+    assert_same_outputs(model, original)
+
+
 def test_a_padding_that_is_not_known_or_concerns_nothing_is_refused():
     state = Public((16, 32, 64), pads='both', blocks=3).state_dict()
     with pytest.raises(ValueError, match="padding='left' is not one of both, behind"):

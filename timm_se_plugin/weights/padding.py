@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ..models._cifar_networks import PaddedShortcut
 from ..models.state_dicts import StateDict
+from ..placement import AttentionSpec, attention_modules
 
 __all__ = ['padded_behind', 'pads_shortcuts']
 
@@ -28,9 +29,18 @@ def padded_behind(weights: StateDict, model: nn.Module) -> StateDict:
         model: the network that pads behind.
 
     Raises:
-        ValueError: the number of new channels of a stage is odd.
+        ValueError: the number of new channels of a stage is odd, or the weights have attention other than SE on the
+            output of a block.
     """
     network: Any = model
+    attn, prefixes = AttentionSpec.of(model), tuple(f'{name}.' for name in attention_modules(model))
+    has_attention = any(key.startswith(prefixes) for key in weights)
+    if attn and has_attention and (
+            attn.attn != 'se' or attn.integration not in ('standard', 'post', 'identity') or attn.sites):
+        options = ', '.join(f'{name}={value!r}' for name, value in attn.to_kwargs().items()
+                            if name in ('attn', 'attn_integration', 'attn_sites') and value is not None)
+        raise ValueError(f"padding='both' reorders channels, which is possible for weights without attention or with "
+                         f"attn='se' on a block's output, and not for those with {options}")
     order = torch.arange(network.conv1.out_channels)  # for each channel of `model`, its position in the other network
     result = dict(weights)
     for stage, first in enumerate(network.first_blocks(), 1):
