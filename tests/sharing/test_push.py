@@ -232,6 +232,13 @@ def test_a_card_says_what_is_known_and_nothing_else(hub):
     assert '**: None' not in text
 
 
+def test_the_license_of_a_saved_model_is_on_its_card(tmp_path):
+    write_model(small(), tmp_path, {'license': 'mit'})
+    assert 'license: mit\n' in push_to_hub(tmp_path, 'me/a', dry_run=True).texts['README.md']
+    text = push_to_hub(tmp_path, 'me/a', Facts('apache-2.0'), dry_run=True).texts['README.md']
+    assert 'license: apache-2.0\n' in text
+
+
 def test_the_code_of_a_card_runs(hub, tmp_path):
     from PIL import Image
     push_to_hub(small(), 'me/a')

@@ -79,6 +79,7 @@ def _loaded(source: nn.Module | str | Path, facts: Facts) -> tuple[nn.Module, Fa
         config = read_config_json(saved)
         if 'architecture' in config:
             described = {name: config[name] for name in DESCRIBED if name in config}
+            facts = replace(facts, license=facts.license or described.get('license'))
             return timm.create_model(saved, pretrained=True), facts, {'model_config': described}
         from ..detection.hub import pull_detector
         return pull_detector(saved), facts, {}
