@@ -1,5 +1,6 @@
 """Models that travel: to a Hub on loopback, into another process, and back."""
 
+import argparse
 import json
 import logging
 
@@ -230,6 +231,16 @@ def test_a_card_says_what_is_known_and_nothing_else(hub):
                  '| 97.5 | 0 |', '`results/digits.csv`'):
         assert part in text
     assert '**: None' not in text
+
+
+def test_results_that_are_given_are_not_said_to_be_of_the_runs_table(tmp_path):
+    torch.save({'state_dict': small().state_dict(), 'epoch': 0, 'args': argparse.Namespace(
+        model='se_test_resnet_plugin', num_classes=5)}, tmp_path / 'last.pth.tar')
+    (tmp_path / 'summary.csv').write_text('epoch,eval_top1\n0,50\n')
+    assert 'The row of `summary.csv`' in push_to_hub(tmp_path, 'me/a', dry_run=True).texts['README.md']
+    text = push_to_hub(tmp_path, 'me/a', Facts(results={'top1': '77'}), dry_run=True).texts['README.md']
+    assert '| 77 |' in text
+    assert 'summary.csv' not in text
 
 
 def test_the_license_of_a_saved_model_is_on_its_card(tmp_path):

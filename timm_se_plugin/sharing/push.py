@@ -91,6 +91,7 @@ def _loaded(source: nn.Module | str | Path, facts: Facts) -> tuple[nn.Module, Fa
         raise ValueError(
             f'{path} has nothing to share: neither the {CONFIG} of a saved model, nor the model_best.pth.tar or '
             'last.pth.tar of a trained classifier, nor the last_checkpoint of a trained detector')
+    own = run.facts if facts.results is None else replace(run.facts, results_file=None)
     given = {name: value for name, value in vars(facts).items() if value is not None}
-    return run.model, replace(run.facts, **given), {
+    return run.model, replace(own, **given), {
         'data_config': run.data_config, 'model_config': run.model_config}
