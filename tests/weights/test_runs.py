@@ -79,6 +79,18 @@ def test_the_pooling_of_timms_trainer_is_that_of_the_model(tmp_path):
     assert read_run(tmp_path).model.global_pool.pool_type == 'max'
 
 
+def test_the_batch_norm_options_of_timms_trainer_are_those_of_the_model(tmp_path):
+    name = 'mobilenetv3_small_050'
+    trained = randomised(timm.create_model(name, num_classes=5, bn_eps=0.1, bn_momentum=0.2)).eval()
+    args = argparse.Namespace(model=name, num_classes=5, bn_eps=0.1, bn_momentum=0.2)
+    torch.save({'state_dict': trained.state_dict(), 'args': args}, tmp_path / 'last.pth.tar')
+    model = read_run(tmp_path).model.eval()
+    assert (model.bn1.eps, model.bn1.momentum) == (0.1, 0.2)
+    with torch.no_grad():
+        x = images(2, 3, 64, 64, dtype=torch.float32)
+        assert torch.equal(model(x), trained(x))
+
+
 def test_the_tags_preprocessing_and_the_learning_rate_of_a_batch_size_are_told(tmp_path):
     name = 'inception_v3_plugin.gluon_in1k'
     run(tmp_path, name, pretrained=True, mean=None, lr=None, lr_base=0.1, lr_base_size=256)

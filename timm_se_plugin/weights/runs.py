@@ -138,14 +138,16 @@ def data_config(args: Mapping[str, Any], model: Any) -> dict[str, Any]:
 def channel_kwargs(args: Mapping[str, Any]) -> dict[str, Any]:
     """The ``model_kwargs`` of a run, with ``in_chans`` where its image size has another number of channels than 3.
 
-    The pooling of ``--gp``, an option of timm's train.py, is among them too.
+    The options ``--gp``, ``--bn-eps`` and ``--bn-momentum`` of timm's train.py, which change the network too, are among
+    them.
 
     Args:
         args: options of the run, as for :func:`build_model`.
     """
     size = args.get('input_size') or (3,)
     channels = args.get('in_chans') or (size[0] if size[0] != 3 else None)
-    given = {'in_chans': channels, 'global_pool': args.get('gp')}
+    given = {'in_chans': channels, 'global_pool': args.get('gp'), 'bn_eps': args.get('bn_eps'),
+             'bn_momentum': args.get('bn_momentum')}
     return {**{key: value for key, value in given.items() if value}, **(args.get('model_kwargs') or {})}
 
 
