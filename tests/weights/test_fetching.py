@@ -170,6 +170,15 @@ def test_a_missing_file_repository_or_revision_is_named(hub, model):
 
 # A hostile repository.
 
+def test_a_cache_of_ones_own_is_the_only_one_that_is_written(hub, model, tmp_path, monkeypatch):
+    default = tmp_path / 'default'
+    monkeypatch.setattr(constants, 'HF_HUB_CACHE', str(default))
+    loaded = timm.create_model('hf-hub:me/a', pretrained=True, cache_dir=tmp_path / 'own').eval()
+    assert torch.equal(logits(loaded), logits(model))
+    assert hub.requests.count(WEIGHTS) == 1
+    assert not default.exists()
+
+
 def put(hub, **files):
     names = {'config': 'config.json', 'weights': 'model.safetensors', 'pickle': 'pytorch_model.bin'}
     kept = dict(hub.repos['me/a'].files('main'))

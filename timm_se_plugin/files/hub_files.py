@@ -58,12 +58,13 @@ def check_inside(repo: str, name: str) -> None:
                              'model before its author has corrected the name')
 
 
-def fetch(repo: str, name: str) -> Path:
+def fetch(repo: str, name: str, cache_dir: str | Path | None = None) -> Path:
     """Path of a file of a Hub repository in the cache, into which the file is downloaded if it is not there.
 
     Args:
         repo: ``'user/repo'`` or ``'user/repo@revision'``.
         name: name of the file.
+        cache_dir: the folder of the cache; that of huggingface-hub if None.
 
     Raises:
         FileNotFoundError: the repository has no such file, or offline mode is on and the file is not in the cache.
@@ -74,7 +75,8 @@ def fetch(repo: str, name: str) -> Path:
     check_inside(repo, name)
     repo_id, _, revision = repo.partition('@')
     try:
-        path = Path(hf_hub_download(repo_id, name, revision=revision or None, library_name='timm_se_plugin'))
+        path = Path(hf_hub_download(
+            repo_id, name, revision=revision or None, library_name='timm_se_plugin', cache_dir=cache_dir))
     except LocalEntryNotFoundError as error:  # a subclass of EntryNotFoundError, though the Hub may have the file
         cause = error.__cause__
         if isinstance(cause, OfflineModeIsEnabled):

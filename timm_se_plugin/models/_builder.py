@@ -91,7 +91,7 @@ def build(arch: Architecture, pretrained: bool = False, **kwargs: Any) -> nn.Mod
             network, arch.name, pretrained, pretrained_cfg=cfg, feature_cfg=dict(feature_cfg), **kwargs)
 
     if pretrained:
-        check_saved_weights(cfg, built)
+        check_saved_weights(cfg, built, kwargs.get('cache_dir'))
     model = built(pretrained)
     record_origin(model, published=pretrained)
     record_arguments(model, **{name: value for name, value in kwargs.items()

@@ -14,7 +14,8 @@ from .state_dicts import Misfit
 __all__ = ['check_saved_weights']
 
 
-def check_saved_weights(cfg: PretrainedCfg, build: Callable[[bool], nn.Module]) -> None:
+def check_saved_weights(
+        cfg: PretrainedCfg, build: Callable[[bool], nn.Module], cache_dir: str | Path | None = None) -> None:
     """Check the weights that timm is about to load from the Hub or a folder, before memory is allocated for them.
 
     Weights in PyTorch's own format, which timm loads with ``weights_only=True``, are left to timm.
@@ -22,12 +23,13 @@ def check_saved_weights(cfg: PretrainedCfg, build: Callable[[bool], nn.Module]) 
     Args:
         cfg: timm's configuration, which says where the weights are.
         build: makes the model. It is called with False, for a model without weights, and on the meta device.
+        cache_dir: the folder of the Hub's cache that timm is going to use; huggingface-hub's own if None.
 
     Raises:
         ValueError: the file is broken, has a tensor of another shape than the model, or is outside the repository.
         ConnectionError: as :func:`fetch`, which also raises ``HfHubHTTPError``.
     """
-    path = _weights_file(cfg)
+    path = _weights_file(cfg, cache_dir)
     if path is None:
         return
     shapes = tensor_shapes(path)
@@ -42,7 +44,7 @@ def check_saved_weights(cfg: PretrainedCfg, build: Callable[[bool], nn.Module]) 
         raise ValueError(f'{path} does not fit {cfg.architecture}: {wrong}')
 
 
-def _weights_file(cfg: PretrainedCfg) -> Path | None:
+def _weights_file(cfg: PretrainedCfg, cache_dir: str | Path | None) -> Path | None:
     if cfg.source == 'local-dir':
         path = Path(str(cfg.file), WEIGHTS)
         return path if path.is_file() else None
@@ -53,6 +55,6 @@ def _weights_file(cfg: PretrainedCfg) -> Path | None:
         check_inside(cfg.hf_hub_id, cfg.hf_hub_filename)
         return None
     try:
-        return fetch(cfg.hf_hub_id, WEIGHTS)
+        return fetch(cfg.hf_hub_id, WEIGHTS, cache_dir)
     except FileNotFoundError:
         return None  # the weights are in PyTorch's format, or offline mode is on: timm handles both
