@@ -14,6 +14,8 @@ from torch import nn
 
 import timm_se_plugin
 from timm_se_plugin import AttentionSpec, push_to_hub
+from timm_se_plugin.commands import push
+from timm_se_plugin.commands.command_line import parse
 from timm_se_plugin.sharing.cards import classifier_card
 from timm_se_plugin.sharing.upload import merged_card
 from timm_se_plugin.weights.facts import Facts, csv_row
@@ -248,6 +250,12 @@ def test_the_license_of_a_saved_model_is_on_its_card(tmp_path):
     assert 'license: mit\n' in push_to_hub(tmp_path, 'me/a', dry_run=True).texts['README.md']
     text = push_to_hub(tmp_path, 'me/a', Facts('apache-2.0'), dry_run=True).texts['README.md']
     assert 'license: apache-2.0\n' in text
+
+
+def test_a_row_without_a_table_is_refused(tmp_path):
+    write_model(small(), tmp_path)
+    with pytest.raises(ValueError, match=r'--results-row 2 is the row of a table; name the table with --results'):
+        push.run(parse(['push', str(tmp_path), 'me/a', '--dry-run', '--results-row', '2']))
 
 
 def test_the_code_of_a_card_runs(hub, tmp_path):

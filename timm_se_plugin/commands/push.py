@@ -32,6 +32,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from ..sharing import push_to_hub
     from ..weights.facts import Facts, csv_row
 
+    if args.results_row is not None and not args.results:
+        raise ValueError(f'--results-row {args.results_row} is the row of a table; name the table with --results')
     facts = Facts(
         args.license, args.data, args.recipe, args.results and csv_row(args.results, args.results_row),
         args.results and Path(args.results).name)
