@@ -14,6 +14,7 @@ from ..measuring.complexity import complexity
 from ..models._registry import architectures
 from ..placement import AttentionSpec
 from ..weights.facts import Facts
+from ..weights.folders import saved_class_names
 
 __all__ = ['classifier_card', 'detector_card']
 
@@ -33,7 +34,7 @@ def classifier_card(
     """
     network: Any = model
     architecture = network.pretrained_cfg['architecture']
-    attn, names = AttentionSpec.of(model), network.pretrained_cfg.get('label_names')
+    attn, names = AttentionSpec.of(model), saved_class_names(network)
     cost = complexity(model)
     size = 'x'.join(map(str, cost.input_size))
     needs_plugin = architecture in architectures

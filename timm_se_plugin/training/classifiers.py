@@ -11,6 +11,7 @@ from timm.data import ImageNetInfo, infer_imagenet_subset
 
 from ..files.hub_files import CONFIG, FOLDER, SAVED_AT, read_config_json
 from ..models.names import check_model
+from ..weights.folders import saved_class_names
 from ..weights.runs import MULTILABEL, data_config, read_run
 from .checkpoint import BEST, LAST
 from .onnx_file import open_onnx
@@ -61,7 +62,7 @@ def open_classifier(place: str, device: str = 'cpu') -> Classifier:
     network: Any = model.to(device).eval()
     if not network.num_classes:
         raise ValueError(f'{place} gives features and no classes')
-    names = names or network.pretrained_cfg.get('label_names') or _imagenet(network)
+    names = names or saved_class_names(network) or _imagenet(network)
     if not names or len(names) != network.num_classes:
         names = [str(i) for i in range(network.num_classes)]
         _logger.warning('%s has no names of classes, which are called by their numbers', place)

@@ -12,6 +12,7 @@ from timm.models import load_checkpoint
 from torch import nn
 
 from ..models.names import check_model, keywords_of
+from ..weights.folders import saved_class_names
 from ..weights.runs import channel_kwargs
 from .process import Process
 
@@ -68,7 +69,7 @@ def label_names(options: Namespace, model: Any, found: Sequence[str] | None) -> 
     """
     if options.class_map:
         return None
-    saved = model.pretrained_cfg.get('label_names') or ()
+    saved = saved_class_names(model)
     names = getattr(options, 'label_names', None) or (saved if len(saved) == model.num_classes else None)
     subset = infer_imagenet_subset(model)
     if not names and found and subset:

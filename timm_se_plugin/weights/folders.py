@@ -21,7 +21,7 @@ from ..placement import AttentionSpec
 from ..placement.record import TIMM_NAMES, began_with_published_weights, record_arguments
 from ..placement.widths import changed_widths
 
-__all__ = ['DESCRIBED', 'plugin_config', 'write_model']
+__all__ = ['DESCRIBED', 'plugin_config', 'saved_class_names', 'write_model']
 
 # Entries of timm's config.json that describe a model and are not needed to build it.
 DESCRIBED = (
@@ -31,6 +31,15 @@ DESCRIBED = (
 def plugin_config(attn: AttentionSpec | None) -> dict[str, Any]:
     """The plugin's entry in ``config.json``: its version and the attention."""
     return {'version': __version__, 'attention': attn and attn.to_kwargs()}
+
+
+def saved_class_names(model: Any) -> list[str]:
+    """Names of the classes in a model's configuration, in which timm allows a list, or a dict by number.
+
+    The list is empty where there are none.
+    """
+    names = model.pretrained_cfg.get('label_names') or ()
+    return [names[key] for key in sorted(names, key=int)] if isinstance(names, Mapping) else list(names)
 
 
 def write_model(
