@@ -307,7 +307,7 @@ def ablation_table() -> str:
              _shown(line['difference'], 2), _spread(line['losses'], 3) if line['losses'] else '', line['paper'],
              f'{line["parameters"]:,}', line['paper_parameters'],
              f'{line["model"]}, {line["recipe"]}, {line["epochs"]} epochs {line["settings"]}'.strip()]
-            for line in summary(read('ablations.csv'))]
+            for line in sorted(summary(read('ablations.csv')), key=lambda line: (line['study'], line['settings']))]
     return markdown(['study', 'row', 'seeds', 'top-1 error %', "minus the paper's choice (95 % interval)",
                      'training loss', "paper's error %, ImageNet", 'parameters', "paper's M parameters", 'training'],
                     body)
