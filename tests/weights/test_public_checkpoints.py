@@ -182,21 +182,39 @@ def test_a_padding_that_is_not_known_or_concerns_nothing_is_refused():
                 padding='both')
 
 
+def test_a_mean_for_other_channels_is_refused_and_one_alone_leaves_the_other_assumed(tmp_path):
+    file = tmp_path / 'weights.pth'
+    torch.save(Public((16, 32, 64), pads='both', blocks=3).state_dict(), file)
+    with pytest.raises(ValueError, match=r'mean=\(0.5,\) has 1 values, and the images of resnet20_cifar_plugin have 3'):
+        convert_file(file, 'resnet20_cifar_plugin', tmp_path / 'model', mean=[0.5])
+    assert not (tmp_path / 'model').exists()
+    conversion = convert_file(file, 'resnet20_cifar_plugin', tmp_path / 'model', std=[0.25, 0.25, 0.5])
+    assert any(note.startswith('assumed that images are normalised by mean (') and 'std' not in note
+               for note in conversion.notes)
+    cfg = timm.create_model(f'local-dir:{tmp_path / "model"}', pretrained=True).pretrained_cfg
+    assert tuple(cfg['std']) == (0.25, 0.25, 0.5)
+
+
 @needs_data
 @pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')  # timm leaves the archive open
 @pytest.mark.parametrize(('depth', 'step', 'top1'), [
     (20, 10, 0.795), (32, 10, None), pytest.param(20, 1, 0.810, marks=pytest.mark.slow)])
 def test_real_checkpoints_have_their_accuracy(depth, step, top1, tmp_path):
     file, = CHECKPOINTS.glob(f'resnet{depth}-*.th')
-    conversion = convert_file(file, f'resnet{depth}_cifar_plugin', tmp_path)
+    conversion = convert_file(file, f'resnet{depth}_cifar_plugin', tmp_path / 'assumed')
     assert any('both sides' in note for note in conversion.notes)
-    assert any('normalised by mean' in note for note in conversion.notes)
+    assert any('normalised by mean (0.4914' in note and ' and std' in note for note in conversion.notes)
     if top1 is None:
         return
-    from timm.data import create_dataset, create_transform
+    normalised = {'mean': (0.485, 0.456, 0.406), 'std': (0.229, 0.224, 0.225)}
+    conversion = convert_file(file, f'resnet{depth}_cifar_plugin', tmp_path, **normalised)
+    assert not any('normalised' in note for note in conversion.notes)
+    from timm.data import create_dataset, create_transform, resolve_data_config
     from torch.utils.data import DataLoader, Subset
     model = timm.create_model(f'local-dir:{tmp_path}', pretrained=True).eval()
-    transform = create_transform((3, 32, 32), crop_pct=1.0, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    config = resolve_data_config(model=model)
+    assert {key: tuple(config[key]) for key in normalised} == normalised
+    transform = create_transform(**config)
     pictures = Subset(create_dataset('', root=str(CIFAR10), transform=transform), range(0, 10_000, step))
     loader = DataLoader(pictures, 500)
     with torch.no_grad():

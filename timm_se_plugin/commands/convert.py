@@ -5,7 +5,7 @@ repositories; --rename translates others.
 
 timm-se convert se_resnet50-ce0d4300.pth legacy_seresnet50_plugin converted
 timm-se convert resnet50.pth resnet50_plugin converted --model-kwargs attn=se attn_init=identity
-timm-se convert resnet20-12fca82f.th resnet20_cifar_plugin converted
+timm-se convert resnet20-12fca82f.th resnet20_cifar_plugin converted --mean 0.485 0.456 0.406 --std 0.229 0.224 0.225
 timm-se convert local-dir:converted legacy_seresnet50 timms
 
 The result has timm's format: timm.create_model('local-dir:converted', pretrained=True) loads it.
@@ -33,6 +33,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help='where shortcuts without parameters put the zeros for new channels in the network that '
                              'the weights belong to: all behind, or half of them before (both); by default both for '
                              'keys of the public CIFAR repositories and behind for others')
+    for name, what in (('--mean', 'means'), ('--std', 'standard deviations')):
+        parser.add_argument(name, type=float, nargs='+', metavar='X',
+                            help=f'{what} of the channels that images are normalised by, with pixels from 0 to 1, for '
+                                 "weights whose file does not say them; by default those of the new model's name")
     parser.add_argument('--model-kwargs', nargs='*', default={}, action=KeyValues, metavar='KEY=VALUE',
                         help='arguments of the new model, such as attn=se')
 
@@ -43,6 +47,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         from .. import detection  # noqa: F401
     from ..weights.convert import convert_file
     conversion = convert_file(
-        args.weights, args.model, args.folder, args.source, args.rename, args.padding, **args.model_kwargs)
+        args.weights, args.model, args.folder, args.source, args.rename, args.padding, args.mean, args.std,
+        **args.model_kwargs)
     print(conversion)
     return conversion.to_dict()

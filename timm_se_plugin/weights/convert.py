@@ -1,7 +1,7 @@
 """Conversion of other packages' weights for the plugin, and of the plugin's for timm, with a report on every key."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -198,7 +198,8 @@ def convert_to_timm(model: nn.Module, name: str) -> tuple[nn.Module, Conversion]
 
 def convert_file(
         weights: str | Path, model: str, folder: str | Path, source: str | None = None,
-        renames: Mapping[str, str] | None = None, padding: str | None = None, **model_kwargs: Any,
+        renames: Mapping[str, str] | None = None, padding: str | None = None, mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None, **model_kwargs: Any,
 ) -> Conversion:
     """Convert a file or a saved model, and save the result as timm does, with ``conversion.json`` beside it.
 
@@ -209,6 +210,9 @@ def convert_file(
         source: timm's name of the network that a file's weights belong to, if it is known.
         renames: as for :func:`convert`.
         padding: as for :func:`convert`.
+        mean: means of the channels that images are normalised by, with pixels from 0 to 1, for weights whose file does
+            not say them; those of the new model's name if None.
+        std: standard deviations of the channels, likewise.
         **model_kwargs: arguments of the new model, such as ``attn='se', attn_init='identity'``. The defaults are the
             weights' numbers of classes and input channels, and, if a run of the same model wrote the weights, the
             attention of that run.
@@ -244,10 +248,18 @@ def convert_file(
             described['problem_type'] = MULTILABEL
         if conversion.layout == 'caffe':
             data_config = INPUT
-    if data_config is None:
-        cfg: Any = target.pretrained_cfg
+    given = {name: tuple(values) for name, values in (('mean', mean), ('std', std)) if values}
+    channels = getattr(target, 'in_chans', 3)
+    for name, values in given.items():
+        if len(values) != channels:
+            raise ValueError(f'{name}={values} has {len(values)} values, and the images of {model} have {channels} '
+                             'channels')
+    cfg: Any = target.pretrained_cfg
+    assumed = [f'{name} {cfg[name]}' for name in ('mean', 'std') if data_config is None and name not in given]
+    if assumed:
         conversion = replace(conversion, notes=(
-            *conversion.notes, f"assumed that images are normalised by mean {cfg['mean']} and std {cfg['std']}"))
+            *conversion.notes, f'assumed that images are normalised by {" and ".join(assumed)}'))
+    data_config = {**(data_config or {}), **given} or None
     if len(described.get('label_names') or ()) != getattr(target, 'num_classes', None):
         described = {name: value for name, value in described.items() if not name.startswith('label_')}
     write_model(target, folder, described, data_config)
