@@ -8,7 +8,7 @@ import statistics
 import subprocess
 import sys
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,7 @@ from .studies import CHOSEN, STUDIES, Row, study_network, study_rows
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ['draw_ablation', 'open_network', 'run_study', 'summary']
+__all__ = ['draw_ablation', 'open_network', 'run_study', 'study_of', 'summary']
 
 _logger = logging.getLogger(__name__)
 _TRAIN = (
@@ -186,6 +186,16 @@ def _train(where: Path, name: str, command: Sequence[str], device: str) -> Path 
     return folder
 
 
+def study_of(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """What the rows of one study have in common: study, network, recipe, epochs, and options that are not the study's.
+
+    Args:
+        row: a row of the table that :func:`run_study` writes.
+    """
+    settings = ' '.join(part for part in row['options'].split() if not part.startswith('attn'))
+    return (*(str(row[column]) for column in ('study', 'model', 'recipe', 'epochs')), settings)
+
+
 def summary(rows: Sequence[dict[str, str]]) -> list[dict[str, Any]]:
     """Each row of the studies over its seeds.
 
@@ -196,9 +206,7 @@ def summary(rows: Sequence[dict[str, str]]) -> list[dict[str, Any]]:
     """
     together: dict[tuple[str, ...], list[dict[str, str]]] = {}
     for row in rows:
-        settings = ' '.join(part for part in row['options'].split() if not part.startswith('attn'))
-        key = (*(str(row[column]) for column in ('study', 'model', 'recipe', 'epochs')), settings, row['row'])
-        together.setdefault(key, []).append(row)
+        together.setdefault((*study_of(row), row['row']), []).append(row)
     errors = {key: {str(run['seed']): 100 - 100 * float(run['top1']) for run in runs}
               for key, runs in together.items()}
     result = []

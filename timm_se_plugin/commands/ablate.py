@@ -36,8 +36,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Run the study, and return the rows of its table."""
-    from ..analysis.ablations import draw_ablation, run_study
+    from ..analysis.ablations import draw_ablation, run_study, study_of
+    from ..files.tables import read_table
     rows = run_study(
         args.study, args.config, args.model, args.seeds, args.output, args.results, args.devices, args.others)
-    draw_ablation(rows, args.results.with_name(f'{args.results.stem}-{args.study}.png'))
+    # The table may have other seeds of the same study, from other calls.
+    shown = [row for row in read_table(args.results) if study_of(row) == study_of(rows[0])]
+    draw_ablation(shown, args.results.with_name(f'{args.results.stem}-{args.study}.png'))
     return rows
