@@ -271,8 +271,9 @@ def bccd_table() -> str:
     for (model, options), rows in runs.items():
         own, plain = ({row['seed']: float(row['map']) for row in some}
                       for some in (rows, runs['faster-rcnn_r18_fpn_bccd', '']))
+        shown = re.sub(r'model\.backbone\.(model_name=\S+ )?', '', options)
         body.append([
-            f'{model} {re.sub(r"model.backbone.(model_name=[^ ]+ )?", "", options)}'.strip(), rows[0]['epochs'], str(len(rows)),
+            f'{model} {shown}'.strip(), rows[0]['epochs'], str(len(rows)),
             _spread(list(own.values()), 3), '' if own == plain else _difference(own, plain, 3),
             *(_spread([float(row[key]) for row in rows], 3) for key in ('map_50', 'map_75')),
             _spread([best[model, options, row['seed']] for row in rows], 3)])
