@@ -18,7 +18,6 @@ from timm_se_plugin.commands import push
 from timm_se_plugin.commands.command_line import parse
 from timm_se_plugin.sharing.cards import classifier_card
 from timm_se_plugin.sharing.upload import merged_card
-from timm_se_plugin.training.classifiers import open_classifier
 from timm_se_plugin.weights.facts import Facts, csv_row
 from timm_se_plugin.weights.folders import write_model
 from timm_se_plugin.weights.runs import MULTILABEL
@@ -263,7 +262,6 @@ def test_classes_that_a_configuration_names_by_their_numbers_are_on_the_card(tmp
     write_model(small(), tmp_path, {'label_names': dict(enumerate('abcde'))})
     text = push_to_hub(tmp_path, 'me/a', dry_run=True).texts['README.md']
     assert '**Classes**: 5: a, b, c, d, e\n' in text
-    assert open_classifier(str(tmp_path), 'cpu').names == list('abcde')
 
 
 def test_the_code_of_a_card_runs(hub, tmp_path):

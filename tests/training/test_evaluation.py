@@ -11,8 +11,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from timm_se_plugin import AttentionSpec
 from timm_se_plugin.files.tables import read_table
 from timm_se_plugin.training import evaluate, evaluate_classifier, parse_evaluation, parse_options, train_classifier
+from timm_se_plugin.training.classifiers import open_classifier
 from timm_se_plugin.training.data import eval_loader, open_split
 from timm_se_plugin.training.process import Process
+from timm_se_plugin.weights.folders import write_model
 
 CONFIG = {'input_size': (3, 32, 32), 'mean': (0.5,) * 3, 'std': (0.5,) * 3, 'interpolation': 'bilinear',
           'crop_pct': 1.0, 'crop_mode': 'center'}
@@ -209,3 +211,9 @@ def test_real_labels_are_timms(tmp_path):
     labels = [label for label in json.loads(pkgutil.get_data('timm.data', '_info/imagenet_real_labels.json')) if label]
     shares = {sum(guess in label for label in labels) / len(labels) for guess in range(1000)}
     assert min(abs(metrics['real_top1'] - share) for share in shares) < 1e-9
+
+
+def test_classes_that_a_configuration_names_by_their_numbers_name_the_predictions(tmp_path):
+    write_model(timm.create_model('se_test_resnet_plugin', num_classes=5), tmp_path,
+                {'label_names': dict(enumerate('abcde'))})
+    assert open_classifier(str(tmp_path)).names == list('abcde')
