@@ -1,7 +1,7 @@
 import pytest
 import timm
 
-from timm_se_plugin.analysis.ablations import draw_ablation, open_network, run_study, summary
+from timm_se_plugin.analysis.ablations import FailedRunsError, draw_ablation, open_network, run_study, summary
 from timm_se_plugin.analysis.studies import STUDIES, study_network, study_rows
 from timm_se_plugin.files.tables import read_table
 
@@ -84,7 +84,7 @@ def test_a_study_trains_resumes_and_tabulates(tmp_path, monkeypatch):
         return run_study('squeeze', str(recipe), 'se_test_resnet_plugin', [0], tmp_path / 'runs', table,
                          devices=('cpu',), arguments=[*arguments, *more])
 
-    with pytest.raises(RuntimeError, match='2 of 2 runs failed; their logs are in'):
+    with pytest.raises(FailedRunsError, match='2 of 2 runs failed; their logs are in'):
         study('--lr', 'much')
     assert "'much' is not a positive number" in (runs / 'max-seed0.log').read_text()
     study()

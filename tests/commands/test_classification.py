@@ -70,6 +70,13 @@ def test_ablate_passes_other_options_to_the_training(digits, printed, tmp_path):
     assert (tmp_path / 'table-squeeze.png').is_file()
 
 
+def test_an_ablation_whose_runs_fail_says_where_their_logs_are(tmp_path, monkeypatch):
+    monkeypatch.setattr('timm_se_plugin.analysis.ablations._train', lambda *_: None)
+    with pytest.raises(SystemExit, match='timm-se: 2 of 2 runs failed; their logs are in'):
+        main(['ablate', 'squeeze', '--config', 'cifar10-short', '--model', 'se_resnet20_cifar_plugin', '--seeds', '0',
+              '--output', str(tmp_path)])
+
+
 def test_push_and_pull_carry_a_run_through_the_hub(trained, printed, hub, tmp_path, capsys):
     shown = printed('push', trained, 'user/digits', '--license', 'mit', '--dry-run')
     assert shown['url'] is None

@@ -22,7 +22,7 @@ from .studies import CHOSEN, STUDIES, Row, study_network, study_rows
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ['draw_ablation', 'open_network', 'run_study', 'study_of', 'summary']
+__all__ = ['FailedRunsError', 'draw_ablation', 'open_network', 'run_study', 'study_of', 'summary']
 
 _logger = logging.getLogger(__name__)
 _TRAIN = (
@@ -33,6 +33,10 @@ _TRAIN = (
 _OWN = {
     '--config', '--model', '--model-kwargs', '--seed', '--device', '--output', '--experiment', '--resume', '--results',
     '--task'}
+
+
+class FailedRunsError(RuntimeError):
+    """Runs of a study failed; the message names the folder of their logs."""
 
 
 def open_network(model: str) -> str:
@@ -72,7 +76,7 @@ def run_study(
     Raises:
         ValueError: an unknown study, a network that is not the plugin's or that no row fits, an option that the study
             sets, or a finished run in the folder that had other options.
-        RuntimeError: runs failed; the others are finished and tabulated.
+        FailedRunsError: runs failed; the others are finished and tabulated.
     """
     from ..training.records import RUN  # needs the [train] extra
 
@@ -112,7 +116,8 @@ def run_study(
     if finished:
         replace_rows(table, finished, ('study', 'row', *RUN))
     if len(finished) < len(results):
-        raise RuntimeError(f'{len(results) - len(finished)} of {len(results)} runs failed; their logs are in {where}')
+        raise FailedRunsError(
+            f'{len(results) - len(finished)} of {len(results)} runs failed; their logs are in {where}')
     return finished
 
 
