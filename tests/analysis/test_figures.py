@@ -255,6 +255,7 @@ def test_the_gates_of_a_run_are_recorded_once_under_its_name(tmp_path, digits):
         ('se_test_resnet_plugin', '3', '1', '50')}
     assert {row['options'] for row in rows} == {
         "attn_rd_ratio='1/4' attn_lr_scale=10.0 crop_pct=1.0 deterministic=True img_size=32 lr=0.05"}
+    assert {(row['data'], row['global_batch']) for row in rows} == {(digits.name, '16')}  # as in the run's own row
 
 
 @pytest.mark.parametrize(('given', 'said'), [

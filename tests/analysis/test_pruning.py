@@ -174,6 +174,12 @@ def test_a_study_tabulates_accuracy_against_macs(tmp_path):
             pruning_study(tmp_path / 'run' / 'last.pth.tar', shares, criteria, 1, 0.01, tmp_path / 'none.csv',
                           tmp_path / 'pruned')
     assert not (tmp_path / 'none.csv').exists()
+    train_classifier(parse_options([
+        *TINY, '--data-dir', str(data), '--output', str(tmp_path), '--experiment', 'wide', '--epochs', '1',
+        '--model-kwargs', 'attn_rd_ratio=1/4']))
+    wide, = pruning_study(tmp_path / 'wide' / 'last.pth.tar', [], [], 1, 0.01, tmp_path / 'table.csv', tmp_path)
+    assert [row['parameters'] for row in read_table(tmp_path / 'table.csv')] == [
+        str(row['parameters']) for row in (whole, quarter, half, wide)]  # the rows of the first run are kept
     with pytest.raises(ValueError, match='no option called colour'):
         pruning_study(tmp_path / 'run' / 'last.pth.tar', [0.25], ['mean'], 1, 0.01, tmp_path / 't.csv', tmp_path,
                       colour=1)

@@ -12,7 +12,7 @@ from timm_se_plugin.training import (
     parse_options,
     train_classifier,
 )
-from timm_se_plugin.training.config import read_recipe
+from timm_se_plugin.training.config import read_recipe, run_columns
 from timm_se_plugin.weights.runs import data_config
 
 
@@ -110,3 +110,14 @@ def test_every_recipe_builds_its_network_and_runs_an_epoch(name, few, tmp_path):
     checkpoint, = tmp_path.glob(f'{name}/*/last.pth.tar')
     evaluated = evaluate_classifier(parse_evaluation(['--checkpoint', str(checkpoint)]))
     assert (row['top1'], row['top5']) == (evaluated['top1'], evaluated['top5'])
+
+
+def test_a_run_is_named_by_its_checkpoint_when_its_recipe_is_gone(tmp_path):
+    path = recipe(tmp_path, 'lr: 0.3\n')
+    options = parse_options(['--config', path, '--model', 'resnet18', '--data-dir', str(tmp_path / 'cells')])
+    checkpoint = {'args': options, 'epoch': 4, 'position': {'world_size': 2, 'global_batch': 64}}
+    named = run_columns(checkpoint)
+    assert named == {'model': 'resnet18', 'options': '', 'seed': options.seed, 'epochs': 5, 'recipe': 'mine',
+                     'data': 'cells', 'global_batch': 64}
+    (tmp_path / 'mine.yaml').unlink()
+    assert run_columns(checkpoint) == {**named, 'options': 'lr=0.3'}

@@ -102,15 +102,13 @@ def analyze(options: Namespace) -> GateStatistics:
 
 def _name_of_run(checkpoint: str) -> dict[str, Any]:
     """The columns that name a run of ``timm-se train`` in tables of results."""
-    from ..training.config import options_of, own_options
+    from ..training.config import run_columns
 
     saved = read_weights(checkpoint)[1] if checkpoint else {}
     if 'label_names' not in saved:
         raise ValueError('--record names rows by the run that trained the network; give --checkpoint a checkpoint of '
                          f'timm-se train, not {checkpoint or "a network without one"}')
-    trained = Namespace(**options_of({'args': Namespace(**saved['args'])}))
-    return {'model': trained.model, 'options': own_options(trained), 'seed': trained.seed,
-            'epochs': saved['epoch'] + 1, 'recipe': Path(trained.config).stem if trained.config else ''}
+    return run_columns({**saved, 'args': Namespace(**saved['args'])})
 
 
 def _note(options: Namespace, statistics: GateStatistics, processes: int) -> str:

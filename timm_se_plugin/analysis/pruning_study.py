@@ -54,12 +54,14 @@ def pruning_study(
     """
     from ..training import evaluate
     from ..training.checkpoint import read_checkpoint
-    from ..training.config import options_of
+    from ..training.config import options_of, run_columns
     from ..training.data import class_names, eval_loader, label_by_name, open_split, train_loader
     from ..training.network import moved
     from ..training.process import init_process
 
     state = read_checkpoint(checkpoint)
+    trained_by = run_columns(state)
+    run = {'model': trained_by.pop('model'), **{f'checkpoint_{key}': value for key, value in trained_by.items()}}
     trained = {**options_of(state), 'device': None, 'dist_backend': None}  # this machine may be another one
     options = Namespace(**{**trained, **changes})
     unknown = set(changes) - set(trained)
@@ -89,9 +91,9 @@ def pruning_study(
         def row(network: nn.Module, criterion: str, share: float, before: float, after: float) -> dict[str, Any]:
             cost = complexity(network, size)
             line = {
-                'model': options.model, 'checkpoint_seed': options.seed, 'criterion': criterion, 'share': share,
-                'epochs': epochs if share else 0, 'lr': lr if share else 0, 'parameters': cost.params,
-                'macs': cost.macs, 'top1_pruned': before, 'top1': after, **provenance(process.device)}
+                **run, 'criterion': criterion, 'share': share, 'epochs': epochs if share else 0,
+                'lr': lr if share else 0, 'parameters': cost.params, 'macs': cost.macs, 'top1_pruned': before,
+                'top1': after, **provenance(process.device)}
             _logger.info('%s %g: %s MACs, top-1 %.4f, fine-tuned %.4f', criterion, share, cost.macs, before, after)
             return line
 
@@ -103,7 +105,7 @@ def pruning_study(
 
         def keep(line: dict[str, Any]) -> None:
             rows.append(line)
-            replace_rows(table, [line], ('model', 'checkpoint_seed', 'criterion', 'share', 'epochs', 'lr'))
+            replace_rows(table, [line], (*run, 'criterion', 'share', 'epochs', 'lr'))
 
         keep(row(model, 'whole', 0, whole, whole))
         for criterion, share, pruned in networks:

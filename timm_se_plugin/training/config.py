@@ -86,9 +86,12 @@ def own_options(options: argparse.Namespace) -> str:
 
     Options that do not change what a run computes, or have a column of their own in its row of results, are left out.
     """
-    recipe = vars(parse_options(['--config', options.config] if options.config else []))
+    try:
+        recipe = vars(parse_options(['--config', options.config] if options.config else []))
+    except ValueError:  # the recipe of a finished run may be gone; then the options differ from the defaults
+        recipe = vars(parse_options([]))
     changed = {key: value for key, value in vars(options).items()
-               if key not in (*RUNTIME, *_COLUMNS) and value != recipe[key]}
+               if key not in (*RUNTIME, *_COLUMNS) and value != recipe.get(key)}
     parts = (*sorted(options.model_kwargs.items()), *sorted(changed.items()))
     return ' '.join(f'{key}={value!r}' for key, value in parts)
 
@@ -96,6 +99,22 @@ def own_options(options: argparse.Namespace) -> str:
 def options_of(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     """Options that a checkpoint was trained with; an option that its release lacked has the value of its behaviour."""
     return {**vars(parse_options([])), **FORMER, **vars(checkpoint['args'])}
+
+
+def run_columns(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """The columns that name the run of a checkpoint in tables of results, as in the run's own row."""
+    options = argparse.Namespace(**options_of(checkpoint))
+    position = {'world_size': 1, **checkpoint.get('position', {})}  # older checkpoints lack the batch or all of it
+    return {
+        'model': options.model, 'options': own_options(options), 'seed': options.seed,
+        'epochs': checkpoint['epoch'] + 1, 'recipe': Path(options.config).stem if options.config else '',
+        'data': data_name(options), 'global_batch': position.get(
+            'global_batch', options.batch_size * options.grad_accum_steps * position['world_size'])}
+
+
+def data_name(options: argparse.Namespace) -> str:
+    """Name of the data in tables of results: that of timm's data set, or of the folder."""
+    return options.dataset or Path(options.data_dir).resolve().name
 
 
 def different_options(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

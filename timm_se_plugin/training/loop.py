@@ -16,7 +16,7 @@ from ..files.tables import write_table
 from ..files.writing import UnwritableFileError, write_atomically
 from ..measuring.complexity import complexity
 from ..measuring.provenance import provenance
-from .config import own_options
+from .config import data_name, own_options
 from .evaluation import evaluate
 from .freezing import moving_statistics
 from .process import init_process
@@ -215,7 +215,7 @@ def _finish(run: Run, changed: str, made: dict[str, Any]) -> dict[str, Any]:
         'parameters': cost.params, 'macs': cost.macs,
         'time_ratio': round(ratio, 3) if ratio else '', 'seconds': round(run.seconds),
         'recipe': Path(options.config).stem if options.config else '',
-        'data': options.dataset or Path(options.data_dir).resolve().name, 'global_batch': run.global_batch,
+        'data': data_name(options), 'global_batch': run.global_batch,
         'amp': run.process.amp_dtype(options), 'torchcompile': options.torchcompile or '', **made}
     if run.process.primary:
         write_table(run.folder / 'summary.csv', run.history)  # missing if the run was killed after its last checkpoint

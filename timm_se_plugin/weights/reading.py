@@ -34,7 +34,8 @@ def read_weights(path: str | Path) -> tuple[StateDict, dict[str, Any]]:
 
     Returns:
         The weights by key, and a dict of metadata: the entries of ``meta`` in a file of MMEngine, ``args`` (as a
-        mapping) and ``epoch`` in a file of timm, and also ``label_names`` in a file of this package's trainer.
+        mapping) and ``epoch`` in a file of timm, and also ``label_names`` and ``position`` in a file of this package's
+        trainer.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -67,7 +68,7 @@ def read_weights(path: str | Path) -> tuple[StateDict, dict[str, Any]]:
     said: dict[str, Any] = {}
     if found is not loaded:
         said |= _mapping(loaded.get('meta'))
-        said |= {key: loaded[key] for key in ('args', 'epoch', 'label_names') if key in loaded}
+        said |= {key: loaded[key] for key in ('args', 'epoch', 'label_names', 'position') if key in loaded}
         if 'args' in said:
             said['args'] = _mapping(said['args'])
     return clean_state_dict(weights), said
