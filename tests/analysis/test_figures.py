@@ -1,5 +1,7 @@
 import csv
+import math
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -155,6 +157,15 @@ def test_activations_are_the_means_of_the_classes_and_of_all_images(tmp_path, no
     assert not (tmp_path / 'z.png').exists()
 
 
+def test_each_of_many_classes_has_a_line_of_its_own(tmp_path):
+    names = [str(i) for i in range(25)]
+    result = gate_statistics(
+        network(), [(images(25, 3, 32, 32, dtype=torch.float32), torch.arange(25))], names)
+    shown = {(matplotlib.colors.to_hex(line.get_color()), str(line._dash_pattern))
+             for line in draw_activations(result, names, tmp_path / 'a.png').axes[0].lines}
+    assert len(shown) == 25 + 1  # and that of all images
+
+
 def test_bands_of_deviations_are_two_standard_deviations_high(tmp_path, no_pyplot):
     result = gate_statistics(network(), data(), 'ab')
     figure = draw_deviations(result, 'ab', tmp_path / 'a.png')
@@ -179,6 +190,15 @@ def test_depth_shows_specificity_chance_and_saturation(tmp_path, no_pyplot):
     assert heights == [[layer.saturation[end] for layer in result.layers] for end in (0, 1)]
     assert max(map(max, heights)) > 0
     assert [label.get_text() for label in saturation.get_xticklabels()] == [layer.name for layer in result.layers]
+
+
+def test_gates_without_ends_do_not_hide_the_saturation_of_others(tmp_path):
+    result = gate_statistics(network('se_test_resnet_plugin'), data(), 'ab')
+    first, *others = result.layers
+    nothing, half = torch.full_like(first.lows, math.nan), torch.full_like(others[0].highs, 0.5)
+    layers = replace(first, lows=nothing, highs=nothing), replace(others[0], highs=half)
+    mixed = replace(result, layers=layers)
+    assert draw_depth(mixed, tmp_path / 'a.png').axes[1].get_ylim()[1] > 0.5
 
 
 def test_depth_says_so_where_no_gate_is_near_an_end(tmp_path):

@@ -1,5 +1,6 @@
 """The papers' figures. Each function writes an image file (PNG, SVG or PDF, by its ending) and returns the figure."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 __all__ = [
     'draw_activations', 'draw_depth', 'draw_deviations', 'draw_gate_maps', 'draw_scale', 'sampled_channels',
     'shown_layers']
+
+_LINES = ('-', ':', '-.', (0, (5, 1)), (0, (3, 1, 1, 1, 1, 1)))  # of each ten classes; matplotlib has ten colours
 
 
 def sampled_channels(channels: int, count: int = 50) -> list[int]:
@@ -65,7 +68,7 @@ def _draw_classes(
         channels = sampled_channels(layer.means.shape[2])
         for i, (name, k) in enumerate(zip(classes, indices, strict=True)):
             mean = layer.means[k, -1, channels].numpy()
-            axes.plot(mean, linewidth=1, label=name, color=f'C{i}')
+            axes.plot(mean, linewidth=1, label=name, color=f'C{i}', linestyle=_LINES[i // 10 % len(_LINES)])
             if deviations:
                 std = layer.variances[k, -1, channels].sqrt().numpy()
                 axes.fill_between(range(len(channels)), mean - std, mean + std, alpha=0.25, color=f'C{i}')
@@ -92,12 +95,13 @@ def draw_depth(statistics: GateStatistics, path: str | Path, title: str = 'gates
     specificity.set_ylabel('variance between classes / within')
     specificity.set_ylim(bottom=0)
     lows, highs = zip(*(layer.saturation for layer in layers), strict=True)
+    largest = max((share for share in (*lows, *highs) if not math.isnan(share)), default=math.nan)
     x = np.arange(len(layers))
     saturation.bar(x - 0.2, lows, 0.4, label='near the lower end')
     saturation.bar(x + 0.2, highs, 0.4, label='near the upper end')
-    saturation.set_ylim(0, max(0.01, 1.05 * max(*lows, *highs)))
+    saturation.set_ylim(0, max(0.01, 1.05 * largest))
     saturation.set_ylabel('share of gates')
-    if not max(*lows, *highs):
+    if not largest:
         saturation.text(0.5, 0.5, 'no gate is near an end', transform=saturation.transAxes, ha='center')
     for axes in (specificity, saturation):
         axes.set_xticks(x, [layer.name for layer in layers], rotation=90, fontsize=7)
