@@ -259,6 +259,17 @@ def test_the_tool_writes_table_figures_and_report(tmp_path):
         analyze(parse_analysis(['--model', 'se_test_resnet_plugin']))
 
 
+def test_pictures_with_transparency_are_drawn_beside_their_gate_maps(tmp_path):
+    pytest.importorskip('sklearn', reason='the digits come with scikit-learn: the [train] extra')
+    from digit_runs import save_digits
+    folder = save_digits(tmp_path / 'digits', train=2, val=10)
+    analyze(parse_analysis([
+        '--model', 'test_resnet_plugin', '--model-kwargs', 'attn=sse', '--num-classes', '10', '--data-dir', str(folder),
+        '--input-size', '4', '32', '32', '--workers', '0', '--device', 'cpu', '--output', str(tmp_path / 'out')]))
+    assert list((tmp_path / 'out').glob('map-*.png'))
+    assert (tmp_path / 'out' / 'report.html').is_file()
+
+
 def test_the_gates_of_a_run_are_recorded_once_under_its_name(tmp_path, digits):
     from digit_runs import TINY
     train_classifier(parse_options([

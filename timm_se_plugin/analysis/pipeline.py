@@ -131,6 +131,6 @@ def _draw(
 
 def _draw_maps(folder: Path, x: Tensor, maps: dict[str, Tensor], config: dict[str, Any], shown: str) -> None:
     mean, std = (torch.tensor(config[key]).view(-1, 1, 1) for key in ('mean', 'std'))
-    pictures = (x.float().cpu() * std + mean).expand(-1, 3, -1, -1)
+    pictures = (x.float().cpu() * std + mean)[:, :3].expand(-1, 3, -1, -1)  # without the alpha channel, if any
     for name, gates in maps.items():
         draw_gate_maps(pictures, gates, folder / f'map-{name}.png', f'Gate of {name} over the image: {shown}')
