@@ -142,6 +142,13 @@ def test_a_shared_parameter_counts_once():
     assert complexity(model).params == sum(p.numel() for p in model.parameters())
 
 
+def test_a_module_in_two_blocks_has_its_parameters_once_and_macs_in_each():
+    shared = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1))
+    model = nn.Sequential(nn.Sequential(shared, nn.ReLU()), nn.Sequential(shared, nn.ReLU()))
+    costs = {module.name: (module.params, module.macs) for module in complexity(model, (4, 8, 8)).modules}
+    assert costs == {'0.0.0': (148, 9216), '1.0.0': (0, 9216)}
+
+
 def test_a_users_hook_is_not_called():
     layer, seen = nn.Conv2d(3, 8, 3), []
     layer.register_forward_hook(lambda module, args, output: seen.append(output))

@@ -1,5 +1,6 @@
 """Parameters, multiply-accumulates (MACs) and activation memory of a network, and the attention's share of them."""
 
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -92,6 +93,7 @@ def complexity(model: nn.Module, input_size: tuple[int, int, int] | None = None)
     """
     input_size = input_size or image_size(model)
     counted = structure_of(model)
+    _separate(counted, set())
     for module in counted.modules():
         if getattr(module, 'fused', None) is True:  # True raises on the meta device; 'auto' has equal MACs
             module.fused = 'auto'  # type: ignore[assignment]
@@ -120,6 +122,19 @@ def complexity(model: nn.Module, input_size: tuple[int, int, int] | None = None)
         if params or macs:
             costs.append(ModuleCost(name, type(module).__name__, params, macs, f'{name}.'.startswith(attention)))
     return Complexity(tuple(costs), input_size)
+
+
+def _separate(module: nn.Module, known: set[nn.Module]) -> None:
+    """Give each place of a module its own copy, with the same parameters; the counter has one name for a module."""
+    for name, child in module._modules.items():
+        if child is None:
+            continue
+        if child in known:
+            child = copy.copy(child)
+            child._modules = dict(child._modules)
+            module._modules[name] = child
+        known.add(child)
+        _separate(child, known)
 
 
 def saved_bytes(model: nn.Module, x: Tensor) -> int:
