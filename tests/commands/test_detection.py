@@ -138,6 +138,13 @@ def test_a_card_names_depth_and_plugin_layers():
     assert _plugins(Config(dict(type='ResNet', depth=50))) is None
 
 
+def test_a_device_that_is_none_is_named():
+    for words in (('detect', 'cost', 'faster-rcnn_se-r18_fpn_bccd'),
+                  ('detect', 'compare', 'faster-rcnn_se-r18_fpn_bccd', 'weights.pth')):
+        with pytest.raises(SystemExit, match='timm-se: --device gpu is not a device of torch, such as cpu or cuda:1'):
+            main([*words, '--device', 'gpu'])
+
+
 def test_cost_is_against_the_plain_detector(printed, tmp_path):
     rows = printed('detect', 'cost', CONFIG, '--height', '64', '--width', '64', '--rounds', '2', '--output',
                    tmp_path / 'cost.csv')

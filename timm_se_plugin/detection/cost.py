@@ -15,6 +15,7 @@ from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
 from ..measuring.complexity import CONVENTION, complexity, saved_bytes
+from ..measuring.device import check_device
 from ..models._registry import architectures
 from ..weights.mm_config import registered_backbone
 
@@ -121,8 +122,9 @@ def detector_cost(
         of bytes and seconds to the plain detector's (of seconds, the median over turns).
 
     Raises:
-        ValueError: the backbone has no attention.
+        ValueError: the backbone has no attention, or there is no such device.
     """
+    check_device(device)
     init_default_scope(config.get('default_scope', 'mmdet'))
     x, samples = sample_batch(batch, height, width)
     x, samples = x.to(device), [sample.to(device) for sample in samples]

@@ -22,6 +22,7 @@ from torch import nn
 from ..boxes import Detector, Found, draw, found_in, write_picture
 from ..boxes import detect as detect_by
 from ..boxes.detecting import pictures_to_detect_in
+from ..measuring.device import check_device
 from .picture_check import check_pictures, load_picture, pictures_of
 from .running import check_fit, saved_meta
 
@@ -39,8 +40,9 @@ def load_detector(config: Config, checkpoint: str, device: str = 'cpu') -> nn.Mo
 
     Raises:
         FileNotFoundError: there is no such checkpoint.
-        ValueError: the checkpoint is of another detector.
+        ValueError: the checkpoint is of another detector, or there is no such device.
     """
+    check_device(device)
     init_default_scope(config.get('default_scope', 'mmdet'))
     # The copy protects the configuration, since some detectors write into it. SyncBN stays, since it computes what BN
     # does in evaluation mode.

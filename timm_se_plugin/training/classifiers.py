@@ -10,13 +10,13 @@ import timm
 from timm.data import ImageNetInfo, infer_imagenet_subset
 
 from ..files.hub_files import CONFIG, FOLDER, SAVED_AT, read_config_json
+from ..measuring.device import check_device
 from ..models.names import check_model
 from ..weights.folders import saved_class_names
 from ..weights.runs import MULTILABEL, data_config, read_run
 from .checkpoint import BEST, LAST
 from .onnx_file import open_onnx
 from .prediction import Classifier
-from .process import check_device
 
 __all__ = ['open_classifier']
 

@@ -12,7 +12,9 @@ import torch
 import torch.distributed as dist
 from timm.utils.distributed import init_distributed_device_so
 
-__all__ = ['Process', 'check_device', 'init_process']
+from ..measuring.device import check_device
+
+__all__ = ['Process', 'init_process']
 
 _logger = logging.getLogger(__name__)
 
@@ -77,16 +79,6 @@ def _has_bfloat16() -> bool:
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, 'get_capabilities') else {}  # not in torch 2.6
     known = [capabilities[name] for name in ('avx512_bf16', 'amx_bf16') if name in capabilities]
     return not known or any(known)
-
-
-def check_device(device: str) -> None:
-    """Raise ValueError for a name that is no device of torch, and for CUDA where torch finds none."""
-    try:
-        kind = torch.device(device).type
-    except RuntimeError as error:
-        raise ValueError(f'--device {device} is not a device of torch, such as cpu or cuda:1') from error
-    if kind == 'cuda' and not torch.cuda.is_available():
-        raise ValueError(f'--device {device} needs CUDA, and torch finds no CUDA device here; --device cpu works')
 
 
 @contextmanager
