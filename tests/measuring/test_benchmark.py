@@ -48,6 +48,25 @@ def test_what_cannot_be_measured_is_refused():
         measure(Case(), rounds=1)
 
 
+@pytest.mark.parametrize(('base', 'attn', 'absent'), [
+    ('resnet20_cifar', 'se', {'timm'}), ('resnet26', 'sk', {'timm'}), ('vgg11_bn', 'se', {'timm', 'plain fused'}),
+    ('resnet18', 'se', set())])
+def test_what_timm_does_not_have_and_what_is_not_fused_is_left_out(base, attn, absent):
+    networks = benchmark._networks(Case(base, attn))
+    assert {'timm', 'timm folded', 'plain fused'} - networks.keys() == absent | (
+        {'timm folded'} if 'timm' in absent else set())
+    assert {'plain', 'unfused', 'fused', 'plain folded', 'deployed'} <= networks.keys()
+
+
+def test_a_network_a_size_and_a_device_that_do_not_exist_are_refused():
+    for case, device, said in (
+            (Case('resnetfoo'), 'cpu', 'the model resnetfoo_plugin is unknown; did you mean'),
+            (Case(batch=0), 'cpu', 'batch=0 is not 1 or more'), (Case(width=-1), 'cpu', 'width=-1 is not 1 or more'),
+            (Case(), 'gpu', 'gpu is not a device of torch, such as cpu or cuda:1')):
+        with pytest.raises(ValueError, match=said):
+            measure(case, device=device)
+
+
 def test_all_attentions_of_the_flag_are_measured_in_turns(clock):
     case = Case('resnet20_cifar', 'all', mode='train', batch=11, height=32, width=32)
     rows = measure(case, rounds=2, warmup=0, variants=['eca', 'sk+se'])

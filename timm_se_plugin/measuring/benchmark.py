@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..models.names import check_model
 from ..placement import ATTENTIONS, fuse_for_inference
 from .complexity import saved_bytes
+from .device import check_device
 from .provenance import provenance
 
 __all__ = ['Case', 'measure', 'prepared_step', 'suite']
@@ -88,7 +90,7 @@ def _networks(case: Case) -> dict[str, tuple[Callable[[], nn.Module], str]]:
         return {'plain': (plain, 'plain'), **{attn: (partial(attended, attn), 'plain') for attn in ATTENTIONS}}
     networks: dict[str, tuple[Callable[[], nn.Module], str]] = {
         'plain': (plain, 'plain'),
-        'plain fused': (lambda: timm.create_model(f'{case.base}_plugin', attn_fused=True), 'plain'),
+        'plain fused': (partial(timm.create_model, f'{case.base}_plugin', attn_fused=True), 'plain'),
         'timm': (by_timm, 'plain'),
         'unfused': (lambda: attended(attn_fused=False), 'plain'),
         'fused': (attended, 'plain'),
@@ -99,7 +101,18 @@ def _networks(case: Case) -> dict[str, tuple[Callable[[], nn.Module], str]]:
         networks['plain folded'] = lambda: fuse_for_inference(plain().eval()), 'plain folded'
         networks['timm folded'] = lambda: fuse_for_inference(by_timm().eval()), 'plain folded'
         networks['deployed'] = lambda: fuse_for_inference(attended().eval()), 'plain folded'
-    return networks
+    left_out = set() if _is_with_attention_in_timm(case) else {'timm', 'timm folded'}
+    try:
+        timm.create_model(f'{case.base}_plugin', device='meta', attn_fused=True)
+    except ValueError:  # the network has none of timm's residual blocks, which are what is fused without attention
+        left_out.add('plain fused')
+    return {name: network for name, network in networks.items() if name not in left_out}
+
+
+def _is_with_attention_in_timm(case: Case) -> bool:
+    if case.attn == 'sk':
+        return case.base in _TIMM_SK
+    return timm.is_model(case.base) and timm.models.model_entrypoint(case.base).__module__ == 'timm.models.resnet'
 
 
 def _prepared(model: nn.Module, case: Case, device: str) -> nn.Module:
@@ -154,7 +167,8 @@ def measure(
         warmup: number of turns before the measured ones.
         device: ``'cpu'`` or a CUDA device.
         variants: some of plain, plain fused, timm, unfused, fused, floor, plain folded, timm folded and deployed, or
-            names of attentions where the case has all of them; all of the case's variants if empty. The variants that
+            names of attentions where the case has all of them; all of the case's variants if empty. What timm does not
+            have, and plain networks that are not fused, are no variants. The variants that
             these are compared with are measured too.
 
     Returns:
@@ -164,10 +178,16 @@ def measure(
         memory on CUDA, parameters and gradients included; in other cases both are empty.
 
     Raises:
-        ValueError: the case has no such variant, or there are fewer than two rounds.
+        ValueError: the case has no such variant, network or size, there is no such device, or there are fewer than two
+            rounds.
     """
     if rounds < 2:
         raise ValueError(f'rounds={rounds} is too few for quartiles; give 2 or more')
+    for name in ('batch', 'height', 'width'):
+        if getattr(case, name) < 1:
+            raise ValueError(f'{name}={getattr(case, name)} is not 1 or more')
+    check_device(device)
+    check_model(f'{case.base}_plugin')
     networks, chosen = _networks(case), set(variants)
     if unknown := chosen - networks.keys():
         raise ValueError(f'the case has no variant {", ".join(sorted(unknown))}; choose from {", ".join(networks)}')
