@@ -26,15 +26,20 @@ def test_models_finds_names_by_a_part_and_says_which_have_weights(printed):
 
 def test_sites_draws_the_network(capsys, tmp_path):
     main(['sites', 'resnet18_plugin', '--model-kwargs', 'attn=eca', 'attn_stages=3', '--output',
-          str(tmp_path / 'sites.png')])
+          str(tmp_path / 'new' / 'sites.png')])
     assert capsys.readouterr().out.startswith('2 attention layers')
-    assert (tmp_path / 'sites.png').read_bytes().startswith(b'\x89PNG')
+    assert (tmp_path / 'new' / 'sites.png').read_bytes().startswith(b'\x89PNG')
 
 
 def test_complexity_counts_what_the_papers_count(printed):
     assert printed('complexity', 'se_resnet50_plugin')['params'] == 28_088_024
     with pytest.raises(SystemExit, match='give the name of one network, or --published'):
         main(['complexity'])
+    with pytest.raises(SystemExit, match=r'--output table\.csv is the table of --published; give both or neither'):
+        main(['complexity', 'se_resnet50_plugin', '--output', 'table.csv'])
+    for words in (['--input-size', '3', '64', '64'], ['--model-kwargs', 'attn=se']):
+        with pytest.raises(SystemExit, match=f"{words[0]} is for one network, and --published counts the papers' as"):
+            main(['complexity', '--published', *words])
 
 
 @pytest.mark.slow
@@ -78,6 +83,9 @@ def test_bench_splits_the_input_of_sk(printed, tmp_path):
 def test_bench_counts_bytes(printed, tmp_path):
     rows = printed('bench', '--count', 'resnet18', '--output', str(tmp_path / 'traffic.csv'))
     assert {row['base'] for row in rows} == {'resnet18'}
+    for words in (['--base', 'resnet18'], ['--dtype', 'float16'], ['--device', 'cuda']):
+        with pytest.raises(SystemExit, match=f'--count measures nothing, and does not take {words[0]}'):
+            main(['bench', '--count', *words])
 
 
 def test_doctor_names_versions_extras_and_the_hub(printed, monkeypatch):

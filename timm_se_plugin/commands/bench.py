@@ -41,7 +41,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Measure, print and write, and return the rows of the table."""
+    """Measure, print and write, and return the rows of the table.
+
+    Raises:
+        ValueError: ``--count`` with an option of a measurement, or as
+            :func:`~timm_se_plugin.measuring.benchmark.measure`.
+    """
     from dataclasses import asdict, fields
 
     import torch
@@ -50,6 +55,11 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     from ..measuring.benchmark import Case, measure, suite
 
     if args.count is not None:
+        own = {field.name for field in fields(Case)} - {'batch'}
+        for name in (*sorted(own), 'variants', 'rounds', 'threads', 'device'):
+            if getattr(args, name) != args.parser.get_default(name):
+                raise ValueError(f'--count measures nothing, and does not take --{name.replace("_", "-")}; the '
+                                 'networks to count follow --count')
         bases = args.count or ['resnet18', 'resnet50', 'resnext50_32x4d', 'resnet101']
         return _count_bytes(bases, args.batch or 32, args.output)
     if args.threads:

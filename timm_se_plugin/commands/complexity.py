@@ -18,15 +18,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_network(parser, nargs='?')
     parser.add_argument('--published', action='store_true',
                         help="count the papers' networks and write a table with the published numbers instead")
-    parser.add_argument('--output', type=Path, default=Path('results/complexity.csv'),
-                        help='table of --published (default: %(default)s)')
+    parser.add_argument('--output', type=Path, help='table of --published (default: results/complexity.csv)')
 
 
 def run(args: argparse.Namespace) -> Any:
     """Count and print, and return the counts.
 
     Raises:
-        ValueError: neither a network nor ``--published`` was given, or both.
+        ValueError: neither a network nor ``--published`` was given, or both, or an option of the other.
     """
     from dataclasses import asdict
 
@@ -35,7 +34,12 @@ def run(args: argparse.Namespace) -> Any:
     if args.published == bool(args.model):
         raise ValueError('give the name of one network, or --published')
     if args.published:
-        return _published(args.output)
+        for option, given in (('--model-kwargs', args.model_kwargs), ('--input-size', args.input_size)):
+            if given:
+                raise ValueError(f"{option} is for one network, and --published counts the papers' as they are")
+        return _published(args.output or Path('results/complexity.csv'))
+    if args.output:
+        raise ValueError(f'--output {args.output} is the table of --published; give both or neither')
     cost = complexity(*network(args))
     print(cost)
     return {'input_size': cost.input_size, 'params': cost.params, 'macs': cost.macs,

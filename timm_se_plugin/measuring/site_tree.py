@@ -132,4 +132,5 @@ def draw_sites(tree: Node, path: str | Path, title: str = '') -> None:
     axes.invert_yaxis()
     axes.legend(fontsize=7, loc='lower right')
     figure.suptitle(f'{title}  ({len(tree.sites)} attention layers, ●)', fontsize=10)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
