@@ -50,6 +50,19 @@ def test_every_kind_of_network_is_exported(name, options, digits, printed, tmp_p
     assert (tmp_path / 'a.onnx').stat().st_size == done['bytes']
 
 
+def test_int8_is_calibrated_on_as_many_pictures_as_it_says(trained, digits, tmp_path):
+    from timm_se_plugin.training.classifiers import open_classifier
+    from timm_se_plugin.training.onnx_int8 import _Images
+    images = _Images(open_classifier(str(trained)), [digits / 'train'], 70)  # of 96
+    while images.get_next() is not None:
+        pass
+    assert images.count == 70
+    (tmp_path / 'broken.png').write_bytes(b'no picture')
+    with pytest.raises(SystemExit, match='none of the pictures that give the ranges of the activations can be read'):
+        main(['export', str(trained), str(tmp_path / 'a.onnx'), '--pictures', str(digits / 'val'), '--int8',
+              str(tmp_path)])
+
+
 def test_int8_is_compared_with_float32_and_recorded(trained, digits, printed, tmp_path):
     done = printed('export', trained, tmp_path / 'digits.onnx', '--pictures', digits / 'val', '--int8',
                    digits / 'train', '--record', tmp_path / 'int8.csv')['int8']

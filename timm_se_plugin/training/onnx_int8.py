@@ -4,7 +4,6 @@ import logging
 import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -112,15 +111,18 @@ class _Images:
 
     def __init__(self, classifier: Classifier, paths: Iterable[str | Path], most: int) -> None:
         files = pictures_of(paths)
-        chosen = files[::-(-len(files) // most) or 1]
+        count = min(most, len(files))
+        chosen = [files[i * len(files) // count] for i in range(count)]
         picture = Picture.of(classifier.config['input_size'][0], upright=True)
         transform: Any = create_transform(**classifier.config, is_training=False)
-        self.images = islice(readable(chosen, picture, transform), most)
+        self.images = readable(chosen, picture, transform)
         self.count = 0
 
     def get_next(self) -> dict[str, Any] | None:
         image = next(self.images, None)
         if image is None:
+            if not self.count:
+                raise ValueError('none of the pictures that give the ranges of the activations can be read')
             return None
         self.count += 1
         return {'images': image[1][None].numpy()}
