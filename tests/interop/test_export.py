@@ -85,6 +85,8 @@ def test_classes_by_number_are_those_of_the_folders_in_order(tmp_path):
     assert _truth(files, ['dog', 'cat']) == {files[0]: 'cat', files[1]: 'dog'}
     assert _truth(files, ['0', '1']) == {files[0]: '0', files[1]: '1'}
     assert _truth(files, ['0', '1', '2']) == {}
+    files = [f'class{i}/a.png' for i in range(11)]  # timm's data sets count class10 behind class9
+    assert _truth(files, [str(i) for i in range(11)]) == {file: str(i) for i, file in enumerate(files)}
 
 
 def test_a_file_that_computes_something_else_is_not_written(trained, digits, tmp_path, monkeypatch):

@@ -22,7 +22,7 @@ from timm.utils.misc import natural_key
 
 from ..files.pictures import original_name, picture_endings
 
-__all__ = ['SPLITS', 'closest', 'read_class_map', 'read_folder', 'read_tar', 'share_of', 'shared_pictures']
+__all__ = ['SPLITS', 'class_key', 'closest', 'read_class_map', 'read_folder', 'read_tar', 'share_of', 'shared_pictures']
 
 _logger = logging.getLogger(__name__)
 _OF_SYSTEMS = ('__MACOSX', '__pycache__', '@eaDir')  # folders that macOS, Python and Synology leave behind
@@ -98,7 +98,7 @@ def read_folder(root: str, class_map: Mapping[str, int] | None) -> ReaderImageFo
     if not pictures:
         raise ValueError(f'there are no images in {root!r}{listing.left_out(Counter())}')
     _warn_of_doubtful_classes(pictures, root)
-    names = sorted({name for _, name in pictures}, key=_order)
+    names = sorted({name for _, name in pictures}, key=class_key)
     indices = _indices(names, class_map, root)
     unmapped = Counter(name for _, name in pictures if name not in indices)
     reader = object.__new__(ReaderImageFolder)  # not by its constructor, which lists files of timm's endings only
@@ -170,7 +170,7 @@ def read_tar(root: str, class_map: Mapping[str, int] | None) -> ReaderImageInTar
     if not class_map:
         if '' in names:
             raise ValueError(f'{root} holds pictures outside the folders of the classes, so that they have no class')
-        found = _indices(sorted(set(names), key=_order), None, root)
+        found = _indices(sorted(set(names), key=class_key), None, root)
         reader.class_name_to_idx, reader.class_idx_to_name = found, {index: name for name, index in found.items()}
     reader.samples = reader.samples[shown]
     reader.targets = np.array([reader.class_name_to_idx[name] for name in names])
@@ -191,7 +191,8 @@ def shared_pictures(train: Any, validation: Any) -> tuple[int, int]:
     return 0, len(samples)
 
 
-def _order(name: str) -> tuple[list[Any], str]:
+def class_key(name: str) -> tuple[list[Any], str]:
+    """Key that sorts the names of classes as timm counts them: class10 behind class9."""
     return natural_key(name), name  # timm's key is the same for names that differ only in letter case
 
 
@@ -271,8 +272,8 @@ def _warn_of_doubtful_classes(pictures: list[tuple[str, str]], root: str) -> Non
     same: dict[str, list[str]] = {}
     doubts = []
     if len(folders) > 1 and all(any(name.casefold() in names for names in SPLITS) for name in folders):
-        doubts.append(f'the classes {" and ".join(map(repr, sorted(folders, key=_order)))} have the names of splits')
-    for name in sorted(folders, key=_order):
+        doubts.append(f'the classes {" and ".join(map(repr, sorted(folders, key=class_key)))} have the names of splits')
+    for name in sorted(folders, key=class_key):
         alike.setdefault(''.join(name.casefold().split()), []).append(name)
         parts = sorted(folders[name])
         for folder in parts:

@@ -12,6 +12,7 @@ from timm.data import create_transform
 from ..files.onnx_files import CLASSIFIER, described, open_onnx_file, require
 from ..files.pictures import Picture, pictures_of, readable
 from ..files.writing import write_atomically
+from .folders import class_key
 from .onnx_file import open_onnx
 from .prediction import Classifier, predict
 
@@ -100,7 +101,7 @@ def _truth(files: Sequence[str], names: Sequence[str]) -> dict[str, str]:
     if set(folders.values()) <= set(names):
         return folders
     numbers = [str(i) for i in range(len(names))]
-    order = sorted(set(folders.values()))
+    order = sorted(set(folders.values()), key=class_key)
     if list(names) == numbers and len(order) == len(numbers):
         return {file: str(order.index(folder)) for file, folder in folders.items()}
     return {}
