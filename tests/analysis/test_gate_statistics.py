@@ -250,6 +250,23 @@ def test_the_table_is_tidy_and_leaves_out_classes_without_images(tmp_path, caplo
         result.save(tmp_path / 'gates.txt')
 
 
+def test_an_interruption_leaves_the_former_table(tmp_path, monkeypatch):
+    result = gate_statistics(Known(), [(constant(1, 2), torch.tensor([0, 1]))], 'ab')
+    result.save(tmp_path / 'gates.csv')
+    before = (tmp_path / 'gates.csv').read_text()
+    rows = list(result.rows())
+
+    def interrupted(self):
+        yield rows[0]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(type(result), 'rows', interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        result.save(tmp_path / 'gates.csv')
+    assert (tmp_path / 'gates.csv').read_text() == before
+    assert [path.name for path in tmp_path.iterdir()] == ['gates.csv']
+
+
 def test_parquet_holds_the_same_table(tmp_path):
     parquet = pytest.importorskip('pyarrow.parquet', reason='pyarrow, which is optional, is not installed')
     result = gate_statistics(Known(nn.Hardsigmoid()), [(constant(1, 2), torch.tensor([0, 1]))], 'ab')

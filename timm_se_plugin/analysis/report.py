@@ -13,6 +13,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from ..files.writing import write_atomically
 from ..measuring.complexity import CONVENTION, complexity
 from .figures import sampled_channels
 from .pictures import UnusualImage
@@ -67,9 +68,7 @@ def write_report(
     # Without '<' no class name can end the script element.
     text = json.dumps(_finite(data), separators=(',', ':')).replace('<', '\\u003c')
     template = (resources.files(__package__) / 'report.html').read_text(encoding='utf-8')
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(template.replace('__DATA__', text), encoding='utf-8')
+    write_atomically(Path(path), template.replace('__DATA__', text).encode())
 
 
 def _layer(layer: LayerStatistics, indices: list[int]) -> dict[str, Any]:

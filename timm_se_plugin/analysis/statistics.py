@@ -3,6 +3,7 @@
 import csv
 import logging
 import math
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -172,7 +173,7 @@ class GateStatistics:
                     'specificity': layer.specificity, 'chance': layer.chance, 'low': low, 'high': high}
 
     def save(self, path: str | Path) -> None:
-        """Write the tidy table as ``.csv``, or as ``.parquet`` where pyarrow is installed.
+        """Write the tidy table as ``.csv``, or as ``.parquet`` where pyarrow is installed, completely or not at all.
 
         Raises:
             ValueError: a name with another ending, or ``.parquet`` without pyarrow.
@@ -180,11 +181,19 @@ class GateStatistics:
         path = Path(path)
         check_ending(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.suffix == '.parquet':
-            import pyarrow
-            from pyarrow import parquet
-            parquet.write_table(pyarrow.Table.from_pylist(list(self.rows())), path)
-            return
+        part = path.with_name(f'{path.name}.part')  # a table may be too large to be kept in memory as text
+        try:
+            if path.suffix == '.parquet':
+                import pyarrow
+                from pyarrow import parquet
+                parquet.write_table(pyarrow.Table.from_pylist(list(self.rows())), part)
+            else:
+                self._write_csv(part)
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
+
+    def _write_csv(self, path: Path) -> None:
         with path.open('w', newline='', encoding='utf-8') as file:
             rows = self.rows()
             first = next(rows)
