@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..placement.widths import tell_widths
 from .statistics import GateStatistics
 
-__all__ = ['CRITERIA', 'prune_by_gates']
+__all__ = ['CRITERIA', 'check_cut', 'prune_by_gates']
 
 CRITERIA = ('mean', 'deviation', 'random')
 
@@ -43,10 +43,7 @@ def prune_by_gates(
     """
     import torch_pruning as tp
 
-    if criterion not in CRITERIA:
-        raise ValueError(f'criterion={criterion!r} is not one of {", ".join(CRITERIA)}')
-    if not 0 < share < 1:
-        raise ValueError(f'share={share} is not between 0 and 1')
+    check_cut(share, criterion)
     pruned = copy.deepcopy(model)
     device = next(pruned.parameters()).device
     gates = {}
@@ -86,6 +83,14 @@ def prune_by_gates(
     if not found:
         raise ValueError(f'{type(model).__name__} has no channels that an SE gate scales')
     return pruned
+
+
+def check_cut(share: float, criterion: str) -> None:
+    """Raise ValueError for an unknown criterion, or a share outside (0, 1)."""
+    if criterion not in CRITERIA:
+        raise ValueError(f'criterion={criterion!r} is not one of {", ".join(CRITERIA)}')
+    if not 0 < share < 1:
+        raise ValueError(f'share={share} is not between 0 and 1')
 
 
 def _last_layer(attention: nn.Module) -> Any:

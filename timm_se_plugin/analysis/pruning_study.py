@@ -3,6 +3,7 @@
 import logging
 from argparse import Namespace
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from ..measuring.complexity import complexity
 from ..measuring.provenance import provenance
 from ..weights.folders import write_model
 from ..weights.runs import build_model, data_config
-from .pruning import prune_by_gates
+from .pruning import check_cut, prune_by_gates
 from .statistics import gate_statistics
 
 if TYPE_CHECKING:
@@ -50,7 +51,8 @@ def pruning_study(
         The rows of the table.
 
     Raises:
-        ValueError: as :func:`~timm_se_plugin.analysis.pruning.prune_by_gates`, or an unknown option.
+        ValueError: as :func:`~timm_se_plugin.analysis.pruning.prune_by_gates`, epochs or a learning rate below 0, or an
+            unknown option.
     """
     from ..training import evaluate
     from ..training.checkpoint import read_checkpoint
@@ -59,6 +61,11 @@ def pruning_study(
     from ..training.network import moved
     from ..training.process import init_process
 
+    for share, criterion in product(shares, criteria):
+        check_cut(share, criterion)
+    for name, number in (('epochs', epochs), ('lr', lr)):
+        if number < 0:
+            raise ValueError(f'{name}={number} is below 0')
     state = read_checkpoint(checkpoint)
     trained_by = run_columns(state)
     run = {'model': trained_by.pop('model'), **{f'checkpoint_{key}': value for key, value in trained_by.items()}}
