@@ -1,4 +1,5 @@
 import json
+import math
 import re
 import subprocess
 import sys
@@ -163,6 +164,14 @@ def test_json_is_all_that_stands_on_the_standard_output(capsys):
     out, err = capsys.readouterr()
     assert len(json.loads(out)['sites']) == 8
     assert '8 attention layers' in err
+
+
+def test_json_has_null_for_numbers_that_json_does_not_have(monkeypatch, capsys):
+    found = {'precision': math.nan, 'sizes': (math.inf, 1.5), 'rows': [{'share': -math.inf}], 'names': ['nan']}
+    monkeypatch.setattr('timm_se_plugin.commands.sites.run', lambda args: found)
+    main(['sites', 'se_resnet18_plugin', '--json'])
+    assert json.loads(capsys.readouterr().out, parse_constant=pytest.fail) == {
+        'precision': None, 'sizes': [None, 1.5], 'rows': [{'share': None}], 'names': ['nan']}
 
 
 def test_completion_knows_the_commands_and_their_options(capsys):

@@ -3,7 +3,6 @@
 import base64
 import io
 import json
-import math
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -13,6 +12,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from ..files.json_values import finite
 from ..files.writing import write_atomically
 from ..measuring.complexity import CONVENTION, complexity
 from .figures import sampled_channels
@@ -66,7 +66,7 @@ def write_report(
         'made': f'timm {timm.__version__}, torch {torch.__version__}',
     }
     # Without '<' no class name can end the script element.
-    text = json.dumps(_finite(data), separators=(',', ':')).replace('<', '\\u003c')
+    text = json.dumps(finite(data), separators=(',', ':')).replace('<', '\\u003c')
     template = (resources.files(__package__) / 'report.html').read_text(encoding='utf-8')
     write_atomically(Path(path), template.replace('__DATA__', text).encode())
 
@@ -105,12 +105,3 @@ def _picture(
 
 def _rounded(values: Tensor) -> Any:
     return torch.round(values, decimals=5).tolist()
-
-
-def _finite(value: Any) -> Any:
-    """`value` with None for NaN and infinity, which JSON does not have."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from ..files.json_values import finite
 from .chatter import silence_chatter
 
 __all__ = ['COMMANDS', 'command_parser', 'main', 'parse', 'run']
@@ -111,7 +112,7 @@ def run(args: argparse.Namespace) -> None:
         with contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext():
             result = _module(args.command).run(args)
         if args.json:
-            print(json.dumps(result, indent=1, default=str))
+            print(json.dumps(finite(result), indent=1, default=str))
 
 
 def main(words: Sequence[str] | None = None, command: str = '') -> None:
