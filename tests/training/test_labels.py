@@ -222,4 +222,4 @@ def test_what_compares_classes_refuses_labels(trained, tmp_path):
     with pytest.raises(ValueError, match='a picture of --task multilabel has any number of labels'):
         analyze(parse_analysis(['--checkpoint', checkpoint, '--output', str(tmp_path)]))
     with pytest.raises(ValueError, match='a picture of this training has any number of labels'):
-        pruning_study(checkpoint, [0.5], ['gates'], 1, 0.1, tmp_path / 'table.csv', tmp_path)
+        pruning_study(checkpoint, [0.5], ['mean'], 1, 0.1, tmp_path / 'table.csv', tmp_path)
