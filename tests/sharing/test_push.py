@@ -15,7 +15,6 @@ from torch import nn
 import timm_se_plugin
 from timm_se_plugin import AttentionSpec, push_to_hub
 from timm_se_plugin.commands import push
-from timm_se_plugin.commands.command_line import parse
 from timm_se_plugin.sharing.cards import classifier_card
 from timm_se_plugin.sharing.upload import merged_card
 from timm_se_plugin.weights.facts import Facts, csv_row
@@ -253,9 +252,11 @@ def test_the_license_of_a_saved_model_is_on_its_card(tmp_path):
 
 
 def test_a_row_without_a_table_is_refused(tmp_path):
+    parser = argparse.ArgumentParser()
+    push.add_arguments(parser)
     write_model(small(), tmp_path)
     with pytest.raises(ValueError, match=r'--results-row 2 is the row of a table; name the table with --results'):
-        push.run(parse(['push', str(tmp_path), 'me/a', '--dry-run', '--results-row', '2']))
+        push.run(parser.parse_args([str(tmp_path), 'me/a', '--dry-run', '--results-row', '2']))
 
 
 def test_classes_that_a_configuration_names_by_their_numbers_are_on_the_card(tmp_path):
