@@ -24,6 +24,7 @@ from timm_se_plugin.commands import main
 from timm_se_plugin.detection.configs import read_config
 from timm_se_plugin.detection.own_data import config_for_folder
 from timm_se_plugin.detection.running import train_detector
+from timm_se_plugin.files.tables import read_table
 
 pytestmark = pytest.mark.mmdet
 
@@ -71,8 +72,11 @@ def small(tmp_path):
 def test_a_folder_trains_and_its_configuration_trains_again(mine, small, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run = tmp_path / 'work_dirs' / 'small-rcnn_1x_my-cells'
-    main(['detect', 'train', '--data', str(mine), '--model', str(small), '--cfg-options',
-          'optim_wrapper.optimizer.lr=1'])
+    main(['detect', 'train', '--data', str(mine), '--model', str(small), '--auto-scale-lr', '--record', 'table.csv',
+          '--cfg-options', 'optim_wrapper.optimizer.lr=1'])
+    row, = read_table(tmp_path / 'table.csv')
+    assert (row['model'], row['options']) == (
+        'small-rcnn_1x_my-cells', 'auto_scale_lr=True optim_wrapper.optimizer.lr=1')
     assert (run / 'epoch_1.pth').is_file()
     written = run / 'small-rcnn_1x_my-cells.py'
     config = Config.fromfile(written)

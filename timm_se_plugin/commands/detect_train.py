@@ -7,7 +7,6 @@ torchrun --nproc-per-node 8 -m timm_se_plugin detect train faster-rcnn_se-r50_fp
 
 import argparse
 import sys
-from pathlib import Path
 
 from .detector_options import add_config, add_launcher, add_picture_check, launcher, options_text
 
@@ -75,6 +74,5 @@ def run(args: argparse.Namespace) -> dict[str, str]:
         print(f'written to {config.work_dir}')
     if args.record and is_main_process():
         switches = {name: True for name in ('amp', 'auto_scale_lr') if getattr(args, name)}
-        data = {'data': Path(args.data).resolve().name} if args.data else {}
-        record_run(runner, args.record, options_text({**args.cfg_options, **switches, **data}))
+        record_run(runner, args.record, options_text({**args.cfg_options, **switches}))
     return {'work_dir': config.work_dir}

@@ -83,8 +83,6 @@ def _locked(run: Run) -> Iterator[None]:
     except Timeout:
         raise ValueError(f'another training writes into {run.folder}; wait until it has ended, or give this one a '
                          'folder of its own by --experiment') from None
-    except NotImplementedError:  # the file system has no locks
-        pass
     try:
         yield
     finally:
