@@ -46,6 +46,17 @@ def test_seeds_are_put_together_and_compared_with_the_papers_own_network():
     assert average['settings'] == 'img_size=64'
 
 
+def test_the_options_of_a_study_are_not_settings_of_its_trainings():
+    for study, rows in STUDIES.items():
+        for row in rows:
+            options = ' '.join(f'{key}={value!r}' for key, value in {**row.options, 'input_size': [3, 64, 64]}.items())
+            run = {**RUN, 'study': study, 'row': row.name, 'seed': '0', 'top1': '0.5', 'options': options}
+            line, = summary([run])
+            assert line['settings'] == 'input_size=[3, 64, 64]'
+    line, = summary([{**run, 'study': 'squeeze', 'row': 'avg', 'options': "attn='se' attn_rd_divisor=4"}])
+    assert line['settings'] == 'attn_rd_divisor=4'
+
+
 def test_trainings_with_other_settings_are_not_put_together():
     rows = [{**RUN, 'row': 'max', 'seed': '0', 'top1': '0.5', 'options': f"attn='se' img_size={size}"}
             for size in (32, 64)]
@@ -128,6 +139,22 @@ def test_a_network_of_two_studies_is_trained_once(tmp_path):
 def test_an_option_that_the_study_gives_is_refused(option, tmp_path):
     with pytest.raises(ValueError, match=r'^the study sets --(model-kwargs|seed) for each row'):
         run_study('ratio', 'cifar10', None, [0], tmp_path, tmp_path / 'table.csv', arguments=[option, 'attn_bias=True'])
+
+
+def test_all_rows_share_arguments_of_the_network_that_the_study_does_not_set(tmp_path):
+    pytest.importorskip('yaml', reason='the [train] extra')
+    from timm_se_plugin.analysis.ablations import _command
+    from timm_se_plugin.training import parse_options
+    shared = {'zero_init_last': False, 'attn_rd_divisor': 4}
+    for row in STUDIES['squeeze']:
+        options = parse_options(_command(row, 0, 'cifar10', 'test_resnet_plugin', (), shared))
+        assert options.model_kwargs == {**row.options, **shared}
+    with pytest.raises(ValueError, match=r"^the study 'ratio' sets attn, attn_rd_ratio of the network; leave out"):
+        run_study('ratio', 'cifar10', None, [0], tmp_path, tmp_path / 'table.csv',
+                  model_kwargs={'attn': 'sk', 'attn_rd_ratio': 1 / 4, 'zero_init_last': False})
+    with pytest.raises(ValueError, match=r"^resnet18_plugin takes no keyword 'zero_init_lst'"):
+        run_study('squeeze', 'cifar10', 'resnet18_plugin', [0], tmp_path, tmp_path / 'table.csv',
+                  model_kwargs={'zero_init_lst': False})
 
 
 def test_the_result_of_a_run_with_other_options_is_refused(tmp_path):

@@ -11,11 +11,13 @@ from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import timm
 
 from ..files.tables import read_table, replace_rows
+from ..models.names import keywords_of
 from .seeds import paired_difference
 from .studies import CHOSEN, STUDIES, Row, study_network, study_rows
 
@@ -54,6 +56,7 @@ def open_network(model: str) -> str:
 def run_study(
         study: str, recipe: str, model: str | None, seeds: Sequence[int], folder: str | Path, table: str | Path,
         devices: Sequence[str] = ('cpu',), arguments: Sequence[str] = (),
+        model_kwargs: Mapping[str, Any] = MappingProxyType({}),
 ) -> list[dict[str, Any]]:
     """Train and evaluate each row of a study with each seed, and tabulate the results beside the paper's numbers.
 
@@ -69,13 +72,14 @@ def run_study(
         table: CSV file that gets a row for each run.
         devices: devices such as ``'cuda:0'`` and ``'cpu'``; one run at a time is trained on each entry.
         arguments: further options of the training, except those that the study sets.
+        model_kwargs: arguments of the network that all rows share, such as ``zero_init_last=False``.
 
     Returns:
         The rows of the table.
 
     Raises:
-        ValueError: an unknown study, a network that is not the plugin's or that no row fits, an option that the study
-            sets, or a finished run in the folder that had other options.
+        ValueError: an unknown study, a network that is not the plugin's or that no row fits, an option or an argument
+            of the network that the study sets, or a finished run in the folder that had other options.
         FailedRunsError: runs failed; the others are finished and tabulated.
     """
     from ..training.records import RUN  # needs the [train] extra
@@ -84,11 +88,17 @@ def run_study(
     taken = sorted(_OWN & {argument.partition('=')[0] for argument in arguments})
     if taken:
         raise ValueError(f'the study sets {", ".join(taken)} for each row; leave out what the study sets')
-    rows = [row for row in study_rows(study) if _fits(network, row)]
+    shared = _own_arguments(study).intersection(model_kwargs)
+    if shared:
+        names = ', '.join(sorted(shared))
+        raise ValueError(f'the study {study!r} sets {names} of the network; leave out what the study sets')
+    with keywords_of(network, model_kwargs):
+        rows = [row for row in study_rows(study) if _fits(network, row, model_kwargs)]
     if not rows:
         raise ValueError(f'no row of the study {study!r} fits {network}')
     where = Path(folder, network, Path(recipe).stem, study)
-    tasks = [(row, seed, _command(row, seed, recipe, network, arguments)) for seed in seeds for row in rows]
+    tasks = [(row, seed, _command(row, seed, recipe, network, arguments, model_kwargs))
+             for seed in seeds for row in rows]
     for task in tasks:
         _finished_run(where, *task)  # raises before the first training
     free: queue.SimpleQueue[str] = queue.SimpleQueue()
@@ -121,25 +131,29 @@ def run_study(
     return finished
 
 
-def _fits(network: str, row: Row) -> bool:
+def _own_arguments(study: str) -> set[str]:
+    return {key for row in study_rows(study) for key in row.options}
+
+
+def _fits(network: str, row: Row, model_kwargs: Mapping[str, Any] = MappingProxyType({})) -> bool:
     try:
-        timm.create_model(network, device='meta', **row.options)
+        timm.create_model(network, device='meta', **row.options, **model_kwargs)
     except ValueError as error:
         _logger.warning('the row %r is left out: %s', row.name, error)
         return False
     return True
 
 
-def _keywords(row: Row) -> list[str]:
-    return [f'{key}={value!r}' for key, value in row.options.items()]
-
-
 def _run_name(row: Row, seed: int) -> str:
     return f'{re.sub(r"[^0-9a-zA-Z]+", "-", row.name).strip("-")}-seed{seed}'
 
 
-def _command(row: Row, seed: int, recipe: str, network: str, arguments: Sequence[str]) -> list[str]:
-    return ['--config', recipe, *arguments, '--model', network, '--model-kwargs', *_keywords(row), '--seed', str(seed)]
+def _command(
+        row: Row, seed: int, recipe: str, network: str, arguments: Sequence[str],
+        model_kwargs: Mapping[str, Any] = MappingProxyType({}),
+) -> list[str]:
+    keywords = [f'{key}={value!r}' for key, value in {**row.options, **model_kwargs}.items()]
+    return ['--config', recipe, *arguments, '--model', network, '--model-kwargs', *keywords, '--seed', str(seed)]
 
 
 def _finished_run(where: Path, row: Row, seed: int, command: Sequence[str]) -> Path | None:
@@ -197,7 +211,9 @@ def study_of(row: Mapping[str, Any]) -> tuple[str, ...]:
     Args:
         row: a row of the table that :func:`run_study` writes.
     """
-    settings = ' '.join(part for part in row['options'].split() if not part.startswith('attn'))
+    own = _own_arguments(row['study'])
+    parts = re.split(r' (?=\w+=)', row['options'])  # not at the spaces of attn_kernels=(3, 5)
+    settings = ' '.join(part for part in parts if part.partition('=')[0] not in own)
     return (*(str(row[column]) for column in ('study', 'model', 'recipe', 'epochs')), settings)
 
 

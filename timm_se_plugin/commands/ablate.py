@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..analysis.studies import STUDIES
+from ..files.key_values import KeyValues
 
 __all__ = ['add_arguments', 'run']
 
@@ -23,6 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help='YAML file with options of the training, or the name of a packaged recipe')
     parser.add_argument('--model', metavar='NAME',
                         help="network of the plugin; the paper's if not given: SE-ResNet-50, for branches SKNet-50")
+    parser.add_argument('--model-kwargs', nargs='*', default={}, action=KeyValues, metavar='KEY=VALUE',
+                        help='arguments of the network that all rows share, such as zero_init_last=False')
     parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1], metavar='N',
                         help='seeds of the runs of each row (default: 0 1)')
     parser.add_argument('--devices', nargs='+', default=['cpu'], metavar='NAME',
@@ -39,7 +42,8 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     from ..analysis.ablations import draw_ablation, run_study, study_of
     from ..files.tables import read_table
     rows = run_study(
-        args.study, args.config, args.model, args.seeds, args.output, args.results, args.devices, args.others)
+        args.study, args.config, args.model, args.seeds, args.output, args.results, args.devices, args.others,
+        args.model_kwargs)
     # The table may have other seeds of the same study, from other calls.
     shown = [row for row in read_table(args.results) if study_of(row) == study_of(rows[0])]
     draw_ablation(shown, args.results.with_name(f'{args.results.stem}-{args.study}.png'))
