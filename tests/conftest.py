@@ -52,22 +52,24 @@ def printed(capsys):
     return run
 
 
-RULE = 'timm_se_plugin.layers.residual_tail.is_worthwhile'
-
-
 @pytest.fixture(scope='session', autouse=True)
-def rule_of_sizes():
+def rules_of_sizes():
     """Tests compute small maps, which ``attn_fused='auto'`` leaves to the modules, as if they were large."""
-    from timm_se_plugin.layers.residual_tail import is_worthwhile
+    from timm_se_plugin.layers import residual_tail
+    rules = {'is_worthwhile': lambda x: True, '_WORTH_GATING': 0}
+    originals = {name: getattr(residual_tail, name) for name in rules}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(RULE, lambda x: True)
-        yield is_worthwhile
+        for name, rule in rules.items():
+            patch.setattr(residual_tail, name, rule)
+        yield residual_tail, originals
 
 
 @pytest.fixture(autouse=True)
-def _sizes_matter(request, monkeypatch, rule_of_sizes):
+def _sizes_matter(request, monkeypatch, rules_of_sizes):
     if 'sizes_matter' in request.keywords:
-        monkeypatch.setattr(RULE, rule_of_sizes)
+        module, originals = rules_of_sizes
+        for name, rule in originals.items():
+            monkeypatch.setattr(module, name, rule)
 
 
 @pytest.fixture(autouse=True)

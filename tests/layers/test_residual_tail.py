@@ -21,7 +21,15 @@ from torch.utils.checkpoint import checkpoint
 from timm_se_plugin.files.tables import read_table
 from timm_se_plugin.layers import _tail_functions
 from timm_se_plugin.layers import residual_tail as residual_tail_module
-from timm_se_plugin.layers.residual_tail import can_fuse, is_worthwhile, recalibrate, residual_tail
+from timm_se_plugin.layers.residual_tail import (
+    add_shortcut,
+    can_fuse,
+    can_gate_weights,
+    gated_conv,
+    is_worthwhile,
+    recalibrate,
+    residual_tail,
+)
 from timm_se_plugin.layers.squeeze_excite import SqueezeExcite
 from timm_se_plugin.measuring.benchmark import LAYOUTS
 
@@ -629,3 +637,86 @@ def test_a_small_map_is_recalibrated_in_place_only_where_nobody_sees_it(case, ch
     assert (found.data_ptr() == y.data_ptr()) == (case == 'owned')
     assert case == 'owned' or torch.equal(y, before)
     assert len(seen) == (case == 'hook of se')
+
+
+def one_image(bias=False, channels_last=False, dtype=torch.float64):
+    torch.manual_seed(0)
+    conv, bn, se = nn.Conv2d(6, 24, 1, bias=bias), nn.BatchNorm2d(24), SqueezeExcite(24, 1 / 4)
+    for values, low in ((bn.weight, -1), (bn.bias, -1), (bn.running_mean, -1), (bn.running_var, 0.5)):
+        nn.init.uniform_(values, low, 2)
+    modules = (m.to(dtype, memory_format=torch.channels_last if channels_last else torch.contiguous_format).eval()
+               for m in (conv, bn, se))
+    return layout(torch.randn(1, 6, 3, 5, dtype=dtype), channels_last), *modules
+
+
+@pytest.mark.parametrize('frozen', [False, True])
+@pytest.mark.parametrize('channels_last', [False, True])
+@pytest.mark.parametrize('bias', [False, True])
+@torch.no_grad()
+def test_one_image_is_recalibrated_by_the_weights_of_the_convolution(bias, channels_last, frozen):
+    from timm.utils.model import freeze_batch_norm_2d
+    x, conv, bn, se = one_image(bias, channels_last)
+    expected, kept = se(bn(conv(x))), copy.deepcopy((x, conv.weight, conv.bias))
+    bn = freeze_batch_norm_2d(bn) if frozen else bn
+    assert can_gate_weights(x, conv, bn, se, True)
+    found = gated_conv(x, conv, bn, se)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    assert found.stride() == expected.stride()
+    for now, before in zip((x, conv.weight, conv.bias), kept, strict=True):
+        assert now is before is None or torch.equal(now, before)
+
+
+@pytest.mark.parametrize('change', [
+    lambda x, conv, bn, se: (x.expand(2, -1, -1, -1), conv, bn, se),
+    lambda x, conv, bn, se: (x[:, :, :2, :3], conv, bn, se),  # six positions, and six channels
+    lambda x, conv, bn, se: (x.bfloat16(), conv, bn, se),
+    lambda x, conv, bn, se: (x, conv.float(), bn, se),
+    lambda x, conv, bn, se: (x, nn.Conv2d(6, 24, 1, stride=2).double(), bn, se),
+    lambda x, conv, bn, se: (x, nn.utils.parametrizations.weight_norm(conv), bn, se),
+    lambda x, conv, bn, se: (x, conv, bn.train(), se),
+    lambda x, conv, bn, se: (x, conv, nn.Identity(), se),
+    lambda x, conv, bn, se: (x, conv, bn, nn.Identity()),
+    lambda x, conv, bn, se: (x, conv, bn, SqueezeExcite(24, squeeze='max').double()),
+    lambda x, conv, bn, se: (x, conv, bn, bn.register_forward_hook(lambda *_: None) and se),
+    lambda x, conv, bn, se: (x, conv, bn, se.register_forward_hook(lambda *_: None) and se),
+    lambda x, conv, bn, se: (x, conv.register_forward_hook(lambda *_: None) and conv, bn, se),
+])
+@torch.no_grad()
+def test_the_weights_of_the_convolution_are_left_where_the_result_or_the_time_would_differ(change):
+    case = one_image()
+    assert can_gate_weights(*case, True)
+    with torch.enable_grad():
+        assert not can_gate_weights(*case, True)
+    with torch.autocast('cpu', torch.bfloat16):
+        assert not can_gate_weights(*case, True)
+    assert not can_gate_weights(*change(*case), True)
+
+
+@pytest.mark.sizes_matter
+@torch.no_grad()
+def test_auto_gates_the_weights_where_the_output_is_large():
+    conv, bn, se = nn.Conv2d(64, 256, 1).eval(), nn.BatchNorm2d(256).eval(), SqueezeExcite(256).eval()
+    for size, gated in ((24, False), (32, True)):
+        x = torch.randn(1, 64, size, size)
+        assert can_gate_weights(x, conv, bn, se) is gated
+        assert can_gate_weights(x, conv, bn, se, True)
+        assert not can_gate_weights(x, conv, bn, se, False)
+
+
+@pytest.mark.parametrize('channels_last', [False, True])
+@pytest.mark.parametrize('act', ['relu', 'hooked', 'silu', 'gradients'])
+def test_the_shortcut_is_added_as_by_the_modules(act, channels_last):
+    torch.manual_seed(0)
+    x, shortcut = (layout(torch.randn(2, 6, 4, 5, dtype=torch.float64), channels_last) for _ in range(2))
+    module, seen = nn.SiLU() if act == 'silu' else nn.ReLU(), []
+    expected, before = module(x + shortcut), shortcut.clone()
+    if act == 'hooked':
+        module.register_forward_hook(lambda module, args, output: seen.append(args[0].clone()))
+    summed = x + shortcut
+    with torch.set_grad_enabled(act == 'gradients'):
+        found = add_shortcut(x, shortcut, module)
+    assert torch.equal(found, expected)
+    assert torch.equal(shortcut, before)
+    assert all(torch.equal(given, summed) for given in seen)
+    assert len(seen) == (act == 'hooked')
+    assert act != 'relu' or found.data_ptr() == x.data_ptr()

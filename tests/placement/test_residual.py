@@ -206,3 +206,18 @@ def test_an_error_leaves_the_last_norms_as_they_were(monkeypatch):
     with pytest.raises(RuntimeError, match='no'):
         surgery.add_attention(net, 'se', gate='tanh', bias=False)
     assert not any(stage[0].bn2.weight.any() for stage in (net.layer1, net.layer2, net.layer3, net.layer4))
+
+
+@pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize('integration', INTEGRATIONS)
+@torch.no_grad()
+def test_one_image_at_inference_gives_what_the_modules_give(integration, memory_format, monkeypatch):
+    fused, plain = (model.eval() for model in twins(attn_integration=integration, drop_path_rate=0.4))
+    x, gated = images(1, 3, 128, 128).contiguous(memory_format=memory_format), []
+    original = residual.gated_conv
+    monkeypatch.setattr(residual, 'gated_conv', lambda *args: (gated.append(args[1]), original(*args))[1])
+    torch.testing.assert_close(fused(x), plain(x), rtol=1e-10, atol=1e-10)
+    assert gated == [block.conv3 for block in fused.layer3 if integration == 'standard']
+    fused.layer3[0].conv3.register_forward_hook(lambda module, args, output: output * 2)
+    plain.layer3[0].conv3.register_forward_hook(lambda module, args, output: output * 2)
+    torch.testing.assert_close(fused(x), plain(x), rtol=1e-10, atol=1e-10)

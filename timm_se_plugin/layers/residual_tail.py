@@ -16,11 +16,14 @@ from ._bypass import (
     why_not_eager,
 )
 from ._running_statistics import update_running_stats
-from ._tail_functions import moments, scale_add_act, statistics_dtype
+from ._tail_functions import add_act_, moments, scale_add_act, statistics_dtype
 from .kernels import has_kernels
+from .pointwise import product
 from .squeeze_excite import why_not_squeeze_excite
 
-__all__ = ['can_fuse', 'is_worthwhile', 'recalibrate', 'residual_tail', 'why_not_fused']
+__all__ = [
+    'add_shortcut', 'can_fuse', 'can_gate_weights', 'gated_conv', 'is_worthwhile', 'recalibrate', 'residual_tail',
+    'why_not_fused']
 
 
 _EXPORTING = '_is_exporting_flag' if hasattr(torch.compiler, '_is_exporting_flag') else '_is_compiling_flag'
@@ -67,6 +70,7 @@ _WORTHWHILE = {
     (True, False, False): 2**18, (True, False, True): 2**19, (True, True, False): 2**20, (True, True, True): 2**19,
     (False, False, False): 2**20, (False, False, True): 2**18, (False, True, False): 2**20, (False, True, True): 2**20,
 }
+_WORTH_GATING = 2**18  # that number for gated_conv
 _MOST_SAMPLES = 16  # that count, with 16 bits in channels_last: a large batch of small maps gains nothing
 
 
@@ -318,3 +322,63 @@ def recalibrate(y: Tensor, se: Any, conv: Any, bn: nn.Module) -> Tensor:
         return se(y)
     gate = se.excite(se.squeeze(y))
     return y.mul_(gate) if gate.dtype == y.dtype else y * gate
+
+
+def add_shortcut(x: Tensor, shortcut: Tensor, act: nn.Module) -> Tensor:
+    """``act(x + shortcut)``, written into x's memory; at inference on a CPU a ReLU needs no pass of its own.
+
+    Shape: (N, C, H, W) and a shape that can be broadcast to it -> (N, C, H, W).
+    """
+    if (torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing() or why_not_eager(x)
+            or type(act) is not nn.ReLU or has_hooks(act)):
+        x += shortcut
+        return act(x)
+    return add_act_(x, shortcut, True)
+
+
+def can_gate_weights(x: Tensor, conv: Any, bn: Any, se: Any, fused: bool | str = 'auto') -> bool:
+    """Whether :func:`gated_conv` gives ``se(bn(conv(x)))`` and saves time: for one image at inference on a CPU.
+
+    The convolution's weights have to be fewer than its outputs, since they are multiplied in the place of the outputs.
+
+    Args:
+        x: the input of conv.
+        conv: the last convolution of the block.
+        bn: the BatchNorm after it.
+        se: the attention after that.
+        fused: as in :func:`can_fuse`; with ``'auto'`` the output has to be so large that the saved passes take more
+            time than the additional calls.
+    """
+    if why_not_eager(x) or not (x.is_cpu and x.shape[0] == 1 and x.element_size() >= 4) or torch.is_grad_enabled():
+        return False
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.is_autocast_enabled('cpu'):
+        return False
+    if not fused or not is_plain_conv(conv) or not _is_pointwise(conv):
+        return False
+    positions = x.shape[2] * x.shape[3]
+    if positions <= conv.in_channels or (fused == 'auto' and conv.out_channels * positions < _WORTH_GATING):
+        return False
+    if has_hooks(bn, se) or why_not_squeeze_excite(se):
+        return False
+    if not is_frozen(bn) and (bn.training or why_not_batch_norm(bn)):
+        return False
+    tensors = conv.weight, bn.weight, bn.running_var
+    return all(type(tensor) in (Tensor, nn.Parameter) and tensor.dtype == x.dtype for tensor in tensors)
+
+
+def gated_conv(x: Tensor, conv: Any, bn: Any, se: Any) -> Tensor:
+    """``se(bn(conv(x)))`` for one image, by a single pass that writes the map.
+
+    The mean behind a 1x1 convolution is the convolution of its input's mean, so the gate is known before the map is
+    computed. With one image, gate and BatchNorm are one factor for each output channel, and multiply the
+    convolution's weights in the place of its output. Ask :func:`can_gate_weights` first.
+
+    Shape: (1, C_in, H, W) -> (1, C_out, H, W).
+    """
+    scale = bn.weight * (bn.running_var + bn.eps).rsqrt()
+    offset = torch.addcmul(bn.bias, bn.running_mean, scale, value=-1)
+    if conv.bias is not None:
+        offset = torch.addcmul(offset, conv.bias, scale)
+    mean = product(x.mean((2, 3), keepdim=True), conv.weight, None).flatten()
+    gate = se.excite(torch.addcmul(offset, mean, scale).view(1, -1, 1, 1)).flatten()
+    return F.conv2d(x, conv.weight * (scale * gate).view(-1, 1, 1, 1), offset * gate)

@@ -10,7 +10,15 @@ from ..layers._bypass import has_hooks
 from ..layers.concurrent_squeeze_excite import SpatialSqueezeExcite
 from ..layers.kernels import has_kernels
 from ..layers.norm_act import norm_act
-from ..layers.residual_tail import can_fuse, recalibrate, residual_tail, why_not_fused
+from ..layers.residual_tail import (
+    add_shortcut,
+    can_fuse,
+    can_gate_weights,
+    gated_conv,
+    recalibrate,
+    residual_tail,
+    why_not_fused,
+)
 from .finding import restart_identity
 from .spec import AttentionSpec
 
@@ -127,6 +135,11 @@ class AttentionBottleneck(Bottleneck):
         x = self.se(x) if self.integration == 'pre' else x
         x = norm_act(self.conv1(x), self.bn1, self.act1, self.conv1)
         narrow = _middle(self, x, self.conv2, self.bn2, self.act2)
+        if self.integration == 'standard' and can_gate_weights(
+                narrow, self.conv3, self.bn3, self.se, self.fused):
+            x = gated_conv(narrow, self.conv3, self.bn3, self.se)
+            x = x if self.drop_path is None else self.drop_path(x)
+            return add_shortcut(x, _shortcut(self.downsample, shortcut), self.act3)
         return _tail(self, self.conv3(narrow), shortcut, self.conv3, narrow, self.bn3, self.act3)
 
     def zero_init_last(self) -> None:
@@ -178,8 +191,7 @@ def _tail(
         x = norm_act(x, bn, None, conv)
         x = x if se is None else recalibrate(x, se, conv, bn)
         x = x if drop_path is None else drop_path(x)
-        x += block.se(shortcut) if integration == 'identity' else shortcut
-        x = act(x)
+        x = add_shortcut(x, block.se(shortcut) if integration == 'identity' else shortcut, act)
     return block.se(x) if integration == 'post' else x
 
 
