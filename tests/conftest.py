@@ -56,7 +56,7 @@ def printed(capsys):
 def rules_of_sizes():
     """Tests compute small maps, which ``attn_fused='auto'`` leaves to the modules, as if they were large."""
     from timm_se_plugin.layers import residual_tail
-    rules = {'is_worthwhile': lambda x: True, '_WORTH_GATING': 0}
+    rules = {'is_worthwhile': lambda x: True, '_WORTH_CHECKING': 0, '_WORTH_GATING': 0}
     originals = {name: getattr(residual_tail, name) for name in rules}
     with pytest.MonkeyPatch.context() as patch:
         for name, rule in rules.items():

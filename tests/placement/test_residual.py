@@ -221,3 +221,15 @@ def test_one_image_at_inference_gives_what_the_modules_give(integration, memory_
     fused.layer3[0].conv3.register_forward_hook(lambda module, args, output: output * 2)
     plain.layer3[0].conv3.register_forward_hook(lambda module, args, output: output * 2)
     torch.testing.assert_close(fused(x), plain(x), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.sizes_matter
+@pytest.mark.parametrize(('size', 'gradients', 'fused', 'is_asked'), [
+    (32, False, 'auto', False), (32, False, True, True), (32, True, 'auto', True), (512, False, 'auto', True)])
+def test_a_small_image_at_inference_runs_module_by_module(size, gradients, fused, is_asked, monkeypatch):
+    model = timm.create_model('se_test_resnet_plugin', attn_fused=fused).eval()
+    called, original = [], residual.norm_act
+    monkeypatch.setattr(residual, 'norm_act', lambda *args: (called.append(1), original(*args))[1])
+    with torch.set_grad_enabled(gradients):
+        model(torch.randn(1, 3, size, size))
+    assert bool(called) is is_asked

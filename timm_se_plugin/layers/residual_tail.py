@@ -22,8 +22,8 @@ from .pointwise import product
 from .squeeze_excite import why_not_squeeze_excite
 
 __all__ = [
-    'add_shortcut', 'can_fuse', 'can_gate_weights', 'gated_conv', 'is_worthwhile', 'recalibrate', 'residual_tail',
-    'why_not_fused']
+    'add_shortcut', 'can_fuse', 'can_gate_weights', 'gated_conv', 'is_small', 'is_worthwhile', 'recalibrate',
+    'residual_tail', 'why_not_fused']
 
 
 _EXPORTING = '_is_exporting_flag' if hasattr(torch.compiler, '_is_exporting_flag') else '_is_compiling_flag'
@@ -71,6 +71,7 @@ _WORTHWHILE = {
     (False, False, False): 2**20, (False, False, True): 2**18, (False, True, False): 2**20, (False, True, True): 2**20,
 }
 _WORTH_GATING = 2**18  # that number for gated_conv
+_WORTH_CHECKING = 2**18  # that number for a block's input at inference, below which nothing saves time
 _MOST_SAMPLES = 16  # that count, with 16 bits in channels_last: a large batch of small maps gains nothing
 
 
@@ -82,6 +83,15 @@ def is_worthwhile(x: Tensor) -> bool:
     is_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
     samples = min(x.shape[0], _MOST_SAMPLES) if is_half and is_last else x.shape[0]
     return samples * x.shape[1:].numel() >= _WORTHWHILE[torch.is_grad_enabled(), is_half, is_last]
+
+
+def is_small(x: Tensor) -> bool:
+    """Whether a block of this input runs module by module quickest: for one small image at inference, on a CPU.
+
+    There the calls that ask whether a shorter way is possible take longer than a shorter way saves.
+    """
+    return not (isinstance(x, torch.fx.Proxy) or torch.is_grad_enabled() or torch.compiler.is_compiling()
+                or not x.is_cpu or x.numel() >= _WORTH_CHECKING)
 
 
 def can_fuse(

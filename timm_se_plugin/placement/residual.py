@@ -15,6 +15,7 @@ from ..layers.residual_tail import (
     can_fuse,
     can_gate_weights,
     gated_conv,
+    is_small,
     recalibrate,
     residual_tail,
     why_not_fused,
@@ -71,7 +72,7 @@ class AttentionBasicBlock(BasicBlock):
 
     @torch.jit.unused
     def _forward_fused(self, x: Tensor) -> Tensor:
-        if not self.fused:
+        if not self.fused or (self.fused == 'auto' and is_small(x)):
             return self.module_by_module(x)
         shortcut = x
         x = self.se(x) if self.integration == 'pre' else x
@@ -129,7 +130,7 @@ class AttentionBottleneck(Bottleneck):
 
     @torch.jit.unused
     def _forward_fused(self, x: Tensor) -> Tensor:
-        if not self.fused:
+        if not self.fused or (self.fused == 'auto' and is_small(x)):
             return self.module_by_module(x)
         shortcut = x
         x = self.se(x) if self.integration == 'pre' else x
