@@ -37,11 +37,19 @@ def test_labels_over_the_threshold_are_predicted(data, trained, printed, tmp_pat
                    tmp_path / 'sheet.png')
     assert labels(some) == [[found['label'] for found in row['classes'] if found['score'] >= 0.5] for row in every]
     with open(tmp_path / 'found.csv', encoding='utf-8') as file:
-        assert [row['label'] for row in csv.DictReader(file)] == [name for names in labels(some) for name in names]
+        assert [row['label'] for row in csv.DictReader(file)] == [
+            name for names in labels(some) for name in names or ['']]
     none = printed('predict', picture, '--model', trained, '--threshold', '1', '--sheet', tmp_path / 'none.png',
                    '--output', tmp_path / 'none.json')
     assert labels(none) == [[] for _ in every]
     assert len(json.loads((tmp_path / 'none.json').read_text())) == len(every)
+    printed('predict', picture, '--model', trained, '--threshold', '1', '--output', tmp_path / 'none.csv')
+    with open(tmp_path / 'none.csv', encoding='utf-8') as file:
+        rows = list(csv.DictReader(file))
+    assert [row.pop('file') for row in rows] == [row['file'] for row in every]
+    assert all(row == {'rank': '', 'label': '', 'score': ''} for row in rows)
+    with pytest.raises(SystemExit, match=r'--threshold 50\.0 is not a score, which is a number from 0 to 1'):
+        printed('predict', picture, '--model', trained, '--threshold', '50')
 
 
 def test_every_label_over_the_threshold_is_predicted_however_many(data):

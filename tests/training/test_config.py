@@ -121,3 +121,23 @@ def test_a_run_is_named_by_its_checkpoint_when_its_recipe_is_gone(tmp_path):
                      'data': 'cells', 'global_batch': 64}
     (tmp_path / 'mine.yaml').unlink()
     assert run_columns(checkpoint) == {**named, 'options': 'lr=0.3'}
+
+
+@pytest.mark.parametrize(('name', 'before', 'epochs'), [('cifar10', 82, 123), ('cifar100', 150, 225)])
+def test_the_learning_rate_falls_after_as_many_epochs_as_in_the_paper(name, before, epochs):
+    from timm.scheduler import create_scheduler
+    options = parse_options(['--config', name])
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    scheduler, _ = create_scheduler(options, optimizer, 1)
+    rates = []
+    for epoch in range(options.epochs):
+        rates.append(optimizer.param_groups[0]['lr'])
+        scheduler.step(epoch + 1)
+    assert [rates.count(rate) for rate in sorted(set(rates), reverse=True)] == [
+        before, epochs - before, options.epochs - epochs]
+
+
+def test_a_seed_that_numpy_does_not_take_is_one_clear_error(capsys):
+    with pytest.raises(SystemExit):
+        parse_options(['--seed', str(2**32)])
+    assert "argument --seed: '4294967296' is not an integer from 0 to 4294967295" in capsys.readouterr().err

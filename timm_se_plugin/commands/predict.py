@@ -8,6 +8,7 @@ Folders are searched with the folders in them. A file that is no whole picture i
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help='lowest score of a class that is given; if not given, 0.5 for a model of --task '
                              'multilabel, whose pictures have any number of labels, and 0 for others')
     parser.add_argument('--output', type=Path, metavar='FILE',
-                        help='.csv or .json file to write; a .csv file has a row for each class of a picture')
+                        help='.csv or .json file to write; a .csv file has a row for each class of a picture, or a row '
+                             'without a class where no score reaches the threshold')
     parser.add_argument('--sheet', type=Path, metavar='FILE',
                         help='picture file to draw the pictures with their best class into')
     parser.add_argument('--batch-size', type=int, default=32, metavar='N',
@@ -58,6 +60,8 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     for option, number in (('--top', args.top), ('--batch-size', args.batch_size)):
         if number is not None and number < 1:
             raise ValueError(f'{option} {number} has to be 1 or more')
+    if args.threshold is not None and not 0 <= args.threshold <= 1:
+        raise ValueError(f'--threshold {args.threshold} is not a score, which is a number from 0 to 1')
     files = pictures_of(args.pictures)
     predictions = []
     try:
@@ -72,7 +76,7 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
             write_atomically(args.output, content.encode())
         elif args.output and predictions:
             write_table(args.output, [{'file': found.file, 'rank': rank, 'label': label, 'score': score}
-                                      for found in predictions for rank, (label, score) in enumerate(found.classes, 1)])
+                                      for found in predictions for rank, label, score in _ranked(found.classes)])
         if args.sheet and predictions:
             draw_sheet(predictions, args.sheet)
     if not predictions:
@@ -80,3 +84,7 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     for path in filter(None, (args.output, args.sheet)):
         print(f'written to {path}')
     return [found.to_dict() for found in predictions]
+
+
+def _ranked(classes: Sequence[tuple[str, float]]) -> list[tuple[Any, Any, Any]]:
+    return [(rank, *found) for rank, found in enumerate(classes, 1)] or [('', '', '')]

@@ -16,6 +16,7 @@ from timm.data import RealLabelsImagenet
 from timm.task import ClassificationEvaluator
 from torch import Tensor, nn
 
+from ..files.json_values import finite
 from ..files.writing import write_atomically
 from ..measuring.complexity import complexity
 from ..measuring.provenance import provenance
@@ -225,7 +226,7 @@ def _report(
             names, evaluation.class_images.tolist(), *scores, strict=True))
     else:
         _report_classes(folder, evaluation, names)
-    write_atomically(folder / 'metrics.json', (json.dumps(metrics, indent=1) + '\n').encode())
+    write_atomically(folder / 'metrics.json', (json.dumps(finite(metrics), indent=1) + '\n').encode())
     _logger.info('written: %s', folder)
 
 

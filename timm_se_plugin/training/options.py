@@ -34,6 +34,7 @@ def _number(kind: Callable[[str], Any], test: Callable[[Any], bool], what: str) 
 
 _count = _number(int, lambda n: n >= 1, 'a positive integer')
 _natural = _number(int, lambda n: n >= 0, 'an integer of 0 or more')
+_seed = _number(int, lambda n: 0 <= n < 2**32, 'an integer from 0 to 4294967295')  # numpy's limit
 _amount = _number(float, lambda x: 0 <= x < float('inf'), 'a number of 0 or more')
 _positive = _number(float, lambda x: 0 < x < float('inf'), 'a positive number')
 _fraction = _number(
@@ -241,7 +242,7 @@ def _add_optimisation(root: argparse.ArgumentParser) -> None:
     add('--decay-epochs', type=_positive, default=30, metavar='N',
         help='epochs between two steps of --sched step, or of the final decay of --sched rsqrt')
     add('--decay-milestones', type=_count, nargs='+', default=[90, 180, 270], metavar='N',
-        help='epochs of the steps of --sched multistep')
+        help='the first epochs, counted from 1, of each next step of --sched multistep')
     add('--decay-rate', type=_positive, default=0.1, metavar='X',
         help='factor of the learning rate at each step of --sched step, multistep and plateau; power of --sched poly')
     add('--cooldown-epochs', type=_natural, default=0, metavar='N',
@@ -275,7 +276,7 @@ def _add_machine(root: argparse.ArgumentParser) -> None:
         help='data type of the weights and the images')
     switch('--channels-last', help='memory format channels_last, which convolutions are often faster in')
     switch('--deterministic', help='use only operators that give equal bits in equal runs')
-    add('--seed', type=_natural, default=42, metavar='N', help='seed of all randomness')
+    add('--seed', type=_seed, default=42, metavar='N', help='seed of all randomness')
 
 
 def _add_records(root: argparse.ArgumentParser) -> None:
