@@ -258,6 +258,33 @@ def draw_attentions(path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
+def draw_curves(path: Path) -> None:
+    """Draw training loss and top-1 error of the longest trainings on CIFAR-10, epoch by epoch."""
+    from matplotlib.figure import Figure
+
+    curves: dict[tuple[str, ...], list[Row]] = {}
+    for epoch in read('cifar10-curves.csv'):
+        if int(epoch['epochs']) == 100:
+            curves.setdefault(_run(epoch), []).append(epoch)
+    figure = Figure(figsize=(9, 4), layout='constrained')
+    loss, error = figure.subplots(1, 2)
+    for run, epochs in curves.items():
+        name = f'{run[0].removesuffix("_cifar_plugin")}, seed {run[2]}'
+        x = [int(epoch['epoch']) + 1 for epoch in epochs]
+        loss.plot(x, [float(epoch['train_loss']) for epoch in epochs], linewidth=1, label=name)
+        error.plot(x, [100 - 100 * float(epoch['val_top1']) for epoch in epochs], linewidth=1, label=name)
+    for axes, label, ticks in (
+            (loss, 'training loss', (0.05, 0.1, 0.2, 0.5, 1)),
+            (error, 'top-1 error %, validation', (12, 15, 20, 30, 50))):
+        axes.set(xlabel='epoch', ylabel=label, yscale='log')
+        axes.set_yticks(ticks, [f'{tick:g}' for tick in ticks])
+        axes.minorticks_off()
+        axes.grid(alpha=0.3)
+        axes.legend()
+    figure.suptitle('ResNet-20 on CIFAR-10, 100 epochs of the recipe cifar10-short')
+    figure.savefig(path, dpi=110)
+
+
 def bccd_table() -> str:
     """Detectors on BCCD's validation set over their seeds, and the difference to the plain detector."""
     runs: dict[tuple[str, str], list[Row]] = {}
@@ -443,6 +470,7 @@ def main() -> int:
         return int(bool(stale))
     draw_speed('cpu', ROOT / 'results' / 'speed-cpu.png')
     draw_attentions(ROOT / 'docs' / 'images' / 'attentions.png')
+    draw_curves(ROOT / 'docs' / 'images' / 'cifar10-curves.png')
     return 0
 
 

@@ -91,7 +91,7 @@ def is_small(x: Tensor) -> bool:
     There the calls that ask whether a shorter way is possible take longer than a shorter way saves.
     """
     return not (isinstance(x, torch.fx.Proxy) or torch.is_grad_enabled() or torch.compiler.is_compiling()
-                or not x.is_cpu or x.numel() >= _WORTH_CHECKING)
+                or torch.jit.is_tracing() or not x.is_cpu or x.numel() >= _WORTH_CHECKING)
 
 
 def can_fuse(
@@ -359,9 +359,10 @@ def can_gate_weights(x: Tensor, conv: Any, bn: Any, se: Any, fused: bool | str =
         fused: as in :func:`can_fuse`; with ``'auto'`` the output has to be so large that the saved passes take more
             time than the additional calls.
     """
-    if why_not_eager(x) or not (x.is_cpu and x.shape[0] == 1 and x.element_size() >= 4) or torch.is_grad_enabled():
+    if (torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing()
+            or torch.is_autocast_enabled('cpu') or why_not_eager(x)):
         return False
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.is_autocast_enabled('cpu'):
+    if not (x.is_cpu and x.shape[0] == 1 and x.element_size() >= 4):
         return False
     if not fused or not is_plain_conv(conv) or not _is_pointwise(conv):
         return False
