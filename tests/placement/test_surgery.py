@@ -30,6 +30,55 @@ def x():
     return images(2, 3, 64, 64, dtype=torch.float32)
 
 
+class Chain(nn.Sequential):
+    """A sequence with a forward of its own, which calls its children."""
+
+    def forward(self, x):
+        for module in self:
+            x = module(x)
+        return x
+
+
+class Dense(nn.ModuleDict):
+    """A dense block as in torchvision: each of its children gets a list of maps."""
+
+    def forward(self, x):
+        maps = [x]
+        for module in self.values():
+            maps.append(module(maps))
+        return torch.cat(maps, 1)
+
+
+class Concatenation(nn.Module):
+    """The concatenation of a list of maps."""
+
+    def forward(self, maps):
+        return torch.cat(maps, 1)
+
+
+class ChannelsLast(nn.Module):
+    """(N, C, H, W) -> (N, H, W, C), as the stages of Swin."""
+
+    def forward(self, x):
+        return x.permute(0, 2, 3, 1)
+
+
+class Containers(nn.Module):
+    """A network whose parts call, or whose forward calls, the children of containers."""
+
+    def __init__(self):
+        super().__init__()
+        self.iterated = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
+        self.chain = Chain(nn.Conv2d(4, 4, 1), nn.ReLU())
+        self.dense = Dense({'a': Concatenation(), 'b': Concatenation()})
+        self.last = ChannelsLast()
+
+    def forward(self, x):
+        for module in self.iterated:
+            x = module(x)
+        return self.last(self.dense(self.chain(x))).mean((1, 2))
+
+
 class Plain(nn.Module):
     """A network of no family, in which one module is used twice and one is held twice."""
 
@@ -236,8 +285,8 @@ def test_wrapped_networks_are_refused(wrap, kind):
 
 
 @pytest.mark.parametrize(('sites', 'message'), [
-    ('twice', 'twice cannot carry attention: a forward pass computes the module 2 times instead of once'),
-    ('unused', 'unused cannot carry attention: a forward pass computes the module not at all instead of once'),
+    ('twice', 'twice cannot carry attention: a forward pass would compute the attention 2 times instead of once'),
+    ('unused', 'unused cannot carry attention: a forward pass would compute the attention not at all instead of once'),
     (r'held\.0', r'held.0 cannot carry attention: the network holds the module in more than one place'),
     ('norm', 'matches norm, a BatchNorm2d, which a conversion to SyncBatchNorm replaces'),
     ('flat', r'flat cannot carry attention: its result has the shape \[1, \d+\], not \(N, C, H, W\)'),
@@ -251,6 +300,30 @@ def test_a_site_that_cannot_be_is_one_clear_error_and_changes_nothing(sites, mes
         add_attention(model, sites=sites)
     assert [(name, type(m), m.training) for name, m in model.named_modules()] == before
     assert not any(m._forward_hooks for m in model.modules())
+
+
+@pytest.mark.parametrize(('sites', 'message'), [
+    ('chain', 'chain cannot carry attention: a forward pass would compute the attention 2 times instead of once'),
+    ('dense', 'dense cannot carry attention: its result, or what one of its children gets, is no tensor'),
+    ('last', r'last cannot carry attention: its result has the shape \[1, 30, 30, 16\] with the channels last, not'),
+])
+def test_a_container_that_would_call_attention_by_itself_and_channels_at_the_end_are_refused(sites, message):
+    model = Containers()
+    keys = list(model.state_dict())
+    with pytest.raises(ValueError, match=message):
+        add_attention(model, sites=sites, input_size=(3, 32, 32))
+    assert list(model.state_dict()) == keys
+    assert not any(m._forward_hooks for m in model.modules())
+
+
+def test_a_sequence_whose_children_the_network_calls_is_followed_by_attention_once():
+    model = Containers()
+    x = images(2, 3, 32, 32, dtype=torch.float32)
+    hidden = model.iterated(x)
+    added = add_attention(model, sites='iterated', input_size=(3, 32, 32))
+    assert list(added) == ['iterated.se']
+    expected = model.last(model.dense(model.chain(added['iterated.se'](hidden)))).mean((1, 2))
+    torch.testing.assert_close(model(x), expected)
 
 
 def test_a_sequence_that_has_a_child_called_se_is_refused_by_that_name():

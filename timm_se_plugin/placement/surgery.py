@@ -394,23 +394,42 @@ def _channels(
     structure = structure_of(model)
     shapes: dict[_Place, list[torch.Size | None]] = {place: [] for place in observed}
     for place in observed:
-        def see(module: Any, args: Any, output: Any, place: _Place = place) -> None:
-            seen = args[0] if place.tensor == 'input' else output
-            shapes[place].append(seen.shape if isinstance(seen, Tensor) else None)
+        def see(module: Any, args: Any, place: _Place = place) -> None:
+            shapes[place].append(args[0].shape if args and isinstance(args[0], Tensor) else None)
 
-        if place.module is None:  # an empty slot
-            structure.get_submodule(place.name.rpartition('.')[0]).se = nn.Identity()  # type: ignore[assignment]
-        structure.get_submodule(place.name).register_forward_hook(see)
-    run_structure(structure, input_size or image_size(model))
+        # A module in the attention's place sees what attention would get, also where a container calls its children.
+        probe = nn.Identity()
+        probe.register_forward_pre_hook(see)
+        if place.tensor == 'slot':
+            structure.get_submodule(place.name.rpartition('.')[0]).se = probe  # type: ignore[assignment]
+        else:
+            install(structure.get_submodule(place.name), probe, 'input' if place.tensor == 'input' else 'output')
+    size = input_size or image_size(model)
+    try:
+        run_structure(structure, size)
+    except ValueError:
+        if not any(None in seen for seen in shapes.values()):  # else this is why, and is said below
+            raise
     for place, seen in shapes.items():
-        if len(seen) != 1:
-            times = f'{len(seen)} times' if seen else 'not at all'
-            raise ValueError(f'{place.name} cannot carry attention: a forward pass computes the module {times} instead '
-                             'of once')
-        if seen[0] is None or len(seen[0]) != 4:
-            what = 'no tensor' if seen[0] is None else f'the shape {list(seen[0])}'
-            raise ValueError(f'{place.name} cannot carry attention: its result has {what}, not (N, C, H, W)')
+        obstacle = _why_not_attended(seen, size)
+        if obstacle:
+            raise ValueError(f'{place.name} cannot carry attention: {obstacle}')
     return {**known, **{place: seen[0][1] for place, seen in shapes.items() if seen[0] is not None}}
+
+
+def _why_not_attended(seen: list[torch.Size | None], input_size: tuple[int, int, int]) -> str:
+    """Why attention is impossible where a pass shows tensors of these shapes; an empty string if it is possible."""
+    if None in seen:
+        return 'its result, or what one of its children gets, is no tensor'
+    if len(seen) != 1:
+        times = f'{len(seen)} times' if seen else 'not at all'
+        return f'a forward pass would compute the attention {times} instead of once'
+    shape = list(seen[0] or ())
+    if len(shape) != 4:
+        return f'its result has the shape {shape}, not (N, C, H, W)'
+    # Maps of a square image are square, so that two equal numbers before another one are height and width.
+    is_last = input_size[1] == input_size[2] and shape[1] == shape[2] != shape[3]
+    return f'its result has the shape {shape} with the channels last, not (N, C, H, W)' if is_last else ''
 
 
 def _like(module: nn.Module, model: nn.Module) -> dict[str, Any]:
