@@ -141,6 +141,24 @@ def test_hooks_see_the_gate_on_both_paths_and_the_attention_on_the_plain_one(fus
     assert len(fused_calls) == 5  # the hooked block went module by module
 
 
+@pytest.mark.parametrize('mode', ['train', 'eval'])
+def test_a_hook_is_called_on_any_module_of_a_fused_block(mode):
+    fused, plain = twins()
+    x = images(2, 3, 16, 16)
+    for name, module in plain.get_submodule('layer3.0').named_modules():
+        called = []
+        hooks = [model.get_submodule(f'layer3.0.{name}'.strip('.')).register_forward_hook(
+            lambda module, args, out, called=called, kind=kind: called.append(kind))
+            for kind, model in (('fused', fused), ('plain', plain))]
+        for model in (fused, plain):
+            set_mode(model, mode)
+            with torch.no_grad():
+                model(x)
+        for hook in hooks:
+            hook.remove()
+        assert called.count('fused') == called.count('plain'), (name, type(module))
+
+
 @pytest.mark.parametrize('base', ['resnet18', 'resnet26', 'resnext50_32x4d'])
 def test_se_keeps_hardly_more_for_the_backward_pass_than_the_plain_network(base):
     x = images(2, 3, 192, 192, dtype=torch.float32)

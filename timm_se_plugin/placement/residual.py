@@ -152,7 +152,7 @@ class AttentionBottleneck(Bottleneck):
 
 def _middle(block: Any, x: Tensor, conv: nn.Module, bn: nn.Module, act: nn.Module) -> Tensor:
     """The (first) 3x3 convolution of a block and the layers until the next convolution."""
-    if block.integration == '3x3' or type(block.drop_block) is not nn.Identity:
+    if block.integration == '3x3' or type(block.drop_block) is not nn.Identity or has_hooks(block.drop_block):
         x = norm_act(conv(x), bn, None, conv)
         x = block.se(x) if block.integration == '3x3' else x
         return block.aa(act(block.drop_block(x)))
