@@ -10,6 +10,7 @@ from torch import nn
 
 import timm_se_plugin
 from timm_se_plugin import AttentionSpec, add_attention, register_attention, remove_attention
+from timm_se_plugin.layers import SqueezeExcite
 from timm_se_plugin.placement import ATTENTIONS, attention_modules
 from timm_se_plugin.weights import write_model
 
@@ -113,6 +114,38 @@ def test_a_trained_network_gains_it_without_a_change_and_loses_it_again(register
     assert remove_attention(model) == added
     plain = timm.create_model('test_resnet_plugin', attn='layerscale', attn_integration='pre', attn_init='identity')
     assert not plain.layer1[0].se.scale.weight.any()
+
+
+class OwnExcitation(SqueezeExcite):
+    """SE whose gate is followed by a factor for each channel, which begins at 1."""
+
+    def __init__(self, channels: int, device=None, dtype=None):
+        super().__init__(channels, gate='tanh', device=device, dtype=dtype)
+        self.factor = nn.Conv2d(channels, channels, 1, device=device, dtype=dtype)
+
+    def forward(self, x):
+        return x * (1 + self.factor(self.excite(self.squeeze(x))))
+
+
+def test_a_layer_derived_from_another_attention_has_the_record_of_its_own_class(registered):
+    register_attention('own', OwnExcitation, last_layers=('factor',))
+    model = randomised(timm.create_model('test_resnet')).eval()
+    x = images(2, 3, 64, 64, dtype=torch.float32)
+    expected = model(x)
+    add_attention(model, 'own', init='identity')
+    torch.testing.assert_close(model(x), expected)
+    assert model.layer1[0].se.fc2.weight.any()
+
+
+class Misnamed(LayerScaleGate):
+    """A layer whose registration is wrong."""
+
+
+@pytest.mark.parametrize('name', ['absent', 'gate'])
+def test_a_last_layer_that_cannot_be_zeroed_is_one_clear_error(registered, name):
+    register_attention('own', Misnamed, last_layers=(name,), identity_gate='double_sigmoid')
+    with pytest.raises(ValueError, match=f"zeroes '{name}', which last_layers= of 'own' names, but a Misnamed"):
+        add_attention(timm.create_model('test_resnet'), 'own', init='identity')
 
 
 def test_its_options_are_checked_as_any_other(registered):

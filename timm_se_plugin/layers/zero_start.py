@@ -20,7 +20,7 @@ def start_at_zero(module: Any) -> None:
 
 def _zero(module: Any) -> None:
     nn.init.zeros_(module.weight)
-    if module.bias is not None:
+    if getattr(module, 'bias', None) is not None:
         nn.init.zeros_(module.bias)
 
 

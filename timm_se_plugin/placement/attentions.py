@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from timm.layers import EcaModule, EffectiveSEModule, GlobalContext, get_act_layer
 from timm.layers.cbam import CbamModule
-from torch import nn
+from torch import Tensor, nn
 
 from ..layers import (
     BottleneckAttention,
@@ -210,9 +210,10 @@ def attention_layers() -> tuple[type[nn.Module], ...]:
 
 
 def record_of(layer: nn.Module) -> Attention | None:
-    """The record of a layer's class; of those that share it, the first one."""
-    return next((attention for attention in ATTENTIONS.values()
-                 if attention.recalibrates and isinstance(layer, attention.layer)), None)
+    """The record of a layer's class, or else of its nearest base class; of those that share it, the first one."""
+    records = [attention for attention in ATTENTIONS.values()
+               if attention.recalibrates and isinstance(layer, attention.layer)]
+    return min(records, key=lambda attention: type(layer).__mro__.index(attention.layer), default=None)
 
 
 def names_that_start_at_identity() -> tuple[str, ...]:
@@ -221,9 +222,17 @@ def names_that_start_at_identity() -> tuple[str, ...]:
 
 
 def start_at_identity(layer: Any) -> None:
-    """Zero the modules that decide on the gates of an attention layer, and record that in the layer's ``init``."""
+    """Zero the modules that decide on the gates of an attention layer, and record that in the layer's ``init``.
+
+    Raises:
+        ValueError: a registered layer does not have a module that its registration names.
+    """
     record = record_of(layer)
     assert record is not None  # called for layers that a record made
     layer.init = 'identity'
     for name in record.last_layers:
-        start_at_zero(layer.get_submodule(name))
+        module = dict(layer.named_modules()).get(name)
+        if not isinstance(getattr(module, 'weight', None), Tensor):
+            raise ValueError(f"attn_init='identity' zeroes {name!r}, which last_layers= of {record.name!r} names, but "
+                             f'a {type(layer).__name__} has no module of this name with a weight')
+        start_at_zero(module)
