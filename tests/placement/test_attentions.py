@@ -188,6 +188,30 @@ def test_a_layer_keeps_the_defaults_of_keywords_that_others_have_too(registered,
     assert model.layer1[0].se.given == (2, True, timm.layers.get_act_layer('gelu'), 8, 12, 0.25, 'max')
 
 
+class Sizes(nn.Module):
+    """An attention with options of several values."""
+
+    def __init__(self, channels, sizes=(3, 5), widths=[8], shifts=None, device=None, dtype=None):  # noqa: B006
+        super().__init__()
+        self.given = sizes, widths, shifts
+
+    def forward(self, x):
+        return x
+
+
+@pytest.mark.parametrize('kwargs', [
+    {}, {'attn_sizes': (7, 9), 'attn_widths': [4, 4], 'attn_shifts': (1, 2)},
+    {'attn_sizes': [7, 9], 'attn_widths': (4, 4), 'attn_shifts': [1, 2]}])
+def test_options_of_several_values_come_back_from_a_saved_network(registered, kwargs, tmp_path):
+    register_attention('sizes', Sizes)
+    model = timm.create_model('test_resnet_plugin', attn='sizes', **kwargs)
+    write_model(model, tmp_path)
+    for asked in ({}, {'attn': 'sizes', **kwargs}):
+        again = timm.create_model(f'local-dir:{tmp_path}', pretrained=True, **asked)
+        assert again.layer1[0].se.given == model.layer1[0].se.given
+        assert AttentionSpec.of(again) == AttentionSpec.of(model)
+
+
 class NeedsMore(nn.Module):
     def __init__(self, channels, groups, device=None, dtype=None): ...
 

@@ -148,8 +148,9 @@ def register_attention(
 
     Every keyword of the layer's constructor becomes a model keyword ``attn_<keyword>``, which is part of the
     specification and of config.json. For a keyword ``act_layer`` users give timm's name of the activation, and the
-    layer receives the class; ``gate`` and ``init`` have their meaning in :class:`AttentionSpec`. A saved network can be
-    loaded only after its attention has been registered::
+    layer receives the class. A sequence of values reaches the layer as a tuple, or as a list if the default is a list.
+    ``gate`` and ``init`` have their meaning in :class:`AttentionSpec`. A saved network can be loaded only after its
+    attention has been registered::
 
         class SimAM(nn.Module):
             def __init__(self, channels: int, e_lambda: float = 1e-4, device=None, dtype=None): ...

@@ -116,7 +116,7 @@ class AttentionSpec:
         for name in self.extra:
             if name not in own:
                 raise _unknown_option(name, self.record)
-        self._set('extra', {**own, **self.extra})
+        self._set('extra', {name: _as_given(value, own[name]) for name, value in {**own, **self.extra}.items()})
         if isinstance(self.groups, tuple) and len(self.groups) != len(self.kernels):
             raise _not_allowed('groups', self.groups, f'one number, or one for each of the kernels {self.kernels}')
         if self.init == 'identity' and self.gate != self.record.identity_gate:
@@ -244,6 +244,13 @@ def applicable(options: Mapping[str, Any]) -> dict[str, Any]:
 def is_option(name: str) -> bool:
     """Whether ``attn_…`` is an option of any attention."""
     return any(name == f'attn_{option}' for record in ATTENTIONS.values() for option in record.names)
+
+
+def _as_given(value: Any, default: object) -> Any:
+    """A sequence as a tuple, or as a list where the layer's default is one; config.json has lists for both."""
+    if not isinstance(value, list | tuple):
+        return value
+    return list(value) if isinstance(default, list) else tuple(value)
 
 
 def _is_count(value: Any) -> bool:
