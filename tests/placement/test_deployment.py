@@ -92,6 +92,14 @@ def test_can_be_saved_copied_scripted_traced_exported_and_compiled(name, tmp_pat
         torch.testing.assert_close(torch.compile(fused, fullgraph=True, backend='aot_eager')(x), expected)
 
 
+def test_a_network_is_folded_in_inference_mode_too():
+    x = images(2, 3, 64, 64, dtype=torch.float32)
+    with torch.inference_mode():
+        model, fused = deployed('se_test_resnet_plugin')
+        assert not any(isinstance(module, nn.BatchNorm2d) for module in fused.modules())
+        assert relative_error(fused(x), model(x)) < 1e-5
+
+
 def test_a_network_in_training_is_refused():
     with pytest.raises(ValueError, match=r'in training mode, .*; call model.eval\(\) first'):
         fuse_for_inference(timm.create_model('se_resnet10t_plugin').train())

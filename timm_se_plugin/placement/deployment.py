@@ -76,11 +76,11 @@ class _Reads(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.watched: list[tuple[Tensor, int]] = []  # kept alive, so that no new tensor gets the id of one
+        self.watched: list[Tensor] = []  # kept alive, so that no new tensor gets the id of one
         self.counts: dict[int, int] = {}
 
     def watch(self, tensor: Tensor) -> None:
-        self.watched.append((tensor, tensor._version))
+        self.watched.append(tensor)
         self.counts[id(tensor)] = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
