@@ -3,6 +3,7 @@
 import copy
 import re
 from collections import OrderedDict
+from functools import partial
 
 import pytest
 import timm
@@ -16,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 import timm_se_plugin
 from timm_se_plugin import AttentionSpec, add_attention, remove_attention
 from timm_se_plugin.layers import BottleneckAttention, SqueezeExcite
+from timm_se_plugin.measuring import complexity
 from timm_se_plugin.placement import ATTENTIONS, AttentionBasicBlock, AttentionBottleneck, fuse_for_inference
 from timm_se_plugin.placement.attentions import names_that_start_at_identity
 from timm_se_plugin.weights import write_model
@@ -349,6 +351,14 @@ def test_what_cannot_be_is_one_clear_error():
         remove_attention(resnet())
     with pytest.raises(ValueError, match='attn_stages is not possible in a FeatureListNet, which has no feature_info'):
         add_attention(timm.create_model('resnetv2_18', features_only=True, layers=(1, 1, 1, 1)), stages=2)
+
+
+@pytest.mark.parametrize('size', [64, (64, 64), (3, 64, 0), '3x64x64'])
+def test_a_size_that_is_no_image_is_one_clear_error(size):
+    model = Plain().eval()
+    for operate in (partial(add_attention, sites='stem'), fuse_for_inference, complexity):
+        with pytest.raises(ValueError, match=r'input_size=.* is not \(C, H, W\), such as \(3, 224, 224\)'):
+            operate(model, input_size=size)
 
 
 @pytest.mark.parametrize('name', ['test_resnet', 'mobilenetv2_035', 'res2net50_26w_4s', 'resnetv2_18'])

@@ -2,6 +2,7 @@
 
 import copy
 from itertools import chain
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -60,8 +61,12 @@ def run_structure(structure: nn.Module, input_size: tuple[int, int, int]) -> Any
         input_size: (C, H, W).
 
     Raises:
-        ValueError: the network does not accept such an image.
+        ValueError: `input_size` is not three positive integers, or the network does not accept such an image.
     """
+    size: Any = input_size
+    is_sized = isinstance(size, list | tuple) and len(size) == 3
+    if not is_sized or not all(isinstance(n, Integral) and int(n) > 0 for n in size):
+        raise ValueError(f'input_size={input_size!r} is not (C, H, W), such as (3, 224, 224)')
     dtype = next((tensor.dtype for tensor in structure.parameters() if tensor.is_floating_point()), None)
     try:
         return structure(torch.empty(1, *input_size, device='meta', dtype=dtype))
