@@ -13,6 +13,7 @@ from spoiled import PICTURES, change_annotations
 if importlib.util.find_spec('mmdet') is None:
     pytest.skip('needs the [mmdet] or the [onedl] extra', allow_module_level=True)
 
+import numpy as np
 import torch
 from mmdet.registry import DATASETS, METRICS
 from mmengine.fileio import LocalBackend, register_backend
@@ -96,6 +97,23 @@ def test_perfect_detections_have_a_perfect_score_in_any_order_of_categories(coco
     result = metric.evaluate(4)
     assert (result['coco/blue_precision'], result['coco/red_precision']) == (1, 0)
     assert result['coco/bbox_mAP'] == 0.5
+
+
+@pytest.mark.parametrize('ids', [(0, 1, 2, 3), ('a', 'b', 'c', 'd')])
+def test_boxes_may_have_any_ids(coco_folder, ids):
+    file = change_annotations(coco_folder / 'annotations.json', lambda data: [
+        box.update(id=id_) for box, id_ in zip(data['annotations'], ids, strict=True)])
+    metric = METRICS.build(dict(type='mmdet.CocoMetric', ann_file=str(file), metric=['bbox', 'segm']))
+    metric.dataset_meta = dict(classes=('blue', 'red'))
+    for name, box in named_boxes(file):
+        x, y, width, height = box['bbox']
+        mask = np.zeros((1, 80, 96), bool)
+        mask[:, y:y + height, x:x + width] = True
+        metric.process({}, [dict(img_id=box['image_id'], ori_shape=(80, 96), pred_instances=dict(
+            bboxes=torch.tensor([[x, y, x + width, y + height]]), scores=torch.ones(1), masks=torch.from_numpy(mask),
+            labels=torch.tensor([('blue', 'red').index(name)])))])
+    result = metric.evaluate(4)
+    assert (result['coco/bbox_mAP'], result['coco/segm_mAP']) == (1, 1)
 
 
 @pytest.mark.parametrize(('kind', 'message'), [

@@ -266,6 +266,11 @@ class CocoMetric(mmdet.evaluation.CocoMetric):
         if ann_file is not None:
             with get_local_path(ann_file, backend_args=self.backend_args) as path:
                 self._coco_api = read_coco(path, ann_file)
+            # COCOeval writes the id of a matched box into an array in which 0 means that no box is matched: the
+            # detection of a box with the id 0 would be wrong, and an id that is text would be an error.
+            for number, annotation in enumerate(self._coco_api.dataset.get('annotations', []), start=1):
+                annotation['id'] = number
+            self._coco_api.anns = {annotation['id']: annotation for annotation in self._coco_api.anns.values()}
 
     def compute_metrics(self, results: list) -> dict[str, float]:
         """COCO's metrics."""
