@@ -200,6 +200,7 @@ ANNOTATIONS: dict[str, Callable[[dict], object]] = {
     'no sizes': lambda data: _without(data, 'images', 'width'),
     'no area and no iscrowd': lambda data: (
         _without(data, 'annotations', 'area'), _without(data, 'annotations', 'iscrowd')),
+    'area and iscrowd null': lambda data: [a.update(area=None, iscrowd=None) for a in data['annotations']],
     'no categories': lambda data: data.pop('categories'),
     'no boxes': lambda data: _without(data, 'annotations', 'bbox'),
     'a list': lambda data: data.clear(),

@@ -77,14 +77,15 @@ ORDERS = ['categories reversed', 'ids reversed', 'ids with gaps']
 
 
 @pytest.mark.parametrize('classes', [('blue', 'red'), ('red', 'blue')])
-@pytest.mark.parametrize('kind', [*ORDERS, 'a parent category of the same name', 'no area and no iscrowd'])
+@pytest.mark.parametrize('kind', [*ORDERS, 'a parent category of the same name', 'no area and no iscrowd',
+                                  'area and iscrowd null'])
 def test_a_label_is_the_class_of_the_same_name(coco_folder, kind, classes):
     file = change_annotations(coco_folder / 'annotations.json', kind)
     assert labels_of(coco_folder, classes=classes) == [name for name, _ in named_boxes(file)]
 
 
 @pytest.mark.parametrize('classes', [('blue', 'red'), ('red', 'blue')])
-@pytest.mark.parametrize('kind', ORDERS)
+@pytest.mark.parametrize('kind', [*ORDERS, 'no area and no iscrowd', 'area and iscrowd null'])
 def test_perfect_detections_have_a_perfect_score_in_any_order_of_categories(coco_folder, kind, classes):
     file = change_annotations(coco_folder / 'annotations.json', kind)
     metric = METRICS.build(dict(type='mmdet.CocoMetric', ann_file=str(file), classwise=True))

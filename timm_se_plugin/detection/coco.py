@@ -116,7 +116,8 @@ def _check_annotation(annotation: dict[str, Any], where: str) -> None:
 def read_coco(path: str, where: str) -> COCO:
     """Read annotations in COCO's format, from UTF-8 whatever the locale.
 
-    A box without ``iscrowd`` is not of a crowd; a box without ``area`` gets its width times its height.
+    A box without ``iscrowd`` is not of a crowd; a box without ``area`` gets its width times its height. A value that
+    is null counts as absent.
 
     Args:
         path: a local file.
@@ -132,6 +133,9 @@ def read_coco(path: str, where: str) -> COCO:
         with open(path, encoding='utf-8-sig') as file:  # some editors begin with a byte order mark
             coco.dataset = json.load(file)
         for annotation in coco.dataset.get('annotations', []):
+            for key in ('area', 'iscrowd', 'segmentation'):
+                if key in annotation and annotation[key] is None:
+                    del annotation[key]
             annotation.setdefault('iscrowd', 0)
             _check_annotation(annotation, where)
             if 'bbox' in annotation:
