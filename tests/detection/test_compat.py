@@ -5,6 +5,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from spoiled import PICTURES
 
 if importlib.util.find_spec('mmdet') is None:
     pytest.skip('needs the [mmdet] or the [onedl] extra', allow_module_level=True)
@@ -76,6 +77,21 @@ def test_what_mmengine_saves_is_loaded(tmp_path, value):
     assert np.asarray(loaded).dtype == np.asarray(value).dtype
 
 
+@pytest.mark.parametrize('spoil', ['empty', 'truncated', 'header alone', 'text', 'other bytes'])
+def test_a_broken_checkpoint_is_named(tmp_path, spoil):
+    path = tmp_path / 'a.pth'
+    torch.save(dict(state_dict=torch.nn.Linear(300, 300).state_dict()), path)
+    change = PICTURES.get(spoil, lambda path: path.write_bytes(bytes(7 * byte % 256 for byte in path.read_bytes())))
+    change(path)
+    with pytest.raises(ValueError, match=r'a\.pth is no complete checkpoint of weights; give another one, or copy'):
+        CheckpointLoader.load_checkpoint(str(path))
+
+
+def test_checkpoints_in_the_format_of_old_releases_of_torch_are_loaded(tmp_path):
+    torch.save(dict(state_dict=dict(a=torch.ones(2))), tmp_path / 'a.pth', _use_new_zipfile_serialization=False)
+    assert CheckpointLoader.load_checkpoint(str(tmp_path / 'a.pth'))['state_dict']['a'].tolist() == [1, 1]
+
+
 class RunsCode:
     def __init__(self, function, *args):
         self.call = function, args
@@ -90,8 +106,9 @@ CALLS = [(print, 'run'), (getattr, HistoryBuffer, '__init__'), (getattr, torch.n
 @pytest.mark.parametrize('call', CALLS)
 def test_a_local_file_that_would_run_code_is_refused(tmp_path, capsys, call):
     torch.save(dict(state_dict=RunsCode(*call)), tmp_path / 'a.pth')
-    with pytest.raises(pickle.UnpicklingError):
+    with pytest.raises(ValueError, match=r'a\.pth is no complete checkpoint of weights') as raised:
         CheckpointLoader.load_checkpoint(str(tmp_path / 'a.pth'))
+    assert isinstance(raised.value.__cause__, pickle.UnpicklingError)
     assert 'run\n' not in capsys.readouterr().out
 
 

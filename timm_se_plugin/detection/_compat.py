@@ -81,6 +81,27 @@ checkpoint.load_url = functools.partial(checkpoint.load_url, weights_only=True)
 if hasattr(checkpoint, '_safe_torch_load'):
     checkpoint._safe_torch_load = functools.partial(torch.load, weights_only=True)
 
+
+
+@checkpoint.CheckpointLoader.register_scheme(prefixes='', force=True)
+def _load_local(filename: str, map_location: Any) -> Any:
+    """Load a local checkpoint, as MMEngine does, with errors that name the file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is incomplete, is no checkpoint, or would run code.
+    """
+    try:
+        return checkpoint.load_from_local(filename, map_location)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f'there is no checkpoint {filename}') from error
+    except MemoryError:
+        raise
+    except Exception as error:  # the errors of pickle, zip and torch have no class in common
+        raise ValueError(f'{filename} is no complete checkpoint of weights; give another one, or copy the file again '
+                         f'({type(error).__name__}: {error})') from error
+
+
 _path_of_base = Config._get_cfg_path
 
 
