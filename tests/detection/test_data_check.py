@@ -268,6 +268,17 @@ def test_another_number_of_classes_in_a_head_is_refused_before_the_first_step(co
         train_detector(config)
 
 
+@pytest.mark.parametrize('options', [
+    {'model.neck.in_channels': [256, 512, 1024, 2048]}, {'model.backbone.out_indices': (2, 3, 4)}])
+def test_a_neck_for_another_backbone_is_refused_with_the_channels_before_the_first_step(coco_folder, options):
+    config = stopped(coco_folder, **options)
+    channels = [128, 256, 512] if 'model.backbone.out_indices' in options else [64, 128, 256, 512]
+    with pytest.raises(ValueError, match=re.escape(
+            f'do not fit resnet18_plugin, whose features have {channels} channels; set model.neck.in_channels='
+            f'{channels}')):
+        train_detector(config)
+
+
 def test_classes_in_another_order_or_number_than_those_of_training_are_refused(coco_folder):
     config = stopped(coco_folder)
     config.val_dataloader.dataset.metainfo = dict(classes=('red', 'blue'))

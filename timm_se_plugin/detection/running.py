@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.error import URLError
 
+from mmdet.models import FPN
 from mmdet.registry import DATASETS
 from mmdet.utils import setup_cache_size_limit_of_dynamo
 from mmengine.config import Config
@@ -23,6 +24,7 @@ from timm.utils import unwrap_model
 from torch import nn
 
 from ..models.state_dicts import Misfit
+from .backbone import TimmAttentionBackbone
 from .data_check import check_data
 from .picture_check import is_local
 
@@ -72,8 +74,19 @@ class CheckInputHook(Hook):
     def _check(self, runner: Runner, datasets: dict[str, Any], evaluators: dict[str, Any]) -> None:
         if 'train' in datasets:
             datasets |= _test_set(runner.cfg)
+        _check_neck(unwrap_model(runner.model))
         check_data(datasets, evaluators, unwrap_model(runner.model), self.classes, self.pictures)
         self.passed = True
+
+
+def _check_neck(model: nn.Module) -> None:
+    backbone, neck = getattr(model, 'backbone', None), getattr(model, 'neck', None)
+    if not (isinstance(backbone, TimmAttentionBackbone) and isinstance(neck, FPN)):
+        return
+    given, taken = list(backbone.out_channels), list(neck.in_channels)
+    if given != taken:
+        raise ValueError(f'model.neck.in_channels={taken} do not fit {backbone.model_name}, whose features have '
+                         f'{given} channels; set model.neck.in_channels={given}')
 
 
 def _test_set(config: Config) -> dict[str, Any]:
