@@ -238,6 +238,16 @@ def test_a_configuration_is_found_by_name_and_a_wrong_name_helps():
     assert read_config(path, work_dir='here').work_dir == 'here'
 
 
+def test_an_option_that_nothing_reads_is_warned_of(caplog):
+    read_config('faster-rcnn_se-r18_fpn_digits', {
+        'modl.backbone.attn': 'sk', 'data_root': 'mine/', 'model.backbone.attn': 'sk', 'custom_hooks': [],
+        'randomness.seed': 1, 'find_unused_parameters': True, 'speed': 1})
+    assert [re.sub(', whose.*', '', record.message) for record in caplog.records] == [
+        "--cfg-options modl.backbone.attn: MMEngine does not read 'modl'; did you mean 'model'?",
+        "--cfg-options data_root: MMEngine does not read 'data_root', a variable of the file",
+        "--cfg-options speed: MMEngine does not read 'speed'"]
+
+
 def test_pictures_are_not_written_over(coco_folder):
     with pytest.raises(ValueError, match='holds the pictures, which would be overwritten'):
         detect(on_folder(coco_folder), 'any.pth', [coco_folder / 'images'], f'{coco_folder}/images/')

@@ -1,13 +1,22 @@
 """Configurations of MMDetection: those of this package by name, others by file."""
 
+import inspect
+import logging
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
+from mmengine.runner import Runner
 
 __all__ = ['config_path', 'read_config', 'shipped_config']
+
+_logger = logging.getLogger(__name__)
+# What MMEngine and MMDetection read beside the arguments of the Runner.
+_ALSO_READ = (
+    'activation_checkpointing', 'compile', 'custom_imports', 'dataset_meta', 'efficient_conv_bn_eval',
+    'find_unused_parameters', 'model_wrapper_cfg', 'runner_type', 'strategy', 'sync_bn', 'tta_model', 'tta_pipeline')
 
 _PACKAGE = Path(__file__).parents[1]
 # The folder lies inside an installed package, and beside the package in a checkout.
@@ -68,6 +77,21 @@ def read_config(name: str | Path, options: Mapping[str, Any] | None = None, work
     """
     path = config_path(name)
     config = Config.fromfile(path)
+    for option in options or {}:
+        _warn_if_unread(option, config)
     config.merge_from_dict(dict(options or {}))
     config.work_dir = work_dir or config.get('work_dir') or f'work_dirs/{path.stem}'
     return config
+
+
+def _warn_if_unread(option: str, config: Config) -> None:
+    """Warn of an option without effect: its first name is misspelt, or is a variable for other values of the file."""
+    name = option.partition('.')[0]
+    read = [*inspect.signature(Runner).parameters, *_ALSO_READ]
+    if name in read:
+        return
+    close = get_close_matches(name, read, n=1)
+    _logger.warning('--cfg-options %s: MMEngine does not read %r%s', option, name, (
+        ', a variable of the file, whose value was copied to where it is used when the file was read; change the '
+        'value there, such as train_dataloader.dataset.data_root in the place of data_root') if name in config else (
+        f'; did you mean {close[0]!r}?' if close else ''))
