@@ -214,6 +214,19 @@ def test_difficult_objects_of_voc_are_not_counted(tmp_path):
     assert [box['iscrowd'] for box in train['annotations']] == [1, 0, 0]
 
 
+@pytest.mark.parametrize('line', ['my cat 1', 'my cat 1.jpg', 'a', 'a.TIF', 'a -1'])
+def test_a_list_of_voc_may_have_blanks_in_names_and_marks_behind_them(tmp_path, line):
+    folder = tmp_path / 'mine'
+    for stem in ('my cat 1', 'a', 'd'):
+        write(folder / 'Annotations' / f'{stem}.xml', xml(stem, [('red', (10, 20, 30, 40))]))
+        picture(folder / 'JPEGImages' / f'{stem}.jpg')
+    for name, text in (('train', line), ('val', 'd')):
+        write(folder / 'ImageSets' / 'Main' / f'{name}.txt', f'{text}\n')
+    train = read_folder(folder, tmp_path / 'run')[0]['train'].content
+    assert [image['file_name'] for image in train['images']] == [
+        f'JPEGImages/{"my cat 1" if "cat" in line else "a"}.jpg']
+
+
 @pytest.mark.parametrize('save', [save_coco, save_voc, save_yolo])
 def test_a_share_of_the_train_split_validates_and_stays_the_same(tmp_path, save):
     parts = []

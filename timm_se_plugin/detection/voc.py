@@ -37,9 +37,17 @@ def split_lists(files: Sequence[Path]) -> dict[str, set[str]]:
                                  'holds one of these two ImageSets')
     if 'train' in found:
         found.pop('trainval', None)
+    stems = {file.stem for file in files if file.suffix.lower() == '.xml'}
     return {'train' if name == 'trainval' else name: {
-        re.sub(r'\.(jpe?g|png|bmp|xml)$', '', line.split()[0], flags=re.I)
-        for line in file.read_text(encoding='utf-8-sig').splitlines() if line.strip()} for name, file in found.items()}
+        _listed(line, stems) for line in file.read_text(encoding='utf-8-sig').splitlines() if line.strip()}
+        for name, file in found.items()}
+
+
+def _listed(line: str, stems: set[str]) -> str:
+    """The name of the picture in a line: all of the line, or its first word if a mark such as 1 or -1 follows."""
+    names = [re.sub(r'\.(jpe?g|png|bmp|tiff?|webp|xml)$', '', text, flags=re.I)
+             for text in (line.strip(), line.split()[0])]
+    return next((name for name in names if name in stems), names[0])
 
 
 def read_voc(files: Sequence[Path], pictures: Sequence[Path]) -> list[tuple[Path, AnnotatedPicture]]:
