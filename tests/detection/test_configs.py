@@ -144,6 +144,13 @@ def test_the_cost_of_a_detector_is_compared_with_its_twin_s(monkeypatch):
     assert lines == ['warm-up 1 of 2', 'warm-up 2 of 2', 'step 1 of 2', 'step 2 of 2']
 
 
+@pytest.mark.parametrize('numbers', [{'batch': 0}, {'height': 0}, {'width': -32}, {'rounds': 0}])
+def test_the_cost_of_nothing_is_not_measured(numbers):
+    (name, number), = numbers.items()
+    with pytest.raises(ValueError, match=f'{name}={number} is not possible; give numbers from 1 on'):
+        detector_cost(read_config('faster-rcnn_se-r50_fpn_1x_coco', SMALL), **numbers)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('options', [
     {'model.backbone.frozen_stages': 0}, {'model.backbone.freeze_attention': True}], ids=['stem frozen', 'all frozen'])

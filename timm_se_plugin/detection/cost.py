@@ -122,8 +122,12 @@ def detector_cost(
         of bytes and seconds to the plain detector's (of seconds, the median over turns).
 
     Raises:
-        ValueError: the backbone has no attention, or there is no such device.
+        ValueError: the backbone has no attention, there is no such device, or a number is less than 1.
     """
+    numbers = {'batch': batch, 'height': height, 'width': width, 'rounds': rounds}
+    wrong = ', '.join(f'{name}={number}' for name, number in numbers.items() if number < 1)
+    if wrong:
+        raise ValueError(f'{wrong} is not possible; give numbers from 1 on')
     check_device(device)
     init_default_scope(config.get('default_scope', 'mmdet'))
     x, samples = sample_batch(batch, height, width)
