@@ -163,6 +163,13 @@ def test_a_detector_of_masks_refuses_a_folder_without_masks(mine, tmp_path):
         train_detector(config)
 
 
+def test_a_configuration_without_data_sets_is_refused(mine, tmp_path):
+    (tmp_path / 'bare.py').write_text(f'_base_ = {BASE.format("faster-rcnn_se-r50_fpn_1x_coco")!r}\n'
+                                      'val_dataloader = val_cfg = val_evaluator = None')
+    with pytest.raises(ValueError, match=r'bare.py has no val_dataloader with a data set, .* with such a _base'):
+        config_for_folder(tmp_path / 'bare.py', mine, tmp_path)
+
+
 def test_the_warm_up_is_an_epoch_at_most(mine, tmp_path, monkeypatch):
     for split in ('train', 'val'):
         file = mine / 'annotations' / f'{split}.json'
@@ -176,6 +183,9 @@ def test_the_warm_up_is_an_epoch_at_most(mine, tmp_path, monkeypatch):
     config = config_for_folder('faster-rcnn_se-r50_fpn_1x_coco', mine, tmp_path / 'run', options={
         'train_dataloader.batch_size': 10, 'train_dataloader.dataset.ann_file': 'another.json'})
     assert config.param_scheduler[0].end == 10
+    bare = config_for_folder('faster-rcnn_se-r50_fpn_1x_coco', mine, tmp_path / 'run', options={
+        'auto_scale_lr': None, 'param_scheduler': None})
+    assert bare.auto_scale_lr is bare.param_scheduler is None
     assert config.train_dataloader.dataset.ann_file == 'another.json'
 
 

@@ -36,10 +36,15 @@ def config_for_folder(
 
     Raises:
         FileNotFoundError: `model` does not exist, or as :func:`~.data_folder.read_folder`.
-        ValueError: `model` has several data sets for a split, or as :func:`~.data_folder.read_folder`.
+        ValueError: `model` has no data set or several data sets for a split, or as :func:`~.data_folder.read_folder`.
     """
     config = read_config(model, options)  # whose batch size decides how long an epoch is
     source = Path(str(config.filename))
+    lacking = [f'{name}_dataloader' for name in ('train', 'val', 'test')
+               if not (config.get(f'{name}_dataloader') or {}).get('dataset')]
+    if lacking:
+        raise ValueError(f'{source} has no {" and no ".join(lacking)} with a data set, into which --data could be put; '
+                         'give --model a configuration that trains, validates and tests, or one with such a _base_')
     data = re.sub(r'[^\w-]+', '-', Path(folder).absolute().name).strip('-') or 'data'
     name = f'{source.stem.rpartition("_")[0] or source.stem}_{data}'
     config.work_dir = str(work_dir or Path('work_dirs', name))
@@ -51,7 +56,7 @@ def config_for_folder(
     _set_classes(config.model, len(classes))
     for left in ('data_root', 'dataset_type', 'metainfo', 'train_pipeline', 'test_pipeline', 'backend_args'):
         config.pop(left, None)  # variables of the file that nothing uses any more
-    if 'base_batch_size' in config.get('auto_scale_lr', {}):
+    if 'base_batch_size' in (config.get('auto_scale_lr') or {}):
         config.auto_scale_lr.enable = True
     batch = config.train_dataloader.get('batch_size', 1) * int(os.environ.get('WORLD_SIZE', 1))
     steps = max(len(splits['train'].content['images']) // batch, 2)

@@ -219,7 +219,7 @@ def train_detector(
     if amp:
         config.optim_wrapper.update(type='AmpOptimWrapper', loss_scale='dynamic')
     if auto_scale_lr:
-        if 'base_batch_size' not in config.get('auto_scale_lr', {}):
+        if 'base_batch_size' not in (config.get('auto_scale_lr') or {}):
             raise ValueError('the learning rate cannot be scaled: the configuration has no '
                              'auto_scale_lr.base_batch_size, the batch size that its learning rate is for')
         config.auto_scale_lr.enable = True
