@@ -9,7 +9,7 @@ import sys
 
 import pytest
 import torch
-from detectors import on_folder
+from detectors import FAMILIES, on_folder
 
 if importlib.util.find_spec('mmdet') is None:
     pytest.skip('needs the [mmdet] or the [onedl] extra', allow_module_level=True)
@@ -202,6 +202,27 @@ def test_a_silent_run_shows_its_progress(coco_folder, capsys):
     config.val_cfg = config.val_dataloader = config.val_evaluator = None
     train_detector(config)
     assert re.search(r'epoch 1/1: +100%.* 2/2 .*loss=\d', capsys.readouterr().err)
+
+
+# of mmdet's masks under numpy 2
+@pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")
+@pytest.mark.parametrize('by_epoch', [True, False])
+def test_metrics_of_masks_and_of_trainings_by_iterations_are_recorded(coco_folder, by_epoch):
+    name = 'mask-rcnn_se-r50_fpn_1x_coco'
+    config = on_folder(coco_folder, name, small=False, **FAMILIES[name])
+    if not by_epoch:
+        config.train_cfg = dict(type='IterBasedTrainLoop', max_iters=3, val_interval=2)
+        config.param_scheduler, config.auto_scale_lr = [], None
+        config.default_hooks.checkpoint.update(by_epoch=False)
+    runner = train_detector(config)
+    row = record_run(runner, coco_folder / 'tiny.csv')
+    hub = runner.message_hub
+    assert row['epochs'] == (1 if by_epoch else 1.5)  # of two steps each
+    assert (row['map'], row['segm_map']) == tuple(
+        hub.get_scalar(f'val/coco/{kind}_mAP').current() for kind in ('bbox', 'segm'))
+    curve, = csv.DictReader((coco_folder / 'tiny-curves.csv').read_text().splitlines())
+    assert float(curve['loss']) == pytest.approx(hub.get_scalar('train/loss').data[0].mean(), abs=1e-5)
+    assert (float(curve['epoch']), float(curve['segm_map_50'])) == (row['epochs'], row['segm_map_50'])
 
 
 def test_a_run_is_recorded_where_python_does_not_know_its_memory(monkeypatch):

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import mmdet
 import mmengine
 import numpy as np
 import torch
-from mmengine.runner import Runner
+from mmengine.runner import EpochBasedTrainLoop, Runner
 
 from ..files.tables import replace_rows
 
@@ -20,7 +21,8 @@ def record_run(runner: Runner, path: str | Path, options: str = '') -> dict[str,
     """Add a finished run to a table, and its curve to the table ``<name>-curves.csv`` beside it.
 
     Rows of the same model, options and seed are replaced. All values come from the Runner's history, which checkpoints
-    keep, and from the logs in the Runner's work folder: the curve of a resumed run therefore has every epoch.
+    keep, and from the logs in the Runner's work folder: the curve of a resumed run therefore has every epoch. The curve
+    of a training by iterations has one row, and its epochs are a fraction.
 
     Args:
         runner: a Runner whose training has ended.
@@ -29,19 +31,25 @@ def record_run(runner: Runner, path: str | Path, options: str = '') -> dict[str,
 
     Returns:
         The row: model (the configuration's name), options, seed, epochs, the metrics of the last epoch under COCO's
-        names (``map`` and ``map_50`` are fractions from 0 to 1), the median seconds of a training step and of the
-        waiting for its data, the peak memory in MiB (allocated on CUDA, else resident in the process; None on Windows)
-        and the versions.
+        names (``map`` and ``map_50`` are fractions from 0 to 1; ``segm_map`` is that of masks), the median seconds of a
+        training step and of the waiting for its data, the peak memory in MiB (allocated on CUDA, else resident in the
+        process; None on Windows) and the versions.
     """
     path = Path(path)
     history = {key: np.asarray(buffer.data[0]) for key, buffer in runner.message_hub.log_scalars.items()}
-    validations = _validations(Path(runner.work_dir)) if runner.val_loop is not None else {}
-    epochs, steps = runner.epoch, runner.iter // max(runner.epoch, 1)
+    if isinstance(runner.train_loop, EpochBasedTrainLoop):
+        epochs: Sequence[float] = range(1, runner.epoch + 1)
+        validations = _validations(Path(runner.work_dir)) if runner.val_loop is not None else {}
+    else:  # MMEngine's logs do not say the step of a validation
+        epochs = [round(runner.iter / len(runner.train_dataloader), 2)]
+        validations = {epochs[0]: _metrics({key.removeprefix('val/'): values[-1] for key, values in history.items()
+                                            if key.startswith('val/') and len(values)})}
+    steps = runner.iter // max(len(epochs), 1)
     identity = {
         'model': Path(runner.cfg.filename or runner.experiment_name).stem, 'options': options, 'seed': runner.seed}
     row = {
-        **identity, 'epochs': epochs,
-        **validations.get(epochs, {}),
+        **identity, 'epochs': epochs[-1] if epochs else 0,
+        **(validations.get(epochs[-1], {}) if epochs else {}),
         'seconds_per_step': round(float(np.median(history['train/time'])), 4),
         'seconds_waiting_for_data': round(float(np.median(history['train/data_time'])), 4),
         'peak_memory_mib': _peak_memory(), 'device': str(next(runner.model.parameters()).device.type),
@@ -52,26 +60,31 @@ def record_run(runner: Runner, path: str | Path, options: str = '') -> dict[str,
               if key.startswith('train/') and 'loss' in key}
     curve = [
         {**identity, 'epoch': epoch,
-         **{key: round(float(values[(epoch - 1) * steps:epoch * steps].mean()), 5) for key, values in losses.items()},
+         **{key: round(float(values[i * steps:(i + 1) * steps].mean()), 5) for key, values in losses.items()},
          **validations.get(epoch, {})}
-        for epoch in range(1, epochs + 1)]
+        for i, epoch in enumerate(epochs)]
     replace_rows(path, [row], list(identity))
     replace_rows(path.with_name(f'{path.stem}-curves.csv'), curve, list(identity))
     return row
 
 
-def _validations(work_dir: Path) -> dict[int, dict[str, float]]:
+def _metrics(values: Mapping[str, float]) -> dict[str, float]:
+    """COCO's metrics among logged values: of boxes without a prefix, of masks with ``segm_``."""
+    return {key.removeprefix('coco/').removeprefix('bbox_').replace('mAP', 'map'): float(value)
+            for key, value in values.items() if key.startswith(('coco/bbox_', 'coco/segm_'))}
+
+
+def _validations(work_dir: Path) -> dict[float, dict[str, float]]:
     """COCO's metrics by epoch, from the logs of every run with this work folder.
 
     The Runner's history lacks the last validation before a resume: a checkpoint is written before its epoch's
     validation.
     """
-    prefix, found = 'coco/bbox_', {}
+    found = {}
     for log in sorted(work_dir.glob('*/vis_data/scalars.json')):
         for line in log.read_text().splitlines():
             values = json.loads(line)
-            metrics = {key.removeprefix(prefix).replace('mAP', 'map'): value
-                       for key, value in values.items() if key.startswith(prefix)}
+            metrics = _metrics(values)
             if metrics:
                 found[values['step']] = metrics
     return found
