@@ -83,7 +83,10 @@ def _validations(work_dir: Path) -> dict[float, dict[str, float]]:
     found = {}
     for log in sorted(work_dir.glob('*/vis_data/scalars.json')):
         for line in log.read_text().splitlines():
-            values = json.loads(line)
+            try:
+                values = json.loads(line)
+            except json.JSONDecodeError:  # a run was killed while it wrote the line
+                continue
             metrics = _metrics(values)
             if metrics:
                 found[values['step']] = metrics
