@@ -2,6 +2,7 @@ import multiprocessing
 import os
 import resource
 import signal
+from argparse import Namespace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from timm_se_plugin.training.checkpoint import (
     read_checkpoint,
     save_checkpoint,
 )
+from timm_se_plugin.training.continuing import checkpoint_of
 
 
 def state(number, size=1000):
@@ -71,6 +73,16 @@ def test_between_the_two_renames_nothing_is_lost(tmp_path):
     assert number(tmp_path) == 1
     save_checkpoint(tmp_path, state(2))
     assert number(tmp_path) == 2
+
+
+def test_where_only_the_best_is_left_the_run_continues_from_it(tmp_path):
+    for i in range(3):
+        save_checkpoint(tmp_path, state(i), best=i == 0)
+    (tmp_path / 'last.pth.tar').write_bytes(b'')
+    (tmp_path / 'previous.pth.tar').unlink()
+    assert newest_whole(tmp_path) == tmp_path / 'model_best.pth.tar'
+    with pytest.raises(ValueError, match='holds a run already'):  # a new run would overwrite the best
+        checkpoint_of(Namespace(resume=None), tmp_path)
 
 
 def test_a_file_that_is_no_checkpoint_is_refused(tmp_path):

@@ -49,8 +49,8 @@ def save_checkpoint(folder: Path, state: dict[str, Any], best: bool = False) -> 
 
 
 def newest_whole(folder: Path) -> Path | None:
-    """The newest whole checkpoint in the folder of a run; None where there is none."""
-    for name in (f'new-{LAST}', LAST, PREVIOUS):
+    """The newest whole checkpoint in the folder of a run, or the best one where no other is left; else None."""
+    for name in (f'new-{LAST}', LAST, PREVIOUS, BEST):
         path = folder / name
         if path.exists():
             if is_whole(path):
