@@ -97,6 +97,11 @@ def test_without_values_of_its_own_the_attention_trains_as_all_the_rest(digits, 
                for name, found in settings(run).items())
 
 
+def test_an_optimizer_of_second_order_is_refused(digits, tmp_path):
+    with pytest.raises(ValueError, match='--opt adahessian needs second derivatives, which the training does not'):
+        Run(options(digits, tmp_path, '--opt', 'adahessian'), Process(torch.device('cpu')))
+
+
 def test_a_network_without_attention_is_refused(digits, tmp_path):
     given = options(digits, tmp_path, '--attn-lr-scale', '2', '--model', 'test_resnet')
     with pytest.raises(ValueError, match=r'^--attn-weight-decay and .* need a network with attention, and test_resnet'):

@@ -31,7 +31,8 @@ def make_optimizer(model: nn.Module, options: Namespace, lr: float) -> Optimizer
         lr: learning rate of the parameters outside the attention, in the last layer.
 
     Raises:
-        ValueError: timm cannot make the optimizer, or a value for the attention of a network that has none to train.
+        ValueError: timm cannot make the optimizer, the optimizer needs second derivatives, or a value is given for the
+            attention of a network that has none to train.
     """
     own = options.attn_weight_decay is not None or options.attn_lr_scale != 1
     if own and not counted_attention(model):
@@ -44,12 +45,16 @@ def make_optimizer(model: nn.Module, options: Namespace, lr: float) -> Optimizer
     def groups(model: nn.Module) -> list[dict[str, Any]]:
         return list(_groups(model, options, lr))
     try:
-        return create_optimizer_v2(
+        optimizer: Any = create_optimizer_v2(
             model, **optimizer_kwargs(Namespace(**{**vars(options), 'lr': lr})),
             param_group_fn=groups if own or options.layer_decay else None, **options.opt_kwargs)
     except (TypeError, ValueError) as error:
         raise ValueError(f'timm cannot make the optimizer --opt {options.opt} with --opt-kwargs '
                          f'{options.opt_kwargs}: {error}; timm.optim.list_optimizers() names all') from error
+    if getattr(optimizer, 'is_second_order', False):
+        raise ValueError(f'--opt {options.opt} needs second derivatives, which the training does not compute; '
+                         'timm.optim.list_optimizers() names other optimizers')
+    return optimizer
 
 
 def _attention_parameters(model: nn.Module) -> set[nn.Parameter]:
