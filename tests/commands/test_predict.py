@@ -153,7 +153,7 @@ def test_the_pictures_that_a_share_leaves_to_the_training_can_be_evaluated(train
 
 
 def test_a_share_is_refused_where_there_are_splits_or_single_pictures(digits, tmp_path):
-    with pytest.raises(SystemExit, match="has a split 'val' already; leave out --val-share"):
+    with pytest.raises(SystemExit, match="has a split 'val' already; give --val-share 0"):
         main(['train', *TINY, '--data-dir', str(digits), '--val-split', 'val', '--val-share', '0.2'])
     for name in 'ab':
         (tmp_path / name).mkdir()

@@ -249,10 +249,12 @@ def test_the_variants_of_a_picture_are_on_one_side_of_a_share():
         share_of(samples[:3], '/data', 0.4, 0)
 
 
-def test_a_share_of_a_tar_file_is_refused(colours, tmp_path):
+def test_a_share_of_a_tar_file_or_of_a_data_set_is_refused(colours, tmp_path):
     shutil.make_archive(str(tmp_path / 'colours'), 'tar', colours / 'train')
-    with pytest.raises(ValueError, match=r'colours\.tar is a file; leave out --val-share, or unpack the file'):
+    with pytest.raises(ValueError, match=r'colours\.tar is a file; give --val-share 0, or unpack the file'):
         train(tmp_path / 'colours.tar', tmp_path / 'run', '--val-share', '0.2')
+    with pytest.raises(ValueError, match='--dataset torch/image_folder names its splits by --train-split and --val-s'):
+        train(colours, tmp_path / 'run', '--val-share', '0.2', '--dataset', 'torch/image_folder')
 
 
 @pytest.mark.parametrize('linked', [False, True])

@@ -184,6 +184,9 @@ def open_split(options: Namespace, split: str, training: bool) -> Any:
     if is_multilabel and (options.dataset or options.class_map):
         raise ValueError('--task multilabel reads the CSV files of --data-dir, whose columns are the labels; leave '
                          f'out {"--dataset" if options.dataset else "--class-map"}')
+    if options.dataset and options.val_share:
+        raise ValueError(f'--val-share {options.val_share} is for a folder of classes, and --dataset {options.dataset} '
+                         'names its splits by --train-split and --val-split; give --val-share 0')
     class_map = read_class_map(options.class_map) if options.class_map else None
     if not options.dataset:
         if not (root and Path(root).exists()):
@@ -219,11 +222,11 @@ def _shared_folder(options: Namespace, split: str, class_map: Mapping[str, int] 
     """Reader of a folder of classes: for the validation split of ``--val-share``, for others of the other pictures."""
     root = options.data_dir
     if not Path(root).is_dir():
-        raise ValueError(f'--val-share {options.val_share} is for a folder of classes, and {root} is a file; leave out '
-                         '--val-share, or unpack the file')
+        raise ValueError(f'--val-share {options.val_share} is for a folder of classes, and {root} is a file; give '
+                         '--val-share 0, or unpack the file')
     if split_root(Path(root), options.val_split) != str(Path(root)):
         raise ValueError(f'--val-share {options.val_share} is for a folder of classes, and {root} has a split '
-                         f'{options.val_split!r} already; leave out --val-share')
+                         f'{options.val_split!r} already; give --val-share 0')
     reader = read_folder(root, class_map)
     chosen = share_of(reader.samples, root, options.val_share, options.val_share_seed)
     reader.samples = _part(options, reader.samples, chosen, split)
@@ -242,7 +245,7 @@ def _open_labels(options: Namespace, split: str) -> ImageDataset:
     share = options.val_share
     if share and not Path(options.data_dir).is_file():
         raise ValueError(f'--val-share {share} is for one CSV file, and --data-dir {options.data_dir} is a folder with '
-                         'a file for each split; leave out --val-share, or name one of the files by --data-dir')
+                         'a file for each split; give --val-share 0, or name one of the files by --data-dir')
     if share:
         chosen = share_of_labels(reader, share, options.val_share_seed)
         reader.samples = _part(options, reader.samples, chosen, split)
