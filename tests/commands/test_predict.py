@@ -1,6 +1,9 @@
 import csv
+import io
 import json
+import os
 import shutil
+import sys
 
 import pytest
 import timm
@@ -109,6 +112,26 @@ def test_predictions_are_kept_when_a_later_picture_ends_the_work(trained, digits
         main(['predict', str(digits / 'val'), '--model', str(trained), '--output', str(tmp_path / 'found.csv')])
     with open(tmp_path / 'found.csv', encoding='utf-8') as file:
         assert len({row['file'] for row in csv.DictReader(file)}) == 1
+
+
+def test_names_that_are_not_utf8_or_not_in_the_encoding_of_the_output_lose_nothing(trained, digits, monkeypatch,
+                                                                                   tmp_path):
+    picture, folder = next((digits / 'val' / '3').iterdir()), tmp_path / 'é'
+    folder.mkdir()
+    name = folder / os.fsdecode(b'caf\xe9.png')
+    try:
+        shutil.copy(picture, name)
+    except OSError:
+        pytest.skip('this file system takes UTF-8 alone')
+    shutil.copy(picture, folder / 'z.png')
+    for ending in ('csv', 'json'):
+        monkeypatch.setattr(sys, 'stdout', io.TextIOWrapper(io.BytesIO(), encoding='ascii'))
+        main(['predict', str(folder), '--model', str(trained), '--top', '1', '--output', str(tmp_path / f'f.{ending}'),
+              '--sheet', str(tmp_path / 'sheet.png')])
+    with open(tmp_path / 'f.csv', encoding='utf-8') as file:
+        assert [row['file'] for row in csv.DictReader(file)] == [f'{folder}/caf\\udce9.png', f'{folder}/z.png']
+    assert [row['file'] for row in json.loads((tmp_path / 'f.json').read_text(encoding='utf-8'))] == [
+        str(name), f'{folder}/z.png']
 
 
 def test_a_model_that_cannot_predict_says_why(digits, tmp_path):

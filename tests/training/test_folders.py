@@ -249,6 +249,11 @@ def test_the_variants_of_a_picture_are_on_one_side_of_a_share():
         share_of(samples[:3], '/data', 0.4, 0)
 
 
+def test_a_share_takes_names_that_are_not_utf8():
+    samples = [(f'/data/caf\udce9/{i}.jpg', 0) for i in range(10)]
+    assert sum(share_of(samples, '/data', 0.2, 0)) == 2
+
+
 def test_a_share_of_a_tar_file_or_of_a_data_set_is_refused(colours, tmp_path):
     shutil.make_archive(str(tmp_path / 'colours'), 'tar', colours / 'train')
     with pytest.raises(ValueError, match=r'colours\.tar is a file; give --val-share 0, or unpack the file'):

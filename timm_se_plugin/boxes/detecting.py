@@ -139,7 +139,8 @@ def _write(picture: np.ndarray, detections: Sequence[dict[str, Any]], target: Pa
 
 
 def _write_results(results: Sequence[dict[str, Any]], folder: Path) -> None:
-    write_atomically(folder / 'detections.json', json.dumps(results, indent=1, ensure_ascii=False).encode())
+    write_atomically(folder / 'detections.json', json.dumps(results, indent=1, ensure_ascii=False).encode(
+        errors='backslashreplace'))  # JSON's own escape of bytes in names that are not UTF-8
     rows = [{'file': result['file'], 'label': found['label'], 'score': found['score'],
              **dict(zip(('x1', 'y1', 'x2', 'y2'), found['bbox'], strict=True))}
             for result in results for found in result['detections']]

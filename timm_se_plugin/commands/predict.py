@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     finally:  # an interruption or an error does not lose the predictions until then
         if args.output and predictions and args.output.suffix == '.json':
             content = json.dumps([found.to_dict() for found in predictions], indent=1, ensure_ascii=False)
-            write_atomically(args.output, content.encode())
+            write_atomically(args.output, content.encode(errors='backslashreplace'))  # JSON's own escape of such bytes
         elif args.output and predictions:
             write_table(args.output, [{'file': found.file, 'rank': rank, 'label': label, 'score': score}
                                       for found in predictions for rank, label, score in _ranked(found.classes)])

@@ -34,8 +34,11 @@ def read_table(path: Path) -> list[dict[str, str]]:
 
 
 def write_table(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write a CSV file completely, or leave the one that exists as it is."""
-    write_atomically(path, table(rows).encode())
+    r"""Write a CSV file completely, or leave the one that exists as it is.
+
+    A byte of a file's name that is not UTF-8, as old archives have, is written as ``\udcXX``.
+    """
+    write_atomically(path, table(rows).encode(errors='backslashreplace'))
 
 
 def replace_rows(path: str | Path, rows: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> None:

@@ -250,4 +250,4 @@ def _report_classes(folder: Path, evaluation: Evaluation, names: list[str]) -> N
 def _write(path: Path, columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
     text = io.StringIO()
     csv.writer(text, lineterminator='\n').writerows([columns, *rows])
-    write_atomically(path, text.getvalue().encode())
+    write_atomically(path, text.getvalue().encode(errors='backslashreplace'))

@@ -141,7 +141,7 @@ def share_of(samples: Sequence[tuple[str, int]], root: str, share: float, seed: 
             only = samples[next(iter(pictures.values()))[0]][0]
             raise ValueError(f'{only} is the only picture of its class, and --val-share needs two: one to train on and '
                              'one to evaluate on')
-        ranked = sorted(pictures, key=lambda name: hashlib.sha256(f'{seed}/{name}'.encode()).digest())
+        ranked = sorted(pictures, key=lambda name: hashlib.sha256(os.fsencode(f'{seed}/{name}')).digest())
         for name in ranked[:min(max(round(share * len(ranked)), 1), len(ranked) - 1)]:
             for i in pictures[name]:
                 chosen[i] = True
