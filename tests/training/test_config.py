@@ -48,6 +48,13 @@ def test_a_key_that_is_no_option_is_named_with_what_was_meant(tmp_path):
         parse_options(['--config', recipe(tmp_path, 'weight_decy: 1')])
 
 
+@pytest.mark.parametrize('content', ['model: [a\nlr: 3', 'model: é'])
+def test_a_file_that_is_not_yaml_is_named(tmp_path, content):
+    (tmp_path / 'mine.yaml').write_text(content, encoding='latin-1')
+    with pytest.raises(ValueError, match=r'^the recipe .*mine\.yaml is not YAML in UTF-8: '):
+        parse_options(['--config', str(tmp_path / 'mine.yaml')])
+
+
 def test_a_missing_recipe_is_answered_with_those_there_are():
     with pytest.raises(ValueError, match=r"'cifar' is neither a file nor a packaged recipe; the packaged .* cifar10,"):
         read_recipe('cifar')

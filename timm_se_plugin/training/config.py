@@ -48,14 +48,14 @@ def read_recipe(name: str) -> dict[str, Any]:
         ValueError: there is no such recipe, it is not a mapping, or one of its keys is not an option.
     """
     packaged = _RECIPES / f'{name.removesuffix(".yaml")}.yaml'
-    if Path(name).is_file():
-        text = Path(name).read_text(encoding='utf-8')
-    elif packaged.is_file():
-        text = packaged.read_text(encoding='utf-8')
-    else:
+    file = Path(name) if Path(name).is_file() else packaged
+    if not file.is_file():
         raise ValueError(f'{name!r} is neither a file nor a packaged recipe; '
                          f'the packaged recipes are {", ".join(list_recipes())}')
-    options = yaml.safe_load(text) or {}
+    try:
+        options = yaml.safe_load(file.read_text(encoding='utf-8')) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f'the recipe {name} is not YAML in UTF-8: {error}') from error
     if not isinstance(options, dict):
         raise ValueError(f'the recipe {name} is not a mapping of options to values')
     options = {key: value for key, value in options.items() if key not in _TOLD}
