@@ -6,10 +6,11 @@ from argparse import Namespace
 
 import pytest
 import torch
-from digit_runs import job, said, summary, train, weights
+from digit_runs import TINY, job, said, summary, train, weights
 from processes import finish, start, start_group
 
 from timm_se_plugin.files.tables import read_table
+from timm_se_plugin.training import parse_options, train_classifier
 from timm_se_plugin.training.checkpoint import read_checkpoint
 from timm_se_plugin.training.continuing import checkpoint_of
 
@@ -114,6 +115,22 @@ def test_a_run_of_a_release_without_an_option_goes_on_as_it_began(digits, tmp_pa
     torch.save(checkpoint, folder / 'last.pth.tar')
     run(1, folder, *arguments, '--epochs', '3', '--resume', 'auto')
     assert read_checkpoint(folder / 'last.pth.tar')['args'].exif_orientation is False
+
+
+def test_the_args_of_a_run_and_a_moved_class_map_continue_it(digits, tmp_path):
+    names = '\n'.join(map(str, range(10)))
+    for name in ('before.txt', 'after.txt'):
+        (tmp_path / name).write_text(names)
+    train_classifier(parse_options([
+        *TINY, '--model', 'test_resnet_plugin', '--model-kwargs', 'attn=sk', 'attn_kernels=(3,5)', '--epochs', '1',
+        '--data-dir', str(digits), '--output', str(tmp_path), '--experiment', 'run', '--class-map',
+        str(tmp_path / 'before.txt')]))
+    again = ['--config', str(tmp_path / 'run' / 'args.yaml'), '--epochs', '2', '--resume', 'auto', '--class-map']
+    train_classifier(parse_options([*again, str(tmp_path / 'after.txt')]))
+    assert len(summary(tmp_path / 'run')) == 2
+    (tmp_path / 'after.txt').write_text('\n'.join(map(str, reversed(range(10)))))
+    with pytest.raises(ValueError, match='the data has the same classes in another order'):
+        train_classifier(parse_options([*again, str(tmp_path / 'after.txt')]))
 
 
 def test_a_run_is_not_overwritten_by_one_that_continues_from_elsewhere(tmp_path):

@@ -183,7 +183,7 @@ def _differences(folder: Path, command: Sequence[str]) -> list[str] | None:
     from ..training.config import different_options, options_of, parse_options
 
     then = options_of({'args': Namespace(**yaml.safe_load((folder / 'args.yaml').read_text(encoding='utf-8')))})
-    now = yaml.safe_load(yaml.safe_dump(vars(parse_options(command))))  # lists for tuples, as in the file
+    now = vars(parse_options(command))
     if now['num_classes'] is None:  # the run has taken the number from the data
         now['num_classes'] = then['num_classes']
     return different_options(then, now)

@@ -120,7 +120,14 @@ def data_name(options: argparse.Namespace) -> str:
 def different_options(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Options that change what a run computes and differ from those of an earlier run, as ``lr=0.2 (was 0.1)``."""
     return [f'{key}={value!r} (was {then.get(key)!r})' for key, value in sorted(now.items())
-            if key not in RUNTIME and then.get(key) != value]
+            if key not in RUNTIME and _as_yaml(then.get(key)) != _as_yaml(value)]
+
+
+def _as_yaml(value: Any) -> Any:
+    """`value` as ``args.yaml`` gives it back: with lists for tuples."""
+    if isinstance(value, dict):
+        return {key: _as_yaml(item) for key, item in value.items()}
+    return [_as_yaml(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def parse_evaluation(

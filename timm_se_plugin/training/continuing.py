@@ -56,11 +56,13 @@ def continued(options: Namespace, state: dict[str, Any], process: Process, path:
     is_kept = options.batch_size * options.grad_accum_steps * processes == global_batch
     is_same = all(trained[key] == getattr(options, key) for key in batch)
     is_stream = options.dataset.partition('/')[0].lower() in STREAMS
-    ignored = () if processes == position['world_size'] and not (is_kept or is_same) else batch
+    ignored = ['epochs', *(() if processes == position['world_size'] and not (is_kept or is_same) else batch)]
+    if options.class_map and state.get('label_names'):  # the file may have moved; Run compares the classes themselves
+        ignored.append('class_map')
     former = {key: value for key, value in FORMER.items() if not hasattr(state['args'], key)}
     options = Namespace(**{**vars(options), **former})
     different = [text for text in different_options(trained, vars(options))
-                 if text.partition('=')[0] not in (*ignored, 'epochs')]
+                 if text.partition('=')[0] not in ignored]
     if is_stream and processes != position['world_size']:
         different.append(f'{processes} processes (was {position["world_size"]}; a stream needs the same number)')
     if different:
