@@ -141,6 +141,17 @@ class Misnamed(LayerScaleGate):
     """A layer whose registration is wrong."""
 
 
+def test_a_class_that_is_defined_again_takes_the_place_of_the_former_one(registered):
+    again = type('SimAM', (SimAM,), {'__module__': SimAM.__module__, '__qualname__': SimAM.__qualname__})
+    register_attention('simam', again, paper='2106.03357')
+    model = timm.create_model('test_resnet_plugin', attn='simam', attn_stages=1)
+    assert [type(layer) for layer in attention_modules(model).values()] == [again]
+    with pytest.raises(ValueError, match="'simam' cannot name an attention"):
+        register_attention('simam', LayerScaleGate)
+    with pytest.raises(ValueError, match="'se' cannot name an attention"):
+        register_attention('se', SqueezeExcite)
+
+
 @pytest.mark.parametrize('name', ['absent', 'gate'])
 def test_a_last_layer_that_cannot_be_zeroed_is_one_clear_error(registered, name):
     register_attention('own', Misnamed, last_layers=(name,), identity_gate='double_sigmoid')

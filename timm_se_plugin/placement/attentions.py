@@ -140,6 +140,9 @@ ATTENTIONS: dict[str, Attention] = {attention.name: attention for attention in (
 )}
 
 
+_OWN = frozenset(ATTENTIONS)
+
+
 def register_attention(
         name: str, layer: type[nn.Module], *, paper: str = '', tags: Iterable[str] = (),
         last_layers: Iterable[str] = (), identity_gate: str | None = None, gates: Iterable[str] = ('gate',),
@@ -150,7 +153,8 @@ def register_attention(
     specification and of config.json. For a keyword ``act_layer`` users give timm's name of the activation, and the
     layer receives the class. A sequence of values reaches the layer as a tuple, or as a list if the default is a list.
     ``gate`` and ``init`` have their meaning in :class:`AttentionSpec`. A saved network can be loaded only after its
-    attention has been registered::
+    attention has been registered. Registering a class of the same module and name again, as when a notebook's cell runs
+    a second time, takes the place of the former registration::
 
         class SimAM(nn.Module):
             def __init__(self, channels: int, e_lambda: float = 1e-4, device=None, dtype=None): ...
@@ -175,7 +179,10 @@ def register_attention(
             a constructor that cannot be called as above, or a keyword that is the name of an option of placement or of
             a Selective Kernel.
     """
-    if name in ATTENTIONS or name == 'none' or not name.isidentifier() or name != name.lower():
+    former = getattr(ATTENTIONS.get(name), 'layer', None)
+    is_again = name not in _OWN and _full_name(layer) == _full_name(former)
+    is_taken = name == 'none' or (name in ATTENTIONS and not is_again)
+    if is_taken or not name.isidentifier() or name != name.lower():
         raise ValueError(f'{name!r} cannot name an attention: choose a lower-case word other than '
                          f'{", ".join(ATTENTIONS)}, none')
     if not (isinstance(layer, type) and issubclass(layer, nn.Module)):
@@ -203,6 +210,10 @@ def register_attention(
         gates=tuple(gates))
     ATTENTIONS[name] = attention
     return attention
+
+
+def _full_name(layer: Any) -> tuple[Any, Any]:
+    return getattr(layer, '__module__', None), getattr(layer, '__qualname__', None)
 
 
 def attention_layers() -> tuple[type[nn.Module], ...]:
