@@ -56,6 +56,10 @@ def test_a_training_is_resumed_recorded_and_tested(demo, tmp_path, printed):
     metrics = printed('detect', 'test', CONFIG, tmp_path / 'epoch_1.pth', '--work-dir', tmp_path / 'test',
                       *on(folder, 'test'), 'log_level=ERROR', 'visualizer.name=tested by the command')
     assert 0 <= metrics['coco/bbox_mAP'] <= 1
+    before = (tmp_path / 'epoch_1.pth').read_bytes()
+    with pytest.raises(SystemExit, match='has the checkpoints of a training, which a new one would overwrite'):
+        main(['detect', 'train', CONFIG, '--work-dir', str(tmp_path), *on(folder, 'train', 'val', 'test')])
+    assert (tmp_path / 'epoch_1.pth').read_bytes() == before
 
 
 def test_predict_and_compare_draw(demo, tmp_path, printed):
@@ -73,6 +77,8 @@ def test_predict_and_compare_draw(demo, tmp_path, printed):
                             '--output', tmp_path / 'found')
     with pytest.raises(SystemExit, match='is no folder, hf-hub:user/repo or local-dir:folder'):
         main(['detect', 'predict', str(folder / 'scenes'), '--model', CONFIG])
+    with pytest.raises(SystemExit, match='2'):
+        main(['detect', 'predict', str(folder / 'scenes'), '--model', CONFIG, '--score', '30'])
     with pytest.raises(SystemExit, match='--int8 is for classifiers'):
         main(['export', str(folder / 'detector'), 'a.onnx', '--pictures', 'any', '--int8', 'any'])
     with pytest.raises(SystemExit, match='without --model, a configuration, a checkpoint and at least'):

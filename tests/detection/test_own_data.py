@@ -135,6 +135,18 @@ def test_tools_of_mmdetection_run_the_written_configuration(mine, small, tmp_pat
     assert (tmp_path / 'theirs' / 'epoch_1.pth').is_file()
 
 
+def test_the_folder_of_another_training_is_left_as_it_is(mine, tmp_path):
+    name, run = 'faster-rcnn_se-r50_fpn_1x_coco', tmp_path / 'run'
+    config_for_folder(name, mine, run)
+    kept = {path: path.read_bytes() for path in run.rglob('*') if path.is_file()}
+    run.mkdir(exist_ok=True)
+    (run / 'last_checkpoint').write_text('epoch_12.pth')
+    with pytest.raises(FileExistsError, match='run has the checkpoints of a training, which a new one would overwrite'):
+        config_for_folder(name, mine, run)
+    assert all(path.read_bytes() == content for path, content in kept.items())
+    assert config_for_folder(name, mine, run, resume=True).work_dir == str(run)
+
+
 # of mmdet's masks under numpy 2
 @pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")
 @pytest.mark.parametrize('name', ['retinanet_se-r50_fpn_1x_coco', 'mask-rcnn_se-r50_fpn_1x_coco',

@@ -5,7 +5,7 @@ timm-se detect compare faster-rcnn_se-r18_fpn_bccd <checkpoint> --output results
 
 import argparse
 
-from .detector_options import add_config
+from .detector_options import add_config, score
 
 __all__ = ['add_arguments', 'run']
 
@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('checkpoint', help='weights of the detector')
     parser.add_argument('--output', default='work_dirs/comparison.png', help='picture file to write')
     parser.add_argument('--count', type=int, default=6, help='number of pictures')
-    parser.add_argument('--score', type=float, default=0.5, help='lowest score of a detection that is drawn')
+    parser.add_argument('--score', type=score, default=0.5, help='lowest score of a detection that is drawn')
     parser.add_argument('--device', default='cpu', help='where to compute, such as cuda:0')
 
 

@@ -11,7 +11,7 @@ Folders are searched with the folders in them. A file that is no whole picture i
 import argparse
 from typing import Any
 
-from .detector_options import ConfigOptions
+from .detector_options import ConfigOptions, score
 
 __all__ = ['add_arguments', 'run']
 
@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--cfg-options', nargs='+', action=ConfigOptions, default={}, metavar='KEY=VALUE',
                         help='change values of the configuration, as in model.test_cfg.rcnn.score_thr=0.2')
     parser.add_argument('--output', default='work_dirs/detections', help='folder to write into (default: %(default)s)')
-    parser.add_argument('--score', type=float, default=0.3,
+    parser.add_argument('--score', type=score, default=0.3,
                         help='lowest score of a box that is kept (default: %(default)s)')
     parser.add_argument('--device', default='cpu', help='where to compute, such as cuda:0 (default: %(default)s)')
 

@@ -41,19 +41,23 @@ def run(args: argparse.Namespace) -> dict[str, str]:
     """Train, and return where the results are.
 
     Raises:
+        FileExistsError: the work folder has a training that is not to be continued.
         ValueError: neither a configuration nor --data and --model are given, or options that do not go together.
     """
     from mmengine.dist import is_main_process
 
+    from ..detection.checkpoint_hook import check_work_dir
     from ..detection.configs import read_config
     from ..detection.records import record_run
     from ..detection.running import train_detector
 
     if args.data and args.model and not args.config:
         from ..detection.own_data import config_for_folder
-        config = config_for_folder(args.model, args.data, args.work_dir, args.val_share, args.cfg_options)
+        config = config_for_folder(
+            args.model, args.data, args.work_dir, args.val_share, args.cfg_options, args.resume)
     elif args.config and not (args.data or args.model or args.val_share):
         config = read_config(args.config, args.cfg_options, args.work_dir)
+        check_work_dir(config.work_dir, args.resume or config.get('resume', False))
     else:
         given = [option for option, value in (
             (args.config, args.config), ('--data', args.data), ('--model', args.model),

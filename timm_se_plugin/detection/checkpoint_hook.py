@@ -13,7 +13,7 @@ from mmengine.runner import Runner
 
 from ..files.writing import is_whole, write_atomically
 
-__all__ = ['AtomicBackend', 'WholeCheckpointHook']
+__all__ = ['AtomicBackend', 'WholeCheckpointHook', 'check_work_dir']
 
 
 class AtomicBackend(LocalBackend):
@@ -25,6 +25,17 @@ class AtomicBackend(LocalBackend):
 
 
 register_backend('atomic', AtomicBackend, force=True)
+
+
+def check_work_dir(work_dir: str | Path, resume: bool | str) -> None:
+    """Refuse to begin a training in the folder of another one, whose checkpoints it would overwrite.
+
+    Raises:
+        FileExistsError: the folder has a checkpoint, and the training is not resumed.
+    """
+    if not resume and Path(work_dir, 'last_checkpoint').is_file():
+        raise FileExistsError(f'{work_dir} has the checkpoints of a training, which a new one would overwrite; '
+                              '--resume continues that training, and --work-dir names another folder for a new one')
 
 
 def _step(path: Path) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 
 from mmengine.config import Config
 
+from .checkpoint_hook import check_work_dir
 from .configs import read_config
 from .data_folder import Split, read_folder
 
@@ -16,7 +17,7 @@ __all__ = ['config_for_folder']
 
 def config_for_folder(
         model: str | Path, folder: str | Path, work_dir: str | Path | None = None, val_share: float | None = None,
-        options: Mapping[str, Any] | None = None,
+        options: Mapping[str, Any] | None = None, resume: bool | str = False,
 ) -> Config:
     """A complete configuration that trains, validates and tests a detector on the data of a folder.
 
@@ -30,11 +31,13 @@ def config_for_folder(
             where the name is that of `model` with the name of `folder` in place of the last field, the data set.
         val_share: share of the train split to validate on, where the folder has no val split.
         options: values to change, as ``--cfg-options`` has them; they come before those of the data.
+        resume: whether a training that the folder of the run has is to be continued.
 
     Returns:
         The configuration, with the file name that the run gives its copy in `work_dir`.
 
     Raises:
+        FileExistsError: the folder of the run has a training that is not to be continued.
         FileNotFoundError: `model` does not exist, or as :func:`~.data_folder.read_folder`.
         ValueError: `model` has no data set or several data sets for a split, or as :func:`~.data_folder.read_folder`.
     """
@@ -48,6 +51,7 @@ def config_for_folder(
     data = re.sub(r'[^\w-]+', '-', Path(folder).absolute().name).strip('-') or 'data'
     name = f'{source.stem.rpartition("_")[0] or source.stem}_{data}'
     config.work_dir = str(work_dir or Path('work_dirs', name))
+    check_work_dir(config.work_dir, resume or config.get('resume', False))
     splits, classes = read_folder(folder, Path(config.work_dir, 'annotations'), val_share)
     root = Path(folder).absolute()
     for of_config in ('train', 'val', 'test'):
