@@ -264,12 +264,12 @@ def draw_curves(path: Path) -> None:
 
     curves: dict[tuple[str, ...], list[Row]] = {}
     for epoch in read('cifar10-curves.csv'):
-        if int(epoch['epochs']) == 100:
+        if int(epoch['epochs']) >= 45:
             curves.setdefault(_run(epoch), []).append(epoch)
     figure = Figure(figsize=(9, 4), layout='constrained')
     loss, error = figure.subplots(1, 2)
     for run, epochs in curves.items():
-        name = f'{run[0].removesuffix("_cifar_plugin")}, seed {run[2]}'
+        name = f'{run[0].removesuffix("_cifar_plugin")}, {run[3]} epochs, seed {run[2]}'
         x = [int(epoch['epoch']) + 1 for epoch in epochs]
         loss.plot(x, [float(epoch['train_loss']) for epoch in epochs], linewidth=1, label=name)
         error.plot(x, [100 - 100 * float(epoch['val_top1']) for epoch in epochs], linewidth=1, label=name)
@@ -281,7 +281,7 @@ def draw_curves(path: Path) -> None:
         axes.minorticks_off()
         axes.grid(alpha=0.3)
         axes.legend()
-    figure.suptitle('ResNet-20 on CIFAR-10, 100 epochs of the recipe cifar10-short')
+    figure.suptitle('ResNet-20 on CIFAR-10, longer trainings of the recipe cifar10-short')
     figure.savefig(path, dpi=110)
 
 
