@@ -382,7 +382,8 @@ def int8_table() -> str:
 # The cases of speed-cpu.csv in the README's table of facts.
 _FACTS = (
     'SE-resnet50: train, 8x224x224, channels last', 'SE-resnet50: inference, 8x224x224, channels last',
-    'SE-resnet50: inference, 1x224x224, nchw', 'SK-resnext50_32x4d: train, 8x224x224, channels last')
+    'SE-resnet50: inference, 1x224x224, nchw', 'SE-resnet50: inference, 1x480x640, channels last',
+    'SK-resnext50_32x4d: train, 8x224x224, channels last')
 
 
 def facts_table() -> str:
