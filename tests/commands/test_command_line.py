@@ -56,7 +56,7 @@ def test_the_version_is_the_packages(capsys):
 
 
 def test_every_module_of_a_command_is_a_command():
-    shared = {'__init__', '_launcher', 'chatter', 'command_line', 'detector_options', 'network_options'}
+    shared = {'__init__', '_launcher', 'chatter', 'command_line', 'detector_options', 'network_options', 'scores'}
     modules = {path.stem for path in (PACKAGE / 'commands').glob('*.py')} - shared
     assert modules == {command.replace(' ', '_') for command in COMMANDS}
 

@@ -5,7 +5,8 @@ timm-se detect compare faster-rcnn_se-r18_fpn_bccd <checkpoint> --output results
 
 import argparse
 
-from .detector_options import add_config, score
+from .detector_options import add_config
+from .scores import score
 
 __all__ = ['add_arguments', 'run']
 

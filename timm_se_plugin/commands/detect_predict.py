@@ -11,7 +11,8 @@ Folders are searched with the folders in them. A file that is no whole picture i
 import argparse
 from typing import Any
 
-from .detector_options import ConfigOptions, score
+from .detector_options import ConfigOptions
+from .scores import score
 
 __all__ = ['add_arguments', 'run']
 

@@ -4,7 +4,7 @@ import argparse
 import os
 from typing import Any
 
-__all__ = ['ConfigOptions', 'add_config', 'add_launcher', 'add_picture_check', 'launcher', 'options_text', 'score']
+__all__ = ['ConfigOptions', 'add_config', 'add_launcher', 'add_picture_check', 'launcher', 'options_text']
 
 
 class ConfigOptions(argparse.Action):
@@ -23,17 +23,6 @@ def add_config(
                         help=f'configuration: a file, or the name of one in mmdet_configs{more}')
     parser.add_argument('--cfg-options', nargs='+', action=ConfigOptions, default={}, metavar='KEY=VALUE',
                         help=f'change values of the configuration, as in {example}')
-
-
-def score(text: str) -> float:
-    """The type of an option whose value is a score."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f'{text!r} is not a score, which is a number from 0 to 1')
-    return value
 
 
 def options_text(options: dict[str, Any]) -> str:

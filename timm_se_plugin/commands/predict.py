@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from .scores import score
+
 __all__ = ['add_arguments', 'run']
 
 
@@ -24,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--top', type=int, metavar='N',
                         help='number of classes at most; if not given, all labels for a model of --task multilabel, '
                              'and 5 classes for others')
-    parser.add_argument('--threshold', type=float, metavar='X',
+    parser.add_argument('--threshold', type=score, metavar='X',
                         help='lowest score of a class that is given; if not given, 0.5 for a model of --task '
                              'multilabel, whose pictures have any number of labels, and 0 for others')
     parser.add_argument('--output', type=Path, metavar='FILE',
@@ -60,8 +62,6 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     for option, number in (('--top', args.top), ('--batch-size', args.batch_size)):
         if number is not None and number < 1:
             raise ValueError(f'{option} {number} has to be 1 or more')
-    if args.threshold is not None and not 0 <= args.threshold <= 1:
-        raise ValueError(f'--threshold {args.threshold} is not a score, which is a number from 0 to 1')
     files = pictures_of(args.pictures)
     predictions = []
     try:
@@ -75,8 +75,8 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
             content = json.dumps([found.to_dict() for found in predictions], indent=1, ensure_ascii=False)
             write_atomically(args.output, content.encode(errors='backslashreplace'))  # JSON's own escape of such bytes
         elif args.output and predictions:
-            write_table(args.output, [{'file': found.file, 'rank': rank, 'label': label, 'score': score}
-                                      for found in predictions for rank, label, score in _ranked(found.classes)])
+            write_table(args.output, [{'file': found.file, 'rank': rank, 'label': label, 'score': probability}
+                                      for found in predictions for rank, label, probability in _ranked(found.classes)])
         if args.sheet and predictions:
             draw_sheet(predictions, args.sheet)
     if not predictions:

@@ -88,7 +88,7 @@ def is_worthwhile(x: Tensor) -> bool:
 
 
 def is_small(x: Tensor) -> bool:
-    """Whether a block of this input runs module by module quickest: for one small image at inference, on a CPU.
+    """Whether a block with this input is quickest module by module: with few values, at inference, on a CPU.
 
     There the calls that ask whether a shorter way is possible take longer than a shorter way saves.
     """
