@@ -90,21 +90,40 @@ class AttentionSpec:
         if not isinstance(self.attn, str) or self.attn not in ATTENTIONS:
             raise ValueError(f'attn={self.attn!r} is not a known attention; choose one of {_listed(ATTENTIONS)}, none, '
                              'or register your own with timm_se_plugin.register_attention')
-        defaults = self.record.options
-        if isinstance(self.rd_ratio, str) and re.fullmatch(r'\d+/0*[1-9]\d*', self.rd_ratio):  # from a command line
+        self._set_types()
+        self._set_defaults()
+        self._check_values()
+        self._check_combinations()
+
+    def _set_types(self) -> None:
+        """Give values of a command line or of config.json, which has lists for tuples, the types of the fields."""
+        if isinstance(self.rd_ratio, str) and re.fullmatch(r'\d+/0*[1-9]\d*', self.rd_ratio):
             self._set('rd_ratio', float(Fraction(self.rd_ratio)))
-        for name in ('stages', 'sk_stages', 'kernels', 'groups'):  # config.json gives lists
+        for name in ('stages', 'sk_stages', 'kernels', 'groups'):
             value = getattr(self, name)
-            if isinstance(value, list):
-                value = tuple(value)
-            if 'stages' in name and _is_count(value):
-                value = (value,)
-            self._set(name, tuple(sorted(value)) if 'stages' in name and _are_counts(value) else value)
+            self._set(name, tuple(value) if isinstance(value, list) else value)
+        for name in ('stages', 'sk_stages'):
+            value = getattr(self, name)
+            value = (value,) if _is_count(value) else value
+            self._set(name, tuple(sorted(value)) if _are_counts(value) else value)
+
+    def _set_defaults(self) -> None:
+        """Replace each None by the attention's default, and complete the options of a registered attention."""
+        defaults = self.record.options
         if self.gate is None and 'gate' in defaults:
             self._set('gate', self.record.identity_gate if self.init == 'identity' else defaults['gate'])
         for name, default in defaults.items():
             if name in _FIELDS and getattr(self, name) is None:
                 self._set(name, default)
+        own = {name: value for name, value in defaults.items() if name not in _FIELDS}
+        for name in self.extra:
+            if name not in own:
+                raise _unknown_option(name, self.record)
+        self._set('extra', {name: _as_given(value, own[name]) for name, value in {**own, **self.extra}.items()})
+
+    def _check_values(self) -> None:
+        """Raise for an option that the attention does not have, and for a value that the option does not allow."""
+        defaults = self.record.options
         for name, value in _own_fields(self):
             if name in self.record.names:
                 is_allowed, allowed = _RULES[name]
@@ -112,11 +131,9 @@ class AttentionSpec:
                     raise _not_allowed(name, value, allowed)
             elif value != getattr(AttentionSpec, name):
                 raise _unknown_option(name, self.record)
-        own = {name: value for name, value in defaults.items() if name not in _FIELDS}
-        for name in self.extra:
-            if name not in own:
-                raise _unknown_option(name, self.record)
-        self._set('extra', {name: _as_given(value, own[name]) for name, value in {**own, **self.extra}.items()})
+
+    def _check_combinations(self) -> None:
+        """Raise for values that are allowed alone and not together."""
         if isinstance(self.groups, tuple) and len(self.groups) != len(self.kernels):
             raise _not_allowed('groups', self.groups, f'one number, or one for each of the kernels {self.kernels}')
         if self.init == 'identity' and self.gate != self.record.identity_gate:

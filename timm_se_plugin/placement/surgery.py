@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..layers import SelectiveKernel
 from .attentions import ATTENTIONS, attention_layers
-from .families import FAMILIES, RESIDUAL_BLOCKS, KernelSite, Site, is_of, is_of_type
+from .families import FAMILIES, RESIDUAL_BLOCKS, Family, KernelSite, Site, is_of, is_of_type
 from .finding import counted_attention
 from .recalibration import attention_in, install, uninstall
 from .record import is_recorded, record_attention
@@ -274,26 +274,14 @@ def vacate_blocks(model: nn.Module) -> None:
 def _of_families(model: nn.Module, spec: AttentionSpec) -> tuple[list[_Place], list[_Kernel]]:
     """Places that the families of the network's blocks name, in the stages asked for, in the network's order."""
     modules = dict(model.named_modules())
-    known = [family for family in FAMILIES.values() if any(is_of(module, family.blocks) for module in modules.values())]
-    if not known:
-        kinds = ', '.join(FAMILIES)
-        raise ValueError(f'{type(model).__name__} has no known place for attention, unlike {kinds}; name the modules '
-                         "with sites='a regular expression for module names'")
+    families = _families_of(model)
     order = {name: index for index, name in enumerate(modules)}
-    sites = [site for family in known for site in family.sites.get(spec.integration, ())]
+    sites = [site for family in families for site in family.sites.get(spec.integration, ())]
     places = sorted((place for site in sites for place in _places_at(modules, site)),
                     key=lambda place: order[_known_name(place, order)])
-    if not places:
-        others = [name for name in INTEGRATIONS if any(name in family.sites for family in known)]
-        raise ValueError(f'attn_integration={spec.integration!r} is not possible in a {type(model).__name__}; '
-                         f'choose {" or ".join(others)}')
-    kernels = [_Kernel(name, block, site) for family in known for site in family.kernels
+    kernels = [_Kernel(name, block, site) for family in families for site in family.kernels
                for name, block in modules.items() if is_of_type(block, site.blocks)]
-    if spec.record.selects_kernels and not kernels:
-        allowed = ', '.join(name for name, record in ATTENTIONS.items() if not record.selects_kernels)
-        raise ValueError(
-            f'attn={spec.attn!r} is not possible in a {type(model).__name__}: a Selective Kernel takes the place of a '
-            f'3x3 convolution in the blocks of ResNets, CIFAR networks and ShuffleNetV2; choose one of {allowed}')
+    _refuse_impossible(model, spec, families, places, kernels)
     if all(stages == AttentionSpec.stages for stages in (spec.stages, spec.sk_stages)):
         return places if spec.record.recalibrates else [], kernels if spec.record.selects_kernels else []
     stage_of = _stages(model, order)
@@ -303,6 +291,34 @@ def _of_families(model: nn.Module, spec: AttentionSpec) -> tuple[list[_Place], l
         raise ValueError(f'{type(model).__name__} has no place for attention in attn_stages={spec.stages!r}; choose '
                          'other stages')
     return places, kernels
+
+
+def _families_of(model: nn.Module) -> list[Family]:
+    """The families to which blocks of the network belong.
+
+    Raises:
+        ValueError: there are none.
+    """
+    found = [family for family in FAMILIES.values() if any(is_of(module, family.blocks) for module in model.modules())]
+    if not found:
+        raise ValueError(f'{type(model).__name__} has no known place for attention, unlike {", ".join(FAMILIES)}; name '
+                         "the modules with sites='a regular expression for module names'")
+    return found
+
+
+def _refuse_impossible(
+        model: nn.Module, spec: AttentionSpec, families: list[Family], places: list[_Place], kernels: list[_Kernel],
+) -> None:
+    """Raise for an integration or a Selective Kernel that the blocks of the network cannot have."""
+    if not places:
+        others = [name for name in INTEGRATIONS if any(name in family.sites for family in families)]
+        raise ValueError(f'attn_integration={spec.integration!r} is not possible in a {type(model).__name__}; '
+                         f'choose {" or ".join(others)}')
+    if spec.record.selects_kernels and not kernels:
+        allowed = ', '.join(name for name, record in ATTENTIONS.items() if not record.selects_kernels)
+        raise ValueError(
+            f'attn={spec.attn!r} is not possible in a {type(model).__name__}: a Selective Kernel takes the place of a '
+            f'3x3 convolution in the blocks of ResNets, CIFAR networks and ShuffleNetV2; choose one of {allowed}')
 
 
 def _known_name(place: '_Place | _Kernel', order: dict[str, int]) -> str:

@@ -171,48 +171,61 @@ def open_split(options: Namespace, split: str, training: bool) -> Any:
         ValueError: an unknown source, no data, no such split, pictures without a class, or a class map that does not
             fit the folders.
     """
+    _check_source(options)
+    class_map = read_class_map(options.class_map) if options.class_map else None
+    if options.dataset:
+        return _open_dataset(options, split, training, class_map)
+    if options.task == 'multilabel':
+        return _open_labels(options, split)
+    if options.val_share:
+        return ImageDataset(options.data_dir, _shared_folder(options, split, class_map))
+    root = split_root(Path(options.data_dir), split)
+    return ImageDataset(root, (read_tar if root.endswith('.tar') else read_folder)(root, class_map))
+
+
+def _check_source(options: Namespace) -> None:
+    """Raise if there is no such source of data, or if it does not have what other options ask for."""
     root = options.data_dir
     source, _, name = options.dataset.partition('/')
+    is_torch = source.lower() == 'torch'
+    if not options.dataset and not (root and Path(root).exists()):
+        found = f'there is nothing at --data-dir {root}' if root else 'no data is given'
+        raise ValueError(f'{found}; --data-dir takes the folder of the data, --dataset the name of a data set')
     if options.dataset and not (source.lower() in _SOURCES and name):
         raise ValueError(f'--dataset {options.dataset} is not a data set; name one as '
                          f'{", ".join(f"{source}/NAME" for source in _SOURCES)}, or none for folders and tar files')
-    keys = {name: getattr(options, name) for name in _COLUMNS if getattr(options, name)}
-    if keys and (not options.dataset or source.lower() == 'torch'):
+    if any(getattr(options, column) for column in _COLUMNS) and (not options.dataset or is_torch):
         raise ValueError('--input-key and --target-key are for data sets with columns, and '
                          f'{options.dataset or "a folder"} has none')
-    is_multilabel = options.task == 'multilabel'
-    if is_multilabel and (options.dataset or options.class_map):
+    if options.task == 'multilabel' and (options.dataset or options.class_map):
         raise ValueError('--task multilabel reads the CSV files of --data-dir, whose columns are the labels; leave '
                          f'out {"--dataset" if options.dataset else "--class-map"}')
     if options.dataset and options.val_share:
         raise ValueError(f'--val-share {options.val_share} is for a folder of classes, and --dataset {options.dataset} '
                          'names its splits by --train-split and --val-split; give --val-share 0')
-    class_map = read_class_map(options.class_map) if options.class_map else None
-    if not options.dataset:
-        if not (root and Path(root).exists()):
-            found = f'there is nothing at --data-dir {root}' if root else 'no data is given'
-            raise ValueError(f'{found}; --data-dir takes the folder of the data, --dataset the name of a data set')
-        if is_multilabel:
-            return _open_labels(options, split)
-        if options.val_share:
-            return ImageDataset(root, _shared_folder(options, split, class_map))
-        root = split_root(Path(root), split)
-        return ImageDataset(root, (read_tar if root.endswith('.tar') else read_folder)(root, class_map))
-    if class_map and source.lower() == 'torch':
+    if options.class_map and is_torch:
         raise ValueError(f'--class-map has no effect on {options.dataset}, whose classes torchvision gives; leave out '
                          '--class-map')
-    if not root and source.lower() == 'torch':
+    if not root and is_torch:
         raise ValueError(f'--dataset {options.dataset} needs --data-dir: the folder that the data is in, or is to be '
                          'downloaded to')
-    streams = {'batch_size': _batch_size(options, training), 'seed': options.seed,
-               'num_samples': options.train_num_samples if training else options.val_num_samples}
-    if source.lower() == 'hfds':  # before timm casts the column of the images, whatever columns there are
+
+
+def _open_dataset(options: Namespace, split: str, training: bool, class_map: Mapping[str, int] | None) -> Any:
+    """A split of ``--dataset``."""
+    source, _, name = options.dataset.partition('/')
+    source = source.lower()
+    arguments = {column: getattr(options, column) for column in _COLUMNS if getattr(options, column)}
+    if source in STREAMS:
+        arguments |= {'batch_size': _batch_size(options, training), 'seed': options.seed,
+                      'num_samples': options.train_num_samples if training else options.val_num_samples}
+    if source == 'hfds':  # before timm casts the column of the images, whatever columns there are
         import datasets
-        _check_columns(options, datasets.load_dataset(name, split=split, cache_dir=root).column_names)
+        _check_columns(options, datasets.load_dataset(name, split=split, cache_dir=options.data_dir).column_names)
     dataset = create_dataset(
-        options.dataset, root=root, split=split, is_training=training, download=options.dataset_download,
-        class_map=class_map, **keys, **(streams if source.lower() in STREAMS else {}))
-    if source.lower() == 'hfids':
+        options.dataset, root=options.data_dir, split=split, is_training=training, download=options.dataset_download,
+        class_map=class_map, **arguments)
+    if source == 'hfids':
         builder = dataset.reader.builder
         _check_columns(options, builder.info.features or next(iter(builder.as_streaming_dataset(split))))
     return dataset
