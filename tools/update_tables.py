@@ -14,6 +14,7 @@ from pathlib import Path
 from timm_se_plugin.analysis.ablations import summary
 from timm_se_plugin.analysis.seeds import Difference, paired_difference
 from timm_se_plugin.files.tables import read_table
+from timm_se_plugin.measuring.runtimes import NETWORKS, RUNTIMES
 from timm_se_plugin.placement import ATTENTIONS
 from timm_se_plugin.training.timing import plain_name
 
@@ -410,7 +411,8 @@ def facts_table() -> str:
 
 def runtimes_table() -> str:
     """Ratios to the plain network in the same runtime, batch by batch."""
-    rows = read('runtimes-cpu.csv')
+    order = [*NETWORKS, *RUNTIMES]
+    rows = sorted(read('runtimes-cpu.csv'), key=lambda row: (order.index(row['network']), order.index(row['runtime'])))
     found: dict[tuple[str, str], dict[tuple[str, str], str]] = {}
     for row in rows:
         cells = found.setdefault((row['network'], row['runtime']), {})
