@@ -88,6 +88,7 @@ def test_differences_leave_out_what_does_not_change_the_computation():
     ({'attn': 'sk', 'attn_gate': 'tanh'}, "attn='sk' has no option attn_gate"),
     ({'attn_ratio': 0.5}, r'attn_ratio \(did you mean attn_rd_ratio\?\); it has '),
     ({'attn': 'eca', 'attn_bias': False}, "attn='eca' has no option attn_bias"),
+    ({'attn': 'se', 'attn_attn': 'eca'}, "attn_attn='eca' is no option; attn names the attention"),
 ])
 def test_bad_option_is_one_clear_error(options, message):
     with pytest.raises(ValueError, match=message):

@@ -160,6 +160,8 @@ class AttentionSpec:
         Raises:
             ValueError: an option that does not exist, or a value that is not allowed.
         """
+        if 'attn_attn' in kwargs:
+            raise ValueError(f"attn_attn={kwargs['attn_attn']!r} is no option; attn names the attention")
         options = {key.removeprefix('attn_'): value for key, value in kwargs.items()}
         attn = options.get('attn', cls.attn)
         record = ATTENTIONS.get(attn) if isinstance(attn, str) else None

@@ -65,6 +65,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     Raises:
         CheckpointError: there is no such file, a part of it is missing or changed, or it is another kind of file.
     """
+    if Path(path).is_dir():
+        raise CheckpointError(f'{path} is a folder; name a checkpoint in it, such as {Path(path, LAST)}')
     if not Path(path).is_file():
         raise CheckpointError(f'there is no checkpoint {path}')
     if not is_whole(path):
