@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import timm
 import torch
@@ -181,43 +181,15 @@ def measure(
         ValueError: the case has no such variant, network or size, there is no such device, or there are fewer than two
             rounds.
     """
-    if rounds < 2:
-        raise ValueError(f'rounds={rounds} is too few for quartiles; give 2 or more')
-    for name in ('batch', 'height', 'width'):
-        if getattr(case, name) < 1:
-            raise ValueError(f'{name}={getattr(case, name)} is not 1 or more')
-    check_device(device)
-    check_model(f'{case.base}_plugin')
-    networks, chosen = _networks(case), set(variants)
-    if unknown := chosen - networks.keys():
-        raise ValueError(f'the case has no variant {", ".join(sorted(unknown))}; choose from {", ".join(networks)}')
-    chosen |= {networks[name][1] for name in chosen}
-    networks = {name: network for name, network in networks.items() if not chosen or name in chosen}
+    networks = _chosen(case, rounds, device, set(variants))
     x, y = _images(case, device)
     models = {name: _prepared(build(), case, device) for name, (build, _) in networks.items()}
     keeps = case.mode != 'inference' and case.dtype == 'float32' and not case.compiled
     saved = {name: saved_bytes(model, x) if keeps else 0 for name, model in models.items()}
     steps = {name: _step(model, x, y, case) for name, model in models.items()}
-
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    peak: dict[str, int] = dict.fromkeys(steps, 0)
-    held = {name: sum(t.nbytes for t in (*model.parameters(), *model.buffers())) for name, model in models.items()}
-    names = list(steps)
-    for turn in range(warmup + rounds):
-        order = names[turn % len(names):] + names[:turn % len(names)]  # each variant comes first in turn
-        for name in order:
-            if x.is_cuda:
-                models[name].zero_grad()
-                others = torch.cuda.memory_allocated(x.device) - held[name]
-                torch.cuda.reset_peak_memory_stats(x.device)
-                torch.cuda.synchronize(x.device)
-            start = time.perf_counter()
-            steps[name]()
-            if x.is_cuda:
-                torch.cuda.synchronize(x.device)
-                peak[name] = max(peak[name], torch.cuda.max_memory_allocated(x.device) - others)
-            if turn >= warmup:
-                seconds[name].append(time.perf_counter() - start)
+    turns = _timed(models, steps, x.device, warmup + rounds)
+    seconds = {name: [turn.seconds for turn in turns[name][warmup:]] for name in turns}
+    peak = {name: max(turn.peak_memory for turn in turns[name]) for name in turns}
 
     rows = []
     for name, (_, reference) in networks.items():
@@ -232,3 +204,55 @@ def measure(
             **provenance(x.device),
         })
     return rows
+
+
+def _chosen(case: Case, rounds: int, device: str, names: set[str]) -> dict[str, tuple[Callable[[], nn.Module], str]]:
+    """The variants of these names and those that they are compared with; all if there are no names.
+
+    Raises:
+        ValueError: as :func:`measure`.
+    """
+    if rounds < 2:
+        raise ValueError(f'rounds={rounds} is too few for quartiles; give 2 or more')
+    for name in ('batch', 'height', 'width'):
+        if getattr(case, name) < 1:
+            raise ValueError(f'{name}={getattr(case, name)} is not 1 or more')
+    check_device(device)
+    check_model(f'{case.base}_plugin')
+    networks = _networks(case)
+    if unknown := names - networks.keys():
+        raise ValueError(f'the case has no variant {", ".join(sorted(unknown))}; choose from {", ".join(networks)}')
+    names = names | {networks[name][1] for name in names}
+    return {name: network for name, network in networks.items() if not names or name in names}
+
+
+class _Turn(NamedTuple):
+    """A measured step: its time, and the most memory that its network took on CUDA, in bytes."""
+
+    seconds: float
+    peak_memory: int = 0
+
+
+def _timed(
+        models: dict[str, nn.Module], steps: dict[str, Callable[[], None]], device: torch.device, count: int,
+) -> dict[str, list[_Turn]]:
+    """Let the variants take turns; each of them comes first in turn."""
+    is_cuda = device.type == 'cuda'
+    held = {name: sum(t.nbytes for t in (*model.parameters(), *model.buffers())) for name, model in models.items()}
+    turns: dict[str, list[_Turn]] = {name: [] for name in steps}
+    names = list(steps)
+    for turn in range(count):
+        for name in names[turn % len(names):] + names[:turn % len(names)]:
+            others = 0
+            if is_cuda:
+                models[name].zero_grad()
+                others = torch.cuda.memory_allocated(device) - held[name]
+                torch.cuda.reset_peak_memory_stats(device)
+                torch.cuda.synchronize(device)
+            start = time.perf_counter()
+            steps[name]()
+            if is_cuda:
+                torch.cuda.synchronize(device)
+            seconds = time.perf_counter() - start
+            turns[name].append(_Turn(seconds, torch.cuda.max_memory_allocated(device) - others if is_cuda else 0))
+    return turns
