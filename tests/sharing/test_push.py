@@ -317,6 +317,28 @@ def test_a_card_gains_the_license_that_is_given_later(hub):
     assert repo.files('main')['README.md'].decode().split('---\n')[1] == head
 
 
+@pytest.mark.parametrize('present', ['---\nlicense: mit\n---\n', '---\nlicense: mit\n---', '\n'])
+def test_a_card_without_text_gets_the_text(hub, present):
+    """The Hub's website writes such a card into a repository that is made there with a license."""
+    push_to_hub(small(), 'me/a')
+    repo = hub.repos['me/a']
+    repo.commit('main', {'README.md': present.encode()})
+    push_to_hub(small(), 'me/a')
+    text = repo.files('main')['README.md'].decode()
+    assert "timm.create_model('hf-hub:me/a', pretrained=True)" in text
+    assert 'library_name: timm' in text.split('---\n')[1]
+    assert ('license: mit' in text) == ('mit' in present)
+
+
+def test_a_card_that_stays_as_it_is_is_told(hub, caplog):
+    push_to_hub(small(), 'me/a')
+    theirs = b'---\nlicense: mit\n---\nMine.\n\n---\n'
+    hub.repos['me/a'].commit('main', {'README.md': theirs})
+    push_to_hub(small(), 'me/a')
+    assert hub.repos['me/a'].files('main')['README.md'] == theirs
+    assert 'the README.md of me/a is not of this package and stays as it is; put the two lines <!--' in caplog.text
+
+
 def test_a_row_of_a_csv_file_has_to_be_chosen(tmp_path):
     path = tmp_path / 'a.csv'
     path.write_text('epoch,top1\n1,50\n2,60\n')

@@ -1,5 +1,6 @@
 """Upload of a folder to the Hugging Face Hub in one commit."""
 
+import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from huggingface_hub.errors import EntryNotFoundError
 from ..files.version import __version__
 
 __all__ = ['Shared', 'listed', 'merged_card', 'upload']
+
+_logger = logging.getLogger(__name__)
 
 # The package owns the part of a card between these lines; the rest belongs to the card's owner.
 _BEGIN, _END = '<!-- written by timm_se_plugin: begin -->', '<!-- written by timm_se_plugin: end -->'
@@ -49,8 +52,9 @@ def upload(
     After an interrupted upload, call the function again: large files that have arrived are not sent again.
 
     In a card (``README.md``) that the repository has already, the part that this package wrote is replaced. The card's
-    metadata keep their values, except for a new license, and get the keys that are missing. A card without a part of
-    this package stays unchanged.
+    metadata keep their values, except for a new license, and get the keys that are missing. A card of metadata alone,
+    as the Hub's website writes for a new repository, gets the text. A card that has another text and no part of this
+    package stays unchanged, and the log says so.
 
     Args:
         folder: the folder to send.
@@ -87,8 +91,11 @@ def _sent(
         api.create_branch(repo_id, branch=revision, exist_ok=True)
     card = Path(folder, 'README.md')
     if card.is_file():
-        card.write_text(merged_card(_existing_card(api, repo_id, revision), card.read_text(encoding='utf-8')),
-                        encoding='utf-8')
+        text = merged_card(_existing_card(api, repo_id, revision), card.read_text(encoding='utf-8'))
+        card.write_text(text, encoding='utf-8')
+        if _BEGIN not in text:
+            _logger.warning('the README.md of %s is not of this package and stays as it is; put the two lines %s and '
+                            '%s where the text about the model is to be, and push again', repo_id, _BEGIN, _END)
     commit = api.upload_folder(
         repo_id=repo_id, folder_path=str(folder), revision=revision, commit_message=message)
     return listed(folder, str(commit.commit_url))
@@ -112,10 +119,12 @@ def merged_card(present: str | None, new: str) -> str:
     """
     metadata, _, body = new.removeprefix('---\n').partition('\n---\n')
     part = f'{_BEGIN}\n{body.strip()}\n{_END}'
-    if present is None:
+    if present is None or not present.strip():
         return f'---\n{metadata}\n---\n\n{part}\n'
     if _BEGIN not in present or _END not in present:
-        return present
+        if not re.fullmatch(r'---\n((?!---\n).*\n)+---', present.strip()):
+            return present
+        present = f'{present.strip()}\n\n{_BEGIN}{_END}\n'  # nothing but metadata
     text = re.sub(f'{re.escape(_BEGIN)}.*{re.escape(_END)}', lambda _: part, present, count=1, flags=re.DOTALL)
     head, found, rest = text.removeprefix('---\n').partition('\n---\n')
     if not (text.startswith('---\n') and found):
