@@ -35,10 +35,14 @@ def csv_row(path: str | Path, row: int | None = None) -> dict[str, str]:
         row: number of the row, from 1 (below the header), or from -1 (the last one) backwards. None takes the only row.
 
     Raises:
-        ValueError: the file has no such row, or `row` is None and the file has several.
+        ValueError: the file is not UTF-8, has no such row, or has another number of values there than of columns; or
+            `row` is None and the file has several.
     """
-    with open(path, newline='', encoding='utf-8') as file:
-        rows = list(csv.DictReader(file))
+    try:
+        with open(path, newline='', encoding='utf-8-sig') as file:  # Excel begins a file with the mark that -sig skips
+            rows = list(csv.DictReader(file))
+    except UnicodeDecodeError as error:
+        raise ValueError(f'{path} is not in UTF-8: {error}; save the table as "CSV UTF-8"') from error
     if not rows:
         raise ValueError(f'{path} has no row below its header')
     if row is None and len(rows) == 1:
@@ -46,4 +50,7 @@ def csv_row(path: str | Path, row: int | None = None) -> dict[str, str]:
     if row is None or not 1 <= abs(row) <= len(rows):
         raise ValueError(f'{path} has {len(rows)} rows, and row={row} is none of them; give a number from 1 to '
                          f'{len(rows)}, or from -1 to -{len(rows)} to count from the end')
-    return rows[row - 1 if row > 0 else row]
+    found: dict = rows[row - 1 if row > 0 else row]
+    if None in found or None in found.values():
+        raise ValueError(f'row {row} of {path} has another number of values than the header has columns')
+    return found
