@@ -1,5 +1,6 @@
 """Files that are complete or absent."""
 
+import contextlib
 import os
 import zipfile
 from pathlib import Path
@@ -30,7 +31,8 @@ def write_atomically(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         os.replace(part, path)
     except OSError as error:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # there is none where its folder or its name is what cannot be
+            part.unlink()
         raise UnwritableFileError(
             f'{path} ({len(content):,} bytes) cannot be written: {error}; earlier files are unchanged') from error
     sync_folder(path.parent)
