@@ -299,6 +299,21 @@ def test_files_that_hold_no_weights_are_refused(tmp_path):
         read_weights(tmp_path / 'a.pth')
 
 
+@pytest.mark.parametrize('name', ['a.safetensors', 'a.pth'])
+def test_a_pointer_of_git_lfs_is_called_one(tmp_path, name):
+    (tmp_path / name).write_text('version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n')
+    with pytest.raises(ValueError, match=rf'{name} is a pointer of Git LFS, .*run `git lfs pull`'):
+        read_weights(tmp_path / name)
+
+
+def test_a_whole_model_is_refused_without_the_advice_to_run_its_code(tmp_path):
+    torch.save(torch.nn.Conv2d(1, 1, 1), tmp_path / 'a.pt')
+    with pytest.raises(ValueError, match=r'Unsupported global.*Conv2d.*save model.state_dict\(\) alone') as refused:
+        read_weights(tmp_path / 'a.pt')
+    assert 'will likely succeed' not in str(refused.value)
+    assert '\n' not in str(refused.value)
+
+
 class Attack:
     def __reduce__(self):
         import os

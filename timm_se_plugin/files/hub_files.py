@@ -11,13 +11,16 @@ from huggingface_hub.utils.sha import sha_fileobj
 from safetensors import SafetensorError, safe_open
 
 __all__ = [
-    'CONFIG', 'FOLDER', 'HUB', 'SAVED_AT', 'WEIGHTS', 'check_inside', 'fetch', 'hub_name', 'read_config_json',
-    'saved_file', 'tensor_shapes',
+    'CONFIG', 'FOLDER', 'HUB', 'SAVED_AT', 'WEIGHTS', 'check_inside', 'check_not_pointer', 'fetch', 'hub_name',
+    'read_config_json', 'saved_file', 'tensor_shapes',
 ]
 
 WEIGHTS, CONFIG = 'model.safetensors', 'config.json'
 # How timm and this package name a saved model: 'hf-hub:user/repo', 'hf-hub:user/repo@revision' or 'local-dir:folder'.
 SAVED_AT = HUB, FOLDER = 'hf-hub:', 'local-dir:'
+
+
+_POINTER = b'version https://git-lfs.github.com/spec/'
 
 
 def hub_name(repo_id: str, revision: str | None = None) -> str:
@@ -100,6 +103,14 @@ def fetch(repo: str, name: str, cache_dir: str | Path | None = None) -> Path:
     return path
 
 
+def check_not_pointer(path: str | Path) -> None:
+    """Raise ValueError for the text that Git LFS leaves in the place of a file that it has not fetched."""
+    with Path(path).open('rb') as file:
+        if file.read(len(_POINTER)) == _POINTER:
+            raise ValueError(f'{path} is a pointer of Git LFS, which stands for the file itself; run `git lfs pull` in '
+                             'the repository, or download the file from the website')
+
+
 def tensor_shapes(path: str | Path) -> dict[str, tuple[int, ...]]:
     """Shape of every tensor in a safetensors file, from its header, which has to agree with the file's size.
 
@@ -110,6 +121,7 @@ def tensor_shapes(path: str | Path) -> dict[str, tuple[int, ...]]:
         with safe_open(path, framework='pt') as file:
             return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}
     except SafetensorError as error:
+        check_not_pointer(path)
         raise ValueError(f'{path} is truncated or corrupted ({error}); delete {Path(path).resolve()} and '
                          'download or copy the file again') from error
 

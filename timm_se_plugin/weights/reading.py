@@ -1,6 +1,7 @@
 """Reading of weights from a file, with the file's metadata."""
 
 import argparse
+import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +12,7 @@ from safetensors.torch import load_file
 from timm.models import clean_state_dict
 from torch import Tensor
 
-from ..files.hub_files import tensor_shapes
+from ..files.hub_files import check_not_pointer, tensor_shapes
 from ..files.writing import is_whole
 from ..models.state_dicts import StateDict
 from .caffe import caffe_layers
@@ -55,7 +56,12 @@ def read_weights(path: str | Path) -> tuple[StateDict, dict[str, Any]]:
         with torch.serialization.safe_globals([argparse.Namespace]):  # the class of the options in timm's checkpoints
             loaded = torch.load(path, map_location='cpu', weights_only=True)
     except Exception as error:  # the errors of pickle, zip and torch have no class in common
-        raise ValueError(f'{path} is broken, or not a file of weights only: {error}') from error
+        check_not_pointer(path)
+        # Torch's message is long, and advises to run what the file says.
+        found_by_torch = re.search(r'(?<=WeightsUnpickler error: )\s*(.+)', str(error))
+        reason = found_by_torch[1] if found_by_torch else str(error).partition('\n')[0] or type(error).__name__
+        raise ValueError(f'{path} is broken, or not a file of weights only: {reason.strip()}; of a whole model, which '
+                         'is not read since it can run code, save model.state_dict() alone') from error
     found = loaded
     for name in _HOLDERS:
         if isinstance(loaded, Mapping) and isinstance(loaded.get(name), Mapping):
