@@ -170,6 +170,21 @@ def test_a_saved_folder_is_pushed_as_the_model_in_it(hub, tmp_path):
         push_to_hub(tmp_path, 'me/a')
 
 
+def test_the_prefix_of_a_saved_folder_is_taken_and_a_file_is_refused(tmp_path):
+    write_model(small(), tmp_path / 'saved')
+    assert 'config.json' in push_to_hub(f'local-dir:{tmp_path / "saved"}', 'me/a', dry_run=True).files
+    with pytest.raises(ValueError, match=r'model.safetensors is a file; give the folder .*saved$'):
+        push_to_hub(tmp_path / 'saved' / 'model.safetensors', 'me/a', dry_run=True)
+
+
+@pytest.mark.parametrize(('name', 'message'), [
+    ('digits', 'lacks the name of its user or organisation; give user/digits'), ('me/a b', 'me/a b'),
+    ('hf-hub:me/a', 'hf-hub:me/a'), ('https://huggingface.co/me/a', 'https://huggingface.co/me/a')])
+def test_a_name_that_is_no_repository_is_refused_by_a_dry_run_too(name, message):
+    with pytest.raises(ValueError, match=message):
+        push_to_hub(small(), name, dry_run=True)
+
+
 def test_what_would_not_come_back_is_refused(hub):
     with pytest.raises(ValueError, match=r'Linear cannot be written: it is not a model that timm.create_model made'):
         push_to_hub(nn.Linear(1, 1), 'me/a')

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import timm
+from huggingface_hub.utils import validate_repo_id
 from torch import nn
 
 from ..files.hub_files import CONFIG, FOLDER, read_config_json
@@ -49,10 +50,13 @@ def push_to_hub(
         The size of every file, the content of the text files, and the address of the commit.
 
     Raises:
-        ValueError: the model cannot be shared; the message says why.
+        ValueError: the model cannot be shared, or `repo_id` is no name of a repository; the message says why.
         HfHubHTTPError: the Hub refuses; the message says why.
         ConnectionError: the Hub cannot be reached.
     """
+    validate_repo_id(repo_id)
+    if '/' not in repo_id:
+        raise ValueError(f'the repository {repo_id!r} lacks the name of its user or organisation; give user/{repo_id}')
     with tempfile.TemporaryDirectory() as folder:
         model, facts, options = _loaded(source, facts or Facts())
         if hasattr(model, 'dataset_meta') or hasattr(model, 'data_preprocessor'):
@@ -73,7 +77,9 @@ def _loaded(source: nn.Module | str | Path, facts: Facts) -> tuple[nn.Module, Fa
     """The model, the facts about it, and options for :func:`write_model`."""
     if isinstance(source, nn.Module):
         return source, facts, {}
-    path = Path(source)
+    path = Path(str(source).removeprefix(FOLDER))
+    if path.is_file():
+        raise ValueError(f'{path} is a file; give the folder of a training or of a saved model, such as {path.parent}')
     if (path / CONFIG).is_file():
         saved = f'{FOLDER}{path}'
         config = read_config_json(saved)
