@@ -397,6 +397,19 @@ def test_classes_and_channels_are_those_of_the_file(tmp_path):
     assert (model.num_classes, model.in_chans) == (4, 2)
 
 
+@pytest.mark.parametrize(('name', 'kwargs'), [
+    ('resnetv2_50', {'layers': (1, 1, 1, 1)}),  # whose classifier is a convolution
+    ('densenet121', {'block_config': (1, 1, 1, 1)}), ('regnetx_002', {})])
+def test_classes_and_channels_of_other_families_are_those_of_the_file(name, kwargs, tmp_path):
+    network = timm.create_model(name, num_classes=4, in_chans=2, **kwargs)
+    for saved in (network.state_dict(), {'state_dict': network.state_dict(), 'args': argparse.Namespace(
+            model=name, model_kwargs=kwargs)}):
+        torch.save(saved, tmp_path / 'a.pth')
+        convert_file(tmp_path / 'a.pth', f'{name}_plugin', tmp_path / 'out', **kwargs)
+        model = timm.create_model(f'local-dir:{tmp_path / "out"}')
+        assert (model.num_classes, model.in_chans) == (4, 2)
+
+
 def test_a_conversion_says_which_keys_changed():
     state = timm.create_model('resnet18').state_dict()
     text = str(convert(dict(state), timm.create_model('se_resnet18_plugin', attn_init='identity')))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import timm
+from timm.models import PretrainedCfg
 from torch import nn
 
 from ..files.hub_files import SAVED_AT, read_config_json
@@ -239,9 +240,10 @@ def convert_file(
     else:
         state, meta = read_weights(weights)
         tidied, _ = _tidied(state, meta, renames)
+        numbers = sizes(tidied, timm.models.get_pretrained_cfg(model) or PretrainedCfg())
         with keywords_of(model, model_kwargs):
-            target = timm.create_model(model, **{**sizes(tidied), **own_arguments(meta, model, model_kwargs)})
-        original, data_config = _source_of(source, tidied, meta)
+            target = timm.create_model(model, **{**numbers, **own_arguments(meta, model, model_kwargs)})
+        original, data_config = _source_of(source, numbers, meta)
         conversion = convert(state, target, original, meta, renames, padding)
         described = {'label_names': meta['label_names']} if meta.get('label_names') else {}
         if (meta.get('args') or {}).get('task') == 'multilabel':
@@ -268,7 +270,7 @@ def convert_file(
 
 
 def _source_of(
-        source: str | None, weights: StateDict, meta: Mapping[str, Any],
+        source: str | None, numbers: Mapping[str, int], meta: Mapping[str, Any],
 ) -> tuple[nn.Module | None, dict[str, Any] | None]:
     """The network of the weights, by name or by the options of a training, and its preprocessing; None if unknown."""
     args = dict(meta.get('args') or {})
@@ -276,5 +278,5 @@ def _source_of(
         args = {'model': source}
     elif not timm.is_model(str(args.get('model')).partition('.')[0]):
         return None, None
-    original = build_model({**args, **sizes(weights)})
+    original = build_model({**args, **numbers})
     return original, data_config(args, original)

@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from timm.models import PretrainedCfg
 from torch import Tensor
 
 from ..models._published import legacy_keys, sk_keys
@@ -121,12 +122,19 @@ def is_elsewhere(layout: str, key: str) -> bool:
     return layout in ('mmdet', 'mmpretrain') and not key.startswith(('backbone.', 'head.fc.'))
 
 
-def sizes(weights: StateDict) -> dict[str, int]:
-    """Numbers of classes and input channels (``num_classes``, ``in_chans``), as far as the weights show them."""
+def sizes(weights: StateDict, cfg: PretrainedCfg) -> dict[str, int]:
+    """Numbers of classes and input channels (``num_classes``, ``in_chans``), as far as the weights show them.
+
+    Args:
+        weights: the weights.
+        cfg: timm's configuration of the network, which names its classifier and its first convolution.
+    """
     found = {}
     for key, tensor in weights.items():
-        if re.fullmatch(r'(head\.)?(fc|last_linear|linear)\.weight|classifier\.0', key):
-            found['num_classes'] = tensor.flatten(0, -2).shape[0]
-        elif re.fullmatch(r'(backbone\.|layer0\.)?conv1(\.0)?\.weight|conv1(_1)?/[37]x[37]_s2\.0', key):
+        if key == 'classifier.0':  # of Caffe, (1, 1, classes, C)
+            found['num_classes'] = tensor.shape[-2]
+        elif key == f'{cfg.classifier}.weight' or re.fullmatch(r'(head\.)?(fc|last_linear|linear)\.weight', key):
+            found['num_classes'] = tensor.shape[0]
+        elif key == f'{cfg.first_conv}.weight' or re.fullmatch(r'(backbone\.|layer0\.)?conv1(\.0)?\.weight|conv1(_1)?/[37]x[37]_s2\.0', key):
             found['in_chans'] = tensor.shape[1]
     return found
