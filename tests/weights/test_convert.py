@@ -410,6 +410,14 @@ def test_classes_and_channels_of_other_families_are_those_of_the_file(name, kwar
         assert (model.num_classes, model.in_chans) == (4, 2)
 
 
+@pytest.mark.parametrize('option', [
+    {'mean': (123.675, 116.28, 103.53), 'std': (58.395, 57.12, 57.375)}, {'std': (0., 1., 1.)},
+    {'mean': (float('nan'),) * 3}])
+def test_a_mean_or_deviation_for_other_pixels_is_refused(small_saved_model, tmp_path, option):
+    with pytest.raises(ValueError, match='is not for pixels from 0 to 1; divide numbers for pixels from 0 to 255'):
+        convert_file(small_saved_model, 'resnet18_plugin', tmp_path / 'out', global_pool='max', **SHALLOW, **option)
+
+
 def test_a_conversion_says_which_keys_changed():
     state = timm.create_model('resnet18').state_dict()
     text = str(convert(dict(state), timm.create_model('se_resnet18_plugin', attn_init='identity')))

@@ -220,7 +220,8 @@ def convert_file(
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: an unknown model or argument, or as :func:`convert` and :func:`convert_to_timm`.
+        ValueError: an unknown model or argument, a mean or deviation for other pixels, an option for files with a
+            saved model, or as :func:`convert` and :func:`convert_to_timm`.
     """
     data_config: dict[str, Any] | None
     described: dict[str, Any] = {}
@@ -251,6 +252,11 @@ def convert_file(
         if conversion.layout == 'caffe':
             data_config = INPUT
     given = {name: tuple(values) for name, values in (('mean', mean), ('std', std)) if values}
+    if not all(abs(value) <= 1 for value in given.get('mean', ())) or not all(
+            0 < value <= 1 for value in given.get('std', ())):
+        told = ' and '.join(f'{name}={values}' for name, values in given.items())
+        raise ValueError(f'{told} is not for pixels from 0 to 1; divide numbers for pixels from 0 to 255, such as '
+                         'those of OpenMMLab, by 255')
     channels = getattr(target, 'in_chans', 3)
     for name, values in given.items():
         if len(values) != channels:
