@@ -17,6 +17,7 @@ from timm_se_plugin.weights.layouts import layout_of
 from timm_se_plugin.weights.reading import read_weights
 
 DEPTH = dict(layers=(2, 1, 1, 1))
+SHALLOW = dict(layers=(1, 1, 1, 1))
 LEGACY = [name for name in timm.list_models('legacy_se*') if f'{name}_plugin' in architectures]
 
 
@@ -342,6 +343,40 @@ def test_a_saved_model_is_converted_and_its_preprocessing_kept(tmp_path):
     assert timm.create_model(f'local-dir:{tmp_path / "back"}').pretrained_cfg['architecture'] == 'seresnet18'
     ours, theirs = (load_file(tmp_path / folder / 'model.safetensors') for folder in ('back', 'timm'))
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+@pytest.fixture
+def small_saved_model(tmp_path):
+    """A saved network for small images, with preprocessing that is not that of its name."""
+    model = randomised(timm.create_model('resnet18_plugin', num_classes=3, global_pool='max', **SHALLOW))
+    write_model(model, tmp_path / 'saved', data_config={
+        'input_size': (3, 64, 64), 'crop_mode': 'squash', 'crop_pct': 0.9, 'interpolation': 'bilinear'})
+    return f'local-dir:{tmp_path / "saved"}'
+
+
+@pytest.mark.parametrize('name', ['resnet18', 'resnet18_plugin'])
+def test_size_and_crop_of_a_saved_model_are_kept(small_saved_model, tmp_path, name):
+    convert_file(small_saved_model, name, tmp_path / 'out', global_pool='max', **SHALLOW)
+    saved, converted = (timm.create_model(place, pretrained=True) for place in (
+        small_saved_model, f'local-dir:{tmp_path / "out"}'))
+    for is_test in (False, True):
+        theirs, ours = (timm.data.resolve_model_data_config(model, use_test_size=is_test)
+                        for model in (saved, converted))
+        assert ours == theirs
+    assert_same_outputs(converted, saved)
+
+
+@pytest.mark.parametrize('name', ['resnet18', 'resnet18_plugin'])
+def test_another_pooling_is_refused(small_saved_model, tmp_path, name):
+    with pytest.raises(ValueError, match='same features and pool them differently; make both with the same global_p'):
+        convert_file(small_saved_model, name, tmp_path / 'out', **SHALLOW)
+    assert not (tmp_path / 'out').exists()
+
+
+@pytest.mark.parametrize('option', [{'source': 'resnet18'}, {'renames': {'fc': 'head'}}, {'padding': 'both'}])
+def test_an_option_for_files_is_refused_with_a_saved_model(small_saved_model, tmp_path, option):
+    with pytest.raises(ValueError, match=r'is for a file of weights; the config.json of .* leave the option out'):
+        convert_file(small_saved_model, 'resnet18', tmp_path / 'out', **option)
 
 
 @pytest.mark.parametrize(('model', 'kwargs', 'target'), [

@@ -32,6 +32,9 @@ __all__ = ['PADDINGS', 'Conversion', 'convert', 'convert_file', 'convert_to_timm
 _DECLARED = dict.fromkeys(('cadene', 'caffe', 'mmpretrain'), AttentionSpec('se'))
 
 PADDINGS = ('both', 'behind')
+# Entries of a saved model's configuration that say how images are prepared; the test sizes are timm's own.
+_PREPROCESSING = (
+    'input_size', 'test_input_size', 'interpolation', 'crop_pct', 'test_crop_pct', 'crop_mode', 'mean', 'std')
 
 
 @dataclass(frozen=True)
@@ -176,12 +179,13 @@ def _check_attention(attn: AttentionSpec, weights: AttentionSpec, cfg: Mapping[s
         raise ValueError(f"{cfg['architecture']} was made with another attention than the weights have: {different}")
 
 
-def convert_to_timm(model: nn.Module, name: str) -> tuple[nn.Module, Conversion]:
+def convert_to_timm(model: nn.Module, name: str, **model_kwargs: Any) -> tuple[nn.Module, Conversion]:
     """Build timm's own model with the weights of a model of the plugin.
 
     Args:
         model: a model of the plugin.
         name: timm's name of the same network.
+        **model_kwargs: arguments of timm's model, such as ``global_pool='max'``.
 
     Raises:
         ValueError: timm has no such name, or timm's network has other keys or shapes or computes another function.
@@ -189,7 +193,9 @@ def convert_to_timm(model: nn.Module, name: str) -> tuple[nn.Module, Conversion]
     if not timm.is_model(name) or name in architectures:
         raise ValueError(f"{name} is not one of timm's own models, which timm.list_models() lists")
     network: Any = model
-    reference = timm.create_model(name, num_classes=network.num_classes, in_chans=network.in_chans)
+    with keywords_of(name, model_kwargs):
+        reference = timm.create_model(
+            name, **{'num_classes': network.num_classes, 'in_chans': network.in_chans, **model_kwargs})
     names = check_same_function(model, reference)
     state = model.state_dict()
     reference.load_state_dict({names[key]: value for key, value in state.items()})
@@ -227,9 +233,13 @@ def convert_file(
     described: dict[str, Any] = {}
     check_model(model, model_kwargs)
     if str(weights).startswith(SAVED_AT):
+        for option, value in (('source', source), ('rename', renames), ('padding', padding)):
+            if value:
+                raise ValueError(f'{option}={value!r} is for a file of weights; the config.json of {weights} says '
+                                 'which network the weights belong to, so leave the option out')
         saved: Any = timm.create_model(str(weights), pretrained=True)
         if model not in architectures:
-            target, conversion = convert_to_timm(saved, model)
+            target, conversion = convert_to_timm(saved, model, **model_kwargs)
         else:
             with keywords_of(model, model_kwargs):
                 target = timm.create_model(
@@ -237,7 +247,7 @@ def convert_file(
             conversion = convert(saved.state_dict(), target, saved)
         config = read_config_json(str(weights))
         described = {name: config[name] for name in DESCRIBED if name in config}
-        data_config = {key: saved.pretrained_cfg[key] for key in ('mean', 'std', 'interpolation', 'crop_pct')}
+        data_config = {key: saved.pretrained_cfg[key] for key in _PREPROCESSING if key in saved.pretrained_cfg}
     else:
         state, meta = read_weights(weights)
         tidied, _ = _tidied(state, meta, renames)

@@ -135,6 +135,7 @@ def sizes(weights: StateDict, cfg: PretrainedCfg) -> dict[str, int]:
             found['num_classes'] = tensor.shape[-2]
         elif key == f'{cfg.classifier}.weight' or re.fullmatch(r'(head\.)?(fc|last_linear|linear)\.weight', key):
             found['num_classes'] = tensor.shape[0]
-        elif key == f'{cfg.first_conv}.weight' or re.fullmatch(r'(backbone\.|layer0\.)?conv1(\.0)?\.weight|conv1(_1)?/[37]x[37]_s2\.0', key):
+        elif key == f'{cfg.first_conv}.weight' or re.fullmatch(
+                r'(backbone\.|layer0\.)?conv1(\.0)?\.weight|conv1(_1)?/[37]x[37]_s2\.0', key):
             found['in_chans'] = tensor.shape[1]
     return found

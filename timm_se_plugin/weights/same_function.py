@@ -4,7 +4,7 @@ import copy
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..models.state_dicts import Misfit, attention_misfit
 from ..placement import AttentionSpec, attention_modules
@@ -17,8 +17,9 @@ __all__ = ['check_same_function']
 def check_same_function(model: nn.Module, reference: nn.Module, gains_attention: bool = False) -> dict[str, str]:
     """Raise ValueError unless `reference` and `model` compute the same function of equal weights.
 
-    Both networks get the same random weights and compute the features of random images in float64. BatchNorm is in
-    training mode, which gives all maps the same scale, so that a large branch cannot hide a difference in another.
+    Both networks get the same random weights and compute the pooled features of random images in float64. BatchNorm
+    is in training mode, which gives all maps the same scale, so that a large branch cannot hide a difference in
+    another.
 
     Args:
         model: a model of the plugin.
@@ -49,7 +50,14 @@ def check_same_function(model: nn.Module, reference: nn.Module, gains_attention:
     network.load_state_dict({**own, **given})
     x = torch.randn(4, network.in_chans, 96, 96, generator=generator, dtype=torch.float64)
     expected, found = (net.forward_features(x) for net in (other, network))
-    if float((found - expected).abs().max()) > 1e-6 * float(expected.abs().max()):
+    if _differ(found, expected):
         raise ValueError(f'{name} and {reference_name} have the same keys and shapes, but compute different functions, '
                          'so neither can use the weights of the other')
+    if _differ(network.forward_head(found, pre_logits=True), other.forward_head(expected, pre_logits=True)):
+        raise ValueError(f'{name} and {reference_name} compute the same features and pool them differently; make both '
+                         'with the same global_pool')
     return origin
+
+
+def _differ(found: Tensor, expected: Tensor) -> bool:
+    return found.shape != expected.shape or float((found - expected).abs().max()) > 1e-6 * float(expected.abs().max())
