@@ -1,6 +1,8 @@
 """Fetch a shared model into a folder, after a check."""
 
+import os
 import shutil
+import tempfile
 from pathlib import Path
 
 import timm
@@ -43,6 +45,9 @@ def pull_from_hub(place: str, folder: str | Path) -> dict[str, int]:
         raise ValueError(f'{place} is neither a model of timm nor a detector of timm_se_plugin: its {CONFIG} names no '
                          'architecture')
     folder.mkdir(parents=True, exist_ok=True)
-    for name in names:
-        shutil.copyfile(saved_file(place, name), folder / name)
+    with tempfile.TemporaryDirectory(prefix='.', dir=folder) as part:  # no half of a file has its name in the folder
+        for name in names:
+            shutil.copyfile(saved_file(place, name), Path(part, name))
+        for name in names:
+            os.replace(Path(part, name), folder / name)
     return {name: (folder / name).stat().st_size for name in names}
