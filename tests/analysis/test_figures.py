@@ -289,6 +289,26 @@ def test_the_gates_of_a_run_are_recorded_once_under_its_name(tmp_path, digits):
     assert {(row['data'], row['global_batch']) for row in rows} == {(digits.name, '16')}  # as in the run's own row
 
 
+def test_the_table_is_kept_where_a_class_that_was_to_be_drawn_has_no_images(tmp_path):
+    pytest.importorskip('sklearn', reason='the digits come with scikit-learn: the [train] extra')
+    from digit_runs import save_digits
+    folder = save_digits(tmp_path / 'digits', train=2, val=10)
+    (tmp_path / 'classes.txt').write_text('\n'.join([*map(str, range(10)), 'ten']))
+    with pytest.raises(ValueError, match="the class 'ten' has no images"):
+        analyze(parse_analysis([
+            '--model', 'se_test_resnet_plugin', '--num-classes', '11', '--data-dir', str(folder), '--img-size', '32',
+            '--class-map', str(tmp_path / 'classes.txt'), '--workers', '0', '--device', 'cpu',
+            '--output', str(tmp_path / 'out'), '--classes', '0', 'ten']))
+    assert {row['class'] for row in read_table(tmp_path / 'out' / 'gates.csv')} == set(map(str, range(10)))
+
+
+def test_matplotlib_is_asked_for_before_the_images_are_read(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'matplotlib', None)
+    with pytest.raises(ModuleNotFoundError, match='matplotlib'):
+        analyze(parse_analysis([
+            '--model', 'se_test_resnet_plugin', '--data-dir', str(tmp_path / 'none'), '--output', str(tmp_path)]))
+
+
 @pytest.mark.parametrize(('given', 'said'), [
     (['--classes', '0', 'zero'], "no class is called 'zero'; the data has 0, 1, 2"),
     (['--table', 'parquet'], 'needs the package pyarrow'),

@@ -1,4 +1,5 @@
 import copy
+import sys
 
 import pytest
 import timm
@@ -143,6 +144,13 @@ def test_what_a_study_cannot_do_is_refused_before_the_checkpoint_is_read(shares,
     from timm_se_plugin.analysis.pruning_study import pruning_study
     with pytest.raises(ValueError, match=said):
         pruning_study(tmp_path / 'none.pth.tar', shares, criteria, epochs, lr, tmp_path / 'table.csv', tmp_path)
+
+
+def test_a_study_asks_for_torch_pruning_before_the_checkpoint_is_read(tmp_path, monkeypatch):
+    from timm_se_plugin.analysis.pruning_study import pruning_study
+    monkeypatch.setitem(sys.modules, 'torch_pruning', None)
+    with pytest.raises(ModuleNotFoundError, match='torch_pruning'):
+        pruning_study(tmp_path / 'none.pth.tar', [0.25], ['mean'], 1, 0.01, tmp_path / 'table.csv', tmp_path)
 
 
 @pytest.mark.parametrize(('name', 'kwargs'), [

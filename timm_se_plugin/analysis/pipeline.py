@@ -43,6 +43,7 @@ def analyze(options: Namespace) -> GateStatistics:
         The statistics of all images.
 
     Raises:
+        ModuleNotFoundError: matplotlib is not installed.
         ValueError: no output folder, ``--real-labels``, ``--record`` without a checkpoint of ``timm-se train``, an
             unknown class, a table that cannot be written, or as :func:`~timm_se_plugin.analysis.gate_statistics`.
     """
@@ -56,6 +57,7 @@ def analyze(options: Namespace) -> GateStatistics:
         raise ValueError('the analysis compares classes, and a picture of --task multilabel has any number of labels')
     if options.real_labels is not None:
         raise ValueError('--real-labels is for timm-se evaluate; the analysis uses the labels of the data')
+    import matplotlib  # noqa: F401  # so that its absence does not end a long analysis
     run = _name_of_run(options.checkpoint) if options.record else {}
     folder = Path(options.output)
     check_ending(folder / f'gates.{options.table}')
@@ -73,6 +75,8 @@ def analyze(options: Namespace) -> GateStatistics:
 
         with process.autocast(options):
             statistics = gate_statistics(model, loader(), classes)
+            if process.primary:  # at once, since what follows may fail or be interrupted
+                statistics.save(folder / f'gates.{options.table}')
             drawn = options.classes or statistics.seen_classes[:4]
             for name in drawn:
                 statistics.class_index(name)
@@ -81,7 +85,6 @@ def analyze(options: Namespace) -> GateStatistics:
                 scale = scale_statistics(model, loader, classes)
         if process.primary:
             shown = f'{options.model}, {statistics.images:,} images'
-            statistics.save(folder / f'gates.{options.table}')
             if options.record:
                 replace_rows(options.record, [{**run, **row} for row in statistics.layer_rows()],
                              (*run, 'layer', 'branch'))

@@ -51,9 +51,12 @@ def pruning_study(
         The rows of the table.
 
     Raises:
+        ModuleNotFoundError: Torch-Pruning is not installed.
         ValueError: as :func:`~timm_se_plugin.analysis.pruning.prune_by_gates`, epochs or a learning rate below 0, or an
             unknown option.
     """
+    import torch_pruning  # noqa: F401  # so that its absence does not end the study after the statistics
+
     from ..training import evaluate
     from ..training.checkpoint import read_checkpoint
     from ..training.config import options_of, run_columns
