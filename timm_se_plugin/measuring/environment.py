@@ -14,6 +14,7 @@ from ..files.version import __version__
 __all__ = ['environment']
 
 _NAME = 'timm-se-plugin'
+_OTHER = {'mmdet': 'onedl', 'onedl': 'mmdet'}    # two builds of MMDetection, with the same names to import
 
 
 def environment(ask_hub: bool = True) -> dict[str, dict[str, str]]:
@@ -67,13 +68,20 @@ def _extras() -> dict[str, str]:
     except importlib.metadata.PackageNotFoundError:
         names = []
     for extra in names:
-        wanted = [r for r in _requirements() if r.marker is not None and r.marker.evaluate({'extra': extra})
-                  and not r.marker.evaluate({'extra': ''})]
-        stated = [_stated(requirement) for requirement in wanted]
+        stated = [_stated(requirement) for requirement in _requirements_of(extra)]
         wrong = [text for text in stated if ' is missing' in text or ' is required' in text]
         lines[extra] = 'complete' if not wrong else (
             f'{"; ".join(wrong)}; pip install "{_NAME}[{extra}]" adds what is missing')
+        other = _OTHER.get(extra)
+        if wrong and other and all(_version(r.name) for r in _requirements_of(other)):
+            lines[extra] = f'not for this environment, which has {other}: an environment holds one of the two'
     return lines
+
+
+def _requirements_of(extra: str) -> list[Requirement]:
+    """What the extra asks for beyond the package itself."""
+    return [r for r in _requirements() if r.marker is not None and r.marker.evaluate({'extra': extra})
+            and not r.marker.evaluate({'extra': ''})]
 
 
 def _processors() -> dict[str, str]:
