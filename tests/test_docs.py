@@ -106,3 +106,15 @@ def test_links_and_pictures_of_a_page_exist(page):
     text = BLOCK.sub('', page.read_text(encoding='utf-8'))
     targets = [target.partition('#')[0] for target in re.findall(r'\]\(([^)\s]+)\)', text) if '://' not in target]
     assert not [target for target in targets if target and not (page.parent / target).exists()]
+
+
+def headings(page):
+    """What a link calls each heading of a page, as GitHub and mkdocs do."""
+    titles = re.findall(r'^#+ (.+)$', BLOCK.sub('', page.read_text(encoding='utf-8')), re.M)
+    return {re.sub(r'[ -]+', '-', re.sub(r'[^\w -]', '', title.lower())) for title in titles}
+
+
+@pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
+def test_headings_that_a_page_links_to_exist(page):
+    targets = re.findall(r'\]\(([\w./-]*)#([\w-]+)\)', BLOCK.sub('', page.read_text(encoding='utf-8')))
+    assert not [(file, name) for file, name in targets if name not in headings(page.parent / file if file else page)]
