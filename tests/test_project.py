@@ -1,6 +1,7 @@
 """The files around the package agree with one another: workflows, hooks, versions and papers."""
 
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -62,3 +63,16 @@ def test_the_site_has_the_help_of_each_command_and_the_changes():
     assert all(f'## timm-se {command}\n\n```text\nusage: timm-se {command} ' in site for command in COMMANDS)
     assert f'## {__version__}' in site
     assert site.endswith('heavy: []\n')
+
+
+def test_the_site_can_be_read_from_the_disk_and_has_no_broken_link():
+    site = yaml.safe_load(text('mkdocs.yml'))
+    assert 'offline' in site['plugins']
+    assert site['strict']
+    assert site['validation']['links']['anchors'] == 'warn'     # which `strict` makes an error
+
+
+def test_references_in_docstrings_are_text_on_the_site():
+    page = runpy.run_path(str(ROOT / 'tools' / 'mkdocs_pages.py'))['on_page_content']
+    assert page('of :func:<code>~timm_se_plugin.training.config.parse_options</code>.') == 'of <code>parse_options</code>.'
+    assert page('of :func:<code>timm.data.create_dataset</code>.') == 'of <code>timm.data.create_dataset</code>.'

@@ -6,6 +6,7 @@ The environment of `make docs` has neither PyTorch nor timm, which reading a com
 import contextlib
 import io
 import os
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -20,6 +21,11 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
         if mark in markdown:
             markdown = markdown.replace(mark, text())
     return markdown
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """Name a function as text: the references of docstrings, such as ``:func:`~.data.open_split```, are Sphinx's."""
+    return re.sub(r':(?:class|func|meth|mod):<code>(?:~[\w.]*\.)?([^<]+)</code>', r'<code>\1</code>', html)
 
 
 def changes() -> str:
