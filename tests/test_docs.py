@@ -83,6 +83,14 @@ def test_commands_and_their_options_exist(words):
     assert not [word for word in given if re.match(r'--?[a-z]', word) and word not in known]
 
 
+def test_the_folder_of_a_run_is_called_as_the_first_page_says():
+    from timm_se_plugin.training import parse_options
+    from timm_se_plugin.training.run import _folder
+    train, predict = (next(words for words in commands(ROOT / 'docs' / 'index.md') if words[:2] == ['timm-se', name])
+                      for name in ('train', 'predict'))
+    assert predict[-1] == _folder(parse_options(train[2:])).as_posix()
+
+
 def test_options_in_sentences_exist():
     sources = [path for folder in ('timm_se_plugin', 'tools') for path in (ROOT / folder).rglob('*.py')]
     known = set(re.findall(r"'(--[a-z][\w-]*)'", ''.join(path.read_text(encoding='utf-8') for path in sources)))

@@ -1,6 +1,7 @@
 """Train a Faster R-CNN with an SE-ResNet-18 backbone on scenes of real digits, and draw what it finds.
 
-One folder gets the scenes with COCO annotations, the checkpoints, and a picture with the detected boxes.
+One folder gets the scenes with COCO annotations, the checkpoints, and a picture with the detected boxes. The demo needs
+the extras mmdet and train, which has scikit-learn's digits.
 """
 
 import argparse
