@@ -53,12 +53,13 @@ class Identity(nn.Conv2d):
     lambda conv, bn: (Identity(6, 6, 1), bn),
     lambda conv, bn: (conv, nn.GroupNorm(2, 6, dtype=torch.float64)),
     lambda conv, bn: (conv, nn.BatchNorm2d(6, affine=False, dtype=torch.float64).eval()),
+    lambda conv, bn: (conv, bn.register_parameter('bias', None) or bn),
     lambda conv, bn: (conv.register_forward_hook(lambda *_: None) and conv, bn),
     lambda conv, bn: (conv, bn.register_forward_hook(lambda *_: None) and bn),
     lambda conv, bn: (setattr(conv, 'forward', conv.forward) or conv, bn),
     lambda conv, bn: (conv, setattr(bn, 'forward', bn.forward) or bn),
-], ids=['training', 'no convolution', 'another norm', 'not affine', 'hook on the convolution', 'hook on the norm',
-        'replaced forward of the convolution', 'replaced forward of the norm'])
+], ids=['training', 'no convolution', 'another norm', 'not affine', 'no bias', 'hook on the convolution',
+        'hook on the norm', 'replaced forward of the convolution', 'replaced forward of the norm'])
 @torch.no_grad()
 def test_leaves_its_input_alone_where_somebody_may_hold_it(change):
     conv, bn = change(*modules())

@@ -509,7 +509,8 @@ class CenteredSqueezeExcite(SqueezeExcite):
     (lambda net: setattr(net, 'bn', CustomNorm(6)), 'CustomNorm'),
     (lambda net: setattr(net, 'bn', nn.SyncBatchNorm(6)), 'SyncBatchNorm'),
     (lambda net: setattr(net, 'bn', nn.GroupNorm(2, 6)), 'GroupNorm'),
-    (lambda net: setattr(net, 'bn', nn.BatchNorm2d(6, affine=False)), 'affine'),
+    (lambda net: setattr(net, 'bn', nn.BatchNorm2d(6, affine=False)), 'no weight'),
+    (lambda net: net.bn.register_parameter('bias', None), 'no bias'),  # torch 2.14's BatchNorm2d(6, bias=False)
     (lambda net: setattr(net, 'bn', nn.BatchNorm2d(6, track_running_stats=False)), 'running'),
     (lambda net: setattr(net.bn, 'track_running_stats', False), 'running'),
     (lambda net: setattr(net.se, 'squeeze_type', 'max'), 'average'),

@@ -280,7 +280,8 @@ def untracked(layer):
 @pytest.mark.parametrize(('kwargs', 'change', 'reason'), [
     ({'act_layer': nn.SiLU}, None, 'SiLU'),
     ({'norm_layer': functools.partial(nn.GroupNorm, 4)}, None, 'GroupNorm'),
-    ({'norm_layer': functools.partial(nn.BatchNorm2d, affine=False)}, None, 'affine'),
+    ({'norm_layer': functools.partial(nn.BatchNorm2d, affine=False)}, None, 'no weight'),
+    ({}, lambda layer: layer.paths[0].bn.register_parameter('bias', None), 'no bias'),
     ({}, untracked, 'running statistics'),
     ({'norm_layer': functools.partial(nn.BatchNorm2d, track_running_stats=False)}, None, 'running statistics'),
     ({'drop_layer': nn.Identity}, None, 'drop'),

@@ -40,8 +40,8 @@ def why_not_batch_norm(bn: Any, synchronised: bool = False) -> str:
     # Exact types: a subclass, and the class that torch's parametrisation makes, may compute anything.
     if type(bn) is not nn.BatchNorm2d and not (synchronised and type(bn) is nn.SyncBatchNorm):
         return f'the norm is a {type(bn).__name__}, not a BatchNorm2d'
-    if not bn.affine or bn.running_mean is None or not bn.track_running_stats:
-        return 'BatchNorm has no affine parameters or no running statistics'
+    if bn.weight is None or bn.bias is None or bn.running_mean is None or not bn.track_running_stats:
+        return 'BatchNorm has no weight, no bias or no running statistics'
     return ''
 
 
