@@ -418,6 +418,27 @@ def test_another_number_of_channels_and_another_device_are_refused():
         norm_act(values((2, 5, 4, 4)), nn.BatchNorm2d(3))
     with pytest.raises(RuntimeError, match='and on meta'):
         norm_act(values((2, 3, 4, 4)), nn.BatchNorm2d(3, device='meta'))
+    bn = nn.BatchNorm2d(3)
+    for name, buffer, message in (
+            ('running_mean', torch.zeros(2), 'of 2 channels got 3'), ('running_var', torch.ones(4), 'of 4 channels got 3'),
+            ('running_var', torch.ones(3, device='meta'), 'and on meta')):
+        broken = copy.deepcopy(bn)
+        setattr(broken, name, buffer)
+        for training in (True, False):
+            with pytest.raises(RuntimeError, match=message):
+                norm_act(values((2, 3, 4, 4)), broken.train(training))
+
+
+def test_running_statistics_with_gaps_between_their_values_are_moved():
+    ours, theirs = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+    table = torch.ones(3, 4)
+    ours.running_mean, ours.running_var = table[:, 0].zero_(), table[:, 2]
+    x = values((2, 3, 4, 4), mean=2.0)
+    norm_act(x, ours)
+    theirs(x)
+    for a, b in zip(ours.buffers(), theirs.buffers(), strict=True):
+        torch.testing.assert_close(a, b)
+    assert (table[:, 1::2] == 1).all()
 
 
 def test_the_statistics_of_a_later_batch_are_not_mistaken_for_the_saved_ones():

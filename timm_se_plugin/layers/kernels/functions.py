@@ -118,6 +118,9 @@ def _normalize(
         running = _running_statistics(bn) if call.group is None else (None, None, None, 0.0)
         mean, invstd, x_mean, pooled = launch.batch_statistics(
             y, means, squares, weight, bias, bn.eps, linear and call.group is None, *running)
+        for buffer, moved in zip((bn.running_mean, bn.running_var), running[:2], strict=True):
+            if moved is not None and not buffer.is_contiguous():
+                buffer.data.copy_(moved)
         if call.group is not None:
             local = y.shape[0] * positions
             mean, var, invstd, total = _gather(mean, invstd, local, bn.eps, call.group)
@@ -143,7 +146,7 @@ def _running_statistics(bn: Any) -> tuple[Tensor | None, Tensor | None, Tensor |
         batches.add_(1)
     elif bn.momentum is None:
         return None, None, None, 0.0
-    return bn.running_mean, bn.running_var, batches, bn.momentum
+    return bn.running_mean.contiguous(), bn.running_var.contiguous(), batches, bn.momentum
 
 
 class _Normalize(Function):
@@ -335,9 +338,10 @@ def normalize(y: Tensor, bn: Any, pooling: Pooling = '') -> Normalized:
     """
     y = _dense(y)
     weight, bias = bn.weight.contiguous(), bn.bias.contiguous()
-    if weight.numel() != y.shape[1]:  # a kernel would read past the end
-        raise RuntimeError(f'a BatchNorm of {weight.numel()} channels got {y.shape[1]}')
-    _check_device(y, weight)
+    vectors = weight, bias, bn.running_mean, bn.running_var
+    if wrong := {x.numel() for x in vectors} - {y.shape[1]}:  # a kernel would read and write past the end
+        raise RuntimeError(f'a BatchNorm of {min(wrong)} channels got {y.shape[1]}')
+    _check_device(y, *vectors)
     batch = not is_frozen(bn) and bn.training
     call = _Pass(bn, batch, pooling, _group(bn) if batch else None)
     mean = invstd = None
