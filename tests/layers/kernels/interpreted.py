@@ -11,6 +11,7 @@ import torch
 import torch.multiprocessing as mp
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from timm_se_plugin.layers.kernels import available, functions, launch
 from timm_se_plugin.layers.norm_act import norm_act
@@ -248,6 +249,36 @@ def test_second_derivatives_are_those_of_the_modules(parts, mode):
         results.append([g for g in (*grads, *again, product) if g is not None])
     for a, b in zip(*results, strict=True):
         assert (a - b).norm() < 1e-4 * b.norm() + 1e-4
+
+
+@pytest.mark.parametrize('dtype', DTYPES)
+def test_a_squeeze_in_front_of_the_convolution_copies_no_map_in_the_backward_pass(dtype):
+    copied = []
+
+    class Copies(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func is torch.ops.aten._to_copy.default and args[0].numel() >= maps[0].numel():
+                copied.append(kwargs['dtype'])
+            return func(*args, **kwargs or {})
+
+    conv, net = nn.Conv2d(2, 8, 1), set_mode(Tail(8, *TAILS[0]), 'frozen')
+    narrow, r = values((2, 2, 5, 6)), values((2, 8, 5, 6))
+    results = []
+    for fused in (True, False):
+        leaf = narrow.clone().to(dtype).requires_grad_()
+        wanted = [leaf, *conv.parameters(), *net.parameters()]
+        with torch.autocast(DEVICE, dtype, enabled=dtype != torch.float32):
+            maps = [conv(leaf), r.to(dtype)]
+            if fused:
+                out = residual_tail(*maps, net.bn, net.se, None, net.act, conv=conv, conv_input=leaf)
+            else:
+                out = net.compute(*maps, False)
+        with Copies():
+            grads = torch.autograd.grad(out, wanted, maps[1] + 1)
+        assert not copied or not fused
+        results.append([out, *grads])
+    for a, b in zip(*results, strict=True):
+        assert (a - b).float().norm() < (1e-4 if dtype == torch.float32 else 0.1) * b.float().norm() + 1e-4
 
 
 def test_equal_calls_give_equal_bits_and_a_retained_graph_gives_its_gradients_again():

@@ -158,6 +158,8 @@ class _Normalize(Function):
         ctx.set_materialize_grads(False)
         results = _normalize(y, weight, bias, mean, invstd, call)
         ctx.call, ctx.total = call, results.total
+        if not call.batch:  # constants, whose gradients backward would compute by the formula, from a copy of the map
+            ctx.mark_non_differentiable(results.mean, results.invstd)
         ctx.save_for_backward(
             y, weight, bias, results.mean, results.invstd, results.pooled_sums, results.pooled_x_sums)
         return y.view_as(y), y.view_as(y), results.mean, results.invstd, results.pooled
