@@ -7,10 +7,12 @@ import sys
 
 import pytest
 import timm
+import torch
 from digit_runs import TINY
 from PIL import Image
 
 from timm_se_plugin.commands import main
+from timm_se_plugin.training.checkpoint import read_checkpoint
 from timm_se_plugin.weights.folders import write_model
 
 
@@ -53,6 +55,28 @@ def test_a_shared_model_predicts_the_same_and_files_are_written(trained, digits,
     shared = printed('predict', *pictures, '--model', 'hf-hub:user/digits', '--output', tmp_path / 'found.json')
     assert [row['classes'][0]['label'] for row in shared] == [row['classes'][0]['label'] for row in rows]
     assert json.loads((tmp_path / 'found.json').read_text()) == shared
+
+
+def test_a_training_on_pictures_as_they_are_stored_predicts_them_so(trained, digits, printed, hub, tmp_path):
+    stored = tmp_path / 'run'
+    shutil.copytree(trained, stored)
+    checkpoint = read_checkpoint(stored / 'model_best.pth.tar')
+    checkpoint['args'].exif_orientation = False
+    torch.save(checkpoint, stored / 'model_best.pth.tar')
+    picture, turned = next((digits / 'val' / '3').iterdir()), tmp_path / 'turned.png'
+    with Image.open(picture) as image:
+        image.getexif()[0x0112] = 6
+        image.save(turned, exif=image.getexif())
+
+    def scores(model, *files):
+        return [row['classes'] for row in printed('predict', *files, '--model', model)]
+    plain, by_default = scores(trained, picture, turned)
+    assert plain != by_default
+    printed('push', stored, 'user/stored')
+    printed('export', stored, tmp_path / 'stored.onnx', '--pictures', picture)
+    for model in (stored, 'hf-hub:user/stored', tmp_path / 'stored.onnx'):
+        for classes in scores(model, picture, turned):
+            assert [row['score'] for row in classes] == pytest.approx([row['score'] for row in plain], abs=1e-3)
 
 
 def test_broken_files_are_named_and_passed_over_and_pictures_of_all_kinds_are_read(trained, digits, printed, tmp_path,

@@ -89,7 +89,7 @@ def test_a_file_that_is_no_checkpoint_is_refused(tmp_path):
     torch.save({'weights': 1}, tmp_path / 'other.pth')
     with pytest.raises(CheckpointError, match='it has no state_dict'):
         read_checkpoint(tmp_path / 'other.pth')
-    with pytest.raises(CheckpointError, match='is a folder; name a checkpoint in it, such as .*last.pth.tar'):
+    with pytest.raises(CheckpointError, match='is a folder; name a checkpoint in it, such as'):
         read_checkpoint(tmp_path)
     with pytest.raises(CheckpointError, match='there is no checkpoint'):
         read_checkpoint(tmp_path / 'nothing.pth')

@@ -42,12 +42,12 @@ def open_classifier(place: str, device: str = 'cpu') -> Classifier:
     check_device(device)
     config: dict[str, Any] | None = None
     names: Sequence[str] | None = None
-    is_multilabel = False
+    is_multilabel, upright = False, True
     if os.path.isdir(place) and not os.path.isfile(os.path.join(place, CONFIG)):
         run = read_run(place)
         if run is None:
             raise ValueError(_no_classifier(Path(place)))
-        model, config, names, is_multilabel = run.model, run.data_config, run.label_names, run.is_multilabel
+        model, config, _, names, is_multilabel, upright = run
     else:
         name = f'{FOLDER}{place}' if os.path.isdir(place) else place
         if os.path.isfile(place):
@@ -58,7 +58,8 @@ def open_classifier(place: str, device: str = 'cpu') -> Classifier:
             raise ValueError(f'{name} has no published weights, and random ones predict nothing; --model takes the '
                              'folder of a run or of a saved model too')
         model = timm.create_model(name, pretrained=True)
-        is_multilabel = name.startswith(SAVED_AT) and read_config_json(name).get('problem_type') == MULTILABEL
+        said = read_config_json(name) if name.startswith(SAVED_AT) else {}
+        is_multilabel, upright = said.get('problem_type') == MULTILABEL, said.get('upright', True)
     network: Any = model.to(device).eval()
     if not network.num_classes:
         raise ValueError(f'{place} gives features and no classes')
@@ -66,7 +67,7 @@ def open_classifier(place: str, device: str = 'cpu') -> Classifier:
     if not names or len(names) != network.num_classes:
         names = [str(i) for i in range(network.num_classes)]
         _logger.warning('%s has no names of classes, which are called by their numbers', place)
-    return Classifier(network, config or data_config({}, network), names, is_multilabel)
+    return Classifier(network, config or data_config({}, network), names, is_multilabel, upright)
 
 
 def _no_classifier(folder: Path) -> str:

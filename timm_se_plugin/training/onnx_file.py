@@ -11,11 +11,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from timm.data import create_transform
 from torch import Tensor, nn
 
 from ..files.onnx_files import CLASSIFIER, described, onnx_session, open_onnx_file, require
-from ..files.pictures import Picture, pictures_of, readable
+from ..files.pictures import pictures_of
 from ..files.writing import write_atomically
 from ..weights.runs import MULTILABEL
 from .prediction import Classifier
@@ -53,7 +52,8 @@ def export_onnx(classifier: Classifier, file: str | Path, pictures: Iterable[str
     an entry ``timm_se_plugin``, JSON: the ``task``; timm's data configuration (``input_size``, ``mean``, ``std``,
     ``interpolation``, ``crop_pct``, ``crop_mode``; pixels go from 0 to 1 before the mean is taken off); and
     ``label_names``, the classes in the order of the logits. ``problem_type`` is ``multi_label_classification``, as in
-    ``config.json``, where a picture has any number of them and a probability is the sigmoid of a logit.
+    ``config.json``, where a picture has any number of them and a probability is the sigmoid of a logit. ``upright`` is
+    false where pictures are read as they are stored, whatever their EXIF orientation.
 
     Args:
         classifier: of :func:`~.classifiers.open_classifier`, on the CPU.
@@ -70,6 +70,7 @@ def export_onnx(classifier: Classifier, file: str | Path, pictures: Iterable[str
     x = _images(classifier, pictures, most)
     description = {**{key: classifier.config[key] for key in _DESCRIBED if key in classifier.config},
                    **({'problem_type': MULTILABEL} if classifier.is_multilabel else {}),
+                   **({} if classifier.upright else {'upright': False}),
                    'label_names': list(classifier.names)}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, 'model.onnx')
@@ -87,9 +88,7 @@ def export_onnx(classifier: Classifier, file: str | Path, pictures: Iterable[str
 
 
 def _images(classifier: Classifier, pictures: Iterable[str | Path], most: int) -> Tensor:
-    picture = Picture.of(classifier.config['input_size'][0], upright=True)
-    transform: Any = create_transform(**classifier.config, is_training=False)
-    images = [image for _, image in islice(readable(pictures_of(pictures), picture, transform), most)]
+    images = [image for _, image in islice(classifier.images(pictures_of(pictures)), most)]
     if not images:
         raise ValueError('none of the pictures to check the file on can be read')
     return torch.stack(images)
@@ -142,4 +141,4 @@ def open_onnx(file: str | Path) -> Classifier:
     config = {key: tuple(value) if isinstance(value, list) else value for key, value in description.items()
               if key in _DESCRIBED}
     return Classifier(_logits(session), config, description['label_names'],
-                      description.get('problem_type') == MULTILABEL)
+                      description.get('problem_type') == MULTILABEL, description.get('upright', True))

@@ -7,10 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from timm.data import create_transform
-
 from ..files.onnx_files import CLASSIFIER, described, open_onnx_file, require
-from ..files.pictures import Picture, pictures_of, readable
+from ..files.pictures import pictures_of
 from ..files.writing import write_atomically
 from .folders import class_key
 from .onnx_file import open_onnx
@@ -114,9 +112,7 @@ class _Images:
         files = pictures_of(paths)
         count = min(most, len(files))
         chosen = [files[i * len(files) // count] for i in range(count)]
-        picture = Picture.of(classifier.config['input_size'][0], upright=True)
-        transform: Any = create_transform(**classifier.config, is_training=False)
-        self.images = readable(chosen, picture, transform)
+        self.images = classifier.images(chosen)
         self.count = 0
 
     def get_next(self) -> dict[str, Any] | None:

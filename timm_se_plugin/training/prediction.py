@@ -25,17 +25,24 @@ class Classifier:
         config: timm's data configuration: size, crop, interpolation, mean and deviation.
         names: of the classes, in the order of the logits.
         is_multilabel: whether a picture has any number of the classes, instead of one.
+        upright: whether pictures are turned as their EXIF orientation says.
     """
 
     logits: Callable[[Tensor], Tensor]
     config: dict[str, Any]
     names: Sequence[str]
     is_multilabel: bool = False
+    upright: bool = True
 
     def scores(self, x: Tensor) -> Tensor:
         """Probabilities of the classes, (N, classes), of images (N, C, H, W)."""
         logits = self.logits(x).float()
         return logits.sigmoid() if self.is_multilabel else logits.softmax(1)
+
+    def images(self, files: Iterable[str | Path]) -> Iterator[tuple[str | Path, Tensor]]:
+        """The pictures that can be read, with what the network gets, (C, H, W); others are named in the log."""
+        transform: Any = create_transform(**self.config, is_training=False)
+        return readable(files, Picture.of(self.config['input_size'][0], self.upright), transform)
 
 
 @dataclass(frozen=True)
@@ -63,7 +70,8 @@ def predict(
 ) -> Iterator[Prediction]:
     """The best classes of each picture; an unreadable one is named in the log and passed over.
 
-    A picture is turned upright as its EXIF orientation says, and then resized and cropped as in an evaluation.
+    A picture is turned upright as its EXIF orientation says, unless the training had ``--no-exif-orientation``, and
+    then resized and cropped as in an evaluation.
 
     Args:
         classifier: of :func:`open_classifier`.
@@ -77,9 +85,7 @@ def predict(
         top = len(classifier.names) if classifier.is_multilabel else 5
     if threshold is None:
         threshold = 0.5 if classifier.is_multilabel else 0.0
-    picture = Picture.of(classifier.config['input_size'][0], upright=True)
-    transform: Any = create_transform(**classifier.config, is_training=False)
-    images = readable(files, picture, transform)
+    images = classifier.images(files)
     while batch := list(islice(images, batch_size)):
         x = torch.stack([image for _, image in batch]).to(device)
         scores, indices = classifier.scores(x).topk(min(top, len(classifier.names)))

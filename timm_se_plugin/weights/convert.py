@@ -257,8 +257,11 @@ def convert_file(
         original, data_config = _source_of(source, numbers, meta)
         conversion = convert(state, target, original, meta, renames, padding)
         described = {'label_names': meta['label_names']} if meta.get('label_names') else {}
-        if (meta.get('args') or {}).get('task') == 'multilabel':
+        trained = meta.get('args') or {}
+        if trained.get('task') == 'multilabel':
             described['problem_type'] = MULTILABEL
+        if trained.get('exif_orientation') is False:
+            described['upright'] = False
         if conversion.layout == 'caffe':
             data_config = INPUT
     given = {name: tuple(values) for name, values in (('mean', mean), ('std', std)) if values}

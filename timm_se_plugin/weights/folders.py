@@ -25,7 +25,8 @@ __all__ = ['DESCRIBED', 'plugin_config', 'saved_class_names', 'write_model']
 
 # Entries of timm's config.json that describe a model and are not needed to build it.
 DESCRIBED = (
-    'label_names', 'label_descriptions', 'problem_type', 'license', 'description', 'tags', 'paper_ids', 'paper_name')
+    'label_names', 'label_descriptions', 'problem_type', 'upright', 'license', 'description', 'tags', 'paper_ids',
+    'paper_name')
 
 
 def plugin_config(attn: AttentionSpec | None) -> dict[str, Any]:

@@ -39,6 +39,7 @@ class TrainedClassifier(NamedTuple):
         facts: facts about the training, for a model card.
         label_names: names of the classes; None if the run does not tell.
         is_multilabel: whether a picture has any number of the classes, instead of one.
+        upright: whether pictures are turned as their EXIF orientation says.
     """
 
     model: nn.Module
@@ -46,12 +47,14 @@ class TrainedClassifier(NamedTuple):
     facts: Facts
     label_names: list[str] | None
     is_multilabel: bool = False
+    upright: bool = True
 
     @property
     def model_config(self) -> dict[str, Any]:
-        """What a ``config.json`` says about the classes."""
+        """What a ``config.json`` says about the classes, and about pictures that are read as they are stored."""
         return {**({'label_names': self.label_names} if self.label_names else {}),
-                **({'problem_type': MULTILABEL} if self.is_multilabel else {})}
+                **({'problem_type': MULTILABEL} if self.is_multilabel else {}),
+                **({} if self.upright else {'upright': False})}
 
 
 def read_run(folder: str | Path) -> TrainedClassifier | None:
@@ -84,7 +87,7 @@ def read_run(folder: str | Path) -> TrainedClassifier | None:
     names = said.get('label_names')
     known = isinstance(names, list) and len(names) == model.num_classes
     return TrainedClassifier(model, data_config(args, model), facts, names if known else None,
-                             args.get('task') == 'multilabel')
+                             args.get('task') == 'multilabel', args.get('exif_orientation') is not False)
 
 
 def build_model(args: Mapping[str, Any]) -> nn.Module:

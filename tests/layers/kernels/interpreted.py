@@ -451,7 +451,8 @@ def test_another_number_of_channels_and_another_device_are_refused():
         norm_act(values((2, 3, 4, 4)), nn.BatchNorm2d(3, device='meta'))
     bn = nn.BatchNorm2d(3)
     for name, buffer, message in (
-            ('running_mean', torch.zeros(2), 'of 2 channels got 3'), ('running_var', torch.ones(4), 'of 4 channels got 3'),
+            ('running_mean', torch.zeros(2), 'of 2 channels got 3'),
+            ('running_var', torch.ones(4), 'of 4 channels got 3'),
             ('running_var', torch.ones(3, device='meta'), 'and on meta')):
         broken = copy.deepcopy(bn)
         setattr(broken, name, buffer)
