@@ -344,19 +344,20 @@ def ablation_table() -> str:
 
 def gates_table() -> str:
     """The gates of each trained network: the range of its attentions' numbers, each a mean over the seeds."""
-    runs: dict[str, dict[str, list[Row]]] = {}
+    runs: dict[tuple[str, ...], dict[str, list[Row]]] = {}
     for row in read('gates.csv'):
         gate = row['layer'].rpartition('.')[2]  # several in CBAM and scSE
         name = f'{row["model"]} {row["options"]}'.strip() + ('' if gate == 'se' else f': {gate}')
-        runs.setdefault(name, {}).setdefault(row['layer'], []).append(row)
+        runs.setdefault((name, row['recipe'], row['epochs']), {}).setdefault(row['layer'], []).append(row)
     body = []
-    for name, layers in runs.items():
+    for key, layers in runs.items():
         ranges = []
-        for key, digits in (('mean', 2), ('channel_std', 3), ('std', 3), ('specificity', 2)):
-            means = [statistics.mean(float(row[key]) for row in rows) for rows in layers.values()]
+        for column, digits in (('mean', 2), ('channel_std', 3), ('std', 3), ('specificity', 2)):
+            means = [statistics.mean(float(row[column]) for row in rows) for rows in layers.values()]
             ranges.append(f'{min(means):.{digits}f} to {max(means):.{digits}f}')
-        body.append([name, str(len(next(iter(layers.values())))), *ranges])
-    return markdown(['model', 'seeds', 'mean gate', 'between channels', 'between images', 'class dependence'], body)
+        body.append([*key, str(len(next(iter(layers.values())))), *ranges])
+    return markdown(['model', 'recipe', 'epochs', 'seeds', 'mean gate', 'between channels', 'between images',
+                     'class dependence'], body)
 
 
 def pruning_table() -> str:
