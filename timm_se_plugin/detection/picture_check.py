@@ -94,32 +94,21 @@ def check_pictures(pictures: list[Picture]) -> None:
                             desc='checking the picture files'))
     missing: list[tuple[Picture, str]] = []
     broken: list[tuple[Picture, str]] = []
-    resized, unclear = [], []
-    turns: dict[tuple, bool] = {}  # whether a loader turns pictures of this format and orientation
+    resized: list[tuple[Picture, str]] = []
+    unclear = []
+    turns: dict[tuple, bool] = {}
     for picture, header in zip(looked, headers, strict=True):
         if isinstance(header, Exception):
             (missing if isinstance(header, FileNotFoundError) else broken).append((picture, str(header)))
             continue
-        size, swapped = header.size, header.orientation in range(5, 9)
-        if picture.size and swapped and size[0] != size[1]:
-            kind = (header.format, header.orientation, repr(picture.loader))
-            if kind not in turns:
-                turns[kind] = load_picture(picture).shape[1::-1] != size
-            size = size[::-1] if turns[kind] else size
-        elif header.orientation in range(2, 9):
-            unclear.append(picture.path)
+        if picture.size and header.swaps and header.size[0] != header.size[1]:
+            size = header.size[::-1] if _is_turned(picture, header, turns) else header.size
+        else:
+            size = header.size
+            if header.orientation in range(2, 9):
+                unclear.append(picture.path)
         if picture.size and picture.size != size:
-            text = f'{picture.path}: {size[0]}x{size[1]} (width x height) as it is loaded, and ' \
-                   f'{picture.size[0]}x{picture.size[1]} in the annotations. '
-            if swapped and picture.size == size[::-1]:
-                color_type = 'color_ignore_orientation' if turns.get(kind) else 'color'
-                text += (f'Its EXIF orientation is {header.orientation}, and LoadImageFromFile(color_type='
-                         f'{color_type!r}) in every pipeline loads the picture as it was annotated; or save the '
-                         'files without the tag')
-            else:
-                text += ('Use the pictures that were annotated, or scale the widths, heights, boxes and segmentations '
-                         'of the annotations to these pictures')
-            resized.append((picture, text))
+            resized.append((picture, _other_size(picture, header, size)))
     for error, found, what in (
             (FileNotFoundError, missing, 'do not exist'),
             (ValueError, broken, 'are broken; replace the files, or remove the pictures from the annotations'),
@@ -142,6 +131,33 @@ class _Header(NamedTuple):
     size: tuple[int, int]  # width, height
     orientation: int = 1
     format: str | None = None
+
+    @property
+    def swaps(self) -> bool:
+        """Whether the orientation swaps width and height."""
+        return self.orientation in range(5, 9)
+
+
+def _is_turned(picture: Picture, header: _Header, turns: dict[tuple, bool]) -> bool:
+    """Whether the loader turns pictures of this format and orientation; `turns` keeps what is known."""
+    kind = (header.format, header.orientation, repr(picture.loader))
+    if kind not in turns:
+        turns[kind] = load_picture(picture).shape[1::-1] != header.size
+    return turns[kind]
+
+
+def _other_size(picture: Picture, header: _Header, size: tuple[int, int]) -> str:
+    """What a picture's size is as it is loaded and in the annotations, and what to do."""
+    assert picture.size is not None
+    text = f'{picture.path}: {size[0]}x{size[1]} (width x height) as it is loaded, and ' \
+           f'{picture.size[0]}x{picture.size[1]} in the annotations. '
+    if header.swaps and picture.size == size[::-1]:
+        color_type = 'color' if size == header.size else 'color_ignore_orientation'
+        return text + (f'Its EXIF orientation is {header.orientation}, and LoadImageFromFile(color_type='
+                       f'{color_type!r}) in every pipeline loads the picture as it was annotated; or save the files '
+                       'without the tag')
+    return text + ('Use the pictures that were annotated, or scale the widths, heights, boxes and segmentations of the '
+                   'annotations to these pictures')
 
 
 def _is_local(picture: Picture) -> bool:
