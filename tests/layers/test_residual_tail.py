@@ -569,6 +569,20 @@ def test_functional_transforms_see_the_modules():
         torch.testing.assert_close(torch.autograd.forward_ad.unpack_dual(out).tangent, expected)
 
 
+@pytest.mark.parametrize('channels_last', [False, True])
+@pytest.mark.parametrize('mode', ['train', 'frozen'])
+def test_many_gradients_are_computed_at_once(mode, channels_last):
+    net = set_mode(Tail(fused=True), mode).double()
+    x = layout(torch.randn(2, 6, 3, 4, dtype=torch.float64), channels_last).requires_grad_()
+    out = net(x * 1)
+    rows = torch.randn(3, *out.shape, dtype=torch.float64)
+    expected = torch.stack([torch.autograd.grad(out, x, row, retain_graph=True)[0] for row in rows])
+    batched = torch.autograd.grad(out, x, rows, retain_graph=True, is_grads_batched=True)[0]
+    torch.testing.assert_close(batched, expected)
+    mapped = torch.func.vmap(lambda row: torch.autograd.grad(out, x, row, retain_graph=True)[0])(rows)
+    torch.testing.assert_close(mapped, expected)
+
+
 def test_hooks_on_all_modules_are_called():
     net, called = Tail(fused='auto'), []
     with nn.modules.module.register_module_forward_hook(lambda module, args, out: called.append(module)):

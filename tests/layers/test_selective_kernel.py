@@ -300,6 +300,15 @@ def test_fused_steps_aside_or_says_why(kwargs, change, reason):
         layer(batch())
 
 
+def test_many_gradients_are_computed_at_once():
+    layer, x = build(), batch().requires_grad_()
+    out = layer(x)
+    rows = torch.randn(3, *out.shape, dtype=out.dtype)
+    expected = torch.stack([torch.autograd.grad(out, x, row, retain_graph=True)[0] for row in rows])
+    batched = torch.autograd.grad(out, x, rows, is_grads_batched=True)[0]
+    torch.testing.assert_close(batched, expected)
+
+
 def test_functional_transforms_and_dual_numbers_see_the_modules():
     layer, x = build(mode='eval'), batch()
     expected = torch.func.jvp(unfused(layer), (x,), (torch.ones_like(x),))[1]

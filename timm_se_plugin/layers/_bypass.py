@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 __all__ = [
-    'can_overwrite', 'has_hooks', 'in_training', 'is_frozen', 'is_plain_conv', 'why_not_batch_norm', 'why_not_eager']
+    'can_overwrite', 'has_hooks', 'in_training', 'is_frozen', 'is_plain_conv', 'needs_formulas', 'why_not_batch_norm',
+    'why_not_eager']
 
 
 def has_hooks(*modules: nn.Module | None) -> bool:
@@ -58,6 +59,16 @@ def why_not_eager(x: Tensor) -> str:
     if x.ndim != 4 or x.numel() == 0:
         return f'the input has shape {tuple(x.shape)}, not (N, C, H, W) with at least one value'
     return ''
+
+
+def needs_formulas(*grads: Tensor | None) -> bool:
+    """Whether the backward pass of these gradients has to be made of operators that PyTorch differentiates and maps.
+
+    That is for a second derivative, and where many gradients are computed at once: by ``torch.func``, or by
+    ``torch.autograd.grad`` with ``is_grads_batched``, whose tensors are those of an older vmap.
+    """
+    return (torch.is_grad_enabled() or torch._C._are_functorch_transforms_active()
+            or any(g is not None and torch._C._functorch.is_legacy_batchedtensor(g) for g in grads))
 
 
 def in_training(bn: nn.Module, x: Tensor) -> bool:

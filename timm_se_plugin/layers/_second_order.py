@@ -25,6 +25,9 @@ def differentiable_gradients(
     with torch.enable_grad():
         # Views, because the same tensor may be passed for two inputs, whose gradients differ.
         inputs = [x if x is None else x.view_as(x) for x in inputs]
+        for x, need in zip(inputs, needed, strict=True):
+            if x is not None and need and not x.requires_grad:  # computed again without gradients, or frozen
+                x.requires_grad_()
         outputs = [(out, grad) for out, grad in zip(formula(*inputs), grads, strict=True)
                    if out is not None and grad is not None and out.requires_grad]
         wanted = {i: x for i, x in enumerate(inputs) if x is not None and needed[i]}

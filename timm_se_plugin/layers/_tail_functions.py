@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from ._bypass import needs_formulas
+
 __all__ = ['add_act_', 'moments', 'scale_add_act', 'statistics_dtype']
 
 _native = torch.ops.aten
@@ -68,17 +70,18 @@ class _Moments(Function):
 
     @staticmethod
     def backward(ctx: Any, gy: Tensor, gm: Tensor, gvar: Tensor | None) -> tuple[Tensor, None]:
+        formulas = needs_formulas(gy, gm, gvar)
         shift = gm / ctx.size
         slope = None
         if gvar is not None:
             y, m = ctx.saved_tensors
             slope, mean = gvar * (2 / (m.shape[0] * ctx.size)), m.mean(0)
-            if y.dtype.itemsize < 4 and not torch.is_grad_enabled():
+            if y.dtype.itemsize < 4 and not formulas:
                 return gy.add_(_scaled(y, slope.expand_as(shift), shift, mean)), None
             shift = shift - slope * mean
             slope = slope.to(y.dtype)[:, None, None]
         shift = shift.to(gy.dtype)[:, :, None, None]
-        if torch.is_grad_enabled():  # a second derivative is wanted
+        if formulas:
             return gy + shift if slope is None else gy + y * slope + shift, None
         if slope is not None:
             gy.addcmul_(y, slope)
@@ -219,7 +222,7 @@ class _ScaleAddAct(Function):
         y, weight, mean, var, shortcut, shortcut_gate, out = ctx.saved_tensors
         needs_y = ctx.needs_input_grad[0]
         gshortcut_gate = None
-        if torch.is_grad_enabled():  # a second derivative is wanted: every step has to be differentiable
+        if needs_formulas(g):
             g = g if out is None else g * (out > 0)
             gshortcut = g
             invstd = (var + ctx.eps).rsqrt()

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ._bypass import needs_formulas
 from ._running_statistics import update_running_stats
 from ._second_order import differentiable_gradients
 from .norm_act import batch_norm_
@@ -55,7 +56,7 @@ class _BatchNormReLU(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_u, grad_mean):
         y, weight, bias, mean, var = recipe = ctx.saved_tensors
-        if torch.is_grad_enabled():  # a second derivative is wanted
+        if needs_formulas(grad_u, grad_mean):
             def formula(y, weight, bias):
                 u = differentiable_branch([y, weight, bias, mean, var], ctx.training, ctx.eps)
                 return u, spatial_mean(u)

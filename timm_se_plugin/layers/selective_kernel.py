@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ._bypass import has_hooks, in_training, is_plain_conv, why_not_batch_norm, why_not_eager
+from ._bypass import has_hooks, in_training, is_plain_conv, needs_formulas, why_not_batch_norm, why_not_eager
 from ._second_order import differentiable_gradients
 from .batch_norm_relu import batch_norm_relu, differentiable_branch, recompute
 from .kernels import has_kernels
@@ -229,7 +229,7 @@ class _Select(torch.autograd.Function):
     def backward(ctx, grad):
         weights, *recipes = ctx.saved_tensors
         M = len(ctx.eps)
-        if torch.is_grad_enabled():  # a second derivative is wanted
+        if needs_formulas(grad):
             us = [differentiable_branch(recipes[5 * i:5 * i + 5], ctx.training[i], ctx.eps[i]) for i in range(M)]
             grads = differentiable_gradients(
                 lambda weights, *us: (_weighted_sum(weights, list(us), ctx.normalised),), (weights, *us),

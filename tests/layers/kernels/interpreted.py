@@ -281,6 +281,17 @@ def test_a_squeeze_in_front_of_the_convolution_copies_no_map_in_the_backward_pas
         assert (a - b).float().norm() < (1e-4 if dtype == torch.float32 else 0.1) * b.float().norm() + 1e-4
 
 
+@pytest.mark.parametrize('layout', LAYOUTS)
+def test_many_gradients_are_computed_at_once(layout):
+    for net in (Tail(3, *TAILS[0]), Wrapped(SelectiveKernel(3, 3))):
+        x = values((2, 3, 3, 4), layout).requires_grad_()
+        out = net(x, values((2, 3, 3, 4)), True) if isinstance(net, Tail) else net(x, torch.float32, 'auto')
+        rows = torch.randn(2, *out.shape)
+        expected = torch.stack([torch.autograd.grad(out, x, row, retain_graph=True)[0] for row in rows])
+        batched = torch.autograd.grad(out, x, rows, is_grads_batched=True)[0]
+        torch.testing.assert_close(batched, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_equal_calls_give_equal_bits_and_a_retained_graph_gives_its_gradients_again():
     net = Tail(6, *TAILS[0])
     y, r = values((3, 6, 9, 8)).requires_grad_(), values((3, 6, 9, 8))

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.autograd import Function
 
-from .._bypass import is_frozen
+from .._bypass import is_frozen, needs_formulas
 from .._running_statistics import update_running_stats
 from .._second_order import differentiable_gradients
 from . import launch
@@ -169,7 +169,7 @@ class _Normalize(Function):
                  grad_invstd: Tensor | None, grad_pooled: Tensor | None) -> tuple[Tensor | None, ...]:
         y, weight, bias, mean, invstd, *_ = ctx.saved_tensors
         call: _Pass = ctx.call
-        second = torch.is_grad_enabled()  # a second derivative is wanted: every gradient by the formula
+        second = needs_formulas(g, grad_y, grad_mean, grad_invstd, grad_pooled)
         grads: list[Tensor | None] = [None] * 3
         if second or any(x is not None for x in (grad_y, grad_mean, grad_invstd)):
             if call.group is not None:
@@ -258,7 +258,7 @@ class _ScaleShiftAdd(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         y, weight, bias, mean, invstd, factor, shortcut, gate, out = ctx.saved_tensors
-        if torch.is_grad_enabled():  # a second derivative is wanted
+        if needs_formulas(grad):
             if out is not None:
                 grad = grad * (out > 0)
             elif ctx.relu == RELU_LAST:
