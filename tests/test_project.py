@@ -74,5 +74,5 @@ def test_the_site_can_be_read_from_the_disk_and_has_no_broken_link():
 
 def test_references_in_docstrings_are_text_on_the_site():
     page = runpy.run_path(str(ROOT / 'tools' / 'mkdocs_pages.py'))['on_page_content']
-    assert page('of :func:<code>~timm_se_plugin.training.parse_options</code>.') == 'of <code>parse_options</code>.'
-    assert page('of :func:<code>timm.data.create_dataset</code>.') == 'of <code>timm.data.create_dataset</code>.'
+    assert page(':func:<code>~timm_se_plugin.training.config.parse_options</code>') == '<code>parse_options</code>'
+    assert page(':func:<code>timm.data.create_dataset</code>') == '<code>timm.data.create_dataset</code>'

@@ -1,3 +1,4 @@
+import argparse
 import json
 import math
 import re
@@ -53,6 +54,18 @@ def test_the_version_is_the_packages(capsys):
         main(['--version'])
     assert end.value.code == 0
     assert capsys.readouterr().out == f'timm-se {timm_se_plugin.__version__}\n'
+
+
+@pytest.mark.parametrize('command', COMMANDS)
+def test_the_help_says_each_default(command):
+    root = command_parser()
+    for word in command.split():
+        root = next(action for action in root._actions if isinstance(action.choices, dict)).choices[word]
+    said = {type(None), bool, list, dict}   # what an option does that is not given: the help of each says it in words
+    options = [action for action in root._actions if action.option_strings and type(action.default) not in said]
+    assert not [action.dest for action in options
+                if argparse.SUPPRESS not in (action.default, action.help) and action.default != ''
+                and '(default: ' not in action.help]
 
 
 def test_every_module_of_a_command_is_a_command():

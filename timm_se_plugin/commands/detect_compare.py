@@ -15,10 +15,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
     add_config(parser)
     parser.add_argument('checkpoint', help='weights of the detector')
-    parser.add_argument('--output', default='work_dirs/comparison.png', help='picture file to write')
-    parser.add_argument('--count', type=int, default=6, help='number of pictures')
-    parser.add_argument('--score', type=score, default=0.5, help='lowest score of a detection that is drawn')
-    parser.add_argument('--device', default='cpu', help='where to compute, such as cuda:0')
+    parser.add_argument('--output', default='work_dirs/comparison.png',
+                        help='picture file to write (default: %(default)s)')
+    parser.add_argument('--count', type=int, default=6, help='number of pictures (default: %(default)s)')
+    parser.add_argument('--score', type=score, default=0.5,
+                        help='lowest score of a detection that is drawn (default: %(default)s)')
+    parser.add_argument('--device', default='cpu', help='where to compute, such as cuda:0 (default: %(default)s)')
 
 
 def run(args: argparse.Namespace) -> dict[str, str]:

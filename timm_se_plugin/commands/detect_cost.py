@@ -18,11 +18,11 @@ __all__ = ['add_arguments', 'run']
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
     add_config(parser)
-    parser.add_argument('--batch', type=int, default=2, help='number of pictures')
-    parser.add_argument('--height', type=int, default=480, help='height of a picture in pixels')
-    parser.add_argument('--width', type=int, default=640, help='width of a picture in pixels')
-    parser.add_argument('--rounds', type=int, default=7, help='number of measured steps')
-    parser.add_argument('--device', default='cpu', help='where to compute, such as cuda:0')
+    parser.add_argument('--batch', type=int, default=2, help='number of pictures (default: %(default)s)')
+    parser.add_argument('--height', type=int, default=480, help='height of a picture in pixels (default: %(default)s)')
+    parser.add_argument('--width', type=int, default=640, help='width of a picture in pixels (default: %(default)s)')
+    parser.add_argument('--rounds', type=int, default=7, help='number of measured steps (default: %(default)s)')
+    parser.add_argument('--device', default='cpu', help='where to compute, such as cuda:0 (default: %(default)s)')
     parser.add_argument('--output', type=Path, help='CSV table to add the rows to')
 
 

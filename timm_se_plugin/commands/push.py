@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('repository', help='repository on the Hub, user/name')
     parser.add_argument('--revision', help='branch, which is created if it does not exist')
     parser.add_argument('--private', action='store_true', help='make the repository private')
-    parser.add_argument('--message', default='Add model', help='message of the commit')
+    parser.add_argument('--message', default='Add model', help='message of the commit (default: %(default)s)')
     parser.add_argument('--license', help="for the model card: the Hub's identifier of the license, such as apache-2.0")
     parser.add_argument('--data', help='for the model card: what the model was trained on')
     parser.add_argument('--recipe', help='for the model card: how the model was trained')
