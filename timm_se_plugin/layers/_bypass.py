@@ -41,7 +41,9 @@ def why_not_batch_norm(bn: Any, synchronised: bool = False) -> str:
     # Exact types: a subclass, and the class that torch's parametrisation makes, may compute anything.
     if type(bn) is not nn.BatchNorm2d and not (synchronised and type(bn) is nn.SyncBatchNorm):
         return f'the norm is a {type(bn).__name__}, not a BatchNorm2d'
-    if bn.weight is None or bn.bias is None or bn.running_mean is None or not bn.track_running_stats:
+    # Reading bn.bias under torch.fx would add a node to the graph. DataParallel and FSDP keep the bias elsewhere.
+    has_no_bias = bn._parameters.get('bias', bn) is None
+    if not bn.affine or has_no_bias or bn.running_mean is None or not bn.track_running_stats:
         return 'BatchNorm has no weight, no bias or no running statistics'
     return ''
 
