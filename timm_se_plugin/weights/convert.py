@@ -95,48 +95,17 @@ def convert(
         ValueError: an unknown `padding`, a rename that no key has, keys or shapes that do not fit, or weights of a
             network with the same keys that computes another function.
     """
-    cfg: Any = model.pretrained_cfg
-    arch = architectures.get(cfg['architecture'])
     if padding not in (None, *PADDINGS):
         raise ValueError(f'padding={padding!r} is not one of {", ".join(PADDINGS)}')
-    weights, prefix = _tidied(weights, meta, renames)
-    layout, is_legacy = layout_of(weights), bool(arch and arch.source and arch.source.key_map is legacy_keys)
-    attn = AttentionSpec.of(model)
-    if source is not None:
-        check_same_function(model, source, gains_attention=attn is not None and attn.init == 'identity')
-    elif is_legacy != (layout in ('cadene', 'caffe')):
-        advice = 'give weights with cadene or caffe names' if is_legacy else 'convert to a legacy_ model'
-        raise ValueError(f"weights with {layout}'s names are not of {cfg['architecture']}, which has the same keys, "
-                         f'but other strides and pooling; {advice}')
-    backbone = backbone_config(meta or {})
-    if backbone.get('style') == 'caffe' and not is_legacy:
-        raise ValueError("the checkpoint's configuration says style='caffe', so its network has strides in the 1x1 "
-                         f"convolutions; {cfg['architecture']} has the same keys and strides in the 3x3 convolutions")
-    given, origin = renamed(layout, weights)
-    expected = model.state_dict()
-    may_miss: set[str] = set()
-    classifier = {key for key in expected if key.startswith(f"{cfg['classifier']}.")}
-    if not classifier & given.keys():
-        may_miss |= classifier
-    prefixes = tuple(f'{name}.' for name in attention_modules(model))
-    attention = {key for key in expected if key.startswith(prefixes)}
-    if attention and not attention & given.keys() and attn:
-        if attn.init != 'identity':
-            raise ValueError(
-                f"the weights are of a network without attn={attn.attn!r}, which {cfg['architecture']} has; make the "
-                "model with attn_init='identity', whose gates start at 1")
-        may_miss |= attention
-    elif attention & given.keys() and attn:
-        _check_attention(attn, backbone_attention(backbone) if layout == 'mmdet' else _DECLARED.get(layout, attn), cfg)
-    elsewhere = {key for key, old in origin.items() if is_elsewhere(layout, old)}
-    misfit = Misfit.of(given, expected, ignored=may_miss | elsewhere)
-    if misfit:
-        named = replace(misfit, unexpected=[origin[key] for key in misfit.unexpected])
-        raise ValueError(f"weights with {layout}'s names do not fit {cfg['architecture']}: {named}")
-    notes = [f'the prefix {prefix} of every key was removed'] if prefix else []
     if padding and not pads_shortcuts(model):
-        raise ValueError(f"padding={padding!r} concerns shortcuts without parameters, which {cfg['architecture']} does "
-                         'not have; leave the option out')
+        raise ValueError(f'padding={padding!r} concerns shortcuts without parameters, which {_name(model)} does not '
+                         'have; leave the option out')
+    weights, prefix = _tidied(weights, meta, renames)
+    layout, backbone = layout_of(weights), backbone_config(meta or {})
+    _check_function(model, source, layout, backbone)
+    given, origin = renamed(layout, weights)
+    _check_keys(model, given, origin, layout, backbone)
+    notes = [f'the prefix {prefix} of every key was removed'] if prefix else []
     if pads_shortcuts(model) and source is None:
         if padding is None:
             padding = 'both' if layout == 'pytorch-cifar' else 'behind'
@@ -145,12 +114,61 @@ def convert(
         if padding == 'both':
             given = padded_behind(given, model)
     if source is None:
-        notes += _assumptions(layout, weights, attn)
+        notes += _assumptions(layout, weights, AttentionSpec.of(model))
+    expected = model.state_dict()
     model.load_state_dict({**expected, **{key: given[key] for key in expected.keys() & given.keys()}})
     return Conversion(
         layout, {key: origin[key] for key in expected if key in given},
         tuple(sorted(origin[key] for key in given if key not in expected)),
         tuple(key for key in expected if key not in given), tuple(notes))
+
+
+def _name(model: nn.Module) -> str:
+    cfg: Any = model.pretrained_cfg
+    return str(cfg['architecture'])
+
+
+def _check_function(
+        model: nn.Module, source: nn.Module | None, layout: str, backbone: Mapping[str, Any],
+) -> None:
+    """Raise if the network of the weights has the model's keys and computes another function."""
+    name, attn = _name(model), AttentionSpec.of(model)
+    arch = architectures.get(name)
+    is_legacy = bool(arch and arch.source and arch.source.key_map is legacy_keys)
+    if source is not None:
+        check_same_function(model, source, gains_attention=attn is not None and attn.init == 'identity')
+    elif is_legacy != (layout in ('cadene', 'caffe')):
+        advice = 'give weights with cadene or caffe names' if is_legacy else 'convert to a legacy_ model'
+        raise ValueError(f"weights with {layout}'s names are not of {name}, which has the same keys, but other strides "
+                         f'and pooling; {advice}')
+    if backbone.get('style') == 'caffe' and not is_legacy:
+        raise ValueError("the checkpoint's configuration says style='caffe', so its network has strides in the 1x1 "
+                         f'convolutions; {name} has the same keys and strides in the 3x3 convolutions')
+
+
+def _check_keys(
+        model: nn.Module, given: StateDict, origin: Mapping[str, str], layout: str, backbone: Mapping[str, Any],
+) -> None:
+    """Raise for keys or shapes that do not fit the model, whose classifier or identity attention may be missing."""
+    cfg: Any = model.pretrained_cfg
+    attn, expected = AttentionSpec.of(model), model.state_dict()
+    classifier = {key for key in expected if key.startswith(f"{cfg['classifier']}.")}
+    prefixes = tuple(f'{name}.' for name in attention_modules(model))
+    attention = {key for key in expected if key.startswith(prefixes)}
+    may_miss = set() if classifier & given.keys() else classifier
+    if attn and attention and not attention & given.keys():
+        if attn.init != 'identity':
+            raise ValueError(
+                f'the weights are of a network without attn={attn.attn!r}, which {_name(model)} has; make the '
+                "model with attn_init='identity', whose gates start at 1")
+        may_miss |= attention
+    elif attn and attention:
+        _check_attention(attn, backbone_attention(backbone) if layout == 'mmdet' else _DECLARED.get(layout, attn), cfg)
+    elsewhere = {key for key, old in origin.items() if is_elsewhere(layout, old)}
+    misfit = Misfit.of(given, expected, ignored=may_miss | elsewhere)
+    if misfit:
+        named = replace(misfit, unexpected=[origin[key] for key in misfit.unexpected])
+        raise ValueError(f"weights with {layout}'s names do not fit {_name(model)}: {named}")
 
 
 def _tidied(
