@@ -20,11 +20,15 @@ def main() -> None:
     parser.add_argument('--device', default='cuda', help='cuda, or cpu for a rehearsal')
     parser.add_argument('--minutes', type=float, default=9.5, help='time for everything (default: %(default)s)')
     parser.add_argument('--rounds', type=int, default=9, help='turns of each case (default: %(default)s)')
-    parser.add_argument('--output', type=Path, default=Path('results'), help='output folder (default: %(default)s)')
+    parser.add_argument('--output', type=Path, default=Path('results'),
+                        help='folder for the tables (default: %(default)s)')
     parser.add_argument('--no-tests', action='store_true', help='run no tests, only measure')
     args = parser.parse_args()
     tests = None if args.no_tests else Path(__file__).parents[1] / 'tests'
-    run(args.device, args.minutes, args.output, tests, args.rounds)
+    try:
+        run(args.device, args.minutes, args.output, tests, args.rounds)
+    except ValueError as error:
+        parser.error(str(error))
 
 
 if __name__ == '__main__':

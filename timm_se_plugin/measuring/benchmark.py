@@ -19,7 +19,7 @@ from .complexity import saved_bytes
 from .device import check_device
 from .provenance import provenance
 
-__all__ = ['Case', 'measure', 'prepared_step', 'suite']
+__all__ = ['Case', 'check_rounds', 'measure', 'prepared_step', 'suite']
 
 MODES = ('inference', 'train', 'frozen')
 LAYOUTS = {'nchw': torch.contiguous_format, 'channels_last': torch.channels_last}
@@ -212,8 +212,7 @@ def _chosen(case: Case, rounds: int, device: str, names: set[str]) -> dict[str, 
     Raises:
         ValueError: as :func:`measure`.
     """
-    if rounds < 2:
-        raise ValueError(f'rounds={rounds} is too few for quartiles; give 2 or more')
+    check_rounds(rounds)
     for name in ('batch', 'height', 'width'):
         if getattr(case, name) < 1:
             raise ValueError(f'{name}={getattr(case, name)} is not 1 or more')
@@ -224,6 +223,12 @@ def _chosen(case: Case, rounds: int, device: str, names: set[str]) -> dict[str, 
         raise ValueError(f'the case has no variant {", ".join(sorted(unknown))}; choose from {", ".join(networks)}')
     names = names | {networks[name][1] for name in names}
     return {name: network for name, network in networks.items() if not names or name in names}
+
+
+def check_rounds(rounds: int) -> None:
+    """Raise ValueError for fewer rounds than quartiles need."""
+    if rounds < 2:
+        raise ValueError(f'rounds={rounds} is too few for quartiles; give 2 or more')
 
 
 class _Turn(NamedTuple):

@@ -1,7 +1,9 @@
 """A run on a GPU that is available only for some minutes: tests, the speed table, and a profile by kernel."""
 
+import contextlib
 import importlib.util
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -14,7 +16,8 @@ from typing import Any
 import torch
 
 from ..files.tables import replace_rows, write_table
-from .benchmark import Case, measure, prepared_step
+from .benchmark import Case, check_rounds, measure, prepared_step
+from .device import check_device
 from .provenance import provenance
 
 __all__ = ['cases', 'run']
@@ -42,8 +45,9 @@ def cases() -> Iterator[Case]:
 def _tests(device: str, tests: Path, seconds: float) -> int:
     """Run the tests in processes of their own; returns pytest's exit code, or 124 if the time ran out.
 
-    Compiling several hundred kernels takes longer than running them, hence several processes. pytest ends the session
-    itself when its time is over, since only then it prints what has failed.
+    Compiling several hundred kernels takes longer than running them, hence several processes. pytest ends a test that
+    hangs, and the session when its time is over, since only then it prints what has failed. No process of the tests is
+    left to disturb the measurements.
     """
     environment, tests = dict(os.environ), tests.resolve()
     chosen = [tests / 'gpu']
@@ -51,19 +55,23 @@ def _tests(device: str, tests: Path, seconds: float) -> int:
         environment['TIMM_SE_REHEARSAL'] = '1'
     else:
         chosen.append(tests / 'layers' / 'kernels' / 'interpreted.py')
-    # The PyTorch of that machine may warn of what CI's does not, which is no failure.
+    # The PyTorch of that machine may warn of what CI's does not, which is no failure; nor is an option of a plugin that
+    # the machine lacks, which the option --strict-config of pyproject.toml would refuse.
     command = [sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', '-W', 'default', '--tb=short',
-               *map(str, chosen)]
-    if importlib.util.find_spec('pytest_timeout'):
-        command.append(f'--session-timeout={0.8 * seconds:.0f}')
+               '-o', 'addopts=--import-mode=importlib', '-o', f'timeout={0.4 * seconds:.0f}',
+               '-o', f'session_timeout={0.8 * seconds:.0f}', *map(str, chosen)]
     if device != 'cpu' and importlib.util.find_spec('xdist'):
         command += ['-n', str(min(8, os.cpu_count() or 1))]
+    # The working directory is where pytest and its processes find the package if it is not installed.
+    process = subprocess.Popen(command, env=environment, cwd=tests.parent, start_new_session=True)
     try:
-        # The working directory is where pytest and its processes find the package if it is not installed.
-        return subprocess.run(
-            command, env=environment, cwd=tests.parent, timeout=seconds, check=False).returncode
+        return process.wait(seconds)
     except subprocess.TimeoutExpired:
         return 124
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def _profile(case: Case, device: str, variant: str) -> list[dict[str, Any]]:
@@ -95,7 +103,12 @@ def run(device: str, minutes: float, output: Path, tests: Path | None = None, ro
         output: folder for ``speed-<device>.csv`` and ``profile-<device>.csv``.
         tests: folder of the tests; None to run no tests.
         rounds: number of measured turns of each case.
+
+    Raises:
+        ValueError: there is no such device, or there are fewer than two rounds.
     """
+    check_device(device)
+    check_rounds(rounds)
     deadline = time.monotonic() + 60 * minutes
     rehearsal = device == 'cpu'
     chosen = list(cases())
