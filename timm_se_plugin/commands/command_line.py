@@ -108,6 +108,7 @@ def run(args: argparse.Namespace) -> None:
     """Run a command that :func:`parse` has read. An error that the user can correct is a message without traceback."""
     logging.basicConfig(format=_LOGGED, datefmt='%H:%M:%S', level=logging.WARNING)
     logging.getLogger('timm_se_plugin').setLevel(logging.INFO)
+    logging.getLogger('huggingface_hub').propagate = False  # it prints its warnings by a handler of its own
     if hasattr(sys.stdout, 'reconfigure'):  # a name that the output's encoding lacks does not end the command
         sys.stdout.reconfigure(errors='backslashreplace')
     with _errors_as_messages(args.traceback):
