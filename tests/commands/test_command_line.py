@@ -39,7 +39,8 @@ def test_a_command_runs_after_the_package_is_imported_as_always():
 
 def test_a_warning_of_huggingface_hub_is_printed_once():
     code = ("from timm_se_plugin.commands import main; main(['models', 'resnet18_plugin'])\n"
-            "from huggingface_hub.utils import logging; logging.get_logger('huggingface_hub.utils').warning('Retrying')")
+            "from huggingface_hub.utils import logging\n"
+            "logging.get_logger('huggingface_hub.utils').warning('Retrying')")
     run = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
     assert run.stderr.count('Retrying') == 1
 

@@ -158,6 +158,18 @@ def test_names_that_are_not_utf8_or_not_in_the_encoding_of_the_output_lose_nothi
         str(name), f'{folder}/z.png']
 
 
+def test_a_saved_model_whose_weights_are_missing_is_named(digits, tmp_path):
+    for name in ('se_resnet18_plugin', 'resnet18'):
+        folder = tmp_path / name
+        write_model(timm.create_model(name, num_classes=10), folder)
+        (folder / 'model.safetensors').unlink()
+        for words in (['predict', str(digits / 'val')], ['push', str(folder), 'user/digits', '--dry-run'],
+                      ['convert', f'local-dir:{folder}', 'se_resnet18_plugin', str(tmp_path / 'out')]):
+            model = ['--model', str(folder)] if words[0] == 'predict' else []
+            with pytest.raises(SystemExit, match='has no file of weights, such as '):
+                main([*words, *model])
+
+
 def test_a_model_that_cannot_predict_says_why(digits, tmp_path):
     picture = str(next((digits / 'val' / '3').iterdir()))
     for model, message in (('se_resnet20_cifar_plugin', 'has no published weights'), (str(tmp_path), 'no config.json'),

@@ -131,7 +131,8 @@ def _fine_tune(
 ) -> None:
     torch.manual_seed(options.seed)
     optimizer = torch.optim.SGD(
-        model.parameters(), lr=lr, momentum=options.momentum, nesterov=True, weight_decay=options.weight_decay)
+        model.parameters(), lr=lr, momentum=options.momentum, nesterov=options.momentum > 0,
+        weight_decay=options.weight_decay)
     scaler = torch.amp.GradScaler(process.device.type, enabled=process.amp_dtype(options) == 'float16')
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, epochs * len(loader)))
     model.train()

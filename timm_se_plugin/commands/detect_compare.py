@@ -17,7 +17,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('checkpoint', help='weights of the detector')
     parser.add_argument('--output', default='work_dirs/comparison.png',
                         help='picture file to write (default: %(default)s)')
-    parser.add_argument('--count', type=int, default=6, help='number of pictures (default: %(default)s)')
+    parser.add_argument('--count', type=int, default=6,
+                        help='number of pictures, if the test set has so many (default: %(default)s)')
     parser.add_argument('--score', type=score, default=0.5,
                         help='lowest score of a detection that is drawn (default: %(default)s)')
     parser.add_argument('--device', default='cpu', help='where to compute, such as cuda:0 (default: %(default)s)')

@@ -132,7 +132,7 @@ def compare(
         config: the detector's configuration, which names the test set.
         checkpoint: the detector's weights, as for :func:`load_detector`.
         output: the picture file to write.
-        count: number of pictures, evenly spaced over the test set.
+        count: number of pictures, evenly spaced over the test set, or all if it has fewer.
         score: the lowest score of a detection that is drawn.
         device: where to compute.
 
@@ -140,13 +140,14 @@ def compare(
         The figure, (H, W, 3), BGR: two pairs in a row, each picture at half its height and width.
 
     Raises:
-        ValueError: the test set has fewer pictures, or its annotations are refused (:mod:`~.coco`); a picture is broken
-            or not of the size in the annotations; the checkpoint is of another detector.
+        ValueError: `count` is less than 1, or the annotations are refused (:mod:`~.coco`); a picture is broken or
+            not of the size in the annotations; the checkpoint is of another detector.
     """
     model: Any = load_detector(config, checkpoint, device)
     dataset = DATASETS.build(config.test_dataloader.dataset)
-    if not 0 < count <= len(dataset):
-        raise ValueError(f'count={count} is not possible: the test set has {len(dataset)} pictures')
+    if count < 1:
+        raise ValueError(f'count={count} is not 1 or more')
+    count = min(count, len(dataset))
     chosen = np.linspace(0, len(dataset) - 1, count).round().astype(int).tolist()
     pictures = [picture for i, picture in enumerate(pictures_of(dataset)) if i in chosen]
     check_pictures(pictures)

@@ -5,15 +5,19 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 import timm
+from torch import nn
 
+from ..files.hub_files import FOLDER, WEIGHTS
 from ..placement.spec import AttentionSpec
 from ._registry import architectures
 
-__all__ = ['check_model', 'keywords_of']
+__all__ = ['check_model', 'keywords_of', 'trained_model']
 
+_WEIGHTS = ('.safetensors', '.pth', '.pth.tar', '.bin')  # endings of the files that timm looks for in a folder
 # Options of the commands for arguments of timm.create_model.
 _OPTIONS = {'num_classes': '--num-classes', 'drop_path_rate': '--drop-path', 'pretrained': '--pretrained'}
 
@@ -34,6 +38,20 @@ def check_model(name: str, arguments: Mapping[str, Any] | None = None) -> None:
     opened, asks = f'{plain}_plugin', any(key.startswith('attn') for key in arguments or ())
     if asks and plain not in architectures and opened in architectures:
         raise ValueError(f"{plain} is timm's own network and takes no attn=; use {opened}, the same network, instead")
+
+
+def trained_model(name: str) -> nn.Module:
+    """A network with its published or saved weights.
+
+    Raises:
+        ValueError: as :func:`check_model`, or a folder without weights.
+    """
+    check_model(name)
+    folder = Path(name.removeprefix(FOLDER))
+    if name.startswith(FOLDER) and folder.is_dir() and not any(
+            path.name.endswith(_WEIGHTS) for path in folder.iterdir()):
+        raise ValueError(f'{folder} has no file of weights, such as {WEIGHTS}; copy or fetch the whole folder again')
+    return timm.create_model(name, pretrained=True)
 
 
 @contextmanager

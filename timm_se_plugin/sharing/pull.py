@@ -5,9 +5,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
-import timm
-
 from ..files.hub_files import CONFIG, WEIGHTS, read_config_json, saved_file, tensor_shapes
+from ..models.names import trained_model
 
 __all__ = ['pull_from_hub']
 
@@ -40,7 +39,7 @@ def pull_from_hub(place: str, folder: str | Path) -> dict[str, int]:
         names.append(DETECTOR)
     elif 'architecture' in described:
         tensor_shapes(saved_file(place, WEIGHTS))
-        timm.create_model(place, pretrained=True)
+        trained_model(place)
     else:
         raise ValueError(f'{place} is neither a model of timm nor a detector of timm_se_plugin: its {CONFIG} names no '
                          'architecture')

@@ -5,11 +5,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import timm
 from huggingface_hub.utils import validate_repo_id
 from torch import nn
 
 from ..files.hub_files import CONFIG, FOLDER, read_config_json
+from ..models.names import trained_model
 from ..weights.facts import Facts
 from ..weights.folders import DESCRIBED, write_model
 from ..weights.runs import MULTILABEL, read_run
@@ -86,7 +86,7 @@ def _loaded(source: nn.Module | str | Path, facts: Facts) -> tuple[nn.Module, Fa
         if 'architecture' in config:
             described = {name: config[name] for name in DESCRIBED if name in config}
             facts = replace(facts, license=facts.license or described.get('license'))
-            return timm.create_model(saved, pretrained=True), facts, {'model_config': described}
+            return trained_model(saved), facts, {'model_config': described}
         from ..detection.hub import pull_detector
         return pull_detector(saved), facts, {}
     if (path / 'last_checkpoint').is_file():

@@ -11,7 +11,7 @@ from timm.data import ImageNetInfo, infer_imagenet_subset
 
 from ..files.hub_files import CONFIG, FOLDER, SAVED_AT, read_config_json
 from ..measuring.device import check_device
-from ..models.names import check_model
+from ..models.names import check_model, trained_model
 from ..weights.folders import saved_class_names
 from ..weights.runs import MULTILABEL, data_config, read_run
 from .checkpoint import BEST, LAST
@@ -57,7 +57,7 @@ def open_classifier(place: str, device: str = 'cpu') -> Classifier:
         if ':' not in name and not timm.models.is_model_pretrained(name):
             raise ValueError(f'{name} has no published weights, and random ones predict nothing; --model takes the '
                              'folder of a run or of a saved model too')
-        model = timm.create_model(name, pretrained=True)
+        model = trained_model(name)
         said = read_config_json(name) if name.startswith(SAVED_AT) else {}
         is_multilabel, upright = said.get('problem_type') == MULTILABEL, said.get('upright', True)
     network: Any = model.to(device).eval()

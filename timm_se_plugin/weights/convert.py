@@ -13,7 +13,7 @@ from torch import nn
 from ..files.hub_files import SAVED_AT, read_config_json
 from ..models._published import legacy_keys
 from ..models._registry import architectures
-from ..models.names import check_model, keywords_of
+from ..models.names import check_model, keywords_of, trained_model
 from ..models.state_dicts import Misfit, StateDict, attention_misfit
 from ..placement import AttentionSpec, attention_modules
 from ..placement.record import record_origin
@@ -255,7 +255,7 @@ def convert_file(
             if value:
                 raise ValueError(f'{option}={value!r} is for a file of weights; the config.json of {weights} says '
                                  'which network the weights belong to, so leave the option out')
-        saved: Any = timm.create_model(str(weights), pretrained=True)
+        saved: Any = trained_model(str(weights))
         if model not in architectures:
             target, conversion = convert_to_timm(saved, model, **model_kwargs)
         else:
