@@ -77,6 +77,8 @@ def _step(model: nn.Module, runtime: str, size: int, threads: int) -> Iterator[S
         import onnxruntime
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
+        # Otherwise the threads of one variant still wait actively while the next one has its turn.
+        options.add_session_config_entry('session.force_spinning_stop', '1')
         session = onnxruntime.InferenceSession(str(path), options)
         yield lambda x: session.run(None, {'x': x.numpy()})[0]
 
