@@ -146,6 +146,27 @@ def test_what_a_study_cannot_do_is_refused_before_the_checkpoint_is_read(shares,
         pruning_study(tmp_path / 'none.pth.tar', shares, criteria, epochs, lr, tmp_path / 'table.csv', tmp_path)
 
 
+class Epochs(list):
+    """Batches that are the same in each epoch."""
+
+    def __call__(self, epoch):
+        return iter(self)
+
+
+@pytest.mark.parametrize('momentum', ['0', '0.9'])
+def test_a_pruned_network_is_fine_tuned_with_the_momentum_of_its_training(momentum):
+    pytest.importorskip('sklearn', reason='training needs the [train] extra')
+    from timm_se_plugin.analysis.pruning_study import _fine_tune
+    from timm_se_plugin.training import parse_options
+    from timm_se_plugin.training.process import Process
+    model = network('se_test_resnet_plugin').float()
+    before = model.fc.weight.clone()
+    batches = Epochs([(images(4, *SIZE).float(), torch.tensor([0, 1, 2, 0]))])
+    options = parse_options(['--opt', 'adamw', '--momentum', momentum, '--device', 'cpu'])
+    _fine_tune(model, batches, 1, 0.1, options, Process(torch.device('cpu')))
+    assert not torch.equal(model.fc.weight, before)
+
+
 def test_a_study_asks_for_torch_pruning_before_the_checkpoint_is_read(tmp_path, monkeypatch):
     from timm_se_plugin.analysis.pruning_study import pruning_study
     monkeypatch.setitem(sys.modules, 'torch_pruning', None)

@@ -74,7 +74,8 @@ def test_a_training_on_pictures_as_they_are_stored_predicts_them_so(trained, dig
     assert plain != by_default
     printed('push', stored, 'user/stored')
     printed('export', stored, tmp_path / 'stored.onnx', '--pictures', picture)
-    for model in (stored, 'hf-hub:user/stored', tmp_path / 'stored.onnx'):
+    printed('convert', stored / 'model_best.pth.tar', 'se_test_resnet_plugin', tmp_path / 'converted')
+    for model in (stored, 'hf-hub:user/stored', tmp_path / 'stored.onnx', tmp_path / 'converted'):
         for classes in scores(model, picture, turned):
             assert [row['score'] for row in classes] == pytest.approx([row['score'] for row in plain], abs=1e-3)
 

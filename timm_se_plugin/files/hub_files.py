@@ -18,9 +18,7 @@ __all__ = [
 WEIGHTS, CONFIG = 'model.safetensors', 'config.json'
 # How timm and this package name a saved model: 'hf-hub:user/repo', 'hf-hub:user/repo@revision' or 'local-dir:folder'.
 SAVED_AT = HUB, FOLDER = 'hf-hub:', 'local-dir:'
-
-
-_POINTER = b'version https://git-lfs.github.com/spec/'
+_POINTER = b'version https://git-lfs.github.com/spec/'  # how each pointer of Git LFS begins
 
 
 def hub_name(repo_id: str, revision: str | None = None) -> str:
@@ -104,7 +102,7 @@ def fetch(repo: str, name: str, cache_dir: str | Path | None = None) -> Path:
 
 
 def check_not_pointer(path: str | Path) -> None:
-    """Raise ValueError for the text that Git LFS leaves in the place of a file that it has not fetched."""
+    """Raise ValueError if the file is a pointer of Git LFS, a short text that stands for a file not yet downloaded."""
     with Path(path).open('rb') as file:
         if file.read(len(_POINTER)) == _POINTER:
             raise ValueError(f'{path} is a pointer of Git LFS, which stands for the file itself; run `git lfs pull` in '
