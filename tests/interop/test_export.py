@@ -61,6 +61,10 @@ def test_int8_is_calibrated_on_as_many_pictures_as_it_says(trained, digits, tmp_
     with pytest.raises(SystemExit, match='none of the pictures that give the ranges of the activations can be read'):
         main(['export', str(trained), str(tmp_path / 'a.onnx'), '--pictures', str(digits / 'val'), '--int8',
               str(tmp_path)])
+    with pytest.raises(SystemExit, match='absent'):
+        main(['export', str(trained), str(tmp_path / 'b.onnx'), '--pictures', str(digits / 'val'), '--int8',
+              str(tmp_path / 'absent')])
+    assert not (tmp_path / 'b.onnx').exists()
 
 
 def test_int8_is_compared_with_float32_and_recorded(trained, digits, printed, tmp_path):

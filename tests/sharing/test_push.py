@@ -241,10 +241,11 @@ def test_a_card_says_what_is_known_and_nothing_else(hub):
     assert 'license' not in text.lower()
     for heading in ('## Data', '## Training', '## Results'):
         assert heading not in text
-    facts = Facts('mit', 'digits', 'AdamW, 6 epochs', {'top1': '97.5', 'seed': '0'}, 'results/digits.csv')
+    results = {'top1': '97.5', 'seed': 0, 'options': 'crop|flip'}
+    facts = Facts('mit', 'digits', 'AdamW, 6 epochs', results, 'results/digits.csv')
     text = push_to_hub(small(), 'me/a', facts, dry_run=True).texts['README.md']
-    for part in ('license: mit', '## Data\n\ndigits', '## Training\n\nAdamW, 6 epochs', '| top1 | seed |',
-                 '| 97.5 | 0 |', '`results/digits.csv`'):
+    for part in ('license: mit', '## Data\n\ndigits', '## Training\n\nAdamW, 6 epochs', '| top1 | seed | options |',
+                 r'| 97.5 | 0 | crop\|flip |', '`results/digits.csv`'):
         assert part in text
     assert '**: None' not in text
 

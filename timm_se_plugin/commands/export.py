@@ -72,9 +72,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.cfg_options:
         raise ValueError(f'--cfg-options changes the configuration of a detector, and {args.model} is none; leave '
                          'the option out')
+    from ..files.pictures import pictures_of
     from ..training.classifiers import open_classifier
     from ..training.onnx_file import export_onnx
 
+    if args.int8:
+        pictures_of(args.int8)  # refuses a folder that is missing or empty before the export
     done = export_onnx(open_classifier(args.model), args.file, args.pictures)
     print(f'{done.file}: {done.bytes:,} bytes, for {"any number of pictures" if done.dynamic_batch else "one picture"} '
           f'at a time; on {done.pictures} pictures the probabilities of ONNX Runtime and PyTorch differ by at most '
