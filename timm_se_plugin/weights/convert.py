@@ -247,63 +247,83 @@ def convert_file(
         ValueError: an unknown model or argument, a mean or deviation for other pixels, an option for files with a
             saved model, or as :func:`convert` and :func:`convert_to_timm`.
     """
-    data_config: dict[str, Any] | None
-    described: dict[str, Any] = {}
     check_model(model, model_kwargs)
+    given = _normalisation(mean, std)
     if str(weights).startswith(SAVED_AT):
         for option, value in (('source', source), ('rename', renames), ('padding', padding)):
             if value:
                 raise ValueError(f'{option}={value!r} is for a file of weights; the config.json of {weights} says '
                                  'which network the weights belong to, so leave the option out')
-        saved: Any = trained_model(str(weights))
-        if model not in architectures:
-            target, conversion = convert_to_timm(saved, model, **model_kwargs)
-        else:
-            with keywords_of(model, model_kwargs):
-                target = timm.create_model(
-                    model, **{'num_classes': saved.num_classes, 'in_chans': saved.in_chans, **model_kwargs})
-            conversion = convert(saved.state_dict(), target, saved)
-        config = read_config_json(str(weights))
-        described = {name: config[name] for name in DESCRIBED if name in config}
-        data_config = {key: saved.pretrained_cfg[key] for key in _PREPROCESSING if key in saved.pretrained_cfg}
+        target, conversion, described, config = _from_saved(str(weights), model, model_kwargs)
     else:
-        state, meta = read_weights(weights)
-        tidied, _ = _tidied(state, meta, renames)
-        numbers = sizes(tidied, timm.models.get_pretrained_cfg(model) or PretrainedCfg())
-        with keywords_of(model, model_kwargs):
-            target = timm.create_model(model, **{**numbers, **own_arguments(meta, model, model_kwargs)})
-        original, data_config = _source_of(source, numbers, meta)
-        conversion = convert(state, target, original, meta, renames, padding)
-        described = {'label_names': meta['label_names']} if meta.get('label_names') else {}
-        trained = meta.get('args') or {}
-        if trained.get('task') == 'multilabel':
-            described['problem_type'] = MULTILABEL
-        if trained.get('exif_orientation') is False:
-            described['upright'] = False
-        if conversion.layout == 'caffe':
-            data_config = INPUT
-    given = {name: tuple(values) for name, values in (('mean', mean), ('std', std)) if values}
-    if not all(abs(value) <= 1 for value in given.get('mean', ())) or not all(
-            0 < value <= 1 for value in given.get('std', ())):
-        told = ' and '.join(f'{name}={values}' for name, values in given.items())
-        raise ValueError(f'{told} is not for pixels from 0 to 1; divide numbers for pixels from 0 to 255, such as '
-                         'those of OpenMMLab, by 255')
+        target, conversion, described, config = _from_file(weights, model, source, renames, padding, model_kwargs)
     channels = getattr(target, 'in_chans', 3)
     for name, values in given.items():
         if len(values) != channels:
             raise ValueError(f'{name}={values} has {len(values)} values, and the images of {model} have {channels} '
                              'channels')
     cfg: Any = target.pretrained_cfg
-    assumed = [f'{name} {cfg[name]}' for name in ('mean', 'std') if data_config is None and name not in given]
+    assumed = [f'{name} {cfg[name]}' for name in ('mean', 'std') if config is None and name not in given]
     if assumed:
         conversion = replace(conversion, notes=(
             *conversion.notes, f'assumed that images are normalised by {" and ".join(assumed)}'))
-    data_config = {**(data_config or {}), **given} or None
     if len(described.get('label_names') or ()) != getattr(target, 'num_classes', None):
         described = {name: value for name, value in described.items() if not name.startswith('label_')}
-    write_model(target, folder, described, data_config)
+    write_model(target, folder, described, {**(config or {}), **given} or None)
     Path(folder, 'conversion.json').write_text(json.dumps(conversion.to_dict(), indent=1), encoding='utf-8')
     return conversion
+
+
+def _normalisation(mean: Sequence[float] | None, std: Sequence[float] | None) -> dict[str, tuple[float, ...]]:
+    """What is given of the means and deviations that images are normalised by."""
+    given = {name: tuple(values) for name, values in (('mean', mean), ('std', std)) if values}
+    if not all(abs(value) <= 1 for value in given.get('mean', ())) or not all(
+            0 < value <= 1 for value in given.get('std', ())):
+        told = ' and '.join(f'{name}={values}' for name, values in given.items())
+        raise ValueError(f'{told} is not for pixels from 0 to 1; divide numbers for pixels from 0 to 255, such as '
+                         'those of OpenMMLab, by 255')
+    return given
+
+
+# The new network, how its weights were found, what config.json says of its classes and pictures, and the preprocessing
+# (None if unknown).
+_Converted = tuple[nn.Module, Conversion, dict[str, Any], dict[str, Any] | None]
+
+
+def _from_saved(place: str, model: str, model_kwargs: Mapping[str, Any]) -> _Converted:
+    """A saved model as `model`, a name of the plugin or of timm."""
+    saved: Any = trained_model(place)
+    if model not in architectures:
+        target, conversion = convert_to_timm(saved, model, **model_kwargs)
+    else:
+        with keywords_of(model, model_kwargs):
+            target = timm.create_model(
+                model, **{'num_classes': saved.num_classes, 'in_chans': saved.in_chans, **model_kwargs})
+        conversion = convert(saved.state_dict(), target, saved)
+    says = read_config_json(place)
+    return (target, conversion, {name: says[name] for name in DESCRIBED if name in says},
+            {key: saved.pretrained_cfg[key] for key in _PREPROCESSING if key in saved.pretrained_cfg})
+
+
+def _from_file(
+        weights: str | Path, model: str, source: str | None, renames: Mapping[str, str] | None, padding: str | None,
+        model_kwargs: Mapping[str, Any],
+) -> _Converted:
+    """A file's weights in the plugin's `model`; the other arguments are those of :func:`convert_file`."""
+    state, meta = read_weights(weights)
+    tidied, _ = _tidied(state, meta, renames)
+    numbers = sizes(tidied, timm.models.get_pretrained_cfg(model) or PretrainedCfg())
+    with keywords_of(model, model_kwargs):
+        target = timm.create_model(model, **{**numbers, **own_arguments(meta, model, model_kwargs)})
+    original, config = _source_of(source, numbers, meta)
+    conversion = convert(state, target, original, meta, renames, padding)
+    described = {'label_names': meta['label_names']} if meta.get('label_names') else {}
+    trained = meta.get('args') or {}
+    if trained.get('task') == 'multilabel':
+        described['problem_type'] = MULTILABEL
+    if trained.get('exif_orientation') is False:
+        described['upright'] = False
+    return target, conversion, described, INPUT if conversion.layout == 'caffe' else config
 
 
 def _source_of(
