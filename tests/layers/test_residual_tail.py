@@ -220,6 +220,26 @@ def test_equals_the_modules_for_any_shape_and_layout(n, c, h, w, order, mode, mo
 
 @pytest.mark.parametrize('mode', MODES)
 @pytest.mark.parametrize('channels_last', [False, True])
+@pytest.mark.parametrize('n', [1, 3])
+def test_gradients_arrive_in_any_layout(n, channels_last, mode):
+    torch.manual_seed(0)
+    net = set_mode(Tail(fused=True).double(), mode)
+    net.act = nn.SiLU()  # unlike ReLU it hands the layout of the gradient on
+    x = layout(torch.randn(n, 6, 3, 4, dtype=torch.float64), channels_last).requires_grad_()
+    g = layout(torch.randn(n, 6, 3, 4, dtype=torch.float64), not channels_last)
+    inputs = [x, *net.parameters()]
+    found = []
+    for fused in (True, False):
+        net.fused = fused
+        first = torch.autograd.grad(net(x), inputs, g, create_graph=True)
+        second = torch.autograd.grad(sum((grad * grad.detach().flip(0)).sum() for grad in first), inputs)
+        found.append([*torch.autograd.grad(net(x), inputs, g), *second])
+    for ours, expected in zip(*found, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize('mode', MODES)
+@pytest.mark.parametrize('channels_last', [False, True])
 def test_derivatives_of_first_and_second_order(mode, channels_last):
     torch.manual_seed(0)
     net = set_mode(Tail(2).double(), mode)

@@ -23,8 +23,9 @@ def differentiable_gradients(
         grads: gradients of the outputs.
     """
     with torch.enable_grad():
-        # Views, because the same tensor may be passed for two inputs, whose gradients differ.
-        inputs = [x if x is None else x.view_as(x) for x in inputs]
+        # Views, because the same tensor may be passed for two inputs, whose gradients differ; with the same strides,
+        # which view_as changes for one sample in channels_last.
+        inputs = [x if x is None else x[...] for x in inputs]
         for x, need in zip(inputs, needed, strict=True):
             if x is not None and need and not x.requires_grad:  # computed again without gradients, or frozen
                 x.requires_grad_()

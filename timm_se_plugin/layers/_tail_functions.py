@@ -66,7 +66,7 @@ class _Moments(Function):
         m, var = _moments(y, batch)
         ctx.size = y[0, 0].numel()
         ctx.save_for_backward(*((y, m) if batch else ()))
-        return y.view_as(y), m, var
+        return y[...], m, var  # for one sample in channels_last, view_as would give other strides
 
     @staticmethod
     def backward(ctx: Any, gy: Tensor, gm: Tensor, gvar: Tensor | None) -> tuple[Tensor, None]:
@@ -105,8 +105,12 @@ def moments(y: Tensor, batch: bool) -> tuple[Tensor, Tensor, Tensor | None]:
 
 
 def _by_channel(x: Tensor) -> Tensor:
-    """(N, C, H, W) -> (1, N * C, H, W), so that BatchNorm's kernels work per sample and channel."""
-    return x.view(1, -1, *x.shape[2:])
+    """(N, C, H, W) -> (1, N * C, H, W), so that BatchNorm's kernels work per sample and channel.
+
+    One sample is not viewed: in channels_last a view has other strides, with which the operators of PyTorch mistake the
+    layout of a second map.
+    """
+    return x if x.shape[0] == 1 else x.view(1, -1, *x.shape[2:])
 
 
 def _affine(
@@ -155,7 +159,7 @@ def _affine_backward(
         gy, gweight, gbias = _native.native_batch_norm_backward(
             _by_channel(g), _by_channel(y), weight.flatten(), mean.repeat(N), var.repeat(N), None, None, False, eps,
             [needs_y, True, True])
-        return gy.view_as(y) if needs_y else None, gweight.view_as(weight), gbias.view_as(weight)
+        return (gy if N == 1 else gy.view_as(y)) if needs_y else None, gweight.view_as(weight), gbias.view_as(weight)
     invstd = (var + eps).rsqrt()
     if _by_sample(y):
         sums = [_native.native_batch_norm_backward(
