@@ -10,7 +10,7 @@ import timm
 import torch
 from parity import images, randomised
 from timm.layers import convert_sync_batchnorm
-from timm.models.resnet import BasicBlock, Bottleneck
+from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -353,6 +353,17 @@ def test_what_cannot_be_is_one_clear_error():
         add_attention(timm.create_model('resnetv2_18', features_only=True, layers=(1, 1, 1, 1)), stages=2)
 
 
+def test_a_class_derived_from_timms_block_is_named():
+    class OwnBlock(BasicBlock):
+        def forward(self, x):
+            return super().forward(x).square()
+
+    model = ResNet(OwnBlock, (1, 1, 1, 1))
+    with pytest.raises(ValueError, match=r'no known place for attention: OwnBlock may compute .* sites='):
+        add_attention(model)
+    assert list(add_attention(model, sites=r'layer\d\.\d')) == [f'layer{i}.0.attention' for i in (1, 2, 3, 4)]
+
+
 @pytest.mark.parametrize('size', [64, (64, 64), (3, 64, 0), '3x64x64'])
 def test_a_size_that_is_no_image_is_one_clear_error(size):
     model = Plain().eval()
@@ -362,9 +373,10 @@ def test_a_size_that_is_no_image_is_one_clear_error(size):
 
 
 @pytest.mark.parametrize('name', ['test_resnet', 'mobilenetv2_035', 'res2net50_26w_4s', 'resnetv2_18'])
-def test_a_second_application_is_refused(name):
+@pytest.mark.parametrize('first', [{}, {'stages': 3}])
+def test_a_second_application_is_refused(first, name):
     model = timm.create_model(name)
-    add_attention(model, stages=3)
+    add_attention(model, **first)
     for attn, options in (('se', {}), ('eca', {'stages': 2}), ('se', {'sites': 'conv1|conv_stem|stem'})):
         with pytest.raises(ValueError, match=r'carries attention already, at .*; call remove_attention first'):
             add_attention(model, attn, **options)

@@ -115,6 +115,7 @@ def place_attention(
     Raises:
         ValueError: as :func:`add_attention`.
     """
+    _refuse_second_attention(model, ())  # blocks that carry attention are no places
     spec = check_stages(spec, last_stage(model))
     places, kernels = _matching(model, spec.sites) if spec.sites is not None else _of_families(model, spec)
     if spec.fused is True and any(place.tensor != 'block' for place in places):
@@ -312,6 +313,12 @@ def _refuse_impossible(
     """Raise for an integration or a Selective Kernel that the blocks of the network cannot have."""
     if not places:
         others = [name for name in INTEGRATIONS if any(name in family.sites for family in families)]
+        if spec.integration in others:
+            blocks = {type(block).__name__ for block in model.modules()
+                      if any(is_of(block, family.blocks) for family in families)}
+            raise ValueError(f'{type(model).__name__} has no known place for attention: {" and ".join(sorted(blocks))} '
+                             "may compute something else than timm's block; name the modules with "
+                             "sites='a regular expression for module names'")
         raise ValueError(f'attn_integration={spec.integration!r} is not possible in a {type(model).__name__}; '
                          f'choose {" or ".join(others)}')
     if spec.record.selects_kernels and not kernels:
