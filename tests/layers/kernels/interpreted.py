@@ -228,6 +228,14 @@ def test_any_view_is_read_and_any_gradient_taken(how):
         torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize('layout', LAYOUTS)
+@pytest.mark.parametrize('mode', ['train', 'frozen'])
+def test_one_sample_keeps_its_layout_for_the_operators_behind(mode, layout):
+    net = set_mode(Tail(6, *TAILS[0]), mode)
+    y, r = (values((1, 6, 5, 4), layout).requires_grad_() for _ in range(2))
+    assert net(y, r, True).stride() == net(y, r, False).stride() == y.stride()
+
+
 @pytest.mark.parametrize('parts', [TAILS[0], TAILS[4], TAILS[6], TAILS[2]], ids=str)
 @pytest.mark.parametrize('mode', ['train', 'frozen'])
 def test_second_derivatives_are_those_of_the_modules(parts, mode):

@@ -162,7 +162,7 @@ class _Normalize(Function):
             ctx.mark_non_differentiable(results.mean, results.invstd)
         ctx.save_for_backward(
             y, weight, bias, results.mean, results.invstd, results.pooled_sums, results.pooled_x_sums)
-        return y.view_as(y), y.view_as(y), results.mean, results.invstd, results.pooled
+        return y[...], y[...], results.mean, results.invstd, results.pooled
 
     @staticmethod
     def backward(ctx: Any, g: Tensor | None, grad_y: Tensor | None, grad_mean: Tensor | None,
