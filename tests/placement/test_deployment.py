@@ -58,6 +58,14 @@ def test_leaves_no_norm_and_leaves_the_model_alone():
     assert all(p.requires_grad for p in model.parameters())
 
 
+@pytest.mark.parametrize('name', ['se_resnet18_plugin', 'se_resnet50_plugin'])
+def test_a_deployed_network_is_in_evaluation_mode_and_can_be_fused_again(name):
+    _, fused = deployed(name, num_classes=3)
+    assert not any(module.training for module in fused.modules())
+    x = images(2, 3, 64, 64, dtype=torch.float32)
+    assert torch.equal(fuse_for_inference(fused)(x), fused(x))
+
+
 def test_first_excitation_layer_is_a_quarter_as_wide():
     _, fused = deployed('se_resnet50_plugin')
     assert fused.layer1[0].se.fc1.weight.shape == (8, 32, 1, 1)

@@ -61,10 +61,11 @@ def fuse_for_inference(model: nn.Module, input_size: tuple[int, int, int] | None
         conv: Any = model.get_submodule(conv_name)
         norm: Any = model.get_submodule(norm_name)
         model.set_submodule(conv_name, fuse_conv_bn_eval(conv, norm))
-        model.set_submodule(norm_name, norm.act if isinstance(norm, BatchNormAct2d) else nn.Identity())
+        model.set_submodule(norm_name, norm.act if isinstance(norm, BatchNormAct2d) else nn.Identity().eval())
     for name, module in list(model.named_modules()):
         fused = _deployed(module)
         if fused is not None:
+            fused.training = module.training  # its children keep the mode that they have
             if not name:
                 return fused
             model.set_submodule(name, fused)
@@ -177,14 +178,14 @@ class _DeployedBottleneck(nn.Module):
             block.conv2, block.bn2, block.drop_block, block.act2, block.aa)
         self.conv3 = block.conv3
         self.relu = type(block.act3) is nn.ReLU and not has_hooks(block.act3)
-        self.act = nn.Identity() if self.relu else block.act3
+        self.act = nn.Identity().eval() if self.relu else block.act3
         self.downsample = block.downsample
         self.se = block.se
         fc1, conv3 = block.se.fc1, block.conv3
         merged: Any = nn.Conv2d(conv3.in_channels, fc1.out_channels, 1).to(fc1.weight)
         merged.weight.copy_((fc1.weight.flatten(1).double() @ conv3.weight.flatten(1).double())[:, :, None, None])
         merged.bias.copy_(fc1.weight.flatten(1).double() @ conv3.bias.double() + (0 if fc1.bias is None else fc1.bias))
-        self.se.fc1 = merged.requires_grad_(False)
+        self.se.fc1 = merged.requires_grad_(False).eval()
 
     def forward(self, x: Tensor) -> Tensor:
         """The output of the block in evaluation mode."""
@@ -206,7 +207,7 @@ class _DeployedBasicBlock(nn.Module):
             block.conv1, block.bn1, block.drop_block, block.act1, block.aa)
         self.conv2 = block.conv2
         self.relu = type(block.act2) is nn.ReLU and not has_hooks(block.act2)
-        self.act = nn.Identity() if self.relu else block.act2
+        self.act = nn.Identity().eval() if self.relu else block.act2
         self.downsample = block.downsample
         self.se = block.se
 
