@@ -589,6 +589,15 @@ def test_functional_transforms_see_the_modules():
         torch.testing.assert_close(torch.autograd.forward_ad.unpack_dual(out).tangent, expected)
 
 
+@pytest.mark.sizes_matter
+def test_an_ensemble_of_networks_runs_in_one_vmap():
+    nets = [set_mode(Tail(fused='auto').double(), 'eval') for _ in range(2)]
+    xs = torch.randn(2, 2, 6, 3, 3, dtype=torch.float64)
+    state = {name: torch.stack([net.state_dict()[name] for net in nets]) for name in nets[0].state_dict()}
+    found = torch.vmap(lambda state, x: torch.func.functional_call(nets[0], state, x))(state, xs)
+    torch.testing.assert_close(found, torch.stack([net(x) for net, x in zip(nets, xs, strict=True)]))
+
+
 @pytest.mark.parametrize('channels_last', [False, True])
 @pytest.mark.parametrize('mode', ['train', 'frozen'])
 def test_many_gradients_are_computed_at_once(mode, channels_last):

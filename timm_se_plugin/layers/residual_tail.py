@@ -78,8 +78,11 @@ _WORTH_CHECKING = 2**18
 
 
 def is_worthwhile(x: Tensor) -> bool:
-    """Whether fusing the tail saves time for this map: always, except for small maps on a CPU in eager mode."""
-    if isinstance(x, torch.fx.Proxy) or torch.compiler.is_compiling() or not x.is_cpu or x.dim() != 4:
+    """Whether fusing the tail saves time for this map: always, except for small maps on a CPU in eager mode.
+
+    True where :func:`why_not_fused` refuses the map, such as in ``torch.vmap``, whose maps have no memory format.
+    """
+    if torch.compiler.is_compiling() or why_not_eager(x) or not x.is_cpu:
         return True
     is_half = x.element_size() == 2
     is_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
