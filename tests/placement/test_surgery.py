@@ -349,8 +349,14 @@ def test_what_cannot_be_is_one_clear_error():
         add_attention(Plain(), sites='stem', fused=True)
     with pytest.raises(ValueError, match='ResNet has no attention of the plugin that could be taken away'):
         remove_attention(resnet())
-    with pytest.raises(ValueError, match='attn_stages is not possible in a FeatureListNet, which has no feature_info'):
+    with pytest.raises(ValueError, match='attn_stages is not possible in a FeatureListNet, which has no list of'):
         add_attention(timm.create_model('resnetv2_18', features_only=True, layers=(1, 1, 1, 1)), stages=2)
+    whole = nn.ModuleDict({'backbone': resnet()})  # a detector, say
+    with pytest.raises(ValueError, match=r'attn_stages is not possible in a ModuleDict, .* or give the part'):
+        add_attention(whole, stages=2)
+    with pytest.raises(ValueError, match=r'ModuleDict does not take an image .* or the part of the network'):
+        add_attention(whole, sites='backbone.layer1')
+    assert list(add_attention(whole['backbone'], stages=2)) == ['layer2.0.se']
 
 
 def test_a_class_derived_from_timms_block_is_named():

@@ -72,4 +72,5 @@ def run_structure(structure: nn.Module, input_size: tuple[int, int, int]) -> Any
         return structure(torch.empty(1, *input_size, device='meta', dtype=dtype))
     except Exception as error:  # a network may raise anything
         raise ValueError(f'{type(structure).__name__} does not take an image of {tuple(input_size)} on the meta device '
-                         f'({error}); give the input_size that it takes') from error
+                         f'({error}); give the input_size that it takes, or the part of the network that takes one '
+                         'batch of images') from error

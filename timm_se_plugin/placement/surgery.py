@@ -496,8 +496,9 @@ def _stages(model: nn.Module, order: dict[str, int]) -> Callable[['_Place | _Ker
     """A function from a place to its stage: the last stage ends with the last feature level, and so on backwards."""
     info: Any = getattr(model, 'feature_info', None)
     if not isinstance(info, list):
-        raise ValueError(f'attn_stages is not possible in a {type(model).__name__}, which has no feature_info; leave '
-                         'the option out for all stages, or name modules with attn_sites')
+        raise ValueError(f'attn_stages is not possible in a {type(model).__name__}, which has no list of feature '
+                         'levels (feature_info); leave the option out for all stages, name modules with attn_sites, or '
+                         'give the part of the network that has the list')
 
     def end(module: str) -> int:
         return max(order[name] for name in order if f'{name}.'.startswith(f'{module}.'))
