@@ -147,6 +147,19 @@ def test_the_folder_of_another_training_is_left_as_it_is(mine, tmp_path):
     assert config_for_folder(name, mine, run, resume=True).work_dir == str(run)
 
 
+def test_the_folder_of_a_run_may_be_an_option_of_the_configuration(mine, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    name, options = 'faster-rcnn_se-r50_fpn_1x_coco', {'work_dir': 'runs/a'}
+    config = config_for_folder(name, mine, options=options)
+    assert (config.work_dir, Path(config.filename).parent) == ('runs/a', Path('runs/a'))
+    (tmp_path / 'runs' / 'a').mkdir(parents=True)
+    (tmp_path / 'runs' / 'a' / 'last_checkpoint').write_text('epoch_12.pth')
+    with pytest.raises(FileExistsError, match='runs/a has the checkpoints of a training'):
+        config_for_folder(name, mine, options=options)
+    with pytest.raises(FileExistsError, match='runs/a has the checkpoints of a training'):
+        config_for_folder(name, mine, 'runs/a', options={'work_dir': 'runs/b'})
+
+
 # of mmdet's masks under numpy 2
 @pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")
 @pytest.mark.parametrize('name', ['retinanet_se-r50_fpn_1x_coco', 'mask-rcnn_se-r50_fpn_1x_coco',

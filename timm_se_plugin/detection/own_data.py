@@ -27,8 +27,9 @@ def config_for_folder(
     Args:
         model: the configuration of the detector: a file, or the name of one of this package's.
         folder: the data, as :func:`~.data_folder.read_folder` takes it.
-        work_dir: folder of the run, with converted annotations in ``annotations/``; if None, ``work_dirs/<name>``,
-            where the name is that of `model` with the name of `folder` in place of the last field, the data set.
+        work_dir: folder of the run, with converted annotations in ``annotations/``; if None, that of `options`, or else
+            ``work_dirs/<name>``, where the name is that of `model` with the name of `folder` in place of the last
+            field, the data set.
         val_share: share of the train split to validate on, where the folder has no val split.
         options: values to change, as ``--cfg-options`` has them; they come before those of the data.
         resume: whether a training that the folder of the run has is to be continued.
@@ -50,9 +51,9 @@ def config_for_folder(
                          'give --model a configuration that trains, validates and tests, or one with such a _base_')
     data = re.sub(r'[^\w-]+', '-', Path(folder).absolute().name).strip('-') or 'data'
     name = f'{source.stem.rpartition("_")[0] or source.stem}_{data}'
-    config.work_dir = str(work_dir or Path('work_dirs', name))
-    check_work_dir(config.work_dir, resume or config.get('resume', False))
-    splits, classes = read_folder(folder, Path(config.work_dir, 'annotations'), val_share)
+    run = str(work_dir or (options or {}).get('work_dir') or Path('work_dirs', name))
+    check_work_dir(run, resume or config.get('resume', False))
+    splits, classes = read_folder(folder, Path(run, 'annotations'), val_share)
     root = Path(folder).absolute()
     for of_config in ('train', 'val', 'test'):
         split = splits.get(of_config, splits['val'])
@@ -68,8 +69,8 @@ def config_for_folder(
     for schedule in schedules if isinstance(schedules, list) else [schedules]:
         if schedule.type == 'LinearLR' and not schedule.get('by_epoch', True) and 'end' in schedule:
             schedule.end = min(schedule.end, steps)
-    config.merge_from_dict(dict(options or {}))
-    return Config(config.to_dict(), cfg_text=config.text, filename=str(Path(config.work_dir, f'{name}.py')))
+    config.merge_from_dict({**(options or {}), 'work_dir': run})
+    return Config(config.to_dict(), cfg_text=config.text, filename=str(Path(run, f'{name}.py')))
 
 
 def _set_data(config: Config, of_config: str, split: Split, classes: tuple[str, ...], root: Path) -> None:
