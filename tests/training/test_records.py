@@ -132,3 +132,10 @@ def test_drawing_leaves_the_users_matplotlib_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(matplotlib, 'use', lambda *args, **kwargs: pytest.fail('matplotlib.use was called'))
     draw_curves(HISTORY, 'title', tmp_path / 'curves.png')
     draw_confusion(torch.eye(2, dtype=torch.int64), 'ab', 'title', tmp_path / 'confusion.png')
+
+
+def test_dollars_in_the_names_of_classes_are_no_formulas(tmp_path):
+    names = ['$_$', '$10%-$20%', 'US$']
+    axes = draw_confusion(torch.eye(3, dtype=torch.int64), names, 'title', tmp_path / 'confusion.png').axes[0]
+    for labels in (axes.get_xticklabels(), axes.get_yticklabels()):
+        assert [(label.get_text(), label.get_parse_math()) for label in labels] == [(name, False) for name in names]

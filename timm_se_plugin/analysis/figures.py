@@ -68,7 +68,8 @@ def _draw_classes(
         channels = sampled_channels(layer.means.shape[2])
         for i, (name, k) in enumerate(zip(classes, indices, strict=True)):
             mean = layer.means[k, -1, channels].numpy()
-            axes.plot(mean, linewidth=1, label=name, color=f'C{i}', linestyle=_LINES[i // 10 % len(_LINES)])
+            label = name.replace('$', r'\$')  # Matplotlib takes what lies between two $ for a formula
+            axes.plot(mean, linewidth=1, label=label, color=f'C{i}', linestyle=_LINES[i // 10 % len(_LINES)])
             if deviations:
                 std = layer.variances[k, -1, channels].sqrt().numpy()
                 axes.fill_between(range(len(channels)), mean - std, mean + std, alpha=0.25, color=f'C{i}')

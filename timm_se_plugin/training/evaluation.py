@@ -223,10 +223,10 @@ def _report(
     if isinstance(evaluation, LabelEvaluation):
         scores = ([f'{score:.4f}' for score in each] for each in (evaluation.average_precision, evaluation.f1))
         _write(folder / 'classes.csv', ('class', 'images', 'average_precision', 'f1'), zip(
+    write_atomically(folder / 'metrics.json', (json.dumps(finite(metrics), indent=1) + '\n').encode())
             names, evaluation.class_images.tolist(), *scores, strict=True))
     else:
         _report_classes(folder, evaluation, names)
-    write_atomically(folder / 'metrics.json', (json.dumps(finite(metrics), indent=1) + '\n').encode())
     _logger.info('written: %s', folder)
 
 

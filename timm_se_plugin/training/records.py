@@ -125,8 +125,8 @@ def draw_confusion(confusion: Tensor, names: Sequence[str], title: str, path: st
         axes.text(j, i, str(int(confusion[i, j])), ha='center', va='center', fontsize=8,
                   color='white' if shares[i, j] > 0.5 else 'black')
     shown = range(0, size, -(-size // 30))
-    axes.set_xticks(shown, [names[i] for i in shown], rotation=90)
-    axes.set_yticks(shown, [names[i] for i in shown])
+    axes.set_xticks(shown, [names[i] for i in shown], rotation=90, parse_math=False)  # not a formula between two $
+    axes.set_yticks(shown, [names[i] for i in shown], parse_math=False)
     axes.set(xlabel='first guess', ylabel='true class', title=title)
     figure.savefig(path, dpi=110)
     return figure
