@@ -33,3 +33,10 @@ def test_a_table_is_written_where_python_has_no_fcntl(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, 'fcntl', None)  # as on Windows
     replace_rows(tmp_path / 'table.csv', [{'seed': 0}], ['seed'])
     assert (tmp_path / 'table.csv').read_text() == 'seed\n0\n'
+
+
+def test_a_table_that_excel_has_saved_keeps_its_first_column(tmp_path):
+    path = tmp_path / 'table.csv'
+    path.write_text('model,top1\na,0.5\nb,0.6\n', encoding='utf-8-sig')
+    replace_rows(path, [{'model': 'a', 'top1': 0.7}], ['model'])
+    assert path.read_text(encoding='utf-8') == 'model,top1\nb,0.6\na,0.7\n'

@@ -30,7 +30,8 @@ def _text(cell: Any) -> str:
 
 def read_table(path: Path) -> list[dict[str, str]]:
     """Rows of a CSV file; an empty list if the file does not exist."""
-    return list(csv.DictReader(io.StringIO(path.read_text(encoding='utf-8')))) if path.exists() else []
+    # Excel writes a byte order mark, which would otherwise become a part of the first column's name.
+    return list(csv.DictReader(io.StringIO(path.read_text(encoding='utf-8-sig')))) if path.exists() else []
 
 
 def write_table(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
