@@ -223,3 +223,10 @@ def test_what_compares_classes_refuses_labels(trained, tmp_path):
         analyze(parse_analysis(['--checkpoint', checkpoint, '--output', str(tmp_path)]))
     with pytest.raises(ValueError, match='a picture of this training has any number of labels'):
         pruning_study(checkpoint, [0.5], ['mean'], 1, 0.1, tmp_path / 'table.csv', tmp_path)
+
+
+def test_a_quotation_mark_without_its_second_is_a_message(own):
+    path = own / 'train.csv'
+    path.write_text('picture,even\n"a.png,1\n' + 'b.png,0\n' * 20_000, encoding='utf-8')
+    with pytest.raises(ValueError, match=r'train\.csv, line \d+, is not CSV: field larger than field limit'):
+        read_labels(str(path))

@@ -5,7 +5,7 @@ import io
 import logging
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from unicodedata import normalize
@@ -80,15 +80,15 @@ def read_labels(path: str) -> LabelReader:
         text = normalize('NFC', Path(path).read_text(encoding='utf-8-sig'))
     except UnicodeDecodeError as error:
         raise ValueError(f'{path} is not text in UTF-8; save the file in that encoding') from error
-    rows = csv.reader(io.StringIO(text, newline=''))
-    names = _names(path, next(rows, []))
+    rows = _rows(path, text)
+    names = _names(path, next(rows, (0, []))[1])
     samples: list[tuple[str, tuple[int, ...]]] = []
     lines: dict[str, int] = {}
     missing = []
-    for row in rows:
+    for number, row in rows:
         if not any(row):
             continue
-        where = f'{path}, line {rows.line_num},'
+        where = f'{path}, line {number},'
         if len(row) != len(names) + 1:
             raise ValueError(f'{where} has {len(row)} cells, and the first line names {len(names) + 1} columns')
         picture, *cells = (cell.strip() for cell in row)
@@ -101,7 +101,7 @@ def read_labels(path: str) -> LabelReader:
         if key in lines:
             raise ValueError(f'{where} has the picture {picture} of line {lines[key]} again; a picture has all of '
                              'its labels on one line')
-        lines[key] = rows.line_num
+        lines[key] = number
         if not os.path.isfile(file):
             missing.append(picture)
         samples.append((file, tuple(label for label, cell in enumerate(cells) if _CELLS[cell])))
@@ -135,6 +135,17 @@ def share_of_labels(reader: LabelReader, share: float, seed: int) -> list[bool]:
     inside = share_of([(reader.samples[i][0], rarest[i]) for i in several], os.path.dirname(reader.root), share, seed)
     chosen = {i for i, is_chosen in zip(several, inside, strict=True) if is_chosen}
     return [i in chosen for i in range(len(rarest))]
+
+
+def _rows(path: str, text: str) -> Iterator[tuple[int, list[str]]]:
+    """The rows of a CSV file, each with the number of its last line."""
+    rows = csv.reader(io.StringIO(text, newline=''))
+    try:
+        for row in rows:
+            yield rows.line_num, row
+    except csv.Error as error:
+        raise ValueError(f'{path}, line {rows.line_num}, is not CSV: {error}; a cell with a quotation mark at its '
+                         'beginning needs one at its end too') from error
 
 
 def _names(path: str, header: Sequence[str]) -> list[str]:
