@@ -115,3 +115,11 @@ def test_an_unknown_part_to_freeze_is_refused(capsys):
 def test_random_weights_are_frozen_with_a_warning(digits, tmp_path, caplog):
     Run(options(digits, tmp_path, '--freeze', '1'), Process(torch.device('cpu')))
     assert '--freeze 1 without --pretrained freezes random weights' in caplog.text
+
+
+def test_stages_that_timm_does_not_name_are_a_message():
+    model = timm.create_model('poolformer_s12', device='meta')
+    with pytest.raises(ValueError, match=r'--freeze 2 counts stages, and timm does not say .*; --freeze backbone'):
+        freeze(model, '2')
+    freeze(model, 'backbone')
+    assert trained(model) == {'head'}

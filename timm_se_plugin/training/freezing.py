@@ -25,12 +25,16 @@ def freeze(model: nn.Module, what: str) -> None:
             number of stages, before which the stem is frozen too; ``'0'`` is the stem alone.
 
     Raises:
-        ValueError: ``'base'`` for a network without attention, or more stages than the network has.
+        ValueError: ``'base'`` for a network without attention, more stages than the network has, or a number for a
+            network whose stages timm does not name.
     """
     network: Any = model
     classifier = network.get_classifier()
     kept = list(classifier if isinstance(classifier, tuple) else (classifier,))
     if what.isdigit():
+        if not hasattr(network, 'group_matcher'):  # as timm's MetaFormers
+            raise ValueError(f'--freeze {what} counts stages, and timm does not say what the stages of this network '
+                             'are; --freeze backbone freezes all but the classifier')
         groups = group_parameters(model, network.group_matcher(coarse=True))
         last = len(groups) - 2  # the last group is the classifier's
         if int(what) > last:
