@@ -12,7 +12,8 @@ from processes import finish, start, start_group
 from timm_se_plugin.files.tables import read_table
 from timm_se_plugin.training import parse_options, train_classifier
 from timm_se_plugin.training.checkpoint import read_checkpoint
-from timm_se_plugin.training.continuing import checkpoint_of
+from timm_se_plugin.training.continuing import checkpoint_of, continued
+from timm_se_plugin.training.process import Process
 
 # A network without BatchNorm, whose statistics are those of one process's images; randomness in each image; and
 # everything that has a state.
@@ -143,3 +144,18 @@ def test_a_run_is_not_overwritten_by_one_that_continues_from_elsewhere(tmp_path)
         checkpoint_of(Namespace(resume=last), second)
     for folder in (first, new):
         assert checkpoint_of(Namespace(resume=last), folder)[0] == last
+
+
+def continued_with(processes, *arguments):
+    """The batch size and the accumulation steps with which other processes continue a run of three."""
+    options = parse_options(['--batch-size', '20', '--cutmix', '1', *arguments])
+    state = {'args': options, 'position': {'epoch': 1, 'world_size': 3, 'global_batch': 3 * options.batch_size}}
+    found = continued(options, state, Process(torch.device('cpu'), world_size=processes), 'last.pth.tar')
+    return found.batch_size, found.grad_accum_steps
+
+
+def test_a_run_that_mixes_pairs_continues_with_even_batches():
+    assert continued_with(2) == (10, 3)  # and not with two batches of 15
+    assert continued_with(2, '--cutmix', '0') == (15, 2)
+    with pytest.raises(ValueError, match='each of 4 processes 15, an odd number, and --mixup and --cutmix mix images'):
+        continued_with(4)

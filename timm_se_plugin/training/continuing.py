@@ -45,7 +45,7 @@ def continued(options: Namespace, state: dict[str, Any], process: Process, path:
 
     Raises:
         ValueError: the checkpoint is of a run with other options, or the number of processes does not divide the number
-            of images in an update.
+            of images in an update, also where images are mixed in pairs.
     """
     if 'position' not in state:
         raise ValueError(f'{path} is a checkpoint of another trainer: it does not hold the epoch and batch of its run')
@@ -80,7 +80,13 @@ def continued(options: Namespace, state: dict[str, Any], process: Process, path:
         raise ValueError(f'{path} has {global_batch} images in an update, which {processes} processes cannot share '
                          f'equally; continue the run with a number of processes that divides {global_batch}')
     share = global_batch // processes
-    steps = next(steps for steps in range(-(-share // options.batch_size), share + 1) if share % steps == 0)
+    mixes = options.mixup or options.cutmix
+    if mixes and share % 2:
+        raise ValueError(f'{path} has {global_batch} images in an update, of which each of {processes} processes '
+                         f'{share}, an odd number, and --mixup and --cutmix mix images in pairs; continue the run with '
+                         'another number of processes')
+    steps = next(steps for steps in range(-(-share // options.batch_size), share + 1)
+                 if share % steps == 0 and not (mixes and share // steps % 2))
     _logger.warning(
         '%d processes continue the run: batches of %d images and %d accumulation steps keep the %d images of an '
         "update. BatchNorm's statistics, Mixup's partners, dropout and drop path depend on the batch of a process",
