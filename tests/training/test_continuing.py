@@ -159,3 +159,11 @@ def test_a_run_that_mixes_pairs_continues_with_even_batches():
     assert continued_with(2, '--cutmix', '0') == (15, 2)
     with pytest.raises(ValueError, match='each of 4 processes 15, an odd number, and --mixup and --cutmix mix images'):
         continued_with(4)
+
+
+def test_the_args_of_a_run_without_a_name_of_its_own_continue_it(digits, tmp_path):
+    given = [*TINY, '--data-dir', str(digits), '--output', str(tmp_path), '--epochs', '1']
+    train_classifier(parse_options(given))
+    folder, = tmp_path.glob('train/*')
+    train_classifier(parse_options(['--config', str(folder / 'args.yaml'), '--epochs', '2', '--resume', 'auto']))
+    assert len(summary(folder)) == 2
