@@ -447,3 +447,13 @@ def test_a_plugins_name_says_its_plain_network():
     assert timing.plain_name('se_resnet50_plugin.tv_in1k') == 'resnet50_plugin'
     assert timing.plain_name('resnet18_plugin') is None
     assert timing.plain_name('seresnet50') is None
+
+
+def test_too_little_memory_for_the_time_ratio_loses_no_results(digits, tmp_path, monkeypatch, caplog):
+    def full(run):
+        raise torch.OutOfMemoryError('CUDA out of memory')  # a CPU does not raise this error
+    monkeypatch.setattr(loop, 'step_time_ratio', full)
+    run(digits, tmp_path / 'run', '--epochs', '1', '--results', str(tmp_path / 'table.csv'))
+    written, = read_table(tmp_path / 'table.csv')
+    assert written['time_ratio'] == ''
+    assert 'the time of a step is not compared with that of the plain network: CUDA out of memory' in caplog.text

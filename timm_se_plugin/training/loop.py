@@ -8,6 +8,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from filelock import FileLock, Timeout
 from timm.utils import distribute_bn
@@ -208,7 +209,12 @@ def _finish(run: Run, changed: str, made: dict[str, Any]) -> dict[str, Any]:
     """Write the tables and the curves of a finished run, and return its row of results."""
     options, last = run.options, run.history[-1]
     cost = complexity(run.model, run.input_size)
-    ratio = step_time_ratio(run) if options.results and run.process.primary and not options.freeze else None
+    ratio = None
+    if options.results and run.process.primary and not options.freeze:
+        try:
+            ratio = step_time_ratio(run)
+        except torch.OutOfMemoryError as error:  # the two new networks need memory beside the trained one
+            _logger.warning('the time of a step is not compared with that of the plain network: %s', error)
     metrics = {name.removeprefix('val_'): value for name, value in last.items()
                if name.startswith('val_') and name != 'val_loss'}
     row = {
