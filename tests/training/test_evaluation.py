@@ -1,4 +1,5 @@
 import json
+import sys
 from argparse import Namespace
 
 import pytest
@@ -217,3 +218,22 @@ def test_classes_that_a_configuration_names_by_their_numbers_name_the_prediction
     write_model(timm.create_model('se_test_resnet_plugin', num_classes=5), tmp_path,
                 {'label_names': dict(enumerate('abcde'))})
     assert open_classifier(str(tmp_path)).names == list('abcde')
+
+
+@pytest.mark.parametrize('name', ['matplotlib', 'sklearn'])
+def test_a_missing_package_ends_no_finished_work(digits, tmp_path, monkeypatch, name):
+    monkeypatch.setitem(sys.modules, name, None)
+    task: tuple[str, ...] = ('--data-dir', str(digits))
+    if name == 'sklearn':
+        for split in ('train', 'val'):
+            pictures = [str(path) for path in digits.glob(f'{split}/*/*.png')]
+            (tmp_path / f'{split}.csv').write_text('picture,a\n' + ''.join(f'{path},1\n' for path in pictures))
+        task = ('--task', 'multilabel', '--data-dir', str(tmp_path))
+    with pytest.raises(ModuleNotFoundError, match=name):
+        train_classifier(parse_options([*TINY, *task, '--output', str(tmp_path / 'runs')]))
+    assert not (tmp_path / 'runs').exists()
+    model = ('--model', 'test_resnet', '--num-classes', '10', '--img-size', '32', '--workers', '0')
+    with monkeypatch.context() as patch:
+        patch.setattr('timm_se_plugin.training.evaluation.evaluate', lambda *_: pytest.fail('evaluated'))
+        with pytest.raises(ModuleNotFoundError, match=name):
+            evaluate_classifier(parse_evaluation([*model, *task, '--output', str(tmp_path / 'out')]))

@@ -21,6 +21,7 @@ from ..files.writing import write_atomically
 from ..measuring.complexity import complexity
 from ..measuring.provenance import provenance
 from ..weights.runs import data_config
+from ._requirements import check_packages
 from .data import Loader, class_names, eval_loader, label_by_name, open_split
 from .label_evaluation import LabelEvaluation
 from .network import evaluated_network, label_names
@@ -173,7 +174,9 @@ def evaluate_classifier(options: Namespace) -> dict[str, Any]:
     Raises:
         ValueError: no data, an unknown model, a checkpoint of another model, labels for which the model has no class,
             or real labels for other images than ImageNet's.
+        ModuleNotFoundError: a package that the metrics need is not installed.
     """
+    check_packages(*(['matplotlib'] if options.output else []), *(['sklearn'] if options.task == 'multilabel' else []))
     with init_process(options) as process:
         dataset = open_split(options, options.val_split, training=False)
         model = evaluated_network(options, process)

@@ -17,6 +17,7 @@ from ..files.tables import write_table
 from ..files.writing import UnwritableFileError, write_atomically
 from ..measuring.complexity import complexity
 from ..measuring.provenance import provenance
+from ._requirements import check_packages
 from .config import data_name, own_options
 from .evaluation import evaluate
 from .freezing import moving_statistics
@@ -46,8 +47,10 @@ def train_classifier(options: Namespace) -> dict[str, Any] | None:
         NonFiniteLossError: a loss or a weight is NaN or infinite.
         UnreadableImageError: an image is corrupt.
         CheckpointError: a checkpoint cannot be read.
+        ModuleNotFoundError: a package that the end of the training needs is not installed.
         UnwritableFileError: a checkpoint or a table cannot be written; earlier files are unchanged.
     """
+    check_packages('matplotlib', *(['sklearn'] if options.task == 'multilabel' else []))
     with init_process(options) as process, Termination() as termination:
         # Read before the training, during which the recipe and the package's files may change.
         changed, made = own_options(options), provenance(process.device)
