@@ -237,3 +237,12 @@ def test_a_missing_package_ends_no_finished_work(digits, tmp_path, monkeypatch, 
         patch.setattr('timm_se_plugin.training.evaluation.evaluate', lambda *_: pytest.fail('evaluated'))
         with pytest.raises(ModuleNotFoundError, match=name):
             evaluate_classifier(parse_evaluation([*model, *task, '--output', str(tmp_path / 'out')]))
+
+
+def test_a_class_map_with_more_names_than_the_model_has_classes_loses_no_metrics(digits, tmp_path):
+    (tmp_path / 'classes.txt').write_text('\n'.join([*map(str, range(10)), 'ten', 'eleven']))
+    evaluate_classifier(parse_evaluation([
+        '--model', 'test_resnet', '--num-classes', '10', '--data-dir', str(digits), '--workers', '0', '--img-size',
+        '32', '--class-map', str(tmp_path / 'classes.txt'), '--output', str(tmp_path)]))
+    assert [row['class'] for row in read_table(tmp_path / 'classes.csv')] == [str(i) for i in range(10)]
+    assert (tmp_path / 'metrics.json').is_file()

@@ -223,10 +223,10 @@ def _report(
     if not output:
         return
     folder = Path(output)
+    write_atomically(folder / 'metrics.json', (json.dumps(finite(metrics), indent=1) + '\n').encode())
     if isinstance(evaluation, LabelEvaluation):
         scores = ([f'{score:.4f}' for score in each] for each in (evaluation.average_precision, evaluation.f1))
         _write(folder / 'classes.csv', ('class', 'images', 'average_precision', 'f1'), zip(
-    write_atomically(folder / 'metrics.json', (json.dumps(finite(metrics), indent=1) + '\n').encode())
             names, evaluation.class_images.tolist(), *scores, strict=True))
     else:
         _report_classes(folder, evaluation, names)
@@ -234,7 +234,8 @@ def _report(
 
 
 def _report_classes(folder: Path, evaluation: Evaluation, names: list[str]) -> None:
-    names = [*names, *map(str, range(len(names), evaluation.classes))]
+    # A class map may name more classes than the model has, or fewer.
+    names = [*names, *map(str, range(len(names), evaluation.classes))][:evaluation.classes]
     rows = list(zip(names, evaluation.class_images.tolist(), (f'{share:.4f}' for share in evaluation.class_accuracy),
                     strict=True))
     if evaluation.classes <= _DRAWN:
