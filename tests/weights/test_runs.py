@@ -127,3 +127,11 @@ def test_the_classes_of_a_training_go_along_by_name(tmp_path):
         *TINY, '--data-dir', str(data), '--output', str(tmp_path), '--experiment', 'run', '--epochs', '1']))
     shared = push_to_hub(tmp_path / 'run', 'me/digits', dry_run=True)
     assert json.loads(shared.texts['config.json'])['label_names'] == list('0123456789')
+
+
+def test_classes_behind_the_names_of_the_data_are_called_by_their_numbers(tmp_path):
+    model = timm.create_model('test_resnet', num_classes=4)
+    for names, expected in ((['cat', 'dog'], ['cat', 'dog', '2', '3']), (list('abcde'), None)):
+        torch.save({'state_dict': model.state_dict(), 'label_names': names, 'epoch': 0,
+                    'args': argparse.Namespace(model='test_resnet', num_classes=4)}, tmp_path / 'last.pth.tar')
+        assert read_run(tmp_path).label_names == expected

@@ -85,8 +85,11 @@ def read_run(folder: str | Path) -> TrainedClassifier | None:
     record_origin(model, published=bool(args.get('pretrained')))
     facts = _facts(args, Path(folder, 'summary.csv'), said.get('epoch'))
     names = said.get('label_names')
-    known = isinstance(names, list) and len(names) == model.num_classes
-    return TrainedClassifier(model, data_config(args, model), facts, names if known else None,
+    if isinstance(names, list) and len(names) <= model.num_classes:  # --num-classes may be more than the data has
+        names = [*names, *map(str, range(len(names), model.num_classes))]
+    else:
+        names = None
+    return TrainedClassifier(model, data_config(args, model), facts, names,
                              args.get('task') == 'multilabel', args.get('exif_orientation') is not False)
 
 
