@@ -1,9 +1,16 @@
+import gzip
+import hashlib
+import http.server
 import random
+import struct
+import threading
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from digit_runs import save_digits
+from filelock import FileLock
 
 from timm_se_plugin.training import parse_options
 from timm_se_plugin.training.augmentation import train_transforms
@@ -245,3 +252,33 @@ def test_missing_data_is_an_error_that_says_what_to_give(tmp_path):
 def test_a_step_larger_than_the_data_is_refused(digits):
     with pytest.raises(ValueError, match='96 training images are fewer than the 400 of one update'):
         loader(digits, '--batch-size', '100', '--grad-accum-steps', '2', world_size=2)
+
+
+def test_processes_that_download_into_one_folder_take_turns(tmp_path, monkeypatch):
+    from torchvision.datasets import MNIST
+    hub, folder = tmp_path / 'hub', tmp_path / 'data'
+    hub.mkdir()
+    resources = []
+    for name, header, size in (('images-idx3', (3, 2, 28, 28), 2 * 28 * 28), ('labels-idx1', (1, 2), 2)):
+        for split in ('train', 't10k'):
+            magic, *shape = header
+            content = gzip.compress(struct.pack(f'>{1 + len(shape)}i', 0x800 + magic, *shape) + bytes(size))
+            (hub / f'{split}-{name}-ubyte.gz').write_bytes(content)
+            resources.append((f'{split}-{name}-ubyte.gz', hashlib.md5(content).hexdigest()))
+    server = http.server.ThreadingHTTPServer(
+        ('127.0.0.1', 0), partial(http.server.SimpleHTTPRequestHandler, directory=str(hub)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr(MNIST, 'mirrors', [f'http://127.0.0.1:{server.server_port}/'])
+    monkeypatch.setattr(MNIST, 'resources', resources)
+    given, found = parse_options(['--dataset', 'torch/mnist', '--dataset-download', '--data-dir', str(folder)]), []
+    folder.mkdir()
+    with FileLock(folder / '.download.lock'):  # another process downloads
+        other = threading.Thread(target=lambda: found.append(open_split(given, 'train', training=True)))
+        other.start()
+        other.join(1)
+        assert other.is_alive()
+        assert not (folder / 'MNIST').exists()
+    other.join()
+    server.shutdown()
+    server.server_close()
+    assert len(found[0]) == 2

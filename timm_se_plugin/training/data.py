@@ -7,6 +7,7 @@ import signal
 import threading
 from argparse import Namespace
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from itertools import compress, islice
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from unicodedata import normalize
 
 import numpy as np
 import torch
+from filelock import FileLock
 from timm.data import ImageDataset, create_dataset, create_transform
 from timm.data.distributed_sampler import RepeatAugSampler
 from timm.data.loader import PrefetchLoader, fast_collate
@@ -222,13 +224,25 @@ def _open_dataset(options: Namespace, split: str, training: bool, class_map: Map
     if source == 'hfds':  # before timm casts the column of the images, whatever columns there are
         import datasets
         _check_columns(options, datasets.load_dataset(name, split=split, cache_dir=options.data_dir).column_names)
-    dataset = create_dataset(
-        options.dataset, root=options.data_dir, split=split, is_training=training, download=options.dataset_download,
-        class_map=class_map, **arguments)
+    with _turn_to_download(options):
+        dataset = create_dataset(
+            options.dataset, root=options.data_dir, split=split, is_training=training,
+            download=options.dataset_download, class_map=class_map, **arguments)
     if source == 'hfids':
         builder = dataset.reader.builder
         _check_columns(options, builder.info.features or next(iter(builder.as_streaming_dataset(split))))
     return dataset
+
+
+def _turn_to_download(options: Namespace) -> AbstractContextManager:
+    """Let the processes of a run, which all ask for the data, download it one after another, the first alone in fact.
+
+    torchvision writes into the final file, which another process would take for a broken one and write anew.
+    """
+    if not (options.dataset_download and options.data_dir):
+        return nullcontext()
+    Path(options.data_dir).mkdir(parents=True, exist_ok=True)
+    return FileLock(Path(options.data_dir, '.download.lock'))
 
 
 def _shared_folder(options: Namespace, split: str, class_map: Mapping[str, int] | None) -> ReaderImageFolder:
