@@ -235,7 +235,7 @@ def _open_dataset(options: Namespace, split: str, training: bool, class_map: Map
 
 
 def _turn_to_download(options: Namespace) -> AbstractContextManager:
-    """Let the processes of a run, which all ask for the data, download it one after another, the first alone in fact.
+    """Let one process of a run download at a time; the next one then finds the data.
 
     torchvision writes into the final file, which another process would take for a broken one and write anew.
     """
