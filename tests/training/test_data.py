@@ -11,6 +11,7 @@ import pytest
 import torch
 from digit_runs import save_digits
 from filelock import FileLock
+from PIL import Image
 
 from timm_se_plugin.training import parse_options
 from timm_se_plugin.training.augmentation import train_transforms
@@ -82,6 +83,18 @@ def test_loading_leaves_the_random_generators_alone(digits):
 def test_an_augmentation_that_timm_does_not_have_is_a_message(name):
     with pytest.raises(ValueError, match=f'--aa {name} is not an augmentation of timm, such as rand-m7'):
         train_transforms(parse_options(['--aa', name]), CONFIG)
+
+
+@pytest.mark.parametrize('name', ['rand-m10-mstd0-inc1', 'rand-m9-mstd2-inc1', 'rand-m0', 'v0'])
+def test_an_augmentation_that_keeps_no_bits_of_an_image_ends_no_run(digits, name):
+    with Image.open(next(digits.glob('train/*/*.png'))) as image:
+        transform = train_transforms(parse_options(['--aa', name, '--hflip', '0']), CONFIG)(0)
+        seen = []
+        for seed in range(100):
+            random.seed(seed)
+            np.random.seed(seed)
+            seen.append(transform(image))
+    assert any(not part.any() for part in seen)  # black, as before Pillow 13
 
 
 @pytest.mark.parametrize('mode', ['rrc', 'pad'])

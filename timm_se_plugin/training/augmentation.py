@@ -3,10 +3,13 @@
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
+from PIL import Image
 from timm.data import Mixup, create_transform
+from timm.data.auto_augment import posterize
 from timm.data.random_erasing import RandomErasing
 from timm.data.transforms import str_to_interp_mode
 from timm.utils import random_seed
@@ -64,6 +67,7 @@ def _train_transform(options: Namespace, config: dict[str, Any], full: tuple[int
             raise
         raise ValueError(f'--aa {options.aa} is not an augmentation of timm, such as rand-m7-mstd0.5-inc1 or original '
                          f'({error})') from error
+    _let_posterize_keep_nothing(transform)
     if pads:
         # timm lacks the crop of He et al., 2015 (arXiv 1512.03385), section 4.2; here it replaces timm's crop.
         padding = options.crop_padding if size == full else 0
@@ -73,6 +77,19 @@ def _train_transform(options: Namespace, config: dict[str, Any], full: tuple[int
         interpolation: Any = str_to_interp_mode(options.interpolation or 'bilinear')
         transform.transforms[:1] = transforms.Resize(full, interpolation), transforms.RandomCrop(size, padding=padding)
     return transform
+
+
+def _let_posterize_keep_nothing(transform: Any) -> None:
+    """Let timm's posterize keep 0 bits of a pixel, as in ``rand-m9-mstd0.5-inc1``, at which Pillow 13 raises an error."""
+    for part in transform.transforms:
+        operators = (*getattr(part, 'ops', ()), *chain.from_iterable(getattr(part, 'policy', ())))
+        for operator in operators:
+            if getattr(operator, 'aug_fn', None) is posterize:
+                operator.aug_fn = _posterize
+
+
+def _posterize(image: Image.Image, bits: int, **options: Any) -> Image.Image:
+    return posterize(image, bits, **options) if bits > 0 else Image.new(image.mode, image.size)
 
 
 class BatchAugmentation:
