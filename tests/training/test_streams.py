@@ -149,6 +149,30 @@ def test_columns_with_other_names_are_named_by_options(digits, tmp_path, monkeyp
         assert names == [str(i) for i in range(10)]
 
 
+@pytest.mark.parametrize('source', ['hfds', 'hfids'])
+def test_classes_that_are_text_ask_for_a_class_map(digits, tmp_path, monkeypatch, source):
+    datasets = pytest.importorskip('datasets', reason='hfds/ and hfids/ need datasets: the [train] extra')
+    monkeypatch.setattr(datasets.config, 'HF_HUB_OFFLINE', True)
+    pictures = sorted((digits / 'train').glob('*/*.png'))
+    table = datasets.Dataset.from_dict(
+        {'image': list(map(str, pictures)), 'label': [f'digit {path.parent.name}' for path in pictures]},
+        features=datasets.Features({'image': datasets.Image(), 'label': datasets.Value('string')}))
+    table.to_parquet(str(tmp_path / 'data' / 'train-00000-of-00001.parquet'))
+    (tmp_path / 'classes.txt').write_text('\n'.join(f'digit {i}' for i in range(10)))
+    given = ['--dataset', f'{source}/{tmp_path / "data"}', '--data-dir', str(tmp_path / 'cache'),
+             '--train-num-samples', '96']
+    with pytest.raises(ValueError, match=rf"the column 'label' of {source}/.* holds text .*; give .* by --class-map"):
+        open_split(parse_options(given), 'train', training=True)
+    mapped = parse_options([*given, '--class-map', str(tmp_path / 'classes.txt')])
+    file, target = next(iter(open_split(mapped, 'train', training=True).reader))
+    file.close()
+    assert target in range(10)
+    if source == 'hfds':
+        (tmp_path / 'classes.txt').write_text('\n'.join(f'digit {i}' for i in range(9)))
+        with pytest.raises(ValueError, match=r"has no class 'digit 9' \(did you mean .*\), which the column 'label'"):
+            open_split(mapped, 'train', training=True)
+
+
 def test_columns_are_not_for_folders_and_torchvision(digits):
     for dataset in '', 'torch/mnist':
         given = parse_options(['--dataset', dataset, '--data-dir', str(digits), '--input-key', 'img'])

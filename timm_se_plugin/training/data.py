@@ -228,9 +228,24 @@ def _open_dataset(options: Namespace, split: str, training: bool, class_map: Map
         dataset = create_dataset(
             options.dataset, root=options.data_dir, split=split, is_training=training,
             download=options.dataset_download, class_map=class_map, **arguments)
-    if source == 'hfids':
+    features: Mapping[str, Any] = {}
+    if source == 'hfds':
+        features = dataset.reader.dataset.features
+    elif source == 'hfids':
         builder = dataset.reader.builder
-        _check_columns(options, builder.info.features or next(iter(builder.as_streaming_dataset(split))))
+        features = builder.info.features or next(iter(builder.as_streaming_dataset(split)))  # the first image's values
+        _check_columns(options, features)
+    target = options.target_key or _COLUMNS['target_key']
+    kind = features.get(target)
+    if isinstance(kind, str) or 'string' in getattr(kind, 'dtype', ''):
+        if class_map is None:
+            raise ValueError(f'the column {target!r} of {options.dataset} holds text and no numbers of classes; give '
+                             'the names of the classes, one on each line, by --class-map FILE.txt')
+        found = dataset.reader.dataset.unique(target) if source == 'hfds' else []  # a stream does not tell
+        unknown = [str(name) for name in found if name not in class_map]
+        if unknown:
+            raise ValueError(f'--class-map {options.class_map} has no class {closest(unknown, list(class_map))}, which '
+                             f'the column {target!r} of {options.dataset} has; write each class into the file')
     return dataset
 
 
