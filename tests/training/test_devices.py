@@ -68,6 +68,15 @@ def test_float64_weights_are_refused_on_apples_gpu():
         pass
 
 
+def test_two_data_types_of_16_bits_at_once_are_refused():
+    given = ['--device', 'cpu', '--model-dtype', 'bfloat16', '--amp']
+    with pytest.raises(ValueError, match='--amp computes in float16, .*; give --amp-dtype bfloat16'), init_process(
+            parse_options(given)):
+        pass
+    with init_process(parse_options([*given, '--amp-dtype', 'bfloat16'])):
+        pass
+
+
 def test_statistics_of_gates_on_apples_gpu_are_summed_on_the_cpu():
     sums = statistics._Sums(3, 1, 4, torch.device('mps'))
     assert {sums.counts.device.type, sums.means.device.type} == {'cpu'}

@@ -80,7 +80,7 @@ def _train_transform(options: Namespace, config: dict[str, Any], full: tuple[int
 
 
 def _let_posterize_keep_nothing(transform: Any) -> None:
-    """Let timm's posterize keep 0 bits of a pixel, as in ``rand-m9-mstd0.5-inc1``, at which Pillow 13 raises an error."""
+    """Let timm's posterize keep 0 bits of a pixel, as in ``rand-m9-mstd0.5-inc1``: Pillow 13 raises an error."""
     for part in transform.transforms:
         operators = (*getattr(part, 'ops', ()), *chain.from_iterable(getattr(part, 'policy', ())))
         for operator in operators:

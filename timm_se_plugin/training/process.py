@@ -88,14 +88,17 @@ def init_process(options: Namespace) -> Iterator[Process]:
     When the block ends, the process group is destroyed and torch's settings are restored.
 
     Raises:
-        ValueError: an unknown device, a CUDA device where torch finds none, or float64 on a device that does not have
-            it.
+        ValueError: an unknown device, a CUDA device where torch finds none, float64 on a device that does not have it,
+            or autocast in float16 with weights in bfloat16.
     """
     device = options.device or ('cuda' if torch.cuda.is_available() else 'cpu')
     check_device(device)
     if device.startswith('mps') and options.model_dtype == 'float64':
         raise ValueError('--model-dtype float64 does not run on --device mps, which has no float64; give --model-dtype '
                          'float32 or --device cpu')
+    if options.amp and options.amp_dtype == 'float16' and options.model_dtype == 'bfloat16':
+        raise ValueError('--amp computes in float16, and --model-dtype bfloat16 keeps the weights in bfloat16, which '
+                         'BatchNorm does not take together; give --amp-dtype bfloat16, or leave out one of the two')
     world = init_distributed_device_so(device, dist_backend=options.dist_backend)
     process = Process(torch.device(world['device']), world['global_rank'], world['world_size'])
     logging.getLogger('timm_se_plugin').setLevel(logging.INFO if process.primary else logging.WARNING)
