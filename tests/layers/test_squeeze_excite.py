@@ -104,6 +104,7 @@ def test_autocast_keeps_the_gate_close_to_float32():
     ({'gate': 'softmax'}, "gate='softmax' is not one of sigmoid, "),
     ({'rd_channels': None, 'rd_ratio': 16}, r'rd_ratio=16 is not a fraction in \(0, 1\]; did you mean 1/16\?'),
     ({'rd_channels': None, 'rd_ratio': 0}, 'rd_ratio=0 is not a fraction'),
+    ({'rd_channels': None, 'rd_divisor': 0}, 'rd_divisor=0: a positive integer is needed'),
     ({'rd_channels': 0}, 'rd_channels=0: the inner width must be a positive integer'),
     ({'init': 'identity'}, "init='identity' needs the gate double_sigmoid, not Sigmoid"),
 ])

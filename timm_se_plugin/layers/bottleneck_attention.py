@@ -31,8 +31,8 @@ class BottleneckAttention(nn.Module):
         dtype: type of the parameters.
 
     Raises:
-        ValueError: a ratio outside (0, 1] or a width below 1; from ``forward`` in training, a batch of one sample, in
-            which the channel branch's norm has a single value per channel.
+        ValueError: a ratio outside (0, 1], or a width or divisor below 1; from ``forward`` in training, a
+            batch of one sample, in which the channel branch's norm has a single value per channel.
     """
 
     def __init__(

@@ -61,11 +61,13 @@ def reduced_channels(channels: int, rd_ratio: float, rd_divisor: int = 1) -> int
     to C / r, and at least one divisor.
 
     Raises:
-        ValueError: a ratio outside (0, 1].
+        ValueError: a ratio outside (0, 1], or a divisor below 1.
     """
     if not 0 < rd_ratio <= 1:
         hint = f'; did you mean 1/{rd_ratio:g}?' if rd_ratio > 1 else ''
         raise ValueError(f'rd_ratio={rd_ratio} is not a fraction in (0, 1]{hint}')
+    if rd_divisor < 1:
+        raise ValueError(f'rd_divisor={rd_divisor}: a positive integer is needed')
     width = channels * rd_ratio
     if rd_divisor == 1:
         return max(1, int(width + 1e-6))  # 1e-6: 3 * (1 / 3) may fall short of 1
@@ -96,8 +98,8 @@ class SqueezeExcite(nn.Module):
         dtype: type of the parameters.
 
     Raises:
-        ValueError: an unknown ``squeeze``, ``gate`` or ``init``, a ratio outside (0, 1], a width below 1, or a gate
-            that is not 1 at 0 with ``init='identity'``.
+        ValueError: an unknown ``squeeze``, ``gate`` or ``init``, a ratio outside (0, 1], a width or divisor below 1,
+            or a gate that is not 1 at 0 with ``init='identity'``.
     """
 
     def __init__(
