@@ -185,6 +185,17 @@ def test_a_test_split_of_yolo_may_be_absent(tmp_path):
     assert list(read_folder(folder, tmp_path / 'run')[0]) == ['train', 'val']
 
 
+def test_hidden_files_are_no_pictures_of_yolo(tmp_path):
+    folder = save_yolo(tmp_path / 'mine')
+    train = folder / 'images' / 'train'
+    (train / '.ipynb_checkpoints').mkdir()  # as Jupyter makes it
+    shutil.copy(train / 'a.jpg', train / '.ipynb_checkpoints' / 'a-checkpoint.jpg')
+    write(train / '._a.jpg', 'as macOS writes it beside a.jpg')
+    assert described(read_folder(folder, tmp_path / 'run')[0]) == SPLITS
+    hidden = folder.rename(tmp_path / '.mine')  # a folder that is given may be hidden
+    assert described(read_folder(hidden, tmp_path / 'run')[0]) == SPLITS
+
+
 def test_a_list_of_pictures_and_outlines_are_read_from_yolo(tmp_path):
     folder = save_yolo(tmp_path / 'mine')
     write(folder / 'train.txt', './images/train/a.jpg\n\nimages/train/b.jpg\n')

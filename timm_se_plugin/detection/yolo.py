@@ -81,7 +81,7 @@ def _listed(value: Any) -> list[Any]:
 
 
 def _pictures(file: Path, base: Any, place: Any, split: str, endings: tuple[str, ...]) -> list[Path]:
-    """The pictures of a folder, or of a text file that lists them."""
+    """The pictures of a folder without hidden ones, or those that a text file lists."""
     # Roboflow writes ../train/images for the folder train/images beside the file.
     candidates = [*([file.parent / base / place] if base else []), file.parent / place,
                   file.parent / str(place).removeprefix('../')]
@@ -94,7 +94,8 @@ def _pictures(file: Path, base: Any, place: Any, split: str, endings: tuple[str,
                                 f'{" and ".join(dict.fromkeys(map(str, candidates)))}; correct {split} or path in the '
                                 'file')
     if found.is_dir():
-        return sorted(path for path in found.rglob('*') if path.suffix.lower() in endings)
+        return sorted(path for path in found.rglob('*') if path.suffix.lower() in endings and not any(
+            part.startswith('.') for part in path.relative_to(found).parts))
     lines = found.read_text(encoding='utf-8-sig').splitlines()
     return [found.parent / line.strip() for line in lines if line.strip()]
 
