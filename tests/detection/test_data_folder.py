@@ -196,6 +196,17 @@ def test_hidden_files_are_no_pictures_of_yolo(tmp_path):
     assert described(read_folder(hidden, tmp_path / 'run')[0]) == SPLITS
 
 
+def test_the_boxes_of_poses_are_read_from_yolo(tmp_path):
+    folder = save_yolo(tmp_path / 'mine')
+    boxes = described(read_folder(folder, tmp_path / 'run')[0])
+    write(folder / 'data.yaml', (folder / 'data.yaml').read_text() + 'kpt_shape: [2, 3]\n')
+    for file in (folder / 'labels').rglob('*.txt'):  # behind each box x, y and visibility of two keypoints
+        write(file, ''.join(f'{line} 0.1 0.9 2 0 0 0\n' for line in file.read_text().splitlines()))
+    splits, _ = read_folder(folder, tmp_path / 'run')
+    assert described(splits) == boxes
+    assert 'segmentation' not in splits['train'].content['annotations'][0]
+
+
 def test_a_list_of_pictures_and_outlines_are_read_from_yolo(tmp_path):
     folder = save_yolo(tmp_path / 'mine')
     write(folder / 'train.txt', './images/train/a.jpg\n\nimages/train/b.jpg\n')

@@ -38,7 +38,8 @@ def read_yolo(file: Path, endings: Iterable[str]) -> tuple[dict[str, list[Annota
 
     The labels of ``images/a.jpg`` are in ``labels/a.txt``, or else in ``images/a.txt``. Each line is the number of a
     class, and either the centre, the width and the height of a box or the points of an outline, as fractions of the
-    width and height of the picture. A picture without labels has no objects.
+    width and height of the picture. A picture without labels has no objects. Where the YAML file has ``kpt_shape``,
+    a line is a box and the keypoints of a pose, which are passed over.
 
     Args:
         file: the YAML file, with ``names``, ``train``, ``val`` and ``test``, and optionally ``path``, their folder.
@@ -62,12 +63,13 @@ def read_yolo(file: Path, endings: Iterable[str]) -> tuple[dict[str, list[Annota
     classes = [str(name) for name in names]
     if len(set(classes)) < len(classes):
         raise ValueError(f'{file}: names={classes} has a name more than once; give each class a name of its own')
+    read = 5 if 'kpt_shape' in content else None  # numbers of a line
     splits = {}
     for split in ('train', 'val', 'test'):
         pictures = [picture for place in _listed(content.get(split)) for picture in _pictures(
             file, content.get('path'), place, split, tuple(endings))]
         if pictures:
-            splits[split] = read_each(pictures, lambda picture: _annotated(picture, classes, file))
+            splits[split] = read_each(pictures, lambda picture: _annotated(picture, classes, file, read))
     if not any(picture.boxes for pictures in splits.values() for picture in pictures):
         first = next((picture.path for pictures in splits.values() for picture in pictures), None)
         raise ValueError(f'{file}: ' + (f'no picture has a label; those of {first} were looked for in '
@@ -110,7 +112,7 @@ def _labels(picture: Path) -> list[Path]:
     return [Path(*parts[:last], 'labels', *parts[last + 1:]).with_suffix('.txt'), beside]
 
 
-def _annotated(picture: Path, classes: Sequence[str], names: Path) -> AnnotatedPicture:
+def _annotated(picture: Path, classes: Sequence[str], names: Path, read: int | None) -> AnnotatedPicture:
     try:
         with Image.open(picture) as opened:
             size = opened.size
@@ -120,7 +122,7 @@ def _annotated(picture: Path, classes: Sequence[str], names: Path) -> AnnotatedP
         raise ValueError(f'{picture} cannot be read: {error}; replace the picture, or remove it') from error
     labels = next((path for path in _labels(picture) if path.is_file()), None)
     lines = labels.read_text(encoding='utf-8-sig').splitlines() if labels else []
-    boxes = [_box(line.split(), size, classes, f'{labels}, line {number}', names)
+    boxes = [_box(line.split()[:read], size, classes, f'{labels}, line {number}', names)
              for number, line in enumerate(lines, start=1) if line.strip()]
     return AnnotatedPicture(picture, size, boxes)
 
