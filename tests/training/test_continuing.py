@@ -14,6 +14,7 @@ from timm_se_plugin.training import parse_options, train_classifier
 from timm_se_plugin.training.checkpoint import read_checkpoint
 from timm_se_plugin.training.continuing import checkpoint_of, continued
 from timm_se_plugin.training.process import Process
+from timm_se_plugin.training.records import RUN as RESULT
 
 # A network without BatchNorm, whose statistics are those of one process's images; randomness in each image; and
 # everything that has a state.
@@ -162,8 +163,14 @@ def test_a_run_that_mixes_pairs_continues_with_even_batches():
 
 
 def test_the_args_of_a_run_without_a_name_of_its_own_continue_it(digits, tmp_path):
-    given = [*TINY, '--data-dir', str(digits), '--output', str(tmp_path), '--epochs', '1']
-    train_classifier(parse_options(given))
-    folder, = tmp_path.glob('train/*')
-    train_classifier(parse_options(['--config', str(folder / 'args.yaml'), '--epochs', '2', '--resume', 'auto']))
+    (tmp_path / 'mine.yaml').write_text('lr: 0.1\n')
+    given = ['--config', str(tmp_path / 'mine.yaml'), *TINY, '--data-dir', str(digits), '--output', str(tmp_path)]
+    first = train_classifier(parse_options([*given, '--epochs', '1']))
+    folder, = tmp_path.glob('mine/*')
+    again = train_classifier(parse_options(
+        ['--config', str(folder / 'args.yaml'), '--epochs', '2', '--resume', 'auto']))
     assert len(summary(folder)) == 2
+    names = {key: again[key] for key in RESULT if key != 'epochs'}  # which tell its row from those of other runs
+    assert names == {key: first[key] for key in names}
+    assert names['recipe'] == 'mine'
+    assert 'lr=0.05' in names['options']

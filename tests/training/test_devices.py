@@ -70,7 +70,7 @@ def test_float64_weights_are_refused_on_apples_gpu():
 
 def test_two_data_types_of_16_bits_at_once_are_refused():
     given = ['--device', 'cpu', '--model-dtype', 'bfloat16', '--amp']
-    with pytest.raises(ValueError, match='--amp computes in float16, .*; give --amp-dtype bfloat16'), init_process(
+    with pytest.raises(ValueError, match=r'--amp computes in float16, .*; give --amp-dtype bfloat16'), init_process(
             parse_options(given)):
         pass
     with init_process(parse_options([*given, '--amp-dtype', 'bfloat16'])):

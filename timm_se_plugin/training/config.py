@@ -28,8 +28,7 @@ _COLUMNS = (
 # Values of options that runs of earlier releases and of timm's own trainer lack: these describe what such runs do.
 FORMER = {'exif_orientation': False}
 # What the args.yaml of a run, which is a recipe too, has beside the options.
-_TOLD = (
-    'config', 'machine', 'processes', 'global_batch', 'learning_rate', 'threads', 'python', 'torch', 'timm', 'commit')
+_TOLD = ('machine', 'processes', 'global_batch', 'learning_rate', 'threads', 'python', 'torch', 'timm', 'commit')
 _RECIPES = resources.files(__package__) / 'recipes'
 
 
@@ -39,7 +38,7 @@ def list_recipes() -> list[str]:
 
 
 def read_recipe(name: str) -> dict[str, Any]:
-    """Options of a recipe.
+    """Options of a recipe; those of the ``args.yaml`` of a run have the run's own recipe as ``config``.
 
     Args:
         name: a YAML file, such as the ``args.yaml`` of a run, or the name of a packaged recipe.
@@ -59,7 +58,7 @@ def read_recipe(name: str) -> dict[str, Any]:
     if not isinstance(options, dict):
         raise ValueError(f'the recipe {name} is not a mapping of options to values')
     options = {key: value for key, value in options.items() if key not in _TOLD}
-    allowed = [action.dest for action in _parser()._actions if action.dest not in ('help', 'config')]
+    allowed = [action.dest for action in _parser()._actions if action.dest != 'help']
     for key in options:
         if key not in allowed:
             close = get_close_matches(str(key), allowed, n=1)
@@ -77,8 +76,11 @@ def parse_options(argv: Sequence[str] | None = None) -> argparse.Namespace:
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument('--config')
     config = first.parse_known_args(given)[0].config
-    recipe = list(_as_arguments(read_recipe(config))) if config else []
-    return _parser().parse_args([*recipe, *given])
+    recipe = read_recipe(config) if config else {}
+    options = _parser().parse_args([*_as_arguments(recipe), *given])
+    # The args.yaml of a run says which recipe the run had: this names its folder and its row of results.
+    options.config = recipe.get('config', options.config)
+    return options
 
 
 def own_options(options: argparse.Namespace) -> str:

@@ -200,10 +200,7 @@ def _write_options(run: Run, made: dict[str, Any]) -> None:
     if run.options.tensorboard:
         from torch.utils.tensorboard import SummaryWriter
         run.writer = SummaryWriter(str(run.folder / 'tensorboard'), purge_step=run.epoch)
-    # With the name of the run's folder, in which --config args.yaml --resume auto continues the run.
-    experiment = run.options.experiment or run.folder.relative_to(run.options.output).as_posix()
-    values = {**vars(run.options), **made, 'experiment': experiment, 'device': run.options.device,
-              'machine': made['device'],
+    values = {**vars(run.options), **made, 'device': run.options.device, 'machine': made['device'],
               'processes': run.process.world_size, 'global_batch': run.global_batch, 'learning_rate': run.learning_rate}
     write_atomically(run.folder / 'args.yaml', yaml.safe_dump(values, sort_keys=True).encode())
 
