@@ -128,6 +128,18 @@ def test_convert_names_a_model_or_a_keyword_that_is_not_there(trained, tmp_path)
         main([*words, 'se_test_resnet_plugin', str(tmp_path), '--model-kwargs', 'foo=1'])
 
 
+def test_a_path_in_the_place_of_a_model_is_told_what_to_give(digits, trained, tmp_path):
+    saved = tmp_path / 'saved'
+    saved.mkdir()
+    (saved / 'config.json').write_text('{}')
+    advice = r'has the weights of a training, .*: `timm-se convert .*\.pth\.tar NETWORK folder`, .* local-dir:folder'
+    for name, said in ((f'local-dir:{trained}', advice), (trained / 'last.pth.tar', advice),
+                       (saved, rf'is the folder of a saved model, whose name is local-dir:{saved}$')):
+        with pytest.raises(SystemExit, match=said):
+            main(['train', '--model', str(name), '--pretrained', '--data-dir', str(digits), '--output', str(tmp_path),
+                  '--device', 'cpu', '--batch-size', '16', '--workers', '0'])
+
+
 @pytest.mark.slow    # `make demo` runs the same
 def test_the_demo_gives_back_what_it_saved(tmp_path, capsys):
     main(['demo', '--output', str(tmp_path), '--epochs', '1', '--size', '16', '--seeds', '1'])

@@ -11,7 +11,7 @@ from typing import Any
 import timm
 from torch import nn
 
-from ..files.hub_files import FOLDER, WEIGHTS
+from ..files.hub_files import CONFIG, FOLDER, WEIGHTS
 from ..placement.spec import AttentionSpec
 from ._registry import architectures
 
@@ -26,10 +26,12 @@ def check_model(name: str, arguments: Mapping[str, Any] | None = None) -> None:
     """Refuse a name that timm cannot build, and attention for a network that does not take it by a keyword.
 
     Raises:
-        ValueError: neither timm nor the plugin has a model of this name, or it is timm's own and `arguments` have
-            an ``attn``.
+        ValueError: neither timm nor the plugin has a model of this name, it is a path and not the name of a saved
+            model, or it is timm's own and `arguments` have an ``attn``.
     """
-    plain = name.partition('.')[0]
+    plain, place = name.partition('.')[0], Path(name.removeprefix(FOLDER))
+    if name.startswith(FOLDER) or not timm.is_model(plain):
+        _check_place(name, place)
     if ':' not in name and not timm.is_model(plain):  # hf-hub: and local-dir: name saved models
         own = [f'{plain}_plugin{name.removeprefix(plain)}'] if f'{plain}_plugin' in architectures else []
         close = [*own, *get_close_matches(name, timm.list_models(), 3 - len(own))]
@@ -38,6 +40,19 @@ def check_model(name: str, arguments: Mapping[str, Any] | None = None) -> None:
     opened, asks = f'{plain}_plugin', any(key.startswith('attn') for key in arguments or ())
     if asks and plain not in architectures and opened in architectures:
         raise ValueError(f"{plain} is timm's own network and takes no attn=; use {opened}, the same network, instead")
+
+
+def _check_place(name: str, place: Path) -> None:
+    """Refuse a path that is not, or not called, a saved model."""
+    if (place / CONFIG).is_file():
+        if not name.startswith(FOLDER):
+            raise ValueError(f'{name} is the folder of a saved model, whose name is {FOLDER}{name}')
+        return
+    weights = next((path for path in (place, place / 'model_best.pth.tar', place / 'last.pth.tar') if path.is_file()),
+                   None)
+    if weights:
+        raise ValueError(f'{place} has the weights of a training, and no {CONFIG} of a saved model: `timm-se convert '
+                         f'{weights} NETWORK folder`, with the name of the network, makes the model {FOLDER}folder')
 
 
 def trained_model(name: str) -> nn.Module:
