@@ -85,8 +85,9 @@ def read_run(folder: str | Path) -> TrainedClassifier | None:
     record_origin(model, published=bool(args.get('pretrained')))
     facts = _facts(args, Path(folder, 'summary.csv'), said.get('epoch'))
     names = said.get('label_names')
-    if isinstance(names, list) and len(names) <= model.num_classes:  # --num-classes may be more than the data has
-        names = [*names, *map(str, range(len(names), model.num_classes))]
+    count: Any = model.num_classes
+    if isinstance(names, list) and len(names) <= count:  # --num-classes may be more than the data has
+        names = [*names, *map(str, range(len(names), count))]
     else:
         names = None
     return TrainedClassifier(model, data_config(args, model), facts, names,
