@@ -350,6 +350,16 @@ def test_an_error_of_the_pipeline_names_the_picture(coco_folder):
         train_detector(on_folder(coco_folder), check_pictures=False)
 
 
+def test_an_error_in_a_worker_process_is_one_line(coco_folder):
+    (coco_folder / 'images' / '2.png').write_bytes(b'no picture')
+    config = on_folder(coco_folder)
+    config.train_dataloader.num_workers = 1
+    with pytest.raises(ValueError, match=r'2.png cannot be loaded or transformed: ') as raised:
+        train_detector(config, check_pictures=False)
+    assert str(raised.value).startswith(str(coco_folder))
+    assert '\n' not in str(raised.value)
+
+
 @register_backend('elsewhere', prefixes=[])
 class Elsewhere(LocalBackend):
     """A storage whose names are not those of its files."""

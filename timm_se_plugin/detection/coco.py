@@ -170,6 +170,16 @@ def read_coco(path: str, where: str) -> COCO:
     return coco
 
 
+class UnloadablePictureError(ValueError):
+    """A picture cannot be loaded or transformed; the message names the file.
+
+    PyTorch raises the error of a worker process again with the worker's traceback in its message, which is left out.
+    """
+
+    def __str__(self) -> str:
+        return super().__str__().rpartition(f'{type(self).__name__}: ')[2].strip()
+
+
 @DATASETS.register_module(force=True)
 class CocoDataset(mmdet.datasets.CocoDataset):
     """MMDetection's ``CocoDataset``, with labels by name, and errors that name the file.
@@ -251,7 +261,8 @@ class CocoDataset(mmdet.datasets.CocoDataset):
             return super().prepare_data(idx)
         except Exception as error:
             path = self.get_data_info(idx)['img_path']
-            raise ValueError(f'{path} cannot be loaded or transformed: {type(error).__name__}: {error}') from error
+            raise UnloadablePictureError(
+                f'{path} cannot be loaded or transformed: {type(error).__name__}: {error}') from error
 
 
 @METRICS.register_module(force=True)
