@@ -1,5 +1,6 @@
 """Training, testing and detecting through the package's own functions, from a tiny COCO folder."""
 
+import copy
 import csv
 import importlib.util
 import json
@@ -20,6 +21,7 @@ from mmengine.registry import HOOKS
 
 from timm_se_plugin.boxes.drawing import draw
 from timm_se_plugin.detection.configs import config_path, read_config
+from timm_se_plugin.detection.cost import detector_cost
 from timm_se_plugin.detection.hub import open_detector
 from timm_se_plugin.detection.inference import compare, detect
 from timm_se_plugin.detection.records import record_run
@@ -98,6 +100,25 @@ def test_a_coco_configuration_trains_validates_tests_resumes_and_detects(coco_fo
     other.load_from = last
     with pytest.raises(ValueError, match='does not fit resnet18_plugin'):  # MMEngine itself would load what fits
         train_detector(other)
+
+
+def test_a_configuration_is_left_as_it_was_given(coco_folder):
+    for run in (lambda config: test_detector(config, 'none.pth'),
+                lambda config: train_detector(config, resume='none.pth', auto_scale_lr=True)):
+        config = on_folder(coco_folder)
+        before = copy.deepcopy(config.to_dict())
+        with pytest.raises(FileNotFoundError, match='there is no checkpoint'):
+            run(config)
+        assert config.to_dict() == before  # else the next training would begin with the weights that were tested
+    detector_cost(config, batch=1, height=64, width=64, rounds=1)
+    assert config.to_dict() == before
+
+
+def test_options_are_left_as_they_were_given():
+    options = {'model': dict(backbone=dict(_delete_=True, type='TimmAttentionBackbone', model_name='resnet18'))}
+    before = copy.deepcopy(options)
+    read_config('faster-rcnn_se-r50_fpn_1x_coco', options)
+    assert options == before
 
 
 def replace_everywhere(part, replacements):

@@ -1,5 +1,6 @@
 """Configurations of MMDetection: those of this package by name, others by file."""
 
+import copy
 import inspect
 import logging
 from collections.abc import Mapping
@@ -79,7 +80,7 @@ def read_config(name: str | Path, options: Mapping[str, Any] | None = None, work
     config = Config.fromfile(path)
     for option in options or {}:
         _warn_if_unread(option, config)
-    config.merge_from_dict(dict(options or {}))
+    config.merge_from_dict(copy.deepcopy(dict(options or {})))  # which takes '_delete_' out of them
     config.work_dir = work_dir or config.get('work_dir') or f'work_dirs/{path.stem}'
     return config
 

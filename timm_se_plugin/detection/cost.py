@@ -135,7 +135,7 @@ def detector_cost(
     losses, rows = {}, {}
     for name, variant in (('plain', plain_twin(config)), ('attention', config)):
         torch.manual_seed(0)
-        losses[name] = TrainingLoss(MODELS.build(variant.model).to(device), samples)
+        losses[name] = TrainingLoss(MODELS.build(copy.deepcopy(variant.model)).to(device), samples)
         rows[name] = _row(name, losses[name], x)
     seconds: dict[str, list[float]] = {name: [] for name in losses}
     for turn in range(rounds + 2):

@@ -181,7 +181,7 @@ def open_detector(
     else:
         raise ValueError(f'{place} is no folder, hf-hub:user/repo or local-dir:folder; a configuration needs the '
                          'weights of a training too')
-    config.merge_from_dict(dict(options or {}))
+    config.merge_from_dict(copy.deepcopy(dict(options or {})))
     return load_detector(config, weights, device)
 
 

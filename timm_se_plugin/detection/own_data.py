@@ -1,5 +1,6 @@
 """Fits a configuration of MMDetection to a folder of the user's pictures and boxes."""
 
+import copy
 import os
 import re
 from collections.abc import Mapping
@@ -69,7 +70,7 @@ def config_for_folder(
     for schedule in schedules if isinstance(schedules, list) else [schedules]:
         if schedule.type == 'LinearLR' and not schedule.get('by_epoch', True) and 'end' in schedule:
             schedule.end = min(schedule.end, steps)
-    config.merge_from_dict({**(options or {}), 'work_dir': run})
+    config.merge_from_dict(copy.deepcopy({**(options or {}), 'work_dir': run}))
     return Config(config.to_dict(), cfg_text=config.text, filename=str(Path(run, f'{name}.py')))
 
 

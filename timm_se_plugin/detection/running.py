@@ -194,7 +194,7 @@ def train_detector(
     """Train, as MMDetection's ``tools/train.py`` does.
 
     Args:
-        config: the configuration of detector, data and schedule.
+        config: the configuration of detector, data and schedule, which is not changed.
         resume: True or 'auto' resumes from the last complete checkpoint in the work folder, if there is one; a path
             resumes from that checkpoint.
         amp: whether to train in mixed precision.
@@ -213,6 +213,7 @@ def train_detector(
             size; mixed precision is asked for without a GPU.
         ConnectionError: the weights that the training starts from cannot be fetched.
     """
+    config = copy.deepcopy(config)
     config.launcher = launcher
     if amp and get_device() in ('cpu', 'mps'):  # MMEngine's wrapper would end in an AssertionError
         raise ValueError(f'mixed precision needs a GPU, and this training would run on {get_device()}; leave out --amp')
@@ -248,7 +249,7 @@ def test_detector(
     """Test, as MMDetection's ``tools/test.py`` does, but leave the configuration of a training in the work folder.
 
     Args:
-        config: the configuration of the detector and its test set.
+        config: the configuration of the detector and its test set, which is not changed.
         checkpoint: the detector's weights.
         out: pickle file to write all predictions into; None to write none.
         launcher: as for :func:`train_detector`.
@@ -263,6 +264,7 @@ def test_detector(
     """
     from mmdet.evaluation import DumpDetResults
 
+    config = copy.deepcopy(config)
     config.launcher, config.load_from, config.resume = launcher, checkpoint, False
     kept = _configurations(config.work_dir)
     runner = _runner(config, ('test',), True, check_pictures)
