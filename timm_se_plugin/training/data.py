@@ -256,8 +256,10 @@ def _turn_to_download(options: Namespace) -> AbstractContextManager:
     """
     if not (options.dataset_download and options.data_dir):
         return nullcontext()
-    Path(options.data_dir).mkdir(parents=True, exist_ok=True)
-    return FileLock(Path(options.data_dir, '.download.lock'))
+    folder = Path(options.data_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    # In a folder that may only be read, the data has to be there already.
+    return FileLock(folder / '.download.lock') if os.access(folder, os.W_OK) else nullcontext()
 
 
 def _shared_folder(options: Namespace, split: str, class_map: Mapping[str, int] | None) -> ReaderImageFolder:
