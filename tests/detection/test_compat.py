@@ -87,6 +87,14 @@ def test_a_broken_checkpoint_is_named(tmp_path, spoil):
         CheckpointLoader.load_checkpoint(str(path))
 
 
+def test_a_folder_in_the_place_of_a_checkpoint_is_told_what_to_give(tmp_path):
+    with pytest.raises(ValueError, match=f'{tmp_path} is a folder; give a checkpoint$'):
+        CheckpointLoader.load_checkpoint(str(tmp_path))
+    torch.save({}, tmp_path / 'epoch_1.pth')
+    with pytest.raises(ValueError, match=r'is a folder; give a checkpoint, such as .*/epoch_1\.pth$'):
+        CheckpointLoader.load_checkpoint(str(tmp_path))
+
+
 def test_checkpoints_in_the_format_of_old_releases_of_torch_are_loaded(tmp_path):
     torch.save(dict(state_dict=dict(a=torch.ones(2))), tmp_path / 'a.pth', _use_new_zipfile_serialization=False)
     assert CheckpointLoader.load_checkpoint(str(tmp_path / 'a.pth'))['state_dict']['a'].tolist() == [1, 1]
@@ -109,6 +117,7 @@ def test_a_local_file_that_would_run_code_is_refused(tmp_path, capsys, call):
     with pytest.raises(ValueError, match=r'a\.pth is no complete checkpoint of weights') as raised:
         CheckpointLoader.load_checkpoint(str(tmp_path / 'a.pth'))
     assert isinstance(raised.value.__cause__, pickle.UnpicklingError)
+    assert 'weights_only' not in str(raised.value)  # torch's advice to run the code
     assert 'run\n' not in capsys.readouterr().out
 
 

@@ -16,8 +16,10 @@ if importlib.util.find_spec('mmdet') is None:
     pytest.skip('needs the [mmdet] or the [onedl] extra', allow_module_level=True)
 
 import cv2
+from mmdet.registry import MODELS
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
+from safetensors.torch import save_file
 
 from timm_se_plugin.boxes.drawing import draw
 from timm_se_plugin.detection.configs import config_path, read_config
@@ -112,6 +114,19 @@ def test_a_configuration_is_left_as_it_was_given(coco_folder):
         assert config.to_dict() == before  # else the next training would begin with the weights that were tested
     detector_cost(config, batch=1, height=64, width=64, rounds=1)
     assert config.to_dict() == before
+
+
+def test_the_weights_of_a_shared_detector_are_tested_and_trained_on(coco_folder):
+    detector = MODELS.build(on_folder(coco_folder).model)
+    shared = str(coco_folder / 'model.safetensors')
+    save_file(detector.state_dict(), shared)
+    assert 'coco/bbox_mAP' in test_detector(on_folder(coco_folder), shared)
+    config = on_folder(coco_folder, **{'optim_wrapper.optimizer.lr': 0.})
+    config.load_from = shared
+    trained = dict(train_detector(config).model.named_parameters())
+    assert all(torch.equal(trained[name], value) for name, value in detector.named_parameters())
+    with pytest.raises(ValueError, match='has weights alone, .* load_from=FILE in the place of --resume'):
+        train_detector(on_folder(coco_folder), resume=shared)
 
 
 def test_options_are_left_as_they_were_given():

@@ -11,6 +11,7 @@ import pickle
 import re
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,8 @@ except ModuleNotFoundError as error:
         f'{error.name} is not installed; timm_se_plugin.detection needs `pip install "timm-se-plugin[mmdet]"`, or '
         '"timm-se-plugin[onedl]" for the maintained fork of the same packages', name=error.name) from error
 
+from ..files.hub_files import check_not_pointer
+from ..weights.reading import read_weights, reason_of
 from .configs import shipped_config
 
 # mmcv-lite has no mmcv._ext, and onedl-mmcv has none where its operators were not compiled. A compiled one is kept.
@@ -82,15 +85,19 @@ if hasattr(checkpoint, '_safe_torch_load'):
     checkpoint._safe_torch_load = functools.partial(torch.load, weights_only=True)
 
 
-
 @checkpoint.CheckpointLoader.register_scheme(prefixes='', force=True)
-def _load_local(filename: str, map_location: Any) -> Any:
-    """Load a local checkpoint, as MMEngine does, with errors that name the file.
+def load_from_local(filename: str, map_location: Any) -> Any:  # MMEngine logs the name from its tenth letter on
+    """Load a local checkpoint, as MMEngine does, or weights in safetensors, with errors that name the file.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file is incomplete, is no checkpoint, or would run code.
     """
+    if Path(filename).is_dir():
+        inside = sorted(Path(filename).glob('*.pth'), key=lambda path: path.stat().st_mtime)
+        raise ValueError(f'{filename} is a folder; give a checkpoint{f", such as {inside[-1]}" if inside else ""}')
+    if filename.endswith('.safetensors'):
+        return {'state_dict': read_weights(filename)[0]}
     try:
         return checkpoint.load_from_local(filename, map_location)
     except FileNotFoundError as error:
@@ -98,8 +105,9 @@ def _load_local(filename: str, map_location: Any) -> Any:
     except MemoryError:
         raise
     except Exception as error:  # the errors of pickle, zip and torch have no class in common
+        check_not_pointer(filename)
         raise ValueError(f'{filename} is no complete checkpoint of weights; give another one, or copy the file again '
-                         f'({type(error).__name__}: {error})') from error
+                         f'({type(error).__name__}: {reason_of(error)})') from error
 
 
 _path_of_base = Config._get_cfg_path

@@ -15,7 +15,6 @@ from mmengine.config import Config
 from mmengine.logging import print_log
 from mmengine.registry import init_default_scope
 from mmengine.runner import CheckpointLoader
-from safetensors.torch import load_file
 from timm.models import clean_state_dict
 from torch import nn
 
@@ -33,8 +32,8 @@ def load_detector(config: Config, checkpoint: str, device: str = 'cpu') -> nn.Mo
     """Build a detector and load its weights, ready to infer.
 
     Args:
-        config: the detector's configuration. For ``.safetensors`` weights, which do not name the classes, it has
-            ``dataset_meta``.
+        config: the detector's configuration. Its ``dataset_meta`` names the classes where the weights do not, such as
+            those in ``.safetensors``.
         checkpoint: weights of a training (``.pth``) or of a shared detector (``.safetensors``).
         device: where to compute.
 
@@ -47,14 +46,11 @@ def load_detector(config: Config, checkpoint: str, device: str = 'cpu') -> nn.Mo
     # The copy protects the configuration, since some detectors write into it. SyncBN stays, since it computes what BN
     # does in evaluation mode.
     model = MODELS.build(copy.deepcopy(config.model))
-    if checkpoint.endswith('.safetensors'):
-        loaded = {'state_dict': load_file(checkpoint), 'meta': {'dataset_meta': config.get('dataset_meta', {})}}
-    else:
-        loaded = CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu')
+    loaded = CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu')
     state_dict = clean_state_dict(loaded.get('state_dict', loaded))
     check_fit(model, state_dict, checkpoint)
     model.load_state_dict(state_dict, strict=False)  # after check_fit, only counters may be missing
-    model.dataset_meta = saved_meta(loaded)
+    model.dataset_meta = saved_meta(loaded) or dict(config.get('dataset_meta', {}))
     model.cfg = copy.deepcopy(config)  # mmdet's inference changes the pipeline in it
     return model.to(device).eval()
 

@@ -56,6 +56,9 @@ class CheckInputHook(Hook):
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Compare the checkpoint with the model, and keep its names of classes for the comparison with the data."""
+        if runner.cfg.get('resume') and 'epoch' not in checkpoint.get('meta', {}):
+            raise ValueError('the checkpoint has weights alone, from which no training can be resumed; --cfg-options '
+                             'load_from=FILE in the place of --resume FILE begins a training with these weights')
         if self.strict:
             check_fit(unwrap_model(runner.model), checkpoint.get('state_dict', checkpoint))
             self.classes = saved_meta(checkpoint).get('classes')

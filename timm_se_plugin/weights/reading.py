@@ -17,10 +17,16 @@ from ..files.writing import is_whole
 from ..models.state_dicts import StateDict
 from .caffe import caffe_layers
 
-__all__ = ['read_weights']
+__all__ = ['read_weights', 'reason_of']
 
 # The entries in which timm, MMEngine, Lightning and others store weights; moving averages come first.
 _HOLDERS = ('state_dict_ema', 'model_ema', 'state_dict', 'model_state_dict', 'model', 'net')
+
+
+def reason_of(error: Exception) -> str:
+    """Why ``torch.load`` refused a file. Torch's own message is long, and advises to run what the file says."""
+    found_by_torch = re.search(r'(?<=WeightsUnpickler error: )\s*(.+)', str(error))
+    return (found_by_torch[1] if found_by_torch else str(error).partition('\n')[0] or type(error).__name__).strip()
 
 
 def read_weights(path: str | Path) -> tuple[StateDict, dict[str, Any]]:
@@ -57,10 +63,7 @@ def read_weights(path: str | Path) -> tuple[StateDict, dict[str, Any]]:
             loaded = torch.load(path, map_location='cpu', weights_only=True)
     except Exception as error:  # the errors of pickle, zip and torch have no class in common
         check_not_pointer(path)
-        # Torch's message is long, and advises to run what the file says.
-        found_by_torch = re.search(r'(?<=WeightsUnpickler error: )\s*(.+)', str(error))
-        reason = found_by_torch[1] if found_by_torch else str(error).partition('\n')[0] or type(error).__name__
-        raise ValueError(f'{path} is broken, or not a file of weights only: {reason.strip()}; of a whole model, which '
+        raise ValueError(f'{path} is broken, or not a file of weights only: {reason_of(error)}; of a whole model, which '
                          'is not read since it can run code, save model.state_dict() alone') from error
     found = loaded
     for name in _HOLDERS:
