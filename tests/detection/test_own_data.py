@@ -97,6 +97,16 @@ def test_a_folder_trains_and_its_configuration_trains_again(mine, small, tmp_pat
     assert list((tmp_path / 'test').glob('*/*.json'))
 
 
+# of MMEngine, which keeps the visualizer of the first run
+@pytest.mark.filterwarnings('ignore:.* instance named of .* has been created:UserWarning')
+def test_runs_with_other_shares_to_validate_on_are_recorded_beside_one_another(mine, small, tmp_path):
+    (mine / 'annotations' / 'val.json').unlink()
+    for share in ('0.25', '0.5'):
+        main(['detect', 'train', '--data', str(mine), '--model', str(small), '--val-share', share, '--work-dir',
+              str(tmp_path / share), '--record', str(tmp_path / 'table.csv')])
+    assert [row['options'] for row in read_table(tmp_path / 'table.csv')] == ['val_share=0.25', 'val_share=0.5']
+
+
 def test_digits_in_the_format_of_yolo_train_and_validate(tmp_path):
     pytest.importorskip('sklearn', reason='the digits come with scikit-learn: the [train] extra')
     from timm_se_plugin.detection.digit_scenes import write_digit_scenes
