@@ -125,7 +125,7 @@ def test_the_weights_of_a_shared_detector_are_tested_and_trained_on(coco_folder)
     config.load_from = shared
     trained = dict(train_detector(config).model.named_parameters())
     assert all(torch.equal(trained[name], value) for name, value in detector.named_parameters())
-    with pytest.raises(ValueError, match='has weights alone, .* load_from=FILE in the place of --resume'):
+    with pytest.raises(ValueError, match=r'has weights alone, .* load_from=FILE in the place of --resume'):
         train_detector(on_folder(coco_folder), resume=shared)
 
 

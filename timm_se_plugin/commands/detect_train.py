@@ -77,6 +77,6 @@ def run(args: argparse.Namespace) -> dict[str, str]:
     if is_main_process():
         print(f'written to {config.work_dir}')
     if args.record and is_main_process():
-        given = {name: getattr(args, name) for name in ('amp', 'auto_scale_lr', 'val_share') if getattr(args, name)}
-        record_run(runner, args.record, options_text({**args.cfg_options, **given}))
+        own = {name: getattr(args, name) for name in ('amp', 'auto_scale_lr', 'val_share') if getattr(args, name)}
+        record_run(runner, args.record, options_text({**args.cfg_options, **own}))
     return {'work_dir': config.work_dir}

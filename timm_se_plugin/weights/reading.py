@@ -63,8 +63,8 @@ def read_weights(path: str | Path) -> tuple[StateDict, dict[str, Any]]:
             loaded = torch.load(path, map_location='cpu', weights_only=True)
     except Exception as error:  # the errors of pickle, zip and torch have no class in common
         check_not_pointer(path)
-        raise ValueError(f'{path} is broken, or not a file of weights only: {reason_of(error)}; of a whole model, which '
-                         'is not read since it can run code, save model.state_dict() alone') from error
+        raise ValueError(f'{path} is broken, or not a file of weights only: {reason_of(error)}; of a whole model, '
+                         'which is not read since it can run code, save model.state_dict() alone') from error
     found = loaded
     for name in _HOLDERS:
         if isinstance(loaded, Mapping) and isinstance(loaded.get(name), Mapping):
