@@ -275,8 +275,8 @@ def draw_curves(path: Path) -> None:
         loss.plot(x, [float(epoch['train_loss']) for epoch in epochs], linewidth=1, label=name)
         error.plot(x, [100 - 100 * float(epoch['val_top1']) for epoch in epochs], linewidth=1, label=name)
     for axes, label, ticks in (
-            (loss, 'training loss', (0.05, 0.1, 0.2, 0.5, 1)),
-            (error, 'top-1 error %, validation', (12, 15, 20, 30, 50))):
+            (loss, 'training loss', (0.02, 0.05, 0.1, 0.2, 0.5, 1)),
+            (error, 'top-1 error %, validation', (10, 12, 15, 20, 30, 50))):
         axes.set(xlabel='epoch', ylabel=label, yscale='log')
         axes.set_yticks(ticks, [f'{tick:g}' for tick in ticks])
         axes.minorticks_off()
