@@ -89,6 +89,9 @@ def test_a_file_that_is_no_checkpoint_is_refused(tmp_path):
     torch.save({'weights': 1}, tmp_path / 'other.pth')
     with pytest.raises(CheckpointError, match='it has no state_dict'):
         read_checkpoint(tmp_path / 'other.pth')
+    torch.save({'state_dict': {}, 'model': torch.nn.Flatten()}, tmp_path / 'whole.pth')
+    with pytest.raises(CheckpointError, match=r'has plain data alone: .*Flatten was not an allowed global by default$'):
+        read_checkpoint(tmp_path / 'whole.pth')
     with pytest.raises(CheckpointError, match='is a folder; name a checkpoint in it, such as'):
         read_checkpoint(tmp_path)
     with pytest.raises(CheckpointError, match='there is no checkpoint'):

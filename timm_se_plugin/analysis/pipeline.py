@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..files.packages import require
 from ..files.tables import replace_rows, write_table
 from ..weights.reading import read_weights
 from ..weights.runs import data_config
@@ -57,7 +58,7 @@ def analyze(options: Namespace) -> GateStatistics:
         raise ValueError('the analysis compares classes, and a picture of --task multilabel has any number of labels')
     if options.real_labels is not None:
         raise ValueError('--real-labels is for timm-se evaluate; the analysis uses the labels of the data')
-    import matplotlib  # noqa: F401  # so that its absence does not end a long analysis
+    require('analysis', 'matplotlib')  # so that its absence does not end a long analysis
     run = _name_of_run(options.checkpoint) if options.record else {}
     folder = Path(options.output)
     check_ending(folder / f'gates.{options.table}')

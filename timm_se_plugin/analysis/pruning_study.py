@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ..files.packages import require
 from ..files.tables import replace_rows
 from ..measuring.complexity import complexity
 from ..measuring.provenance import provenance
@@ -55,7 +56,7 @@ def pruning_study(
         ValueError: as :func:`~timm_se_plugin.analysis.pruning.prune_by_gates`, epochs or a learning rate below 0, or an
             unknown option.
     """
-    import torch_pruning  # noqa: F401  # so that its absence does not end the study after the statistics
+    require('analysis', 'torch_pruning')  # so that its absence does not end the study after the statistics
 
     from ..training import evaluate
     from ..training.checkpoint import read_checkpoint

@@ -1,8 +1,8 @@
 """Detecting without MMDetection: a detector as an ONNX file, boxes in pictures, and the files that hold them."""
 
-from ..files.onnx_files import require
+from ..files.packages import require
 
-require('cv2', 'matplotlib')  # before the modules that import them
+require('export', 'cv2', 'matplotlib')  # before the modules that import them
 
 from .detecting import Detector, Found, detect, found_in, pictures_to_detect_in  # noqa: E402
 from .drawing import draw, write_picture  # noqa: E402

@@ -14,7 +14,8 @@ from mmdet.utils import get_test_pipeline_cfg
 
 from ..boxes.detecting import Detector, Found
 from ..boxes.onnx_detector import session_detector
-from ..files.onnx_files import DETECTOR, described, onnx_session, require
+from ..files.onnx_files import DETECTOR, described, onnx_session
+from ..files.packages import require
 from ..files.pictures import pictures_of
 from ..files.writing import write_atomically
 from .inference import detector_of
@@ -77,7 +78,7 @@ def export_detector(detector: Any, file: str | Path, pictures: Iterable[str | Pa
         FileNotFoundError: there is no picture.
         ModuleNotFoundError: the [export] extra is not installed.
     """
-    require('onnx', 'onnxruntime')
+    require('export', 'onnx', 'onnxruntime')
     network, description = ExportedDetector(detector).eval(), _description(detector)
     inside = detector_of(detector)
     looked = [picture for _, picture in islice(inside.pictures(pictures_of(pictures)), most)]

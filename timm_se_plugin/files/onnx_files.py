@@ -5,27 +5,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from .packages import require
 from .version import __version__
 
-__all__ = ['CLASSIFIER', 'DETECTOR', 'described', 'onnx_session', 'open_onnx_file', 'require']
+__all__ = ['CLASSIFIER', 'DETECTOR', 'described', 'onnx_session', 'open_onnx_file']
 
 CLASSIFIER, DETECTOR = 'image-classification', 'object-detection'  # values of 'task', as the Hub names them
 _KEY = 'timm_se_plugin'  # of the entry in a file's metadata
 _COMMANDS = {CLASSIFIER: 'timm-se predict', DETECTOR: 'timm-se detect predict'}
-
-
-def require(*packages: str) -> None:
-    """Import packages of the [export] extra.
-
-    Raises:
-        ModuleNotFoundError: one is not installed; the message says how to install it.
-    """
-    for name in packages:
-        try:
-            __import__(name)
-        except ModuleNotFoundError as error:
-            raise ModuleNotFoundError(f'{error.name} is not installed; ONNX files need `pip install '
-                                      '"timm-se-plugin[export]"`', name=error.name) from error
 
 
 def described(path: Path, task: str, description: Mapping[str, Any]) -> bytes:
@@ -62,7 +49,7 @@ def open_onnx_file(file: str | Path, task: str) -> tuple[Any, dict[str, Any]]:
         ModuleNotFoundError: ONNX Runtime is not installed.
         ValueError: the file is broken, does not say what its pictures need, or is for another task.
     """
-    require('onnxruntime')
+    require('export', 'onnxruntime')
     if not Path(file).is_file():
         raise FileNotFoundError(f'there is no file {file}')
     try:

@@ -1,21 +1,10 @@
-"""Checks of what is installed: of timm's version, before the other modules import names that an older timm lacks."""
+"""A check of timm's version, before the other modules of this package import names that an older timm lacks."""
 
-import importlib
 import re
 
 import timm
 
 _FLOOR = '1.0.31'  # the first release with timm.task.ClassificationEvaluator and ClassificationTask(criterion_kwargs=)
-
-
-def check_packages(*names: str) -> None:
-    """Import packages that are needed after hours of work, so that the absence of one is known before.
-
-    Raises:
-        ModuleNotFoundError: a package is not installed.
-    """
-    for name in names:
-        importlib.import_module(name)
 
 
 def _numbers(version: str) -> list[int]:

@@ -5,11 +5,13 @@ import logging
 import os
 from argparse import Namespace
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 
 from ..files.writing import is_whole, sync_folder, write_atomically
+from ..weights.reading import reason_of
 
 __all__ = ['BEST', 'LAST', 'CheckpointError', 'newest_whole', 'read_checkpoint', 'save_checkpoint']
 
@@ -72,7 +74,11 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if not is_whole(path):
         raise CheckpointError(f'{path} is not a whole checkpoint: it is truncated, corrupt or another kind of file')
     with torch.serialization.safe_globals([Namespace]):
-        checkpoint = torch.load(path, map_location='cpu', weights_only=True)
+        try:
+            checkpoint = torch.load(path, map_location='cpu', weights_only=True)
+        except UnpicklingError as error:
+            raise CheckpointError(f'{path} is not a checkpoint of a training run, which has plain data alone: '
+                                  f'{reason_of(error)}') from error
     if not isinstance(checkpoint, dict) or 'state_dict' not in checkpoint:
         raise CheckpointError(f'{path} is not a checkpoint of a training run: it has no state_dict')
     return checkpoint

@@ -17,11 +17,11 @@ from timm.task import ClassificationEvaluator
 from torch import Tensor, nn
 
 from ..files.json_values import finite
+from ..files.packages import require
 from ..files.writing import write_atomically
 from ..measuring.complexity import complexity
 from ..measuring.provenance import provenance
 from ..weights.runs import data_config
-from ._requirements import check_packages
 from .data import Loader, class_names, eval_loader, label_by_name, open_split
 from .label_evaluation import LabelEvaluation
 from .network import evaluated_network, label_names
@@ -176,7 +176,8 @@ def evaluate_classifier(options: Namespace) -> dict[str, Any]:
             or real labels for other images than ImageNet's.
         ModuleNotFoundError: a package that the metrics need is not installed.
     """
-    check_packages(*(['matplotlib'] if options.output else []), *(['sklearn'] if options.task == 'multilabel' else []))
+    require('train', *(['matplotlib'] if options.output else []),
+            *(['sklearn'] if options.task == 'multilabel' else []))
     with init_process(options) as process:
         dataset = open_split(options, options.val_split, training=False)
         model = evaluated_network(options, process)

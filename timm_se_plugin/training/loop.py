@@ -13,11 +13,11 @@ import yaml
 from filelock import FileLock, Timeout
 from timm.utils import distribute_bn
 
+from ..files.packages import require
 from ..files.tables import write_table
 from ..files.writing import UnwritableFileError, write_atomically
 from ..measuring.complexity import complexity
 from ..measuring.provenance import provenance
-from ._requirements import check_packages
 from .config import data_name, own_options
 from .evaluation import evaluate
 from .freezing import moving_statistics
@@ -50,7 +50,7 @@ def train_classifier(options: Namespace) -> dict[str, Any] | None:
         ModuleNotFoundError: a package that the end of the training needs is not installed.
         UnwritableFileError: a checkpoint or a table cannot be written; earlier files are unchanged.
     """
-    check_packages('matplotlib', *(['sklearn'] if options.task == 'multilabel' else []))
+    require('train', 'matplotlib', *(['sklearn'] if options.task == 'multilabel' else []))
     with init_process(options) as process, Termination() as termination:
         # Read before the training, during which the recipe and the package's files may change.
         changed, made = own_options(options), provenance(process.device)

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..files.onnx_files import CLASSIFIER, described, onnx_session, open_onnx_file, require
+from ..files.onnx_files import CLASSIFIER, described, onnx_session, open_onnx_file
+from ..files.packages import require
 from ..files.pictures import pictures_of
 from ..files.writing import write_atomically
 from ..weights.runs import MULTILABEL
@@ -66,7 +67,7 @@ def export_onnx(classifier: Classifier, file: str | Path, pictures: Iterable[str
         FileNotFoundError: there is no picture.
         ModuleNotFoundError: the [export] extra is not installed.
     """
-    require('onnx', 'onnxruntime', 'onnxscript')
+    require('export', 'onnx', 'onnxruntime', 'onnxscript')
     x = _images(classifier, pictures, most)
     description = {**{key: classifier.config[key] for key in _DESCRIBED if key in classifier.config},
                    **({'problem_type': MULTILABEL} if classifier.is_multilabel else {}),

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..files.onnx_files import CLASSIFIER, described, open_onnx_file, require
+from ..files.onnx_files import CLASSIFIER, described, open_onnx_file
+from ..files.packages import require
 from ..files.pictures import pictures_of
 from ..files.writing import write_atomically
 from .folders import class_key
@@ -59,7 +60,7 @@ def write_int8(file: str | Path, calibration: Iterable[str | Path], pictures: It
         ModuleNotFoundError: the [export] extra is not installed.
         ValueError: no picture can be read.
     """
-    require('onnx', 'onnxruntime')
+    require('export', 'onnx', 'onnxruntime')
     from onnxruntime.quantization import quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 

@@ -25,7 +25,7 @@ _HOLDERS = ('state_dict_ema', 'model_ema', 'state_dict', 'model_state_dict', 'mo
 
 def reason_of(error: Exception) -> str:
     """Why ``torch.load`` refused a file. Torch's own message is long, and advises to run what the file says."""
-    found_by_torch = re.search(r'(?<=WeightsUnpickler error: )\s*(.+)', str(error))
+    found_by_torch = re.search(r'(?<=WeightsUnpickler error: )\s*(.+?)(?=\. Please|$)', str(error), re.MULTILINE)
     return (found_by_torch[1] if found_by_torch else str(error).partition('\n')[0] or type(error).__name__).strip()
 
 
