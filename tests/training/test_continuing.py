@@ -147,6 +147,19 @@ def test_a_run_is_not_overwritten_by_one_that_continues_from_elsewhere(tmp_path)
         assert checkpoint_of(Namespace(resume=last), folder)[0] == last
 
 
+@pytest.mark.parametrize('moved', [True, False])
+def test_a_run_without_its_best_checkpoint_keeps_the_best_of_the_epochs_to_come(digits, tmp_path, moved):
+    arguments = ('--data-dir', str(digits), '--eval-metric', 'top1')
+    run(1, tmp_path / 'run', *arguments)
+    last = tmp_path / 'run' / 'last.pth.tar'
+    state = read_checkpoint(last)
+    torch.save({**state, 'best': 1.0}, last)  # no later epoch is better
+    (tmp_path / 'run' / 'model_best.pth.tar').unlink()
+    folder = tmp_path / ('new' if moved else 'run')
+    run(1, folder, *arguments, '--epochs', '3', '--resume', str(last))
+    assert read_checkpoint(folder / 'model_best.pth.tar')['epoch'] == 2
+
+
 def continued_with(processes, *arguments):
     """The batch size and the accumulation steps with which other processes continue a run of three."""
     options = parse_options(['--batch-size', '20', '--cutmix', '1', *arguments])

@@ -310,7 +310,9 @@ class Run:
             else:
                 _with_state(self.scheduler).load_state_dict(state['scheduler'])
         self.sums += self.sums.new_tensor(state['sums']) * (position['world_size'] / self.process.world_size)
-        self.seconds, self.best, self.history = state['seconds'], state['best'], state['history']
+        self.seconds, self.history = state['seconds'], state['history']
+        if (self.folder / BEST).exists():  # otherwise the best of the epochs to come is written
+            self.best = state['best']
 
     def create_model(self, name: str, model_kwargs: dict[str, Any], pretrained: bool) -> nn.Module:
         """A network on the device, as the options describe it, with BatchNorm that is not synchronised yet."""
