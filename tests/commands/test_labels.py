@@ -89,6 +89,10 @@ def test_a_saved_and_a_shared_model_know_that_a_picture_has_any_number_of_labels
         assert [found['score'] for row in rows for found in row['classes']] == pytest.approx(
             [found['score'] for row in expected for found in row['classes']], abs=1e-5)
         assert labels(rows) == labels(expected)
+    of_checkpoint, of_saved = (printed('evaluate', *given, '--data-dir', data, '--device', 'cpu') for given in (
+        ('--checkpoint', trained / 'model_best.pth.tar'),
+        ('--model', f'local-dir:{tmp_path}/converted', '--pretrained')))
+    assert of_saved['map'] == pytest.approx(of_checkpoint['map'])
 
 
 @pytest.mark.slow

@@ -246,3 +246,12 @@ def test_a_class_map_with_more_names_than_the_model_has_classes_loses_no_metrics
         '32', '--class-map', str(tmp_path / 'classes.txt'), '--output', str(tmp_path)]))
     assert [row['class'] for row in read_table(tmp_path / 'classes.csv')] == [str(i) for i in range(10)]
     assert (tmp_path / 'metrics.json').is_file()
+
+
+def test_a_saved_model_says_how_its_pictures_are_read(tmp_path):
+    write_model(timm.create_model('se_test_resnet_plugin', num_classes=10), tmp_path / 'saved')
+    saved, place = tmp_path / 'saved' / 'config.json', ['--model', f'local-dir:{tmp_path / "saved"}', '--pretrained']
+    for upright in (True, False):
+        saved.write_text(json.dumps({**json.loads(saved.read_text()), 'upright': upright}))
+        assert parse_evaluation(place).exif_orientation is upright
+    assert parse_evaluation([*place, '--exif-orientation']).exif_orientation

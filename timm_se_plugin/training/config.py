@@ -10,8 +10,10 @@ from typing import Any
 
 import yaml
 
+from ..files.hub_files import SAVED_AT, read_config_json
+from ..models.names import check_model
 from ..weights.reading import read_weights
-from ..weights.runs import model_kwargs
+from ..weights.runs import MULTILABEL, model_kwargs
 from .checkpoint import BEST, LAST
 from .options import RUNTIME, evaluation_parser, training_parser
 
@@ -136,6 +138,7 @@ def parse_evaluation(
         argv: Sequence[str] | None = None, parser: argparse.ArgumentParser | None = None) -> argparse.Namespace:
     """Options of an evaluation: from the command line, else those that the checkpoint was trained with, else defaults.
 
+    Of a saved model, ``config.json`` says whether pictures are turned upright and have several labels.
     The device is never taken from the checkpoint, since a network trained on a GPU is evaluated on any machine.
     ``label_names`` of the result are the names of the checkpoint's classes; None where they are not known.
 
@@ -148,7 +151,8 @@ def parse_evaluation(
     """
     parser = parser or evaluation_parser()
     parser.set_defaults(label_names=None)
-    checkpoint = parser.parse_args(argv).checkpoint
+    given = parser.parse_args(argv)
+    checkpoint = given.checkpoint
     if checkpoint and not Path(checkpoint).is_file():
         inside = [path for name in (BEST, LAST) if (path := Path(checkpoint, name)).is_file()]
         hint = f'; it is the folder of a run: give {inside[0]}' if inside else ''
@@ -166,6 +170,12 @@ def parse_evaluation(
         parser.set_defaults(**{key: value for key, value in trained.items() if key in own and value is not None})
         if 'model' in trained:
             parser.set_defaults(model_kwargs=model_kwargs(trained))
+    elif given.model.startswith(SAVED_AT) and not checkpoint:
+        check_model(given.model, given.model_kwargs)
+        said = read_config_json(given.model)
+        parser.set_defaults(exif_orientation=said.get('upright', True))
+        if said.get('problem_type') == MULTILABEL:
+            parser.set_defaults(task='multilabel')
     return parser.parse_args(argv)
 
 
