@@ -149,6 +149,17 @@ def test_a_file_that_is_no_table_of_labels_is_refused_with_its_line(own, line, t
         read_labels(str(own / 'train.csv'))
 
 
+@pytest.mark.parametrize(('yes', 'no'), [('True', 'False'), ('TRUE', 'FALSE'), ('1.0', '0.0')])
+def test_cells_are_read_as_pandas_and_spreadsheets_write_them(own, yes, no):
+    expected = read_labels(str(own / 'train.csv')).samples
+    header, *rows = (own / 'train.csv').read_text().splitlines()
+    words = {'1': yes, '0': no}
+    (own / 'train.csv').write_text('\n'.join(
+        [header, *(','.join((path, *(words[cell] for cell in cells))) for path, *cells in (
+            row.split(',') for row in rows))]))
+    assert read_labels(str(own / 'train.csv')).samples == expected
+
+
 @pytest.mark.parametrize('prefix', ['', './', 'val/../'])
 def test_a_picture_on_two_lines_is_refused(own, prefix):
     second = (own / 'train.csv').read_text().splitlines()[1]

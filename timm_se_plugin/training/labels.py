@@ -22,7 +22,8 @@ from .folders import closest, share_of
 __all__ = ['LabelReader', 'LabelTarget', 'read_labels', 'share_of_labels']
 
 _logger = logging.getLogger(__name__)
-_CELLS = {'0': False, '1': True, '0.0': False, '1.0': True, 'False': False, 'True': True}  # as pandas writes them
+# As pandas writes them; Excel writes TRUE.
+_CELLS = {'0': False, '1': True, '0.0': False, '1.0': True, 'False': False, 'True': True}
 
 
 @dataclass(frozen=True)
@@ -92,8 +93,9 @@ def read_labels(path: str) -> LabelReader:
         if len(row) != len(names) + 1:
             raise ValueError(f'{where} has {len(row)} cells, and the first line names {len(names) + 1} columns')
         picture, *cells = (cell.strip() for cell in row)
-        for name, cell in zip(names, cells, strict=True):
-            if cell not in _CELLS:
+        has = [_CELLS.get(cell.capitalize()) for cell in cells]
+        for name, cell, value in zip(names, cells, has, strict=True):
+            if value is None:
                 raise ValueError(f'{where} has {cell!r} in the column {name!r}; a picture with a label has 1 in its '
                                  'column, and the others 0')
         file = os.path.join(os.path.dirname(path), picture)
@@ -104,7 +106,7 @@ def read_labels(path: str) -> LabelReader:
         lines[key] = number
         if not os.path.isfile(file):
             missing.append(picture)
-        samples.append((file, tuple(label for label, cell in enumerate(cells) if _CELLS[cell])))
+        samples.append((file, tuple(label for label, value in enumerate(has) if value)))
     if missing:
         raise ValueError(f'{path} names {len(missing)} of {len(samples)} pictures that do not exist: '
                          f'{closest(missing, [])}; paths are relative to the folder of the CSV file')
