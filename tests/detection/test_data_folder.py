@@ -16,6 +16,7 @@ if importlib.util.find_spec('mmdet') is None:
 
 from PIL import Image
 
+from timm_se_plugin.detection import CocoDataset
 from timm_se_plugin.detection.data_folder import read_folder
 
 pytestmark = pytest.mark.mmdet
@@ -140,6 +141,24 @@ def test_pictures_and_boxes_of_each_split_are_found(tmp_path, save, layout):
     assert classes == ('blue', 'red')   # 'things' has no box
     assert listing(folder) == before    # nothing is written into it
     assert {split.file.is_relative_to(folder) for split in splits.values()} == {save is save_coco}
+
+
+def test_paths_with_backslashes_of_windows_are_found(tmp_path):
+    data = save_coco(tmp_path / 'coco', 'beside the folders')
+    for name in SPLITS:
+        write(data / f'{name}.json', coco(SPLITS[name], f'{name}\\'))
+    for split in read_folder(data, tmp_path / 'run0')[0].values():
+        pictures = CocoDataset(ann_file=str(split.file), data_prefix={'img': f'{split.pictures}/'}, metainfo={
+            'classes': ('blue', 'red')}).load_data_list()
+        assert all(Path(picture['img_path']).is_file() for picture in pictures)
+    data = save_voc(tmp_path / 'voc', 'Roboflow')
+    (data / 'train' / 'a.xml').unlink()
+    write(data / 'train' / 'other.xml', xml(r'C:\pictures\a', SPLITS['train']['a']))
+    assert described(read_folder(data, tmp_path / 'run1')[0]) == SPLITS
+    data = save_yolo(tmp_path / 'yolo')
+    write(data / 'train.txt', ''.join(f'.\\images\\train\\{name}.jpg\n' for name in SPLITS['train']))
+    write(data / 'data.yaml', 'names: [blue, red]\ntrain: .\\train.txt\nval: images\\val\ntest: images\\test\n')
+    assert described(read_folder(data, tmp_path / 'run2')[0]) == SPLITS
 
 
 def test_instances_are_chosen_among_the_other_annotations_of_coco(tmp_path):

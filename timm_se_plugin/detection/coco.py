@@ -21,6 +21,8 @@ from mmdet.registry import DATASETS, METRICS
 from mmengine.fileio import get_local_path
 from mmengine.logging import print_log
 
+from ..files.pictures import with_slashes
+
 __all__ = ['CocoDataset', 'CocoMetric', 'category_ids', 'class_names', 'read_coco']
 
 
@@ -117,7 +119,7 @@ def read_coco(path: str, where: str) -> COCO:
     """Read annotations in COCO's format, from UTF-8 whatever the locale.
 
     A box without ``iscrowd`` is not of a crowd; a box without ``area`` gets its width times its height. A value that
-    is null counts as absent.
+    is null counts as absent. The backslashes that Windows writes into the names of pictures become slashes.
 
     Args:
         path: a local file.
@@ -140,6 +142,9 @@ def read_coco(path: str, where: str) -> COCO:
             _check_annotation(annotation, where)
             if 'bbox' in annotation:
                 annotation.setdefault('area', annotation['bbox'][2] * annotation['bbox'][3])
+        for image in coco.dataset.get('images', []):
+            if isinstance(image.get('file_name'), str):
+                image['file_name'] = with_slashes(image['file_name'])
         coco.createIndex()
         boxes, names = _boxes_and_names(coco.dataset)
         images = [image['id'] for image in coco.dataset['images']]

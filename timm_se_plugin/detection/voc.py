@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
+from ..files.pictures import with_slashes
 from .conversion import AnnotatedPicture, Box, read_each, within
 
 __all__ = ['is_voc', 'read_voc', 'split_lists']
@@ -77,7 +78,8 @@ def read_voc(files: Sequence[Path], pictures: Sequence[Path]) -> list[tuple[Path
         except ElementTree.ParseError as error:
             raise ValueError(f'{file} is not a complete XML file: {error}; export the file again, or remove '
                              'it') from error
-        candidates = named.get(file.stem) or named.get(Path(root.findtext('filename') or '-').name)
+        candidates = named.get(file.stem) or named.get(
+            Path(with_slashes(root.findtext('filename') or '-')).name)
         if not candidates:
             raise ValueError(f'{file} has no picture: there is none named {file.stem} or '
                              f'{root.findtext("filename")!r}; add the picture, or remove the XML file')

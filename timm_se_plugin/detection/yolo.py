@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 from PIL import Image
 
-from ..files.pictures import orientation_in_header
+from ..files.pictures import orientation_in_header, with_slashes
 from .conversion import AnnotatedPicture, Box, read_each, within
 
 __all__ = ['is_yolo', 'read_yolo']
@@ -84,9 +84,10 @@ def _listed(value: Any) -> list[Any]:
 
 def _pictures(file: Path, base: Any, place: Any, split: str, endings: tuple[str, ...]) -> list[Path]:
     """The pictures of a folder without hidden ones, or those that a text file lists."""
+    base, place = with_slashes(str(base or '')), with_slashes(str(place))
     # Roboflow writes ../train/images for the folder train/images beside the file.
     candidates = [*([file.parent / base / place] if base else []), file.parent / place,
-                  file.parent / str(place).removeprefix('../')]
+                  file.parent / place.removeprefix('../')]
     found = next((path for path in candidates if path.exists()), None)
     if found is None and split == 'test':  # Roboflow names a test split even if there is none
         _logger.warning('%s: test: %s does not exist, and is left out', file, place)
@@ -99,7 +100,7 @@ def _pictures(file: Path, base: Any, place: Any, split: str, endings: tuple[str,
         return sorted(path for path in found.rglob('*') if path.suffix.lower() in endings and not any(
             part.startswith('.') for part in path.relative_to(found).parts))
     lines = found.read_text(encoding='utf-8-sig').splitlines()
-    return [found.parent / line.strip() for line in lines if line.strip()]
+    return [found.parent / with_slashes(line.strip()) for line in lines if line.strip()]
 
 
 def _labels(picture: Path) -> list[Path]:

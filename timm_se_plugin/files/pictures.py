@@ -13,7 +13,8 @@ import numpy as np
 from PIL import Image
 
 __all__ = [
-    'Picture', 'orientation_in_header', 'original_name', 'picture_endings', 'pictures_of', 'readable', 'search']
+    'Picture', 'orientation_in_header', 'original_name', 'picture_endings', 'pictures_of', 'readable', 'search',
+    'with_slashes']
 
 _logger = logging.getLogger(__name__)
 _Read = TypeVar('_Read')
@@ -32,6 +33,11 @@ def original_name(name: str) -> str:
     Roboflow writes ``cat_jpg.rf.<key>.jpg`` for each variant of ``cat.jpg``. Any other name is returned as it is.
     """
     return re.sub(r'\.rf\.[0-9A-Za-z]+(?=\.\w+$)', '', name)
+
+
+def with_slashes(path: str) -> str:
+    """The path, in which backslashes, as programs write them on Windows, are slashes."""
+    return path.replace('\\', '/')
 
 
 @dataclass(frozen=True)
