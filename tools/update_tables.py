@@ -249,8 +249,10 @@ def draw_attentions(path: Path) -> None:
             continue
         axes.errorbar([times[attn]], [found.mean], yerr=[[found.mean - found.low], [found.high - found.mean]],
                       fmt='o', color=f'C{i % 10}', capsize=2, linewidth=1)
-        axes.annotate(attn, (times[attn], found.mean), xytext=(4 if i % 2 else -4, 3), textcoords='offset points',
-                      ha='left' if i % 2 else 'right', color=f'C{i % 10}', fontsize=8)  # neighbours on both sides
+        is_above, is_right = i % 2 == 0, i % 4 >= 2  # so that the names of neighbours lie apart
+        axes.annotate(attn, (times[attn], found.high if is_above else found.low), xytext=(0, 2 if is_above else -2),
+                      textcoords='offset points', ha='left' if is_right else 'right',
+                      va='bottom' if is_above else 'top', color=f'C{i % 10}', fontsize=8)
     axes.margins(x=0.1)
     axes.set(xlabel='time of a training step, as a ratio to the plain network',
              ylabel='points of top-1 accuracy above the plain network',
