@@ -363,16 +363,27 @@ def gates_table() -> str:
 
 
 def pruning_table() -> str:
-    """Accuracy against MACs of pruned networks, by the share that was removed."""
-    rows = sorted(read('pruning.csv'), key=lambda row: (
-        row['model'], row['checkpoint_seed'], float(row['share']), row['criterion'], row['epochs'], row['lr']))
-    whole = {row['model']: int(row['macs']) for row in rows if row['criterion'] == 'whole'}
-    body = [[row['model'], row['checkpoint_seed'], row['criterion'], f'{100 * float(row["share"]):g} %', row['epochs'],
-             row['lr'], f'{int(row["parameters"]):,}',
-             f'{int(row["macs"]) / whole[row["model"]]:.3f}', f'{100 * float(row["top1_pruned"]):.2f}',
-             f'{100 * float(row["top1"]):.2f}'] for row in rows]
-    return markdown(['model', 'seed', 'channels leave by', 'share', 'epochs of fine-tuning', 'lr', 'parameters', 'MACs',
-                     'top-1 %, pruned', 'fine-tuned'], body)
+    """Accuracy against MACs of pruned networks, by the share that was removed and by what chose the channels."""
+    groups: dict[tuple[str, float, str], dict[str, dict[str, Row]]] = {}
+    for row in read('pruning.csv'):
+        network = ' '.join(filter(None, (row['model'], row.get('checkpoint_options'))))
+        rows = groups.setdefault((network, float(row['share']), row['epochs']), {}).setdefault(row['criterion'], {})
+        rows[row['checkpoint_seed']] = row
+    body = []
+    for (network, share, epochs), criteria in sorted(groups.items()):
+        whole = next(iter(groups[network, 0.0, '0']['whole'].values()))
+        top1 = {criterion: {seed: 100 * float(row['top1']) for seed, row in rows.items()}
+                for criterion, rows in criteria.items()}
+        for criterion, rows in sorted(criteria.items()):
+            one = next(iter(rows.values()))
+            body.append([
+                network, f'{100 * share:g} %', criterion, str(len(rows)), epochs, f'{int(one["parameters"]):,}',
+                f'{int(one["macs"]) / int(whole["macs"]):.3f}',
+                _spread([100 * float(row['top1_pruned']) for row in rows.values()], 2),
+                _spread(list(top1[criterion].values()), 2),
+                _difference(top1[criterion], top1.get('random', {}), 2)])
+    return markdown(['model', 'share', 'channels leave by', 'seeds', 'epochs of fine-tuning', 'parameters', 'MACs',
+                     'top-1 %, pruned', 'fine-tuned', 'minus random (95 % interval)'], body)
 
 
 def int8_table() -> str:
