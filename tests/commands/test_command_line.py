@@ -187,6 +187,13 @@ def test_json_is_all_that_stands_on_the_standard_output(capsys):
     assert '8 attention layers' in err
 
 
+@pytest.mark.parametrize('rank', ['0', '1'])
+def test_one_of_several_processes_prints_the_json(monkeypatch, capsys, rank):
+    monkeypatch.setenv('RANK', rank)
+    main(['sites', 'se_resnet18_plugin', '--json'])
+    assert bool(capsys.readouterr().out) == (rank == '0')
+
+
 def test_json_has_null_for_numbers_that_json_does_not_have(monkeypatch, capsys):
     found = {'precision': math.nan, 'sizes': (math.inf, 1.5), 'rows': [{'share': -math.inf}], 'names': ['nan']}
     monkeypatch.setattr('timm_se_plugin.commands.sites.run', lambda args: found)
