@@ -199,6 +199,25 @@ def test_what_would_not_come_back_is_refused(hub):
     assert hub.requests == []
 
 
+@pytest.mark.parametrize(('value', 'said'), [
+    (float('nan'), r'so are 1 of its \d+ tensors, such as fc\.weight, as after a training that has diverged'),
+    (3e38, 'its weights are finite, but too large')])
+def test_a_model_that_has_diverged_is_called_so(value, said, tmp_path):
+    model = small()
+    with torch.no_grad():
+        model.fc.weight.fill_(value)
+    with pytest.raises(ValueError, match=f'is not written, since its outputs are NaN or infinite: {said}$'):
+        write_model(model, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(('names', 'said'), [(list('abc'), '3 names'), ('abcde', "'abcde'")])
+def test_another_number_of_names_than_of_classes_is_refused(names, said, tmp_path):
+    with pytest.raises(ValueError, match=f'label_names has {said}, and the model has 5 classes'):
+        write_model(small(), tmp_path, {'label_names': names})
+    write_model(small(), tmp_path, {'label_names': {0: 'a', 4: 'e'}})
+
+
 def test_a_model_that_cannot_be_written_leaves_the_saved_one_as_it_is(tmp_path):
     write_model(small(), tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
@@ -265,6 +284,15 @@ def test_the_license_of_a_saved_model_is_on_its_card(tmp_path):
     assert 'license: mit\n' in push_to_hub(tmp_path, 'me/a', dry_run=True).texts['README.md']
     text = push_to_hub(tmp_path, 'me/a', Facts('apache-2.0'), dry_run=True).texts['README.md']
     assert 'license: apache-2.0\n' in text
+
+
+def test_names_of_another_number_of_classes_do_not_hinder_the_sharing_of_a_saved_model(tmp_path):
+    write_model(small(), tmp_path, {'license': 'mit'})
+    config = json.loads((tmp_path / 'config.json').read_text(encoding='utf-8'))
+    (tmp_path / 'config.json').write_text(json.dumps({**config, 'label_names': ['a', 'b']}), encoding='utf-8')
+    texts = push_to_hub(tmp_path, 'me/a', dry_run=True).texts
+    assert 'label_names' not in json.loads(texts['config.json'])
+    assert ('- **Classes**: 5\n' in texts['README.md'], 'license: mit' in texts['README.md']) == (True, True)
 
 
 def test_a_row_without_a_table_is_refused(tmp_path):

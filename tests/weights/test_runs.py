@@ -1,6 +1,7 @@
 """A run's folder, as timm's CheckpointSaver leaves it, is shared as the model that it measured."""
 
 import argparse
+import json
 from collections import OrderedDict
 
 import pytest
@@ -10,6 +11,7 @@ from parity import images, randomised
 from timm.utils import CheckpointSaver, ModelEmaV3, update_summary
 
 from timm_se_plugin import AttentionSpec, push_to_hub
+from timm_se_plugin.weights import convert_file
 from timm_se_plugin.weights.runs import read_run
 
 
@@ -117,8 +119,6 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path):
 
 def test_the_classes_of_a_training_go_along_by_name(tmp_path):
     pytest.importorskip('sklearn', reason='the digits come with scikit-learn: the [train] extra')
-    import json
-
     from digit_runs import TINY, save_digits
 
     from timm_se_plugin.training import parse_options, train_classifier
@@ -135,3 +135,6 @@ def test_classes_behind_the_names_of_the_data_are_called_by_their_numbers(tmp_pa
         torch.save({'state_dict': model.state_dict(), 'label_names': names, 'epoch': 0,
                     'args': argparse.Namespace(model='test_resnet', num_classes=4)}, tmp_path / 'last.pth.tar')
         assert read_run(tmp_path).label_names == expected
+        convert_file(tmp_path / 'last.pth.tar', 'test_resnet_plugin', tmp_path / 'converted')
+        says = json.loads((tmp_path / 'converted' / 'config.json').read_text(encoding='utf-8'))
+        assert says.get('label_names') == expected

@@ -16,7 +16,7 @@ from ..files.tables import replace_rows
 from ..measuring.complexity import complexity
 from ..measuring.provenance import provenance
 from ..weights.folders import write_model
-from ..weights.runs import build_model, data_config
+from ..weights.runs import build_model, data_config, names_of_all
 from .pruning import check_cut, prune_by_gates
 from .statistics import gate_statistics
 
@@ -90,7 +90,7 @@ def pruning_study(
         model = moved(model, options, process)
         config = data_config(vars(options), model)
         size = tuple(config['input_size'])
-        classes = class_names(train_data) or [str(i) for i in range(model.num_classes)]
+        classes = names_of_all(class_names(train_data) or [], model) or []
         with process.autocast(options):
             statistics = gate_statistics(model, eval_loader(options, train_data, config, process)(), classes)
         validation = eval_loader(options, val_data, config, process)

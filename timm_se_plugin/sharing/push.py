@@ -11,7 +11,7 @@ from torch import nn
 from ..files.hub_files import CONFIG, FOLDER, read_config_json
 from ..models.names import trained_model
 from ..weights.facts import Facts
-from ..weights.folders import DESCRIBED, write_model
+from ..weights.folders import description_in, write_model
 from ..weights.runs import MULTILABEL, read_run
 from .cards import classifier_card, detector_card
 from .upload import Shared, listed, merged_card, upload
@@ -84,9 +84,9 @@ def _loaded(source: nn.Module | str | Path, facts: Facts) -> tuple[nn.Module, Fa
         saved = f'{FOLDER}{path}'
         config = read_config_json(saved)
         if 'architecture' in config:
-            described = {name: config[name] for name in DESCRIBED if name in config}
-            facts = replace(facts, license=facts.license or described.get('license'))
-            return trained_model(saved), facts, {'model_config': described}
+            model = trained_model(saved)
+            facts = replace(facts, license=facts.license or config.get('license'))
+            return model, facts, {'model_config': description_in(config, model)}
         from ..detection.hub import pull_detector
         return pull_detector(saved), facts, {}
     if (path / 'last_checkpoint').is_file():

@@ -18,12 +18,12 @@ from ..models.state_dicts import Misfit, StateDict, attention_misfit
 from ..placement import AttentionSpec, attention_modules
 from ..placement.record import record_origin
 from .caffe import INPUT
-from .folders import DESCRIBED, write_model
+from .folders import description_in, write_model
 from .layouts import is_elsewhere, layout_of, renamed, sizes, with_names, without_prefix
 from .mm_config import backbone_attention, backbone_config
 from .padding import padded_behind, pads_shortcuts
 from .reading import read_weights
-from .runs import MULTILABEL, build_model, data_config, own_arguments
+from .runs import MULTILABEL, build_model, data_config, names_of_all, own_arguments
 from .same_function import check_same_function
 
 __all__ = ['PADDINGS', 'Conversion', 'convert', 'convert_file', 'convert_to_timm']
@@ -267,8 +267,6 @@ def convert_file(
     if assumed:
         conversion = replace(conversion, notes=(
             *conversion.notes, f'assumed that images are normalised by {" and ".join(assumed)}'))
-    if len(described.get('label_names') or ()) != getattr(target, 'num_classes', None):
-        described = {name: value for name, value in described.items() if not name.startswith('label_')}
     write_model(target, folder, described, {**(config or {}), **given} or None)
     Path(folder, 'conversion.json').write_text(json.dumps(conversion.to_dict(), indent=1), encoding='utf-8')
     return conversion
@@ -300,8 +298,7 @@ def _from_saved(place: str, model: str, model_kwargs: Mapping[str, Any]) -> _Con
             target = timm.create_model(
                 model, **{'num_classes': saved.num_classes, 'in_chans': saved.in_chans, **model_kwargs})
         conversion = convert(saved.state_dict(), target, saved)
-    says = read_config_json(place)
-    return (target, conversion, {name: says[name] for name in DESCRIBED if name in says},
+    return (target, conversion, description_in(read_config_json(place), target),
             {key: saved.pretrained_cfg[key] for key in _PREPROCESSING if key in saved.pretrained_cfg})
 
 
@@ -317,7 +314,8 @@ def _from_file(
         target = timm.create_model(model, **{**numbers, **own_arguments(meta, model, model_kwargs)})
     original, config = _source_of(source, numbers, meta)
     conversion = convert(state, target, original, meta, renames, padding)
-    described = {'label_names': meta['label_names']} if meta.get('label_names') else {}
+    names = names_of_all(meta.get('label_names'), target)
+    described: dict[str, Any] = {'label_names': names} if names else {}
     trained = meta.get('args') or {}
     if trained.get('task') == 'multilabel':
         described['problem_type'] = MULTILABEL

@@ -21,10 +21,10 @@ from ..placement import AttentionSpec
 from ..placement.record import TIMM_NAMES, began_with_published_weights, record_arguments
 from ..placement.widths import changed_widths
 
-__all__ = ['DESCRIBED', 'plugin_config', 'saved_class_names', 'write_model']
+__all__ = ['description_in', 'plugin_config', 'saved_class_names', 'write_model']
 
 # Entries of timm's config.json that describe a model and are not needed to build it.
-DESCRIBED = (
+_DESCRIBED = (
     'label_names', 'label_descriptions', 'problem_type', 'upright', 'license', 'description', 'tags', 'paper_ids',
     'paper_name')
 
@@ -32,6 +32,18 @@ DESCRIBED = (
 def plugin_config(attn: AttentionSpec | None) -> dict[str, Any]:
     """The plugin's entry in ``config.json``: its version and the attention."""
     return {'version': __version__, 'attention': attn and attn.to_kwargs()}
+
+
+def description_in(config: Mapping[str, Any], model: Any) -> dict[str, Any]:
+    """What a saved model's ``config.json`` says of its classes, pictures and origin, to be saved with it again.
+
+    Names are left out where there are more or fewer of them than classes, as earlier versions could write them.
+    """
+    described = {name: config[name] for name in _DESCRIBED if name in config}
+    names = described.get('label_names')
+    if isinstance(names, list) and len(names) != model.num_classes:
+        del described['label_names']
+    return described
 
 
 def saved_class_names(model: Any) -> list[str]:
@@ -63,13 +75,15 @@ def write_model(
         The model as it loads from the folder, on the CPU.
 
     Raises:
-        ValueError: the model is not timm's, or its name and arguments build another network.
+        ValueError: the model is not timm's, its outputs are not finite, its name and arguments build another network,
+            or `model_config` has another number of ``label_names`` than the model has classes.
     """
     network: Any = unwrap_model(model)
     if not all(hasattr(network, name) for name in ('pretrained_cfg', '_model_args', 'num_classes')):
         raise ValueError(
             f'{type(network).__name__} cannot be written: it is not a model that timm.create_model made; timm before '
             '1.0.31 does not record the arguments of its own models, so use the name that ends in _plugin there')
+    _check_names((model_config or {}).get('label_names'), network.num_classes)
     network = copy.deepcopy(network).cpu().eval()
     _record_widths(network)
     for tensor in (*network.parameters(), *network.buffers()):
@@ -149,11 +163,26 @@ def _timm_arguments(network: Any, data_config: dict[str, Any]) -> dict[str, Any]
     return {'model_args': {**recorded, **now}}
 
 
+def _check_names(names: Any, classes: int) -> None:
+    """Raise ValueError unless there is a name for each class. timm allows a dict by number too, which may have gaps."""
+    if names and not isinstance(names, Mapping) and (isinstance(names, str) or len(names) != classes):
+        given = repr(names) if isinstance(names, str) else f'{len(names)} names'
+        raise ValueError(f'label_names has {given}, and the model has {classes} classes; give a list with a name for '
+                         'each class, in the order of the outputs')
+
+
 @torch.no_grad()
 def _check_equal(network: Any, loaded: Any) -> None:
     size = loaded.pretrained_cfg['input_size']
     x = torch.randn(1, *size, generator=torch.Generator().manual_seed(0))
     expected, found = network(x), loaded(x)
+    if not expected.isfinite().all():
+        state = network.state_dict()
+        spoilt = [key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
+        raise ValueError(
+            f"{loaded.pretrained_cfg['architecture']} is not written, since its outputs are NaN or infinite: "
+            + (f'so are {len(spoilt)} of its {len(state)} tensors, such as {spoilt[0]}, as after a training that has '
+               'diverged' if spoilt else 'its weights are finite, but too large'))
     if not torch.allclose(found, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max())):
         raise ValueError(
             f"{loaded.pretrained_cfg['architecture']} is not written: loaded from its config.json, it computes another "

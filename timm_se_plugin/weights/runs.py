@@ -19,8 +19,8 @@ from .facts import Facts
 from .reading import read_weights
 
 __all__ = [
-    'MULTILABEL', 'TrainedClassifier', 'build_model', 'channel_kwargs', 'data_config', 'model_kwargs', 'own_arguments',
-    'read_run']
+    'MULTILABEL', 'TrainedClassifier', 'build_model', 'channel_kwargs', 'data_config', 'model_kwargs', 'names_of_all',
+    'own_arguments', 'read_run']
 
 # Entry `problem_type` of a config.json, by transformers' name, where a picture has any number of labels.
 MULTILABEL = 'multi_label_classification'
@@ -84,14 +84,18 @@ def read_run(folder: str | Path) -> TrainedClassifier | None:
     model.load_state_dict(weights)
     record_origin(model, published=bool(args.get('pretrained')))
     facts = _facts(args, Path(folder, 'summary.csv'), said.get('epoch'))
-    names = said.get('label_names')
-    count: Any = model.num_classes
-    if isinstance(names, list) and len(names) <= count:  # --num-classes may be more than the data has
-        names = [*names, *map(str, range(len(names), count))]
-    else:
-        names = None
-    return TrainedClassifier(model, data_config(args, model), facts, names,
+    return TrainedClassifier(model, data_config(args, model), facts, names_of_all(said.get('label_names'), model),
                              args.get('task') == 'multilabel', args.get('exif_orientation') is not False)
+
+
+def names_of_all(names: Any, model: Any) -> list[str] | None:
+    """The data's names of classes, and numbers for the further classes of a model, as ``--num-classes`` gives it some.
+
+    The result is None where `names` is no list or has more names than the model has classes.
+    """
+    if not isinstance(names, list) or len(names) > model.num_classes:
+        return None
+    return [*names, *map(str, range(len(names), model.num_classes))]
 
 
 def build_model(args: Mapping[str, Any]) -> nn.Module:
