@@ -1,3 +1,4 @@
+import copy
 import csv
 import logging
 import math
@@ -153,6 +154,21 @@ def test_fused_plain_and_deployed_networks_have_equal_statistics():
         expected = gate_statistics(plain, batches(6), 'abc')
         assert_equal(gate_statistics(fused, batches(6), 'abc'), expected)
         assert_equal(gate_statistics(timm_se_plugin.fuse_for_inference(plain), batches(6), 'abc'), expected, 1e-9)
+
+
+@pytest.mark.parametrize('in_place', [False, True])
+def test_a_network_that_ran_compiled_has_the_statistics_of_the_network(in_place):
+    model = network().eval()
+    expected = gate_statistics(model, batches(4), 'abc')
+    compiled = copy.deepcopy(model)
+    if in_place:
+        compiled.compile(backend='eager')
+    else:
+        compiled = torch.compile(compiled, backend='eager')
+    with torch.no_grad():
+        compiled(batches(4)[0][0])
+    for layer, other in zip(expected.layers, gate_statistics(compiled, batches(4), 'abc').layers, strict=True):
+        torch.testing.assert_close(other.means, layer.means, rtol=1e-12, atol=0)
 
 
 def test_observation_does_not_switch_the_fused_tail_off(monkeypatch):

@@ -129,7 +129,7 @@ def kernel_names(model: nn.Module, gate: Gate) -> list[str]:
 def observed(model: nn.Module, gates: Sequence[Gate], see: Callable[[Gate, Tensor], None]) -> Iterator[None]:
     """Call `see` with each gate's values, (N, branches, C, positions), whenever the network computes them.
 
-    Inside the ``with`` block the network is in evaluation mode and computes no gradients. When the block ends or
+    Inside the ``with`` block the network is in evaluation mode, runs uncompiled and computes no gradients. When the block ends or
     raises, the hooks are removed and each module gets back its mode.
     """
     modes = {module: module.training for module in model.modules()}
@@ -141,7 +141,8 @@ def observed(model: nn.Module, gates: Sequence[Gate], see: Callable[[Gate, Tenso
     try:
         handles = [gate.module.register_forward_hook(hook(gate)) for gate in gates]
         model.eval()
-        with torch.no_grad():
+        # torch.compile may run what it compiled before the hooks were there, without calling them.
+        with torch.no_grad(), torch.compiler.set_stance('force_eager'):
             yield
     finally:
         for handle in handles:
