@@ -54,6 +54,23 @@ def test_a_quarter_of_every_gate_leaves_and_the_network_still_learns(name):
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
 
 
+@pytest.mark.parametrize('without_gradients', [torch.no_grad, torch.inference_mode])
+def test_a_network_is_pruned_whatever_is_frozen_and_keeps_it_so(without_gradients):
+    model = network('se_test_resnet_plugin')
+    before = statistics(model)
+    expected = prune_by_gates(model, before, 0.25, SIZE)
+    model.train()
+    for module in (model.conv1, model.bn1, model.layer1):
+        module.requires_grad_(False).eval()
+    with without_gradients():
+        pruned = prune_by_gates(model, before, 0.25, SIZE)
+    assert {name: p.shape for name, p in pruned.named_parameters()} == {
+        name: p.shape for name, p in expected.named_parameters()}
+    assert [p.requires_grad for p in pruned.parameters()] == [p.requires_grad for p in model.parameters()]
+    assert [module.training for module in pruned.modules()] == [module.training for module in model.modules()]
+    pruned(images(2, *SIZE)).sum().backward()
+
+
 def test_a_pruned_network_knows_its_widths():
     model = network('se_test_resnet_plugin')
     pruned = prune_by_gates(model, statistics(model), 0.25, SIZE)

@@ -15,6 +15,9 @@ __all__ = ['CRITERIA', 'check_cut', 'prune_by_gates']
 CRITERIA = ('mean', 'deviation', 'random')
 
 
+# Torch-Pruning follows a network by its gradients.
+@torch.inference_mode(False)
+@torch.enable_grad()
 def prune_by_gates(
         model: nn.Module, statistics: GateStatistics, share: float, input_size: tuple[int, int, int],
         criterion: str = 'mean', seed: int = 0,
@@ -34,8 +37,8 @@ def prune_by_gates(
         seed: seed of ``'random'``.
 
     Returns:
-        The smaller network, which has to be fine-tuned. :func:`~timm_se_plugin.weights.write_model` saves the network
-        with its widths.
+        The smaller network, which has to be fine-tuned; it has the mode of `model`, and the same parameters are frozen.
+        :func:`~timm_se_plugin.weights.write_model` saves the network with its widths.
 
     Raises:
         ValueError: an unknown criterion, a share outside (0, 1), no channel that an SE gate scales, or a network that
@@ -44,7 +47,7 @@ def prune_by_gates(
     import torch_pruning as tp
 
     check_cut(share, criterion)
-    pruned = copy.deepcopy(model)
+    pruned = copy.deepcopy(model).requires_grad_()
     device = next(pruned.parameters()).device
     gates = {}
     for layer in statistics.layers:
@@ -82,6 +85,10 @@ def prune_by_gates(
         raise unknown from error
     if not found:
         raise ValueError(f'{type(model).__name__} has no channels that an SE gate scales')
+    for name, parameter in model.named_parameters():
+        pruned.get_parameter(name).requires_grad_(parameter.requires_grad)
+    for name, module in model.named_modules():
+        pruned.get_submodule(name).training = module.training
     return pruned
 
 
