@@ -140,6 +140,17 @@ def test_a_path_in_the_place_of_a_model_is_told_what_to_give(digits, trained, tm
                   '--device', 'cpu', '--batch-size', '16', '--workers', '0'])
 
 
+@pytest.mark.parametrize(('option', 'value', 'said'), [
+    ('--seeds', '0', 'seeds=0 is too few for the demo; give 1 or more'),
+    ('--epochs', '0', 'epochs=0 is too few for the demo; give 1 or more'),
+    ('--size', '0', 'size=0 is too few for the demo; give 1 or more'),
+    ('--batch-size', '1', 'batch_size=1 is too few for the demo; give 2 or more'),
+    ('--batch-size', '2000', 'batch_size=2000 is more than the 1437 images; give 1437 or fewer')])
+def test_a_demo_that_cannot_end_is_refused_at_once(option, value, said, tmp_path):
+    with pytest.raises(SystemExit, match=f'^timm-se: {said}$'):
+        main(['demo', '--output', str(tmp_path), option, value])
+
+
 @pytest.mark.slow    # `make demo` runs the same
 def test_the_demo_gives_back_what_it_saved(tmp_path, capsys):
     main(['demo', '--output', str(tmp_path), '--epochs', '1', '--size', '16', '--seeds', '1'])

@@ -44,6 +44,13 @@ def test_the_demo_leaves_a_picture_and_no_chatter_of_other_packages(demo):
         assert chatter not in out + err
 
 
+@pytest.mark.parametrize(('option', 'said'), [('--scenes', 'scenes=5 .* give 12 or more'),
+                                              ('--epochs', 'epochs=0 .* give 1 or more')])
+def test_a_demo_that_cannot_end_is_refused_at_once(option, said, tmp_path):
+    with pytest.raises(SystemExit, match=f'^timm-se: {said}$'):
+        main(['detect', 'demo', '--output', str(tmp_path), option, '5' if option == '--scenes' else '0'])
+
+
 def test_a_training_is_resumed_recorded_and_tested(demo, tmp_path, printed):
     folder, _, _ = demo
     done = printed('detect', 'train', CONFIG, '--work-dir', tmp_path, '--seed', '1', '--record', tmp_path / 'table.csv',

@@ -137,8 +137,17 @@ def demo(output: Path, epochs: int = 3, batch_size: int = 64, size: int = 32, se
         batch_size: images in a batch.
         size: height and width in pixels to which the images are resized.
         seeds: number of seeds; everything is done with the seeds 0, 1, and so on.
+
+    Raises:
+        ValueError: an epoch, a size or a seed too few, or a batch of one image or of more than there are.
     """
+    for name, value, least in (('epochs', epochs, 1), ('batch_size', batch_size, 2), ('size', size, 1),
+                               ('seeds', seeds, 1)):
+        if value < least:
+            raise ValueError(f'{name}={value} is too few for the demo; give {least} or more')
     x, y, test_x, test_y = digits(size)
+    if batch_size > len(x):
+        raise ValueError(f'batch_size={batch_size} is more than the {len(x)} images; give {len(x)} or fewer')
     classes = [str(i) for i in range(10)]
     print(f'{len(x)} handwritten digits to train on and {len(test_x)} to test on, {size}x{size} pixels; {seeds} seeds')
     found: dict[str, dict[str, float]] = {'before': {}, PLAIN: {}, ATTENDED: {}}

@@ -37,7 +37,13 @@ def demo(output: Path, scenes: int = 400, epochs: int = 5, seed: int = 0) -> Non
         scenes: number of scenes to train on; as many, at most 60, are for validation.
         epochs: number of epochs.
         seed: seed of the scenes and of the training.
+
+    Raises:
+        ValueError: fewer than 12 scenes, which the picture shows, or no epoch.
     """
+    for name, value, least in (('scenes', scenes, 12), ('epochs', epochs, 1)):
+        if value < least:
+            raise ValueError(f'{name}={value} is too few for the demo; give {least} or more')
     folder, work = output / 'scenes', output / 'detector'
     write_digit_scenes(folder, scenes, val=min(60, scenes), seed=seed)
     annotations = str(folder / 'instances_val.json')
