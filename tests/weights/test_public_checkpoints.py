@@ -259,3 +259,14 @@ def test_other_names_can_be_given(tmp_path):
         convert(state, model, renames={'head': 'fc'})
     with pytest.raises(ValueError, match='rename bn1=bn2 gives two weights the same key'):
         convert(state, model, renames={'bn1': 'bn2'})
+
+
+def test_a_part_of_keys_becomes_a_number_or_is_taken_off():
+    from timm_se_plugin.commands.command_line import parse
+    original = randomised(timm.create_model('resnet18', **SMALL))
+    state = {f"encoder.{key.replace('layer1.0.', 'layer1.first.')}": value
+             for key, value in original.state_dict().items()}
+    given = ['convert', 'a.pth', 'resnet18_plugin', 'out', '--rename', 'first=0', 'encoder=']
+    model = timm.create_model('resnet18_plugin', **SMALL)
+    convert(state, model, renames=parse(given).rename)
+    assert_same_outputs(model, original)

@@ -37,15 +37,18 @@ def without_prefix(weights: StateDict, is_detector: bool) -> tuple[StateDict, st
 def with_names(weights: StateDict, renames: Mapping[str, str]) -> StateDict:
     """Weights with renamed parts of keys: ``{'linear': 'fc'}`` turns ``linear.weight`` into ``fc.weight``.
 
+    ``{'encoder': ''}`` takes the part off: ``encoder.fc.weight`` becomes ``fc.weight``.
+
     Raises:
         ValueError: no key has such a part, or two keys become one.
     """
-    for old, new in renames.items():
-        pattern = rf'(?<![^.]){re.escape(old)}(?![^.])'
+    for old, name in renames.items():
+        new = str(name)  # on the command line, conv=0 is a number
+        pattern = rf'(?<![^.]){re.escape(old)}' + (r'(?![^.])' if new else r'\.')
         if not any(re.search(pattern, key) for key in weights):
             raise ValueError(f'rename {old}={new}: no key has the part {old}; the first keys are '
                              f'{", ".join(list(weights)[:4])}')
-        changed = {re.sub(pattern, new, key): value for key, value in weights.items()}
+        changed = {re.sub(pattern, lambda _, new=new: new, key): value for key, value in weights.items()}
         if len(changed) < len(weights):
             raise ValueError(f'rename {old}={new} gives two weights the same key')
         weights = changed
