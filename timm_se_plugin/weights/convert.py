@@ -86,7 +86,7 @@ def convert(
         source: the network that the weights belong to, if it is known; `model` then has to compute the same function.
             If None, the network's function is inferred from the keys.
         meta: the further entries of the file, as :func:`read_weights` returns it.
-        renames: other names for parts of keys, as ``{'linear': 'fc'}``.
+        renames: other names for parts of keys, as ``{'linear': 'fc'}``; ``''`` takes the part off.
         padding: where shortcuts without parameters put the zeros for new channels in the network of the weights:
             ``'behind'`` the others, as in this package, or ``'both'``, half before and half behind. If None,
             ``'both'`` for the names of the public CIFAR repositories, and ``'behind'`` for others.
@@ -156,11 +156,8 @@ def _check_keys(
     prefixes = tuple(f'{name}.' for name in attention_modules(model))
     attention = {key for key in expected if key.startswith(prefixes)}
     may_miss = set() if classifier & given.keys() else classifier
-    if attn and attention and not attention & given.keys():
-        if attn.init != 'identity':
-            raise ValueError(
-                f'the weights are of a network without attn={attn.attn!r}, which {_name(model)} has; make the '
-                "model with attn_init='identity', whose gates start at 1")
+    gains_attention = bool(attn and attention) and not attention & given.keys()
+    if gains_attention:
         may_miss |= attention
     elif attn and attention:
         _check_attention(attn, backbone_attention(backbone) if layout == 'mmdet' else _DECLARED.get(layout, attn), cfg)
@@ -169,6 +166,10 @@ def _check_keys(
     if misfit:
         named = replace(misfit, unexpected=[origin[key] for key in misfit.unexpected])
         raise ValueError(f"weights with {layout}'s names do not fit {_name(model)}: {named}")
+    if gains_attention and attn and attn.init != 'identity':
+        raise ValueError(
+            f'the weights are of a network without attn={attn.attn!r}, which {_name(model)} has; make the '
+            "model with attn_init='identity', whose gates start at 1")
 
 
 def _tidied(
