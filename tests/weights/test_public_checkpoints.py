@@ -235,6 +235,19 @@ def test_a_prefix_that_all_keys_share_is_taken_off_and_reported(prefix):
 SMALL = {'layers': (1, 1, 1, 1), 'channels': (16, 32, 64, 128), 'num_classes': 5}
 
 
+def test_what_is_no_part_of_the_network_is_left_out_and_reported(tmp_path):
+    network = randomised(timm.create_model('resnet18', **SMALL))
+    lightning = nn.Module()
+    lightning.model, lightning.criterion = network, nn.CrossEntropyLoss(weight=torch.ones(5))
+    averaged = torch.optim.swa_utils.AveragedModel(network)
+    for module, unused in ((lightning, 'criterion.weight'), (averaged, 'n_averaged')):
+        torch.save({'state_dict': module.state_dict()}, tmp_path / 'last.ckpt')
+        weights, said = read_weights(tmp_path / 'last.ckpt')
+        model = timm.create_model('resnet18_plugin', **SMALL)
+        assert convert(weights, model, meta=said).unused == (unused,)
+        assert_same_outputs(model, network)
+
+
 @pytest.mark.parametrize('holder', ['model_state_dict', 'state_dict_ema', 'model_ema', 'net', 'state_dict'])
 def test_weights_are_found_under_the_names_of_many_trainings(holder, tmp_path):
     state = timm.create_model('resnet18', **SMALL).state_dict()

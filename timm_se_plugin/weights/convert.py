@@ -19,7 +19,7 @@ from ..placement import AttentionSpec, attention_modules
 from ..placement.record import record_origin
 from .caffe import INPUT
 from .folders import description_in, write_model
-from .layouts import is_elsewhere, layout_of, renamed, sizes, with_names, without_prefix
+from .layouts import is_beside, is_elsewhere, layout_of, renamed, sizes, with_names, without_prefix
 from .mm_config import backbone_attention, backbone_config
 from .padding import padded_behind, pads_shortcuts
 from .reading import read_weights
@@ -44,7 +44,7 @@ class Conversion:
     Args:
         layout: naming scheme of the source, one of :func:`~.layouts.layout_of`.
         mapped: the source's key for each key of the model.
-        unused: keys of the source that are no part of the network, such as a detector's head.
+        unused: keys of the source that are no part of the network, such as those of a detector's head or of a loss.
         missing: keys of the model that the source lacks; they keep their initial values.
         notes: the prefix that was removed from the keys, and what was assumed of the source's network because keys and
             shapes do not show it.
@@ -100,6 +100,7 @@ def convert(
     if padding and not pads_shortcuts(model):
         raise ValueError(f'padding={padding!r} concerns shortcuts without parameters, which {_name(model)} does not '
                          'have; leave the option out')
+    beside = [key for key in weights if is_beside(key)]
     weights, prefix = _tidied(weights, meta, renames)
     layout, backbone = layout_of(weights), backbone_config(meta or {})
     _check_function(model, source, layout, backbone)
@@ -119,7 +120,7 @@ def convert(
     model.load_state_dict({**expected, **{key: given[key] for key in expected.keys() & given.keys()}})
     return Conversion(
         layout, {key: origin[key] for key in expected if key in given},
-        tuple(sorted(origin[key] for key in given if key not in expected)),
+        tuple(sorted([*beside, *(origin[key] for key in given if key not in expected)])),
         tuple(key for key in expected if key not in given), tuple(notes))
 
 
@@ -175,7 +176,8 @@ def _check_keys(
 def _tidied(
         weights: StateDict, meta: Mapping[str, Any] | None, renames: Mapping[str, str] | None,
 ) -> tuple[StateDict, str]:
-    """Renamed weights without the prefix that all keys share, and the prefix."""
+    """Renamed weights of the network without the prefix that all keys share, and the prefix."""
+    weights = {key: value for key, value in weights.items() if not is_beside(key)}
     weights, prefix = without_prefix(weights, is_detector=bool(backbone_config(meta or {})))
     return with_names(weights, renames or {}), prefix
 

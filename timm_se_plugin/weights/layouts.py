@@ -11,10 +11,15 @@ from ..models._published import legacy_keys, sk_keys
 from ..models.state_dicts import StateDict
 from .caffe import caffe_keys, is_caffe
 
-__all__ = ['is_elsewhere', 'layout_of', 'renamed', 'sizes', 'with_names', 'without_prefix']
+__all__ = ['is_beside', 'is_elsewhere', 'layout_of', 'renamed', 'sizes', 'with_names', 'without_prefix']
 
 # Prefixes that wrappers and users put before every key of a network.
 _PREFIXES = ('model.', 'net.', 'module.', '_orig_mod.', 'timm_model.', 'backbone.')
+
+
+def is_beside(key: str) -> bool:
+    """Whether a key is of no network: of a loss, as of Lightning's modules, or the counter of an ``AveragedModel``."""
+    return bool(re.match(r'(criterion|loss|loss_fn)\.|n_averaged$', key))
 
 
 def without_prefix(weights: StateDict, is_detector: bool) -> tuple[StateDict, str]:
