@@ -11,7 +11,7 @@ from parity import images, randomised
 from timm.utils import CheckpointSaver, ModelEmaV3, update_summary
 
 from timm_se_plugin import AttentionSpec, push_to_hub
-from timm_se_plugin.weights import convert_file
+from timm_se_plugin.weights import convert_file, write_model
 from timm_se_plugin.weights.runs import read_run
 
 
@@ -115,6 +115,16 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path):
     (tmp_path / 'last.pth.tar').write_bytes(b'half')
     with pytest.raises(ValueError, match='is broken, or not a file of weights'):
         push_to_hub(tmp_path, 'me/a', dry_run=True)
+
+
+def test_a_run_of_a_saved_model_says_that_it_needs_that_model(tmp_path):
+    model = write_model(timm.create_model('se_test_resnet_plugin', num_classes=5), tmp_path / 'base')
+    run(tmp_path, f"local-dir:{tmp_path / 'base'}", model)
+    assert AttentionSpec.of(read_run(tmp_path).model) == AttentionSpec.of(model)
+    (tmp_path / 'base').rename(tmp_path / 'moved')
+    said = r'model_best\.pth\.tar is of a training that began with local-dir:.*base, .*cannot be read: .*; a folder has'
+    with pytest.raises(FileNotFoundError, match=said):
+        read_run(tmp_path)
 
 
 def test_the_classes_of_a_training_go_along_by_name(tmp_path):

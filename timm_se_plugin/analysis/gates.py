@@ -129,8 +129,8 @@ def kernel_names(model: nn.Module, gate: Gate) -> list[str]:
 def observed(model: nn.Module, gates: Sequence[Gate], see: Callable[[Gate, Tensor], None]) -> Iterator[None]:
     """Call `see` with each gate's values, (N, branches, C, positions), whenever the network computes them.
 
-    Inside the ``with`` block the network is in evaluation mode, runs uncompiled and computes no gradients. When the block ends or
-    raises, the hooks are removed and each module gets back its mode.
+    Inside the ``with`` block the network is in evaluation mode, runs uncompiled and computes no gradients. When the
+    block ends or raises, the hooks are removed and each module gets back its mode.
     """
     modes = {module: module.training for module in model.modules()}
     handles = []

@@ -28,8 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--source', help="timm's name of the network that a file's weights belong to; the "
                                          'new model then has to compute the same function')
     parser.add_argument('--rename', nargs='*', default={}, action=KeyValues, metavar='OLD=NEW',
-                        help='other names for parts of keys, such as linear=fc; without a new name, as in encoder=, the '
-                             'part is taken off')
+                        help='other names for parts of keys, such as linear=fc; without a new name, as in encoder=, '
+                             'the part is taken off')
     parser.add_argument('--padding', choices=('both', 'behind'),
                         help='where shortcuts without parameters put the zeros for new channels in the network that '
                              'the weights belong to: all behind, or half of them before (both); by default both for '

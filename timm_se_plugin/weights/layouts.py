@@ -53,7 +53,7 @@ def with_names(weights: StateDict, renames: Mapping[str, str]) -> StateDict:
         if not any(re.search(pattern, key) for key in weights):
             raise ValueError(f'rename {old}={new}: no key has the part {old}; the first keys are '
                              f'{", ".join(list(weights)[:4])}')
-        changed = {re.sub(pattern, lambda _, new=new: new, key): value for key, value in weights.items()}
+        changed = {re.sub(pattern, new, key): value for key, value in weights.items()}
         if len(changed) < len(weights):
             raise ValueError(f'rename {old}={new} gives two weights the same key')
         weights = changed

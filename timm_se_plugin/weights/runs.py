@@ -67,6 +67,7 @@ def read_run(folder: str | Path) -> TrainedClassifier | None:
         The trained classifier; None if the folder has no checkpoint of a run.
 
     Raises:
+        FileNotFoundError: the saved model that the training began with is not there.
         ValueError: the checkpoint is broken, does not say which model it belongs to, or is of another network than it
             says.
     """
@@ -77,7 +78,12 @@ def read_run(folder: str | Path) -> TrainedClassifier | None:
     args = said.get('args') or {}
     if 'model' not in args:
         raise ValueError(f"{paths[0]} does not say which model it belongs to; timm's checkpoints say so in args")
-    model = build_model(args)
+    try:
+        model = build_model(args)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{paths[0]} is of a training that began with {args['model']}, whose config.json describes the network and "
+            f'cannot be read: {error}; a folder has to lie where the training found it') from error
     misfit = Misfit.of(weights, model.state_dict())
     if misfit:
         raise ValueError(f"{paths[0]} does not fit {args['model']}, which it says it belongs to: {misfit}")
