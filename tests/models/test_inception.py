@@ -144,6 +144,16 @@ def test_the_classifier_has_a_name(name):
     assert model.get_submodule(model.get_classifier(name_only=True)) is model.get_classifier()
 
 
+def test_gradient_checkpointing_computes_the_levels_of_bn_inception_again():
+    model = timm.create_model('bn_inception_plugin')
+    model.set_grad_checkpointing()
+    calls = []
+    model.inception_5b.register_forward_pre_hook(lambda *_: calls.append(True))
+    level, = model.forward_intermediates(torch.rand(2, 3, 64, 64), 1, intermediates_only=True)
+    level.sum().backward()
+    assert len(calls) == 2
+
+
 def test_torchvisions_weights_load_with_and_without_the_auxiliary_classifier(tmp_path):
     theirs = timm.create_model('inception_v3', aux_logits=True)
     overlay = saved(theirs, tmp_path)

@@ -10,27 +10,9 @@ from timm.models.inception_v3 import InceptionV3
 from timm.models.inception_v4 import InceptionV4
 from torch import Tensor, nn
 
+from ._timm_methods import Completed
+
 __all__ = ['CheckpointedInceptionResnetV2', 'CheckpointedInceptionV3', 'CheckpointedInceptionV4', 'without_auxiliary']
-
-
-class _Completed(nn.Module):
-    """The additions to timm's classes; the arguments are those of timm."""
-
-    classifier_name = ''
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.grad_checkpointing = False
-
-    @torch.jit.ignore
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Keep only the modules' inputs for the backward pass, and compute the rest again."""
-        self.grad_checkpointing = enable
-
-    @torch.jit.ignore
-    def get_classifier(self, name_only: bool = False) -> str | nn.Module:
-        """The classifier, or its name."""
-        return self.classifier_name if name_only else self.get_submodule(self.classifier_name)
 
 
 def _renamed(method: Any, name: str) -> FunctionType:
@@ -47,11 +29,10 @@ def _layers(model: Any) -> list[nn.Module]:
     return [part for layer in layers for part in (layer if isinstance(layer, nn.Sequential) else (layer,))]
 
 
-class CheckpointedInceptionV3(_Completed, InceptionV3):
+class CheckpointedInceptionV3(Completed, InceptionV3):
     """timm's ``InceptionV3``."""
 
     aux_logits: torch.jit.Final[bool]  # type: ignore[misc]  # TorchScript looks for it in the class itself
-    classifier_name = 'fc'
     _forward_preaux = _renamed(InceptionV3.forward_preaux, '_forward_preaux')
     _forward_postaux = _renamed(InceptionV3.forward_postaux, '_forward_postaux')
 
@@ -68,7 +49,7 @@ class CheckpointedInceptionV3(_Completed, InceptionV3):
         return self._forward_postaux(x)
 
 
-class CheckpointedInceptionV4(_Completed, InceptionV4):
+class CheckpointedInceptionV4(Completed, InceptionV4):
     """timm's ``InceptionV4``."""
 
     classifier_name = 'last_linear'
@@ -81,7 +62,7 @@ class CheckpointedInceptionV4(_Completed, InceptionV4):
         return self._forward_features(x)
 
 
-class CheckpointedInceptionResnetV2(_Completed, InceptionResnetV2):
+class CheckpointedInceptionResnetV2(Completed, InceptionResnetV2):
     """timm's ``InceptionResnetV2``."""
 
     classifier_name = 'classif'

@@ -7,17 +7,17 @@ import torch
 import torch.nn.functional as F
 from timm.layers import create_classifier
 from timm.models import checkpoint_seq
-from timm.models._features import feature_take_indices  # private: timm exports it nowhere
-from timm.models.resnet import ResNet
 from torch import Tensor, nn
 from torchvision.models import ShuffleNetV2 as TorchvisionShuffleNetV2
 
+from ._timm_methods import LayerByLayer
+
 __all__ = ['ShuffleNetV2']
 
-_STAGES = ('stage2', 'stage3', 'stage4')
+_STAGES = ['stage2', 'stage3', 'stage4']
 
 
-class ShuffleNetV2(TorchvisionShuffleNetV2):
+class ShuffleNetV2(LayerByLayer, TorchvisionShuffleNetV2):
     """torchvision's ``ShuffleNetV2`` with timm's interface.
 
     Paper: ShuffleNet V2, https://arxiv.org/abs/1807.11164. Keys are torchvision's; attention has the keys
@@ -61,7 +61,6 @@ class ShuffleNetV2(TorchvisionShuffleNetV2):
         self.num_classes = num_classes
         self.in_chans = in_chans
         self.drop_rate = drop_rate
-        self.grad_checkpointing = False
         self.conv1[0] = nn.Conv2d(in_chans, channels[0], 3, stride=2, padding=1, bias=False)
         self.num_features = channels[-1]
         del self.fc
@@ -69,6 +68,7 @@ class ShuffleNetV2(TorchvisionShuffleNetV2):
         self.fc: Any
         self.global_pool, self.fc = create_classifier(self.num_features, num_classes, pool_type=global_pool)
         self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
+        self.layer_names, self.checkpointed = ['conv1', 'maxpool', *_STAGES, 'conv5'], _STAGES
         self.feature_info: list[dict[str, Any]] = [
             {'num_chs': channels[0], 'reduction': 2, 'module': 'conv1'},
             {'num_chs': channels[0], 'reduction': 4, 'module': 'maxpool'}]
@@ -89,71 +89,6 @@ class ShuffleNetV2(TorchvisionShuffleNetV2):
         return {
             'stem': r'^conv1',
             'blocks': r'^stage(\d+)' if coarse else [(r'^stage(\d+)\.(\d+)', None), (r'^conv5', (99999,))]}
-
-    @torch.jit.ignore
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute each unit in the backward pass instead of keeping its activations."""
-        self.grad_checkpointing = enable
-
-    @torch.jit.ignore
-    def get_classifier(self, name_only: bool = False) -> nn.Module | str:
-        """The classifier, or its name."""
-        return 'fc' if name_only else self.fc
-
-    reset_classifier = ResNet.reset_classifier  # the attributes have the same names
-
-    @torch.jit.ignore
-    def forward_intermediates(
-            self,
-            x: Tensor,
-            indices: int | list[int] | None = None,
-            norm: bool = False,
-            stop_early: bool = False,
-            output_fmt: str = 'NCHW',
-            intermediates_only: bool = False,
-    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """timm's: the levels (stem, pooling and stages) at `indices`, and the result of :meth:`forward_features`.
-
-        Args:
-            x: images.
-            indices: the number of last levels, a list of levels, or None for all.
-            norm: ignored, since the network does not end in a norm.
-            stop_early: leave out the stages after the last level in `indices`.
-            output_fmt: ``'NCHW'``.
-            intermediates_only: return only the levels.
-
-        Raises:
-            ValueError: another ``output_fmt``.
-        """
-        if output_fmt != 'NCHW':
-            raise ValueError(f'output_fmt={output_fmt!r} is not NCHW, the only format of this network')
-        taken, last = feature_take_indices(len(self.feature_info), indices)
-        modules = [self.get_submodule(info['module']) for info in self.feature_info]
-        if stop_early:
-            modules = modules[:last + 1]
-        intermediates = []
-        for index, module in enumerate(modules):
-            x = checkpoint_seq(module, x) if self.grad_checkpointing and index > 1 else module(x)
-            if index in taken:
-                intermediates.append(x)
-        if intermediates_only:
-            return intermediates
-        return x if len(modules) < len(self.feature_info) else self.conv5(x), intermediates
-
-    @torch.jit.ignore
-    def prune_intermediate_layers(
-            self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True,
-    ) -> list[int]:
-        """timm's: remove the stages after the last level in `indices`; returns the indices that are kept."""
-        taken, last = feature_take_indices(len(self.feature_info), indices)
-        for info in self.feature_info[last + 1:]:
-            setattr(self, info['module'], nn.Sequential())
-        if last < len(self.feature_info) - 1:
-            self.conv5 = nn.Sequential()
-            self.num_features = self.feature_info[last]['num_chs']
-        if prune_head or last < len(self.feature_info) - 1:
-            self.reset_classifier(0, '')
-        return taken
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Shape: (N, in_chans, H, W) -> (N, num_features, H / 32, W / 32)."""

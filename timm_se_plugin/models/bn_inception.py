@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from timm.layers import ConvNormAct, create_classifier
 from timm.models import checkpoint_seq
-from timm.models._features import feature_take_indices  # private: timm exports it nowhere
-from timm.models.resnet import ResNet
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from ._timm_methods import LayerByLayer
 
 __all__ = ['BnInception', 'BnInceptionModule']
 
@@ -74,7 +74,7 @@ class BnInceptionModule(nn.Module):
         return torch.cat(outs, 1)
 
 
-class BnInception(nn.Module):
+class BnInception(LayerByLayer, nn.Module):
     """BN-Inception, "Inception-v2" of https://arxiv.org/abs/1502.03167, in the form of the SE paper's Table 2.
 
     Without biases before the norms it has 11,285,224 parameters: the 11,295,240 of the port of its Caffe release less
@@ -116,7 +116,6 @@ class BnInception(nn.Module):
             raise ValueError(f'output_stride={output_stride!r} is not 32, the only stride of this network')
         self.num_classes = num_classes
         self.in_chans = in_chans
-        self.grad_checkpointing = False
         conv: Any = partial(
             ConvNormAct, norm_layer=norm_layer, act_layer=act_layer, norm_kwargs={'eps': norm_eps},
             act_kwargs={'inplace': True})
@@ -139,7 +138,7 @@ class BnInception(nn.Module):
         self.inception_4e = module(608, (0, 128, 192, 192, 256, 0))
         self.inception_5a = module(1056, (352, 192, 320, 160, 224, 128))
         self.inception_5b = module(1024, (352, 192, 320, 192, 224, 128), max_pool=True)
-        self.layer_names = [name for name, _ in self.named_children()]
+        self.layer_names = self.checkpointed = [name for name, _ in self.named_children()]
         self.feature_info = [
             {'num_chs': 64, 'reduction': 2, 'module': 'conv1'}, {'num_chs': 192, 'reduction': 4, 'module': 'conv2'},
             {'num_chs': 320, 'reduction': 8, 'module': 'inception_3b'},
@@ -159,68 +158,6 @@ class BnInception(nn.Module):
         """Layers of the network in groups, for learning rates that decay with depth."""
         modules = [(rf'^inception_(\d){letter}', (i,)) for i, letter in enumerate('abcde')]  # timm sorts by numbers
         return {'stem': r'^conv[12]', 'blocks': r'^inception_(\d)' if coarse else modules}
-
-    @torch.jit.ignore
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Keep only the modules' inputs for the backward pass, and compute the rest again."""
-        self.grad_checkpointing = enable
-
-    @torch.jit.ignore
-    def get_classifier(self, name_only: bool = False) -> str | nn.Module:
-        """The classifier, or its name."""
-        return 'fc' if name_only else self.fc
-
-    reset_classifier = ResNet.reset_classifier  # the attributes have the same names
-
-    def forward_intermediates(
-            self,
-            x: Tensor,
-            indices: int | list[int] | None = None,
-            norm: bool = False,
-            stop_early: bool = False,
-            output_fmt: str = 'NCHW',
-            intermediates_only: bool = False,
-    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """timm's: the levels at `indices`, and the result of :meth:`forward_features`.
-
-        Args:
-            x: images.
-            indices: the number of last levels, a list of levels, or None for all.
-            norm: ignored, since the network does not end in a norm.
-            stop_early: leave out the layers after the last level in `indices`.
-            output_fmt: ``'NCHW'``.
-            intermediates_only: return only the levels.
-
-        Raises:
-            ValueError: another ``output_fmt``.
-        """
-        if output_fmt != 'NCHW':
-            raise ValueError(f'output_fmt={output_fmt!r} is not NCHW, the only format of this network')
-        take, last = feature_take_indices(len(self.feature_info), indices)
-        taken = [self.feature_info[i]['module'] for i in take]
-        intermediates = []
-        for name in self.layer_names:
-            x = getattr(self, name)(x)
-            if name in taken:
-                intermediates.append(x)
-            if stop_early and name == self.feature_info[last]['module']:
-                break
-        return intermediates if intermediates_only else (x, intermediates)
-
-    def prune_intermediate_layers(
-            self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True,
-    ) -> list[int]:
-        """timm's: remove the layers after the last level in `indices`; returns the indices that are kept."""
-        take, last = feature_take_indices(len(self.feature_info), indices)
-        end = self.layer_names.index(str(self.feature_info[last]['module']))
-        for name in self.layer_names[end + 1:]:
-            setattr(self, name, nn.Identity())
-        is_cut = last < len(self.feature_info) - 1
-        if is_cut:
-            self.num_features = self.head_hidden_size = self.feature_info[last]['num_chs']
-        if prune_head or is_cut:
-            self.reset_classifier(0, '')
-        return take
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Features of the last module. Shape: (N, in_chans, H, W) -> (N, 1024, H / 32, W / 32)."""
