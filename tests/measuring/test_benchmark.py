@@ -1,11 +1,15 @@
 """Time and memory against the plain network."""
 
+from dataclasses import asdict
+from pathlib import Path
+
 import pytest
 import torch
 
 from timm_se_plugin import AttentionSpec
+from timm_se_plugin.files.tables import read_table
 from timm_se_plugin.measuring import benchmark
-from timm_se_plugin.measuring.benchmark import Case, measure
+from timm_se_plugin.measuring.benchmark import Case, measure, suite
 from timm_se_plugin.placement import ATTENTIONS
 
 TINY = {'base': 'resnet18', 'batch': 2, 'height': 32, 'width': 32}
@@ -39,6 +43,12 @@ def test_a_variant_is_measured_with_what_it_refers_to(dtype, measured, clock):
     assert clock[0] == 3 * (2 + 3)  # a turn to warm up, and two that are measured
     assert plain['saved_bytes_ratio'] == (1 if measured else '')  # bytes are counted without autocast
     assert (fused['device'], fused['torch']) == (plain['device'], torch.__version__)
+
+
+def test_the_suite_has_every_case_of_the_speed_table():
+    cases = [{name: str(value) for name, value in asdict(case).items()} for case in suite()]
+    for row in read_table(Path(__file__).parents[2] / 'results' / 'speed-cpu.csv'):
+        assert {name: row[name] for name in cases[0]} in cases
 
 
 def test_what_cannot_be_measured_is_refused():

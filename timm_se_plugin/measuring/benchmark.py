@@ -62,6 +62,7 @@ def suite() -> list[Case]:
     split: dict[str, Any] = {'base': 'resnet50', 'attn': 'sk', 'split_input': True}
     modes: list[dict[str, Any]] = [{'batch': 1}, {'batch': 8}, {'mode': 'train'}]
     cases = [Case(layout=layout, **mode) for mode in [*modes, {'batch': 32}] for layout in LAYOUTS]
+    cases += [Case(batch=1, height=480, width=640, layout=layout) for layout in LAYOUTS]
     cases.append(Case(mode='frozen', batch=2, height=480, width=640))
     cases += [Case(layout=layout, **sk, **mode) for mode in modes for layout in LAYOUTS]
     cases += [Case(layout=layout, **split, **mode) for mode in modes[1:] for layout in LAYOUTS]
