@@ -4,6 +4,7 @@ import re
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import timm
 from timm.models import DefaultCfg, PretrainedCfg
@@ -12,8 +13,8 @@ from ..placement import AttentionSpec
 from .state_dicts import StateDict
 
 __all__ = [
-    'TIMM_SE', 'WARM_START', 'Source', 'legacy_keys', 'published_cfgs', 'sk_keys', 'with_warm_starts',
-    'without_weights',
+    'TIMM_SE', 'WARM_START', 'Source', 'legacy_keys', 'published_cfgs', 'sk_keys', 'unpublished_cfgs',
+    'with_warm_starts', 'without_weights',
 ]
 
 WARM_START = 'from_'  # begins the tags of a plain network's weights, to which attention is added
@@ -61,13 +62,18 @@ def with_warm_starts(default_cfg: DefaultCfg, plain: DefaultCfg) -> DefaultCfg:
     return DefaultCfg(tags=deque(tags), cfgs={tag: cfgs[tag] for tag in tags}, is_pretrained=bool(trained or warm))
 
 
+def unpublished_cfgs(**cfg: Any) -> DefaultCfg:
+    """Configuration of a network without published weights, from arguments of timm's ``PretrainedCfg``."""
+    return DefaultCfg(tags=deque(['']), cfgs={'': PretrainedCfg(**cfg)})
+
+
 def without_weights(cfg: PretrainedCfg) -> DefaultCfg:
     """Configuration of a network that shares a published one's input and structure, but has no weights of its own."""
     kept = (
         'input_size', 'pool_size', 'interpolation', 'crop_pct', 'mean', 'std', 'num_classes',
         'first_conv', 'classifier',
     )
-    return DefaultCfg(tags=deque(['']), cfgs={'': PretrainedCfg(**{name: getattr(cfg, name) for name in kept})})
+    return unpublished_cfgs(**{name: getattr(cfg, name) for name in kept})
 
 
 def sk_keys(state_dict: StateDict) -> StateDict:

@@ -12,47 +12,35 @@
 The input is a 32x32 image, and there are 10 classes unless ``num_classes`` says otherwise.
 """
 
-from collections import deque
 from typing import Any
 
-from timm.models import DefaultCfg, PretrainedCfg
+from timm.models import DefaultCfg
 from timm.models.resnet import BasicBlock, Bottleneck
 from torch import nn
 
 from ..placement import AttentionSpec
-from ._architecture import Architecture
 from ._cifar_networks import CifarResNet
 from ._cifar_preact import CifarResNetV2
-from ._registry import register
+from ._published import unpublished_cfgs
+from ._registry import register_variants
 from ._shake_shake import ShakeShakeBlock, ShakeShakeResNet
 
 __all__: list[str] = []  # the entrypoints; timm's register_model adds them
 default_cfgs: dict[str, DefaultCfg] = {}  # where register_model looks for the pretrained configurations
 
 
-def _cfg(first_conv: str, classifier: str, pool_size: tuple[int, int]) -> DefaultCfg:
-    return DefaultCfg(tags=deque(['']), cfgs={'': PretrainedCfg(
-        input_size=(3, 32, 32), pool_size=pool_size, num_classes=10, crop_pct=1.0, interpolation='bilinear',
-        mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616),  # of CIFAR-10's training images
-        first_conv=first_conv, classifier=classifier)})
-
-
 def _register(name: str, model_cls: type[nn.Module], args: dict[str, Any], *attns: AttentionSpec) -> None:
     """Register the plain network, and one with each attention."""
     is_v2 = issubclass(model_cls, CifarResNetV2)  # timm's ResNetV2 has other key and module names
     stages = len(args['layers'])
-    levels = {'out_indices': tuple(range(stages + 1)), **({'flatten_sequential': True} if is_v2 else {})}
-    keys = ('stem.conv', 'head.fc') if is_v2 else ('conv1', 'fc')
-    for attn in (None, *attns):
-        full_name = f'{attn.attn}_{name}_plugin' if attn else f'{name}_plugin'
-        register(
-            __name__,
-            Architecture(
-                full_name, name, attn, model_cls, accepts_attn=attn is None, model_args=args, stages=stages,
-                feature_cfg=levels),
-            _cfg(*keys, pool_size=(8, 8) if stages == 3 else (4, 4)),
-            f'{name} for 32x32 images, {attn.attn if attn else "with any attention by attn="}.',
-            opened=f'{name}_plugin')
+    register_variants(
+        __name__, name, model_cls, attns,
+        unpublished_cfgs(
+            input_size=(3, 32, 32), pool_size=(8, 8) if stages == 3 else (4, 4), num_classes=10, crop_pct=1.0,
+            interpolation='bilinear', mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616),  # of CIFAR-10
+            first_conv='stem.conv' if is_v2 else 'conv1', classifier='head.fc' if is_v2 else 'fc'),
+        model_args=args, stages=stages, feature_cfg={
+            'out_indices': tuple(range(stages + 1)), **({'flatten_sequential': True} if is_v2 else {})})
 
 
 def _register_all() -> None:

@@ -14,9 +14,9 @@ from timm.models import DefaultCfg
 
 from ..placement import AttentionSpec
 from ..placement.families import FAMILIES
-from ._architecture import Architecture, timm_network
-from ._published import Source, published_cfgs, with_warm_starts, without_weights
-from ._registry import register
+from ._architecture import timm_network
+from ._published import Source, published_cfgs
+from ._registry import register_variants
 
 __all__: list[str] = []  # the entrypoints; timm's register_model adds them
 default_cfgs: dict[str, DefaultCfg] = {}  # where register_model looks for the pretrained configurations
@@ -37,17 +37,8 @@ def _register_all() -> None:
             'checkpoint_filter': getattr(sys.modules[module], function) if function else None}
         for base in bases:
             source = Source(base, None)
-            cfgs = published_cfgs(source)
-            register(
-                __name__, Architecture(
-                    f'{base}_plugin', base, None, timm_network(base), timm_name=base, source=source, **common),
-                cfgs, f"timm's {base}, with any attention by attn=.")
-            register(
-                __name__, Architecture(
-                    f'se_{base}_plugin', base, AttentionSpec('se'), timm_network(base), accepts_attn=False,
-                    plain_source=source, **common),
-                with_warm_starts(without_weights(cfgs.default), cfgs), f"timm's {base} with attention: se.",
-                opened=f'{base}_plugin')
+            register_variants(
+                __name__, base, timm_network(base), (AttentionSpec('se'),), published_cfgs(source), source, **common)
 
 
 _register_all()
