@@ -27,7 +27,7 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
 from timm_se_plugin.detection.configs import read_config
-from timm_se_plugin.detection.hub import fetch_detector, load_trained_detector, pull_detector, write_detector
+from timm_se_plugin.detection.hub import fetch_detector, open_detector, pull_detector, write_detector
 from timm_se_plugin.detection.inference import load_detector
 from timm_se_plugin.weights.convert import convert
 from timm_se_plugin.weights.reading import read_weights
@@ -142,7 +142,7 @@ def test_the_work_folder_of_a_training_is_pushed(hub, tmp_path):
     assert torch.equal(found_in(pull_detector('hf-hub:me/cells')), found_in(model))
     (tmp_path / 'last_checkpoint').write_text('epoch_2.pth')
     with pytest.raises(FileNotFoundError, match=r'has no epoch_2\.pth'):
-        load_trained_detector(tmp_path)
+        open_detector(str(tmp_path))
 
 
 @pytest.mark.parametrize('change', [

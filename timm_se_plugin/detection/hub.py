@@ -21,7 +21,7 @@ from .configs import read_config
 from .inference import load_detector
 from .running import check_fit
 
-__all__ = ['fetch_detector', 'load_trained_detector', 'open_detector', 'pull_detector', 'write_detector']
+__all__ = ['fetch_detector', 'open_detector', 'pull_detector', 'trained_detector', 'write_detector']
 
 DETECTOR = 'detector.py'
 
@@ -168,6 +168,7 @@ def open_detector(
         device: where to compute.
 
     Raises:
+        FileNotFoundError: as :func:`fetch_detector` and :func:`trained_detector`.
         ValueError: a checkpoint is given with a place that has its own, or `place` is no detector.
     """
     if checkpoint and not (place.startswith(SAVED_AT) or Path(place).is_dir()):
@@ -185,17 +186,12 @@ def open_detector(
     return load_detector(config, weights, device)
 
 
-def load_trained_detector(work_dir: str | Path, device: str = 'cpu') -> nn.Module:
-    """Load a trained detector from the work folder: MMEngine's copy of the configuration, and the last checkpoint.
+def trained_detector(work_dir: str | Path) -> tuple[Config, str]:
+    """MMEngine's copy of the configuration of a training, and its last checkpoint.
 
     Raises:
         FileNotFoundError: the folder lacks a configuration, or the checkpoint that ``last_checkpoint`` names.
     """
-    return load_detector(*trained_detector(work_dir), device)
-
-
-def trained_detector(work_dir: str | Path) -> tuple[Config, str]:
-    """Configuration and checkpoint of :func:`load_trained_detector`."""
     folder = Path(work_dir)
     if not (folder / 'last_checkpoint').is_file():
         if (folder / 'last.pth.tar').is_file():

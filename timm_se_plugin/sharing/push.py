@@ -87,11 +87,9 @@ def _loaded(source: nn.Module | str | Path, facts: Facts) -> tuple[nn.Module, Fa
             model = trained_model(saved)
             facts = replace(facts, license=facts.license or config.get('license'))
             return model, facts, {'model_config': description_in(config, model)}
-        from ..detection.hub import pull_detector
-        return pull_detector(saved), facts, {}
-    if (path / 'last_checkpoint').is_file():
-        from ..detection.hub import load_trained_detector
-        return load_trained_detector(path), facts, {}
+    if (path / CONFIG).is_file() or (path / 'last_checkpoint').is_file():
+        from ..detection.hub import open_detector
+        return open_detector(str(path)), facts, {}
     run = read_run(path)
     if run is None:
         raise ValueError(
