@@ -1,6 +1,7 @@
 """A network for inference only: normalisation folded into convolutions, attention folded into what remains."""
 
 import copy
+from collections import Counter
 from typing import Any
 
 import torch
@@ -94,9 +95,7 @@ class _Reads(TorchDispatchMode):
 def _foldable(model: nn.Module, input_size: tuple[int, int, int]) -> list[tuple[str, str]]:
     """Names of each convolution whose output only a norm reads in a pass, and of that norm."""
     own = dict(model.named_modules())
-    holders: dict[int, int] = {}
-    for _, module in model.named_modules(remove_duplicate=False):
-        holders[id(module)] = holders.get(id(module), 0) + 1
+    holders = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
     structure = structure_of(model)
     reads = _Reads()
     made: dict[str, list[Tensor]] = {}
