@@ -14,7 +14,7 @@ from ._timm_methods import LayerByLayer
 
 __all__ = ['ShuffleNetV2']
 
-_STAGES = ['stage2', 'stage3', 'stage4']
+_STAGES = ('stage2', 'stage3', 'stage4')
 
 
 class ShuffleNetV2(LayerByLayer, TorchvisionShuffleNetV2):
@@ -42,6 +42,8 @@ class ShuffleNetV2(LayerByLayer, TorchvisionShuffleNetV2):
     """
 
     attention_stages = 3  # add_attention reads it
+    layer_names = ('conv1', 'maxpool', *_STAGES, 'conv5')
+    checkpointed = _STAGES
 
     def __init__(
             self,
@@ -68,7 +70,6 @@ class ShuffleNetV2(LayerByLayer, TorchvisionShuffleNetV2):
         self.fc: Any
         self.global_pool, self.fc = create_classifier(self.num_features, num_classes, pool_type=global_pool)
         self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
-        self.layer_names, self.checkpointed = ['conv1', 'maxpool', *_STAGES, 'conv5'], _STAGES
         self.feature_info: list[dict[str, Any]] = [
             {'num_chs': channels[0], 'reduction': 2, 'module': 'conv1'},
             {'num_chs': channels[0], 'reduction': 4, 'module': 'maxpool'}]

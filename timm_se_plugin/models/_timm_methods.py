@@ -40,7 +40,7 @@ class LayerByLayer(Completed):
     """Feature levels of a network whose features come from its layers, one after the other, and its classifier ``fc``.
 
     A class has timm's ``feature_info`` as a list, in ``layer_names`` the names of the layers in their order, and in
-    ``checkpointed`` the names of those that gradient checkpointing computes again.
+    ``checkpointed`` the names of those that gradient checkpointing computes again, if these are not all.
     """
 
     reset_classifier = ResNet.reset_classifier  # the attributes have the same names
@@ -74,13 +74,14 @@ class LayerByLayer(Completed):
         levels = [info['module'] for info in network.feature_info]
         take, last = feature_take_indices(len(levels), indices)
         names = network.layer_names
+        checkpointed = getattr(network, 'checkpointed', names) if self.grad_checkpointing else ()
         if intermediates_only or (stop_early and levels[last] != levels[-1]):
             names = names[:names.index(levels[last]) + 1]
         intermediates = []
         for name in names:
             layer = network.get_submodule(name)
-            recomputes = self.grad_checkpointing and name in network.checkpointed
-            x = checkpoint_seq(layer if isinstance(layer, nn.Sequential) else [layer], x) if recomputes else layer(x)
+            parts = layer if isinstance(layer, nn.Sequential) else [layer]
+            x = checkpoint_seq(parts, x) if name in checkpointed else layer(x)
             if name in [levels[i] for i in take]:
                 intermediates.append(x)
         return intermediates if intermediates_only else (x, intermediates)

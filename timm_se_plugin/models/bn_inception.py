@@ -138,7 +138,7 @@ class BnInception(LayerByLayer, nn.Module):
         self.inception_4e = module(608, (0, 128, 192, 192, 256, 0))
         self.inception_5a = module(1056, (352, 192, 320, 160, 224, 128))
         self.inception_5b = module(1024, (352, 192, 320, 192, 224, 128), max_pool=True)
-        self.layer_names = self.checkpointed = [name for name, _ in self.named_children()]
+        self.layer_names = [name for name, _ in self.named_children()]
         self.feature_info = [
             {'num_chs': 64, 'reduction': 2, 'module': 'conv1'}, {'num_chs': 192, 'reduction': 4, 'module': 'conv2'},
             {'num_chs': 320, 'reduction': 8, 'module': 'inception_3b'},
