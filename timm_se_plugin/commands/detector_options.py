@@ -16,11 +16,9 @@ class ConfigOptions(argparse.Action):
 
 
 def add_config(
-        parser: argparse.ArgumentParser, more: str = '', example: str = 'model.backbone.attn=sk',
-        nargs: str | None = None) -> None:
-    """Add the configuration, with `more` in its help, and ``--cfg-options``, with an example."""
-    parser.add_argument('config', nargs=nargs,
-                        help=f'configuration: a file, or the name of one in mmdet_configs{more}')
+        parser: argparse.ArgumentParser, example: str = 'model.backbone.attn=sk', nargs: str | None = None) -> None:
+    """Add the configuration, and ``--cfg-options``, with an example."""
+    parser.add_argument('config', nargs=nargs, help='configuration: a file, or the name of one in mmdet_configs')
     parser.add_argument('--cfg-options', nargs='+', action=ConfigOptions, default={}, metavar='KEY=VALUE',
                         help=f'change values of the configuration, as in {example}')
 

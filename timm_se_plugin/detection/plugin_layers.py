@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..layers import SelectiveKernel, SqueezeExcite
+from ..layers.squeeze_excite import INITS, check_option
 
 __all__ = ['AttentionResNet', 'SEPlugin', 'SKPlugin']
 
@@ -53,8 +54,6 @@ class SEPlugin(SqueezeExcite):
             gate: str | None = None,
             init: str = 'identity',
     ) -> None:
-        if init not in ('identity', 'default'):
-            raise ValueError(f"init={init!r} is neither 'identity' nor 'default'")
         gate = gate or ('double_sigmoid' if init == 'identity' else 'sigmoid')
         super().__init__(in_channels, rd_ratio, rd_channels, rd_divisor, squeeze, bias, gate=gate, init=init)
 
@@ -104,8 +103,7 @@ class SKPlugin(SelectiveKernel):
             groups: int | None = None,
             init: str = 'identity',
     ) -> None:
-        if init not in ('identity', 'default'):
-            raise ValueError(f"init={init!r} is neither 'identity' nor 'default'")
+        check_option('init', init, INITS)
         super().__init__(
             in_channels, kernels=kernels, groups=groups or in_channels, rd_ratio=rd_ratio, rd_channels=rd_channels,
             rd_divisor=rd_divisor, rd_min_channels=rd_min_channels)

@@ -30,10 +30,10 @@ class PublishedCost:
 
 
 def _pair(network: str, base: str, plain: float, se: float, before: float | None = None, after: float | None = None,
-          size: int = 224) -> list[PublishedCost]:
+          ) -> list[PublishedCost]:
     return [
-        PublishedCost(network, 'SE, Table 2', f'{base}_plugin', before, plain, {'attn': 'none'}, size),
-        PublishedCost(f'SE-{network}', 'SE, Table 2', f'{base}_plugin', after, se, {'attn': 'se'}, size)]
+        PublishedCost(network, 'SE, Table 2', f'{base}_plugin', before, plain, {'attn': 'none'}),
+        PublishedCost(f'SE-{network}', 'SE, Table 2', f'{base}_plugin', after, se, {'attn': 'se'})]
 
 
 # The SE paper is arXiv 1709.01507v4; parameters from its Table 10. Its ResNets have the stride in the first 1x1

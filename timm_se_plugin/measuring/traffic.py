@@ -135,14 +135,14 @@ def middle(path: str, relu: bool = True) -> Units:
     return _MIDDLE if relu else _NORM
 
 
-def block_units(path: str, layout: str = 'channels_last') -> float:
-    """Units of a whole bottleneck, forward and backward, where one unit is the size of its output.
+def block_units(path: str) -> float:
+    """Units of a whole bottleneck in channels_last, forward and backward; one unit is the size of its output.
 
     The two middle parts have a quarter of the channels. The convolutions read and write 3 units forward and 6 backward
     (each reads its gradient twice, its input once, and writes its input's gradient), and the sum of the two gradients
     at the block's input takes 3.
     """
-    return tail(path, layout).total + 2 * middle(path).total / 4 + 9 + 3
+    return tail(path).total + 2 * middle(path).total / 4 + 9 + 3
 
 
 @dataclass
