@@ -4,6 +4,7 @@ import csv
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import timm
@@ -134,7 +135,8 @@ def test_a_path_in_the_place_of_a_model_is_told_what_to_give(digits, trained, tm
     (saved / 'config.json').write_text('{}')
     advice = r'has the weights of a training, .*: `timm-se convert .*\.pth\.tar NETWORK folder`, .* local-dir:folder'
     for name, said in ((f'local-dir:{trained}', advice), (trained / 'last.pth.tar', advice),
-                       (saved, rf'is the folder of a saved model, whose name is local-dir:{saved}$')):
+                       (saved, rf'is the folder of a saved model, whose name is local-dir:{saved}$'),
+                       ('local-dir:nowhere', rf'no saved model in {Path.cwd() / "nowhere"}, which has no config')):
         with pytest.raises(SystemExit, match=said):
             main(['train', '--model', str(name), '--pretrained', '--data-dir', str(digits), '--output', str(tmp_path),
                   '--device', 'cpu', '--batch-size', '16', '--workers', '0'])

@@ -28,6 +28,7 @@ def check_model(name: str, arguments: Mapping[str, Any] | None = None) -> None:
     Raises:
         ValueError: neither timm nor the plugin has a model of this name, it is a path and not the name of a saved
             model, or it is timm's own and `arguments` have an ``attn``.
+        FileNotFoundError: a ``local-dir:`` without a saved model.
     """
     plain, place = name.partition('.')[0], Path(name.removeprefix(FOLDER))
     if name.startswith(FOLDER) or not timm.is_model(plain):
@@ -53,6 +54,8 @@ def _check_place(name: str, place: Path) -> None:
     if weights:
         raise ValueError(f'{place} has the weights of a training, and no {CONFIG} of a saved model: `timm-se convert '
                          f'{weights} NETWORK folder`, with the name of the network, makes the model {FOLDER}folder')
+    if name.startswith(FOLDER):
+        raise FileNotFoundError(f'there is no saved model in {place.absolute()}, which has no {CONFIG}')
 
 
 def trained_model(name: str) -> nn.Module:
