@@ -157,10 +157,10 @@ def test_activations_are_the_means_of_the_classes_and_of_all_images(tmp_path, no
     assert not (tmp_path / 'z.png').exists()
 
 
-def test_dollars_in_the_names_of_classes_are_no_formulas(tmp_path):
-    names = ['$_$', '$10%-$20%']
+@pytest.mark.parametrize('names', [['$_$', '$10%-$20%'], ['_background', '__']])
+def test_the_legend_has_names_of_classes_that_mean_something_to_matplotlib(tmp_path, names):
     figure = draw_activations(gate_statistics(network(), data(), names), names, tmp_path / 'a.png')
-    assert [text.get_text().replace(r'\$', '$') for text in figure.legends[0].texts] == [*names, 'all']
+    assert [text.get_text().replace(r'\$', '$').strip() for text in figure.legends[0].texts] == [*names, 'all']
 
 
 def test_each_of_many_classes_has_a_line_of_its_own(tmp_path):

@@ -68,7 +68,8 @@ def _draw_classes(
         channels = sampled_channels(layer.means.shape[2])
         for i, (name, k) in enumerate(zip(classes, indices, strict=True)):
             mean = layer.means[k, -1, channels].numpy()
-            label = name.replace('$', r'\$')  # Matplotlib takes what lies between two $ for a formula
+            # Matplotlib takes what lies between two $ for a formula, and leaves names with _ in front out of legends.
+            label = (' ' if name.startswith('_') else '') + name.replace('$', r'\$')
             axes.plot(mean, linewidth=1, label=label, color=f'C{i}', linestyle=_LINES[i // 10 % len(_LINES)])
             if deviations:
                 std = layer.variances[k, -1, channels].sqrt().numpy()
