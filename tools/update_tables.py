@@ -265,17 +265,22 @@ def draw_curves(path: Path) -> None:
     """Draw training loss and top-1 error of the longest trainings on CIFAR-10, epoch by epoch."""
     from matplotlib.figure import Figure
 
-    curves: dict[tuple[str, ...], list[Row]] = {}
+    curves: dict[tuple[str, str], dict[str, list[Row]]] = {}
     for epoch in read('cifar10-curves.csv'):
         if int(epoch['epochs']) >= 45:
-            curves.setdefault(_run(epoch), []).append(epoch)
+            curves.setdefault((epoch['model'], epoch['epochs']), {}).setdefault(epoch['seed'], []).append(epoch)
     figure = Figure(figsize=(9, 4), layout='constrained')
     loss, error = figure.subplots(1, 2)
-    for run, epochs in curves.items():
-        name = f'{run[0].removesuffix("_cifar_plugin")}, {run[3]} epochs, seed {run[2]}'
-        x = [int(epoch['epoch']) + 1 for epoch in epochs]
-        loss.plot(x, [float(epoch['train_loss']) for epoch in epochs], linewidth=1, label=name)
-        error.plot(x, [100 - 100 * float(epoch['val_top1']) for epoch in epochs], linewidth=1, label=name)
+    runs = sorted(curves.items(), key=lambda item: (int(item[0][1]), item[0][0]))
+    for i, ((model, length), seeds) in enumerate(runs):
+        name: str | None = (f'{model.removesuffix("_cifar_plugin")}, {length} epochs, '
+                            f'{len(seeds)} seed{"s" if len(seeds) > 1 else ""}')
+        for epochs in seeds.values():
+            x = [int(epoch['epoch']) + 1 for epoch in epochs]
+            for axes, y in ((loss, [float(epoch['train_loss']) for epoch in epochs]),
+                            (error, [100 - 100 * float(epoch['val_top1']) for epoch in epochs])):
+                axes.plot(x, y, linewidth=1, color=f'C{i}', label=name)
+            name = None  # once in the legend
     for axes, label, ticks in (
             (loss, 'training loss', (0.02, 0.05, 0.1, 0.2, 0.5, 1)),
             (error, 'top-1 error %, validation', (10, 12, 15, 20, 30, 50))):
