@@ -3,6 +3,7 @@
 import argparse
 import json
 import logging
+from pathlib import Path
 
 import pytest
 import timm
@@ -168,6 +169,8 @@ def test_a_saved_folder_is_pushed_as_the_model_in_it(hub, tmp_path):
     assert torch.equal(logits(timm.create_model('hf-hub:me/a', pretrained=True)), logits(model))
     with pytest.raises(ValueError, match=r'has nothing to share: neither the config.json'):
         push_to_hub(tmp_path, 'me/a')
+    with pytest.raises(FileNotFoundError, match=rf'there is no folder {Path.cwd() / "nowhere"}$'):
+        push_to_hub('nowhere', 'me/a')
 
 
 def test_the_prefix_of_a_saved_folder_is_taken_and_a_file_is_refused(tmp_path):

@@ -51,6 +51,7 @@ def push_to_hub(
 
     Raises:
         ValueError: the model cannot be shared, or `repo_id` is no name of a repository; the message says why.
+        FileNotFoundError: the folder does not exist.
         HfHubHTTPError: the Hub refuses; the message says why.
         ConnectionError: the Hub cannot be reached.
     """
@@ -80,6 +81,8 @@ def _loaded(source: nn.Module | str | Path, facts: Facts) -> tuple[nn.Module, Fa
     path = Path(str(source).removeprefix(FOLDER))
     if path.is_file():
         raise ValueError(f'{path} is a file; give the folder of a training or of a saved model, such as {path.parent}')
+    if not path.is_dir():
+        raise FileNotFoundError(f'there is no folder {path.absolute()}')
     if (path / CONFIG).is_file():
         saved = f'{FOLDER}{path}'
         config = read_config_json(saved)
