@@ -377,18 +377,18 @@ def pruning_table() -> str:
     body = []
     for (network, share, epochs), criteria in sorted(groups.items()):
         whole = next(iter(groups[network, 0.0, '0']['whole'].values()))
-        top1 = {criterion: {seed: 100 * float(row['top1']) for seed, row in rows.items()}
-                for criterion, rows in criteria.items()}
         for criterion, rows in sorted(criteria.items()):
-            one = next(iter(rows.values()))
-            body.append([
-                network, f'{100 * share:g} %', criterion, str(len(rows)), epochs, f'{int(one["parameters"]):,}',
-                f'{int(one["macs"]) / int(whole["macs"]):.3f}',
-                _spread([100 * float(row['top1_pruned']) for row in rows.values()], 2),
-                _spread(list(top1[criterion].values()), 2),
-                _difference(top1[criterion], top1.get('random', {}), 2)])
+            one, cells = next(iter(rows.values())), []
+            for name in ('top1_pruned', 'top1'):
+                values, random = ({seed: 100 * float(row[name]) for seed, row in of.items()}
+                                  for of in (rows, criteria.get('random', {})))
+                cells += [_spread(list(values.values()), 2),
+                          '' if criterion == 'random' else _difference(values, random, 2)]
+            body.append([network, f'{100 * share:g} %', criterion, str(len(rows)), epochs,
+                         f'{int(one["parameters"]):,}', f'{int(one["macs"]) / int(whole["macs"]):.3f}', *cells])
     return markdown(['model', 'share', 'channels leave by', 'seeds', 'epochs of fine-tuning', 'parameters', 'MACs',
-                     'top-1 %, pruned', 'fine-tuned', 'minus random (95 % interval)'], body)
+                     'top-1 %, pruned', 'minus random (95 % interval)', 'fine-tuned', 'minus random (95 % interval)'],
+                    body)
 
 
 def int8_table() -> str:
