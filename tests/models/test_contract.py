@@ -145,6 +145,19 @@ def test_forward_intermediates_are_the_features(name):
     torch.testing.assert_close(intermediates, features)
 
 
+@pytest.mark.parametrize(('name', 'head'), [
+    ('test_resnet', ''), ('bn_inception_plugin', ''),
+    ('test_efficientnet', 'bn2'), ('shufflenetv2_050_plugin', 'conv5')])
+@pytest.mark.parametrize('stop_early', [False, True])
+def test_levels_alone_update_the_norms_of_all_stages_unless_stopped_as_in_timms_networks(name, head, stop_early):
+    model = timm.create_model(name).train()
+    stage = model.feature_info[-1]['module']
+    model.forward_intermediates(torch.rand(2, 3, 64, 64), [1], stop_early=stop_early, intermediates_only=True)
+    seen = {key: int(value) for key, value in model.named_buffers() if key.endswith('num_batches_tracked')}
+    assert {value for key, value in seen.items() if key.startswith(f'{stage}.')} == {int(not stop_early)}
+    assert not any(value for key, value in seen.items() if head and key.startswith(f'{head}.'))
+
+
 @few_names
 def test_fx_graph_is_bitwise_equal_and_scripts(name):
     model = shallow(name).eval()

@@ -63,7 +63,7 @@ class LayerByLayer(Completed):
             norm: ignored, since the network does not end in a norm.
             stop_early: leave out the layers after the last level in `indices`, unless this is the network's last.
             output_fmt: ``'NCHW'``.
-            intermediates_only: return only the levels.
+            intermediates_only: return only the levels; the layers after the network's last level are left out.
 
         Raises:
             ValueError: another ``output_fmt``.
@@ -75,8 +75,9 @@ class LayerByLayer(Completed):
         take, last = feature_take_indices(len(levels), indices)
         names = network.layer_names
         checkpointed = getattr(network, 'checkpointed', names) if self.grad_checkpointing else ()
-        if intermediates_only or (stop_early and levels[last] != levels[-1]):
-            names = names[:names.index(levels[last]) + 1]
+        end = levels[last if stop_early else -1]
+        if intermediates_only or end != levels[-1]:
+            names = names[:names.index(end) + 1]
         intermediates = []
         for name in names:
             layer = network.get_submodule(name)
