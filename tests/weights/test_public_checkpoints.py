@@ -246,6 +246,8 @@ def test_what_is_no_part_of_the_network_is_left_out_and_reported(tmp_path):
         model = timm.create_model('resnet18_plugin', **SMALL)
         assert convert(weights, model, meta=said).unused == (unused,)
         assert_same_outputs(model, network)
+    with pytest.raises(ValueError, match=r'do not fit resnet18_plugin: missing'):
+        convert({'criterion.weight': torch.ones(5)}, model)
 
 
 @pytest.mark.parametrize('holder', ['model_state_dict', 'state_dict_ema', 'model_ema', 'net', 'state_dict'])

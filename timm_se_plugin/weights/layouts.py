@@ -30,13 +30,14 @@ def without_prefix(weights: StateDict, is_detector: bool) -> tuple[StateDict, st
         is_detector: whether ``backbone.`` stays, because it is part of the names in MMEngine's checkpoints.
     """
     taken = ''
-    while True:
+    while weights:
         prefix = next((prefix for prefix in _PREFIXES if not (is_detector and prefix == 'backbone.')
                        and all(key.startswith(prefix) for key in weights)), '')
         if not prefix:
-            return weights, taken
+            break
         taken += prefix
         weights = {key.removeprefix(prefix): value for key, value in weights.items()}
+    return weights, taken
 
 
 def with_names(weights: StateDict, renames: Mapping[str, str]) -> StateDict:
