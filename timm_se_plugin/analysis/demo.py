@@ -139,7 +139,7 @@ def demo(output: Path, epochs: int = 3, batch_size: int = 64, size: int = 32, se
         seeds: number of seeds; everything is done with the seeds 0, 1, and so on.
 
     Raises:
-        ValueError: an epoch, a size or a seed too few, or a batch of one image or of more than there are.
+        ValueError: no epoch, pixel or seed, or a batch of fewer than two images or of more than there are.
     """
     for name, value, least in (('epochs', epochs, 1), ('batch_size', batch_size, 2), ('size', size, 1),
                                ('seeds', seeds, 1)):
