@@ -1,6 +1,6 @@
 """Remove the channels that a trained network's gates use least, fine-tune, and tabulate accuracy against MACs.
 
-timm-se prune work_dirs/run/last.pth.tar --shares 0.25 0.5 --criteria mean random --epochs 3
+timm-se prune work_dirs/run/last.pth.tar --shares 0.25 0.5 --epochs 3
 """
 
 import argparse
@@ -9,15 +9,17 @@ from typing import Any
 
 __all__ = ['add_arguments', 'run']
 
+_CRITERIA = ('mean', 'deviation', 'random')
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
     parser.add_argument('checkpoint', help='checkpoint of timm-se train, whose options of data and model are used')
     parser.add_argument('--shares', type=float, nargs='+', default=[0.25, 0.5], metavar='X',
                         help='shares of the gated channels to remove, between 0 and 1 (default: 0.25 0.5)')
-    parser.add_argument('--criteria', nargs='+', choices=('mean', 'deviation', 'random'), default=['mean', 'random'],
+    parser.add_argument('--criteria', nargs='+', choices=_CRITERIA, default=list(_CRITERIA),
                         help='criteria that choose the channels: the smallest mean gate, the smallest deviation of the '
-                             'gate, or chance (default: mean random)')
+                             'gate, or chance (default: all three)')
     parser.add_argument('--epochs', type=int, default=3, metavar='N',
                         help='epochs of fine-tuning after the pruning (default: %(default)s)')
     parser.add_argument('--lr', type=float, default=0.01, metavar='X',
