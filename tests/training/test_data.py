@@ -13,11 +13,10 @@ from digit_runs import save_digits
 from filelock import FileLock
 from PIL import Image
 
-from timm_se_plugin.files.pictures import Picture
 from timm_se_plugin.training import parse_options
 from timm_se_plugin.training.augmentation import train_transforms
 from timm_se_plugin.training.data import class_names, eval_loader, open_split, train_loader
-from timm_se_plugin.training.images import Images, UnreadableImageError
+from timm_se_plugin.training.images import UnreadableImageError
 from timm_se_plugin.training.process import Process
 
 CONFIG = {'input_size': (3, 32, 32), 'mean': (0.5,) * 3, 'std': (0.5,) * 3, 'interpolation': 'bilinear',
@@ -216,16 +215,6 @@ def test_no_image_at_all_is_an_error(broken):
         path.write_bytes(b'')
     with pytest.raises(UnreadableImageError, match='10 images in a row cannot be read'):
         batches(broken, '--corrupt-images', 'skip')
-
-
-@pytest.mark.parametrize('corrupt', ['skip', 'fail'])
-def test_an_augmentation_that_fails_leaves_no_intact_image_out(digits, corrupt):
-    def fails(image):
-        raise ZeroDivisionError('in the augmentation')
-    data = open_split(options(digits), 'train', training=True)
-    images = Images(data, Picture('RGB'), lambda epoch: fails, seed=0, corrupt=corrupt, keep=False, replace=True)
-    with pytest.raises(ZeroDivisionError, match='in the augmentation'):
-        images[0, 0, 0]
 
 
 @pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')  # timm's reader leaves the file open

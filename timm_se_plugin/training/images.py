@@ -91,6 +91,7 @@ class Images(Dataset):
         for _ in range(_TRIES):
             try:
                 image, target = self._image(index)
+                return self._transformed(image, epoch, position), target
             except MemoryError:
                 raise
             except Exception as error:  # a broken file makes PIL raise exceptions of many classes
@@ -98,8 +99,6 @@ class Images(Dataset):
                 if self.corrupt == 'fail':
                     raise UnreadableImageError(f'{message}; --corrupt-images skip leaves it out') from error
                 _logger.warning('%s; it is left out', message)
-            else:
-                return self._transformed(image, epoch, position), target
             if not self.replace:
                 labels = getattr(self.dataset, 'target_transform', None)
                 unknown = labels.unknown if isinstance(labels, LabelTarget) else -1
