@@ -190,6 +190,7 @@ def test_json_is_all_that_stands_on_the_standard_output(capsys):
 @pytest.mark.parametrize('rank', ['0', '1'])
 def test_one_of_several_processes_prints_the_json(monkeypatch, capsys, rank):
     monkeypatch.setenv('RANK', rank)
+    monkeypatch.setenv('TORCHELASTIC_RUN_ID', 'none')  # as torchrun sets it
     main(['sites', 'se_resnet18_plugin', '--json'])
     assert bool(capsys.readouterr().out) == (rank == '0')
 

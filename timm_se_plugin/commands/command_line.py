@@ -114,7 +114,8 @@ def run(args: argparse.Namespace) -> None:
     with _errors_as_messages(args.traceback):
         with contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext():
             result = _module(args.command).run(args)
-        if args.json and os.environ.get('RANK', '0') == '0':  # torchrun's other processes have the same result
+        is_another = 'TORCHELASTIC_RUN_ID' in os.environ and os.environ.get('RANK') != '0'  # of torchrun's processes
+        if args.json and not is_another:
             print(json.dumps(finite(result), indent=1, default=str))
 
 
