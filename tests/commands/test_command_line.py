@@ -12,7 +12,7 @@ from digit_runs import TINY
 
 import timm_se_plugin
 from timm_se_plugin.commands import COMMANDS, command_parser, main
-from timm_se_plugin.commands.command_line import _EXTRAS
+from timm_se_plugin.commands.command_line import _EXTRAS, parse
 
 PACKAGE = Path(timm_se_plugin.__file__).parent
 START = (f"import runpy, sys; start = runpy.run_path({str(PACKAGE / 'commands' / '_launcher.py')!r})['main']\n"
@@ -213,7 +213,7 @@ def test_completion_knows_the_commands_and_their_options(capsys):
     assert '--auto-scale-lr' in script
 
 
-def test_bench_offers_the_choices_of_the_benchmark():
+def test_commands_offer_the_choices_of_their_functions():
     from timm_se_plugin.analysis.pruning import CRITERIA
     from timm_se_plugin.measuring.benchmark import DTYPES, LAYOUTS, MODES
     from timm_se_plugin.weights.convert import PADDINGS
@@ -225,4 +225,5 @@ def test_bench_offers_the_choices_of_the_benchmark():
     assert choices['bench', 'layout'] == tuple(LAYOUTS)
     assert choices['bench', 'dtype'] == tuple(DTYPES)
     assert choices['prune', 'criteria'] == CRITERIA
+    assert parse(['prune', 'last.pth.tar']).criteria == list(CRITERIA)
     assert choices['convert', 'padding'] == PADDINGS

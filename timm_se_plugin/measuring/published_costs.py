@@ -29,8 +29,9 @@ class PublishedCost:
     size: int = 224
 
 
-def _pair(network: str, base: str, plain: float, se: float, before: float | None = None, after: float | None = None,
-          ) -> list[PublishedCost]:
+def _pair(
+        network: str, base: str, plain: float, se: float, before: float | None = None, after: float | None = None,
+) -> list[PublishedCost]:
     return [
         PublishedCost(network, 'SE, Table 2', f'{base}_plugin', before, plain, {'attn': 'none'}),
         PublishedCost(f'SE-{network}', 'SE, Table 2', f'{base}_plugin', after, se, {'attn': 'se'})]
