@@ -148,3 +148,33 @@ def test_classes_behind_the_names_of_the_data_are_called_by_their_numbers(tmp_pa
         convert_file(tmp_path / 'last.pth.tar', 'test_resnet_plugin', tmp_path / 'converted')
         says = json.loads((tmp_path / 'converted' / 'config.json').read_text(encoding='utf-8'))
         assert says.get('label_names') == expected
+
+
+def test_attention_that_a_saved_model_gained_is_that_of_the_run(tmp_path):
+    write_model(timm.create_model('test_resnet_plugin', num_classes=5), tmp_path / 'base')
+    name = f"local-dir:{tmp_path / 'base'}"
+    trained = timm.create_model(name, pretrained=True, attn='se')
+    run(tmp_path, name, trained, model_kwargs={'attn': 'se'}, pretrained=True)
+    assert AttentionSpec.of(trained).init == 'identity'
+    assert AttentionSpec.of(read_run(tmp_path).model) == AttentionSpec.of(trained)
+
+
+def test_a_run_does_not_need_the_saved_model_it_began_with(tmp_path):
+    pytest.importorskip('sklearn', reason='the digits come with scikit-learn: the [train] extra')
+    from digit_runs import TINY, save_digits
+
+    from timm_se_plugin.training import evaluate_classifier, parse_evaluation, parse_options, train_classifier
+    write_model(timm.create_model('test_resnet_plugin', num_classes=10), tmp_path / 'base')
+    options = [*TINY, '--data-dir', str(save_digits(tmp_path / 'digits')), '--output', str(tmp_path), '--experiment',
+               'run', '--model', f"local-dir:{tmp_path / 'base'}", '--pretrained', '--model-kwargs', 'attn=se']
+    found = train_classifier(parse_options([*options, '--epochs', '1']))
+    (tmp_path / 'base').rename(tmp_path / 'moved')
+    last = tmp_path / 'run' / 'last.pth.tar'
+    metrics = evaluate_classifier(parse_evaluation(['--checkpoint', str(last), '--device', 'cpu']))
+    assert metrics['top1'] == pytest.approx(found['top1'])
+    train_classifier(parse_options([*options, '--epochs', '2', '--resume', 'auto']))
+    expected = AttentionSpec('se', init='identity')
+    assert AttentionSpec.of(read_run(tmp_path / 'run').model).differences(expected) == {}
+    convert_file(last, 'test_resnet_plugin', tmp_path / 'converted')
+    assert AttentionSpec.of(timm.create_model(f"local-dir:{tmp_path / 'converted'}")).differences(expected) == {}
+    assert str(tmp_path) not in push_to_hub(tmp_path / 'run', 'me/digits', dry_run=True).texts['config.json']

@@ -1,21 +1,24 @@
 """Names that timm can build."""
 
+import json
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
 from difflib import get_close_matches
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import timm
+from timm.models._hub import save_config_for_hf  # private: timm exports only the function that writes weights too
 from torch import nn
 
-from ..files.hub_files import CONFIG, FOLDER, WEIGHTS
+from ..files.hub_files import CONFIG, FOLDER, SAVED_AT, WEIGHTS
 from ..placement.spec import AttentionSpec
 from ._registry import architectures
 
-__all__ = ['check_model', 'keywords_of', 'trained_model']
+__all__ = ['check_model', 'create_network', 'description', 'keywords_of', 'trained_model']
 
 _WEIGHTS = ('.safetensors', '.pth', '.pth.tar', '.bin')  # endings of the files that timm looks for in a folder
 # Options of the commands for arguments of timm.create_model.
@@ -70,6 +73,40 @@ def trained_model(name: str) -> nn.Module:
             path.name.endswith(_WEIGHTS) for path in folder.iterdir()):
         raise ValueError(f'{folder} has no file of weights, such as {WEIGHTS}; copy or fetch the whole folder again')
     return timm.create_model(name, pretrained=True)
+
+
+def create_network(
+        name: str, kept: Mapping[str, Any] | None = None, pretrained: bool = False, **arguments: Any) -> nn.Module:
+    """``timm.create_model`` for a network whose description a checkpoint may hold.
+
+    Args:
+        name: name of the network, or of a saved model.
+        kept: :func:`description` of the network that was built of the saved model `name`; the network is then built
+            without its weights, and the saved model need not be there.
+        pretrained: load published or saved weights.
+        **arguments: of ``timm.create_model``.
+
+    Raises:
+        ValueError, FileNotFoundError: as :func:`check_model`.
+    """
+    if not kept or not name.startswith(SAVED_AT):
+        check_model(name, arguments)
+        return timm.create_model(name, pretrained=pretrained, **arguments)
+    with TemporaryDirectory() as folder:
+        Path(folder, CONFIG).write_text(json.dumps(kept), encoding='utf-8')
+        model: Any = timm.create_model(f'{FOLDER}{folder}', **arguments)
+    model.pretrained_cfg['file'] = None
+    return model
+
+
+def description(model: Any) -> dict[str, Any]:
+    """What timm writes into the ``config.json`` of a network, from which it builds the network again."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder, CONFIG)
+        save_config_for_hf(model, path)
+        described: dict[str, Any] = json.loads(path.read_text(encoding='utf-8'))
+    described.get('model_args', {}).pop('drop_path_rate', None)
+    return described
 
 
 @contextmanager

@@ -141,6 +141,7 @@ def parse_evaluation(
     Of a saved model, ``config.json`` says whether pictures are turned upright and have several labels.
     The device is never taken from the checkpoint, since a network trained on a GPU is evaluated on any machine.
     ``label_names`` of the result are the names of the checkpoint's classes; None where they are not known.
+    ``model_config`` describes the network of a training that began with a saved model; it is None for others.
 
     Args:
         argv: the command line; that of this process if None.
@@ -150,7 +151,7 @@ def parse_evaluation(
         ValueError: there is no such checkpoint, or it is broken, of an unknown kind or without weights.
     """
     parser = parser or evaluation_parser()
-    parser.set_defaults(label_names=None)
+    parser.set_defaults(label_names=None, model_config=None)
     given = parser.parse_args(argv)
     checkpoint = given.checkpoint
     if checkpoint and not Path(checkpoint).is_file():
@@ -169,7 +170,8 @@ def parse_evaluation(
         parser.set_defaults(label_names=names)
         parser.set_defaults(**{key: value for key, value in trained.items() if key in own and value is not None})
         if 'model' in trained:
-            parser.set_defaults(model_kwargs=model_kwargs(trained))
+            kept = saved.get('model_config') if parser.parse_args(argv).model == trained['model'] else None
+            parser.set_defaults(model_config=kept, model_kwargs=model_kwargs(trained, kept))
     elif given.model.startswith(SAVED_AT) and not checkpoint:
         check_model(given.model, given.model_kwargs)
         said = read_config_json(given.model)

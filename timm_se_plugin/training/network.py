@@ -5,13 +5,12 @@ from argparse import Namespace
 from collections.abc import Sequence
 from typing import Any
 
-import timm
 import torch
 from timm.data import ImageNetInfo, infer_imagenet_subset
 from timm.models import load_checkpoint
 from torch import nn
 
-from ..models.names import check_model, keywords_of
+from ..models.names import create_network, keywords_of
 from ..weights.folders import saved_class_names
 from ..weights.runs import channel_kwargs
 from .process import Process
@@ -37,13 +36,12 @@ def evaluated_network(options: Namespace, process: Process) -> Any:
     Raises:
         ValueError: an unknown model, or a checkpoint of another model.
     """
-    check_model(options.model, options.model_kwargs)
     if not (options.checkpoint or options.pretrained):  # timm's validate.py takes the published weights by itself
         _logger.warning('%s is evaluated with random weights; --pretrained takes published ones, and --checkpoint '
                         'those of a file', options.model)
     with keywords_of(options.model, options.model_kwargs):
-        model = timm.create_model(
-            options.model, pretrained=options.pretrained, num_classes=options.num_classes,
+        model = create_network(
+            options.model, options.model_config, options.pretrained, num_classes=options.num_classes,
             **channel_kwargs(vars(options)))
     if options.checkpoint:
         try:

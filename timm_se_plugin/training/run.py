@@ -18,7 +18,8 @@ from timm.task import ClassificationTask, MultiLabelClassificationTask
 from timm.utils import NativeScaler, dispatch_clip_grad, random_seed
 from torch import Tensor, nn
 
-from ..models.names import check_model, keywords_of
+from ..files.hub_files import SAVED_AT
+from ..models.names import create_network, description, keywords_of
 from ..weights.runs import channel_kwargs, data_config
 from .augmentation import BatchAugmentation
 from .checkpoint import BEST, LAST, newest_whole, save_checkpoint
@@ -85,7 +86,10 @@ class Run:
         # Checkpoints keep the batch size that the command gives, which another number of processes may have changed.
         self.given = Namespace(**{**vars(options), **batch})
         random_seed(options.seed)
-        model = self.create_model(options.model, options.model_kwargs, options.pretrained)
+        kept = (state or {}).get('model_config')
+        model = self.create_model(options.model, options.model_kwargs, options.pretrained, kept)
+        # The saved model that the run begins with may be moved or replaced before the run is read.
+        self.model_config = kept or (description(model) if options.model.startswith(SAVED_AT) else None)
         if options.sync_bn:
             if process.device.type != 'cuda':
                 raise ValueError('--sync-bn needs CUDA: torch.nn.SyncBatchNorm does not run on the CPU')
@@ -285,7 +289,7 @@ class Run:
             'position': {
                 'epoch': self.epoch, 'batch': self.batch, 'grad_accum_steps': self.options.grad_accum_steps,
                 'world_size': self.process.world_size, 'global_batch': self.global_batch},
-            'label_names': self.label_names, 'images': self.images,
+            'label_names': self.label_names, 'model_config': self.model_config, 'images': self.images,
             'sums': sums.tolist(), 'seconds': self.seconds, 'best': self.best, 'history': self.history,
         }
         if self.scaler:
@@ -314,13 +318,14 @@ class Run:
         if (self.folder / BEST).exists():  # otherwise the best of the epochs to come is written
             self.best = state['best']
 
-    def create_model(self, name: str, model_kwargs: dict[str, Any], pretrained: bool) -> nn.Module:
+    def create_model(
+            self, name: str, model_kwargs: dict[str, Any], pretrained: bool, kept: dict[str, Any] | None = None,
+    ) -> nn.Module:
         """A network on the device, as the options describe it, with BatchNorm that is not synchronised yet."""
         options = self.options
-        check_model(name, model_kwargs)
         with keywords_of(name, {**model_kwargs, 'drop_path_rate': options.drop_path}):
-            model = timm.create_model(
-                name, pretrained=pretrained, num_classes=self.classes,
+            model: Any = create_network(
+                name, kept, pretrained, num_classes=self.classes,
                 drop_path_rate=options.drop_path, **model_kwargs)  # timm drops keywords that are None
         if options.grad_checkpointing:
             try:

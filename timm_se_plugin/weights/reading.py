@@ -77,7 +77,8 @@ def read_weights(path: str | Path) -> tuple[StateDict, dict[str, Any]]:
     said: dict[str, Any] = {}
     if found is not loaded:
         said |= _mapping(loaded.get('meta'))
-        said |= {key: loaded[key] for key in ('args', 'epoch', 'label_names', 'position') if key in loaded}
+        known = ('args', 'epoch', 'label_names', 'model_config', 'position')
+        said |= {key: loaded[key] for key in known if key in loaded}
         if 'args' in said:
             said['args'] = _mapping(said['args'])
     return clean_state_dict(weights), said

@@ -4,14 +4,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import timm
 from timm.data import resolve_data_config
+from timm.models import PretrainedCfg
 from torch import nn
 
+from ..files.hub_files import SAVED_AT, read_config_json
 from ..files.tables import read_table
 from ..models._registry import architectures
-from ..models._resolution import resolve
-from ..models.names import check_model
+from ..models._resolution import SAVED_SOURCES, resolve
+from ..models.names import create_network
 from ..models.state_dicts import Misfit
 from ..placement.record import record_origin
 from ..placement.spec import split_attention_kwargs
@@ -79,7 +80,7 @@ def read_run(folder: str | Path) -> TrainedClassifier | None:
     if 'model' not in args:
         raise ValueError(f"{paths[0]} does not say which model it belongs to; timm's checkpoints say so in args")
     try:
-        model = build_model(args)
+        model = build_model(args, said.get('model_config'))
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"{paths[0]} is of a training that began with {args['model']}, whose config.json describes the network and "
@@ -104,20 +105,21 @@ def names_of_all(names: Any, model: Any) -> list[str] | None:
     return [*names, *map(str, range(len(names), model.num_classes))]
 
 
-def build_model(args: Mapping[str, Any]) -> nn.Module:
+def build_model(args: Mapping[str, Any], kept: Mapping[str, Any] | None = None) -> nn.Module:
     """The network that a run trained, without its weights.
 
     Args:
         args: options of the run, by the names of this package's trainer and timm's train.py.
+        kept: entry ``model_config`` of the checkpoint, which describes the network of a run that began with a saved
+            model.
 
     Raises:
         ValueError: neither timm nor the plugin has such a model.
     """
-    check_model(args['model'])
-    kwargs = model_kwargs(args)
+    kwargs = model_kwargs(args, kept)
     if args.get('num_classes') is not None:
         kwargs.setdefault('num_classes', args['num_classes'])
-    return timm.create_model(args['model'], **kwargs)
+    return create_network(args['model'], kept, **kwargs)
 
 
 def data_config(args: Mapping[str, Any], model: Any) -> dict[str, Any]:
@@ -168,20 +170,37 @@ def channel_kwargs(args: Mapping[str, Any]) -> dict[str, Any]:
     return {**{key: value for key, value in given.items() if value}, **(args.get('model_kwargs') or {})}
 
 
-def model_kwargs(args: Mapping[str, Any]) -> dict[str, Any]:
+def model_kwargs(args: Mapping[str, Any], kept: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The ``model_kwargs`` that build the network of a run again without loading weights.
 
     Args:
         args: options of the run, as for :func:`build_model`.
+        kept: as for :func:`build_model`; where it is given, it has the options of attention.
     """
-    name, _, tag = args['model'].partition('.')
     kwargs = channel_kwargs(args)
+    if kept or not args.get('pretrained'):
+        return kwargs
+    if args['model'].startswith(SAVED_AT):
+        return _gained(args['model'], kwargs)
+    name, _, tag = args['model'].partition('.')
     arch = architectures.get(name)
-    if arch is not None and args.get('pretrained'):  # the tag's weights have decided on the attention
+    if arch is not None:  # the tag's weights have decided on the attention
         options = split_attention_kwargs(kwargs)
         attn, _ = resolve(arch, options, tag or None)
         kwargs.update(attn.to_kwargs() if attn else options)
     return kwargs
+
+
+def _gained(place: str, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of a network that began with a saved model, with all options of attention that the weights lacked."""
+    options = split_attention_kwargs(dict(kwargs))
+    said = read_config_json(place) if 'attn' in options else {}
+    arch = architectures.get(said.get('architecture', ''))
+    if arch is None:
+        return kwargs
+    cfg = PretrainedCfg(source=SAVED_SOURCES[0], architecture=arch.name)
+    attn, gained = resolve(arch, options, cfg, said.get('model_args'))
+    return {**kwargs, **attn.to_kwargs()} if attn and gained else kwargs
 
 
 def own_arguments(said: Mapping[str, Any], name: str, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -192,10 +211,12 @@ def own_arguments(said: Mapping[str, Any], name: str, given: Mapping[str, Any]) 
         name: name of the network.
         given: arguments that replace the run's; with an ``attn``, none of the run's arguments are used.
     """
-    args = said.get('args') or {}
-    if str(args.get('model')).partition('.')[0] != name or 'attn' in given:
+    args, kept = said.get('args') or {}, said.get('model_config') or {}
+    if 'attn' in given:
         return dict(given)
-    return {**model_kwargs(args), **given}
+    if kept.get('architecture') == name:
+        return {**kept.get('model_args', {}), **given}
+    return {**model_kwargs(args), **given} if str(args.get('model')).partition('.')[0] == name else dict(given)
 
 
 def _facts(args: Mapping[str, Any], summary: Path, epoch: int | None) -> Facts:
