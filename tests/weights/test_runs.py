@@ -177,4 +177,6 @@ def test_a_run_does_not_need_the_saved_model_it_began_with(tmp_path):
     assert AttentionSpec.of(read_run(tmp_path / 'run').model).differences(expected) == {}
     convert_file(last, 'test_resnet_plugin', tmp_path / 'converted')
     assert AttentionSpec.of(timm.create_model(f"local-dir:{tmp_path / 'converted'}")).differences(expected) == {}
+    with pytest.raises(ValueError, match='compute different functions'):
+        convert_file(last, 'test_resnet_plugin', tmp_path / 'other', attn='se')
     assert str(tmp_path) not in push_to_hub(tmp_path / 'run', 'me/digits', dry_run=True).texts['config.json']

@@ -331,10 +331,10 @@ def _source_of(
         source: str | None, numbers: Mapping[str, int], meta: Mapping[str, Any],
 ) -> tuple[nn.Module | None, dict[str, Any] | None]:
     """The network of the weights, by name or by the options of a training, and its preprocessing; None if unknown."""
-    args = dict(meta.get('args') or {})
+    args, kept = dict(meta.get('args') or {}), meta.get('model_config')
     if source:
-        args = {'model': source}
-    elif not timm.is_model(str(args.get('model')).partition('.')[0]):
+        args, kept = {'model': source}, None
+    elif not kept and not timm.is_model(str(args.get('model')).partition('.')[0]):
         return None, None
-    original = build_model({**args, **numbers})
+    original = build_model({**args, **numbers}, kept)
     return original, data_config(args, original)
