@@ -268,6 +268,14 @@ def test_init_cfg_loads_as_mmengine_users_know_it(plain, tmp_path):
         again = build(init_cfg=[dict(type='Kaiming', layer='Conv2d'), cfg], attn=attn, attn_init='identity')
         for out, theirs in zip(features(again), features(model), strict=True):
             torch.testing.assert_close(out, theirs, rtol=1e-5, atol=1e-5)
+    se = timm.create_model('resnet18_plugin', attn='se', attn_init='identity')
+    torch.save(dict(state_dict=se.state_dict()), tmp_path / 'se.pth')
+    torch.save(dict(state_dict=nn.ModuleDict(dict(
+        backbone=build(attn='se', attn_init='identity', init=False))).state_dict()), tmp_path / 'se_det.pth')
+    for file in ('se.pth', 'se_det.pth'):
+        with pytest.raises(ValueError, match=r"the weights belong to another attention .* attn_gate='sigmoid'"):
+            load_checkpoint(build(attn='se') if file == 'se.pth' else nn.ModuleDict(dict(backbone=build(attn='se'))),
+                            str(tmp_path / file))
     with pytest.raises(ValueError, match='pretrained=True and init_cfg of type Pretrained both name weights'):
         build(init_cfg=cfg, pretrained=True)
 

@@ -3,7 +3,8 @@
 import torch
 
 from timm_se_plugin import AttentionSpec
-from timm_se_plugin.models.state_dicts import Misfit, attention_misfit
+from timm_se_plugin.models.state_dicts import Misfit
+from timm_se_plugin.placement.spec import attention_misfit
 
 
 def test_a_misfit_names_what_is_missing_unexpected_and_of_another_shape():

@@ -22,9 +22,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ..files.hub_files import HUB, SAVED_AT
 from ..models._registry import architectures
 from ..models._resolution import is_place, resolve_unseen
-from ..models.state_dicts import Misfit, attention_misfit
+from ..models.state_dicts import Misfit
 from ..placement import AttentionSpec, attention_modules
 from ..placement.finding import restart_identity
+from ..placement.record import compare_state_dicts
+from ..placement.spec import attention_misfit
 from ..weights.mm_config import registered_backbone
 
 __all__ = ['TimmAttentionBackbone']
@@ -104,6 +106,7 @@ class TimmAttentionBackbone(BaseModule):
 
         net = self._create(out_indices)
         self.attn = AttentionSpec.of(net)
+        compare_state_dicts(self)
         self.feature_info = net.feature_info
         self.out_channels = tuple(self.feature_info.channels())
         self.strides = tuple(self.feature_info.reduction())

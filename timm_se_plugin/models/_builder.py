@@ -10,7 +10,7 @@ from torch import nn
 
 from ..files.hub_files import read_config_json
 from ..placement import AttentionSpec, place_attention
-from ..placement.record import record_arguments, record_origin
+from ..placement.record import compare_state_dicts, record_arguments, record_origin
 from ..placement.spec import applicable, is_option, split_attention_kwargs
 from ..placement.surgery import run_blocks_fused, vacate_blocks
 from ..placement.widths import set_widths
@@ -100,6 +100,7 @@ def build(arch: Architecture, pretrained: bool = False, **kwargs: Any) -> nn.Mod
         record_arguments(model, pruned_widths=pruned_widths)
     if placed is not None:
         record_arguments(model, **placed.to_kwargs())
+        compare_state_dicts(model)
     elif options:
         record_arguments(model, **{**options, 'attn': 'none'})
     return model

@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..placement import AttentionSpec, attention_modules
+from ..placement import attention_modules
 
-__all__ = ['Misfit', 'StateDict', 'attention_misfit', 'checkpoint_filter']
+__all__ = ['Misfit', 'StateDict', 'checkpoint_filter']
 
 StateDict = dict[str, Tensor]
 
@@ -65,24 +65,6 @@ def _shape(value: Any) -> tuple[int, ...]:
 def _shortened(keys: Collection[str]) -> str:
     first = ', '.join(sorted(keys)[:4])
     return first if len(keys) <= 4 else f'{first} and {len(keys) - 4} more'
-
-
-def attention_misfit(
-        network: AttentionSpec | None, weights: AttentionSpec | None, ignored: str | tuple[str, ...] = (),
-) -> str:
-    """Options in which the attention of a network and of weights differ, as text; empty if they agree.
-
-    Args:
-        network: the attention that the network has.
-        weights: the attention that the weights were trained with.
-        ignored: prefixes of options that may differ, such as ``'attn_rd_'``.
-    """
-    if network is None or weights is None:
-        different = {'attn': (network and network.attn, weights and weights.attn)} if network != weights else {}
-    else:
-        different = network.differences(weights)
-    return ', '.join(f'{name}={value!r} (the weights have {other!r})' for name, (value, other) in different.items()
-                     if not name.startswith(ignored))
 
 
 def checkpoint_filter(

@@ -1,4 +1,4 @@
-"""The record that a network keeps of its attention, from which a saved config.json builds the network again."""
+"""The record that a network keeps of its attention, for a saved config.json and for state dicts."""
 
 import logging
 from typing import Any
@@ -6,13 +6,15 @@ from typing import Any
 import timm
 from torch import nn
 
-from .spec import AttentionSpec
+from .spec import SHOWN_BY_WEIGHTS, AttentionSpec, applicable, attention_misfit
 
 __all__ = [
-    'OPEN_NAMES', 'TIMM_NAMES', 'began_with_published_weights', 'is_recorded', 'record_arguments', 'record_attention',
-    'record_origin']
+    'OPEN_NAMES', 'TIMM_NAMES', 'began_with_published_weights', 'compare_state_dicts', 'is_recorded',
+    'record_arguments', 'record_attention', 'record_origin', 'told_attention']
 
 _logger = logging.getLogger(__name__)
+
+_TOLD = 'timm_se_plugin.attention'  # entry of a state dict's metadata
 
 # Names under which the same network accepts any ``attn=``: OPEN_NAMES for each name of the plugin, TIMM_NAMES for
 # timm's names. The registration of models fills both.
@@ -40,6 +42,47 @@ def began_with_published_weights(model: nn.Module) -> bool:
     return bool(getattr(model, '_began_with_published_weights', True))
 
 
+def compare_state_dicts(model: nn.Module) -> None:
+    """From now on, let ``state_dict()`` tell the attention of the network, and ``load_state_dict()`` compare it.
+
+    Keys and shapes do not show, for example, which gate the weights were trained with. The attention is told in the
+    metadata that PyTorch keeps beside the keys and ``torch.save`` writes. What says nothing of its attention, such as a
+    safetensors file or a copied ``dict``, loads as before.
+    """
+    if _tell not in model._state_dict_hooks.values():
+        model.register_state_dict_post_hook(_tell)
+        model.register_load_state_dict_pre_hook(_compare)
+
+
+def _recorded(module: nn.Module) -> AttentionSpec | None:
+    own = getattr(module, 'attn', None)
+    return own if isinstance(own, AttentionSpec) else AttentionSpec.of(module)  # the former in a backbone
+
+
+def _tell(module: nn.Module, state: dict[str, Any], prefix: str, metadata: dict[str, Any]) -> None:
+    spec = _recorded(module)
+    if spec is not None:
+        metadata[_TOLD] = spec.to_kwargs()
+
+
+def _compare(module: nn.Module, state: dict[str, Any], prefix: str, metadata: dict[str, Any], *_: Any) -> None:
+    spec, told = _recorded(module), metadata.get(_TOLD)
+    if spec is None or told is None:
+        return
+    different = attention_misfit(spec, AttentionSpec.from_kwargs(applicable(told)), ignored=SHOWN_BY_WEIGHTS)
+    if different:
+        raise ValueError(f'the weights belong to another attention than that of this {type(module).__name__}: '
+                         f'{different}; build the network with the options of the weights, or load '
+                         'dict(state_dict), which does not tell its attention')
+
+
+def told_attention(state: Any) -> AttentionSpec | None:
+    """The attention that a state dict tells, also that of a part of the network or of a wrapper; None for others."""
+    metadata = getattr(state, '_metadata', {}).values()
+    told = next((entry[_TOLD] for entry in metadata if _TOLD in entry), None)
+    return AttentionSpec.from_kwargs(applicable(told)) if told else None
+
+
 def record_attention(model: nn.Module, spec: AttentionSpec | None) -> None:
     """Record the attention that a network now carries, for ``AttentionSpec.of`` and config.json.
 
@@ -50,6 +93,7 @@ def record_attention(model: nn.Module, spec: AttentionSpec | None) -> None:
     recorded._model_args = {name: value for name, value in getattr(model, '_model_args', {}).items()
                             if not name.startswith('attn_')}
     record_arguments(model, **(spec.to_kwargs() if spec else {'attn': 'none'}))
+    compare_state_dicts(model)
     cfg: Any = getattr(model, 'pretrained_cfg', None) or {}
     name = cfg.get('architecture') or ''
     opened = TIMM_NAMES.get(name) or (OPEN_NAMES.get(name) if spec is None else None)
@@ -62,4 +106,4 @@ def record_attention(model: nn.Module, spec: AttentionSpec | None) -> None:
 
 def is_recorded(module: nn.Module) -> bool:
     """Whether a network is recorded to carry attention of the plugin."""
-    return bool(AttentionSpec.of(module)) or isinstance(getattr(module, 'attn', None), AttentionSpec)  # a backbone
+    return bool(_recorded(module))

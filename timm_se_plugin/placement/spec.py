@@ -16,11 +16,15 @@ from ..layers.selective_kernel import SELECTS
 from ..layers.squeeze_excite import GATES, SQUEEZES
 from .attentions import ATTENTIONS, Attention
 
-__all__ = ['INTEGRATIONS', 'AttentionSpec', 'applicable', 'is_option', 'split_attention_kwargs']
+__all__ = [
+    'INTEGRATIONS', 'SHOWN_BY_WEIGHTS', 'AttentionSpec', 'applicable', 'attention_misfit', 'is_option',
+    'split_attention_kwargs']
 
 INTEGRATIONS = ('standard', 'pre', 'post', 'identity', '3x3')
 # Options that do not change what a network computes with given weights.
 _RUNTIME = ('fused', 'init')
+# Prefixes of model keywords that set places and widths, which the keys and shapes of weights show.
+SHOWN_BY_WEIGHTS = ('attn_rd_', 'attn_stages', 'attn_sk_stages', 'attn_sites')
 
 
 @dataclass(frozen=True)
@@ -247,6 +251,24 @@ def split_attention_kwargs(kwargs: dict[str, Any]) -> dict[str, Any]:
     """Take ``attn`` and every ``attn_*`` out of `kwargs`, which timm's constructors refuse; return those not None."""
     taken = {key: kwargs.pop(key) for key in list(kwargs) if key == 'attn' or key.startswith('attn_')}
     return {key: value for key, value in taken.items() if value is not None}
+
+
+def attention_misfit(
+        network: AttentionSpec | None, weights: AttentionSpec | None, ignored: str | tuple[str, ...] = (),
+) -> str:
+    """Options in which the attention of a network and of weights differ, as text; empty if they agree.
+
+    Args:
+        network: the attention that the network has.
+        weights: the attention that the weights were trained with.
+        ignored: prefixes of options that may differ, such as ``'attn_rd_'``.
+    """
+    if network is None or weights is None:
+        different = {'attn': (network and network.attn, weights and weights.attn)} if network != weights else {}
+    else:
+        different = network.differences(weights)
+    return ', '.join(f'{name}={value!r} (the weights have {other!r})' for name, (value, other) in different.items()
+                     if not name.startswith(ignored))
 
 
 def applicable(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,9 +14,10 @@ from ..files.hub_files import SAVED_AT, read_config_json
 from ..models._published import legacy_keys
 from ..models._registry import architectures
 from ..models.names import check_model, keywords_of, trained_model
-from ..models.state_dicts import Misfit, StateDict, attention_misfit
+from ..models.state_dicts import Misfit, StateDict
 from ..placement import AttentionSpec, attention_modules
 from ..placement.record import record_origin
+from ..placement.spec import SHOWN_BY_WEIGHTS, attention_misfit
 from .caffe import INPUT
 from .folders import description_in, write_model
 from .layouts import is_beside, is_elsewhere, layout_of, renamed, sizes, with_names, without_prefix
@@ -105,7 +106,8 @@ def convert(
     layout, backbone = layout_of(weights), backbone_config(meta or {})
     _check_function(model, source, layout, backbone)
     given, origin = renamed(layout, weights)
-    _check_keys(model, given, origin, layout, backbone)
+    told = (meta or {}).get('attention')
+    _check_keys(model, given, origin, layout, backbone, told)
     notes = [f'the prefix {prefix} of every key was removed'] if prefix else []
     if pads_shortcuts(model) and source is None:
         if padding is None:
@@ -115,7 +117,7 @@ def convert(
         if padding == 'both':
             given = padded_behind(given, model)
     if source is None:
-        notes += _assumptions(layout, weights, AttentionSpec.of(model))
+        notes += _assumptions(layout, weights, None if told else AttentionSpec.of(model))
     expected = model.state_dict()
     model.load_state_dict({**expected, **{key: given[key] for key in expected.keys() & given.keys()}})
     return Conversion(
@@ -149,6 +151,7 @@ def _check_function(
 
 def _check_keys(
         model: nn.Module, given: StateDict, origin: Mapping[str, str], layout: str, backbone: Mapping[str, Any],
+        told: AttentionSpec | None,
 ) -> None:
     """Raise for keys or shapes that do not fit the model, whose classifier or identity attention may be missing."""
     cfg: Any = model.pretrained_cfg
@@ -161,7 +164,8 @@ def _check_keys(
     if gains_attention:
         may_miss |= attention
     elif attn and attention:
-        _check_attention(attn, backbone_attention(backbone) if layout == 'mmdet' else _DECLARED.get(layout, attn), cfg)
+        declared = backbone_attention(backbone) if layout == 'mmdet' else _DECLARED.get(layout, attn)
+        _check_attention(attn, told or declared, cfg)
     elsewhere = {key for key, old in origin.items() if is_elsewhere(layout, old)}
     misfit = Misfit.of(given, expected, ignored=may_miss | elsewhere)
     if misfit:
@@ -195,7 +199,7 @@ def _assumptions(layout: str, weights: StateDict, attn: AttentionSpec | None) ->
 
 
 def _check_attention(attn: AttentionSpec, weights: AttentionSpec, cfg: Mapping[str, Any]) -> None:
-    different = attention_misfit(attn, weights, ignored='attn_rd_')  # shapes show the width
+    different = attention_misfit(attn, weights, ignored=SHOWN_BY_WEIGHTS)
     if different:
         raise ValueError(f"{cfg['architecture']} was made with another attention than the weights have: {different}")
 

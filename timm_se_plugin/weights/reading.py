@@ -15,6 +15,7 @@ from torch import Tensor
 from ..files.hub_files import check_not_pointer, tensor_shapes
 from ..files.writing import is_whole
 from ..models.state_dicts import StateDict
+from ..placement.record import told_attention
 from .caffe import caffe_layers
 
 __all__ = ['read_weights', 'reason_of']
@@ -41,8 +42,8 @@ def read_weights(path: str | Path) -> tuple[StateDict, dict[str, Any]]:
 
     Returns:
         The weights by key, and a dict of metadata: the entries of ``meta`` in a file of MMEngine, ``args`` (as a
-        mapping) and ``epoch`` in a file of timm, and also ``label_names`` and ``position`` in a file of this package's
-        trainer.
+        mapping) and ``epoch`` in a file of timm, and also ``label_names``, ``model_config`` and ``position`` in a file
+        of this package's trainer; and ``attention``, where the weights tell the specification of theirs.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -81,6 +82,9 @@ def read_weights(path: str | Path) -> tuple[StateDict, dict[str, Any]]:
         said |= {key: loaded[key] for key in known if key in loaded}
         if 'args' in said:
             said['args'] = _mapping(said['args'])
+    told = told_attention(found)
+    if told is not None:
+        said['attention'] = told
     return clean_state_dict(weights), said
 
 

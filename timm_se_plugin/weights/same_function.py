@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..models.state_dicts import Misfit, attention_misfit
+from ..models.state_dicts import Misfit
 from ..placement import AttentionSpec, attention_modules
+from ..placement.spec import attention_misfit
 from .layouts import layout_of, renamed
 
 __all__ = ['check_same_function']
