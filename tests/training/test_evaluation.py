@@ -155,6 +155,8 @@ def test_classes_that_the_data_lacks_are_numbers_and_a_warning(digits, tmp_path,
 
 def test_a_checkpoint_of_another_model_is_an_error(trained):
     checkpoint = str(trained[0] / 'last.pth.tar')
+    with pytest.raises(ValueError, match=r"another attention .* attn_gate='tanh' \(the weights have 'sigmoid'\)"):
+        evaluate_classifier(parse_evaluation(['--checkpoint', checkpoint, '--model-kwargs', 'attn_gate=tanh']))
     with pytest.raises(ValueError, match=r'--checkpoint .* does not fit --model resnet18 with 10 classes'):
         evaluate_classifier(parse_evaluation(['--checkpoint', checkpoint, '--model', 'resnet18']))
 

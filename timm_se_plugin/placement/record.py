@@ -9,8 +9,8 @@ from torch import nn
 from .spec import SHOWN_BY_WEIGHTS, AttentionSpec, applicable, attention_misfit
 
 __all__ = [
-    'OPEN_NAMES', 'TIMM_NAMES', 'began_with_published_weights', 'compare_state_dicts', 'is_recorded',
-    'record_arguments', 'record_attention', 'record_origin', 'told_attention']
+    'OPEN_NAMES', 'TIMM_NAMES', 'began_with_published_weights', 'check_attention_of_weights', 'compare_state_dicts',
+    'is_recorded', 'record_arguments', 'record_attention', 'record_origin', 'told_attention']
 
 _logger = logging.getLogger(__name__)
 
@@ -66,7 +66,21 @@ def _tell(module: nn.Module, state: dict[str, Any], prefix: str, metadata: dict[
 
 
 def _compare(module: nn.Module, state: dict[str, Any], prefix: str, metadata: dict[str, Any], *_: Any) -> None:
-    spec, told = _recorded(module), metadata.get(_TOLD)
+    check_attention_of_weights(module, metadata.get(_TOLD))
+
+
+def told_attention(state: Any) -> dict[str, Any] | None:
+    """Keywords of the attention that a state dict tells, also of a part of the network or of a wrapper."""
+    metadata = getattr(state, '_metadata', {}).values()
+    return next((entry[_TOLD] for entry in metadata if _TOLD in entry), None)
+
+
+def check_attention_of_weights(module: nn.Module, told: dict[str, Any] | None) -> None:
+    """Raise ValueError if weights tell another attention than that of the network; `told` is :func:`told_attention`.
+
+    What keys and shapes show is left to them, also attention that only one of the two has.
+    """
+    spec = _recorded(module)
     if spec is None or told is None:
         return
     different = attention_misfit(spec, AttentionSpec.from_kwargs(applicable(told)), ignored=SHOWN_BY_WEIGHTS)
@@ -74,13 +88,6 @@ def _compare(module: nn.Module, state: dict[str, Any], prefix: str, metadata: di
         raise ValueError(f'the weights belong to another attention than that of this {type(module).__name__}: '
                          f'{different}; build the network with the options of the weights, or load '
                          'dict(state_dict), which does not tell its attention')
-
-
-def told_attention(state: Any) -> AttentionSpec | None:
-    """The attention that a state dict tells, also that of a part of the network or of a wrapper; None for others."""
-    metadata = getattr(state, '_metadata', {}).values()
-    told = next((entry[_TOLD] for entry in metadata if _TOLD in entry), None)
-    return AttentionSpec.from_kwargs(applicable(told)) if told else None
 
 
 def record_attention(model: nn.Module, spec: AttentionSpec | None) -> None:

@@ -141,7 +141,8 @@ def parse_evaluation(
     Of a saved model, ``config.json`` says whether pictures are turned upright and have several labels.
     The device is never taken from the checkpoint, since a network trained on a GPU is evaluated on any machine.
     ``label_names`` of the result are the names of the checkpoint's classes; None where they are not known.
-    ``model_config`` describes the network of a training that began with a saved model; it is None for others.
+    ``model_config`` describes the network of a training that began with a saved model, and ``told_attention`` has the
+    options of attention that the weights tell; both are None for others.
 
     Args:
         argv: the command line; that of this process if None.
@@ -151,7 +152,7 @@ def parse_evaluation(
         ValueError: there is no such checkpoint, or it is broken, of an unknown kind or without weights.
     """
     parser = parser or evaluation_parser()
-    parser.set_defaults(label_names=None, model_config=None)
+    parser.set_defaults(label_names=None, model_config=None, told_attention=None)
     given = parser.parse_args(argv)
     checkpoint = given.checkpoint
     if checkpoint and not Path(checkpoint).is_file():
@@ -167,7 +168,7 @@ def parse_evaluation(
         # Not taken from the training: the machine, what the checkpoint replaces, and a class map where names are saved.
         others = {'output', 'pretrained', 'device', 'dist_backend', *(('class_map',) if names else ())}
         own = {action.dest for action in parser._actions} - others
-        parser.set_defaults(label_names=names)
+        parser.set_defaults(label_names=names, told_attention=saved.get('attention'))
         parser.set_defaults(**{key: value for key, value in trained.items() if key in own and value is not None})
         if 'model' in trained:
             kept = saved.get('model_config') if parser.parse_args(argv).model == trained['model'] else None

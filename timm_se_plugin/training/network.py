@@ -11,6 +11,7 @@ from timm.models import load_checkpoint
 from torch import nn
 
 from ..models.names import create_network, keywords_of
+from ..placement.record import check_attention_of_weights
 from ..weights.folders import saved_class_names
 from ..weights.runs import channel_kwargs
 from .process import Process
@@ -34,7 +35,7 @@ def evaluated_network(options: Namespace, process: Process) -> Any:
         process: the process whose device holds the network.
 
     Raises:
-        ValueError: an unknown model, or a checkpoint of another model.
+        ValueError: an unknown model, or a checkpoint of another model or of another attention.
     """
     if not (options.checkpoint or options.pretrained):  # timm's validate.py takes the published weights by itself
         _logger.warning('%s is evaluated with random weights; --pretrained takes published ones, and --checkpoint '
@@ -44,6 +45,7 @@ def evaluated_network(options: Namespace, process: Process) -> Any:
             options.model, options.model_config, options.pretrained, num_classes=options.num_classes,
             **channel_kwargs(vars(options)))
     if options.checkpoint:
+        check_attention_of_weights(model, options.told_attention)
         try:
             load_checkpoint(model, options.checkpoint, use_ema=options.use_ema)
         except RuntimeError as error:  # torch's own message lists every key

@@ -16,7 +16,7 @@ from ..models._registry import architectures
 from ..models.names import check_model, keywords_of, trained_model
 from ..models.state_dicts import Misfit, StateDict
 from ..placement import AttentionSpec, attention_modules
-from ..placement.record import record_origin
+from ..placement.record import check_attention_of_weights, record_origin
 from ..placement.spec import SHOWN_BY_WEIGHTS, attention_misfit
 from .caffe import INPUT
 from .folders import description_in, write_model
@@ -107,7 +107,8 @@ def convert(
     _check_function(model, source, layout, backbone)
     given, origin = renamed(layout, weights)
     told = (meta or {}).get('attention')
-    _check_keys(model, given, origin, layout, backbone, told)
+    check_attention_of_weights(model, told)
+    _check_keys(model, given, origin, layout, backbone)
     notes = [f'the prefix {prefix} of every key was removed'] if prefix else []
     if pads_shortcuts(model) and source is None:
         if padding is None:
@@ -151,7 +152,6 @@ def _check_function(
 
 def _check_keys(
         model: nn.Module, given: StateDict, origin: Mapping[str, str], layout: str, backbone: Mapping[str, Any],
-        told: AttentionSpec | None,
 ) -> None:
     """Raise for keys or shapes that do not fit the model, whose classifier or identity attention may be missing."""
     cfg: Any = model.pretrained_cfg
@@ -164,8 +164,7 @@ def _check_keys(
     if gains_attention:
         may_miss |= attention
     elif attn and attention:
-        declared = backbone_attention(backbone) if layout == 'mmdet' else _DECLARED.get(layout, attn)
-        _check_attention(attn, told or declared, cfg)
+        _check_attention(attn, backbone_attention(backbone) if layout == 'mmdet' else _DECLARED.get(layout, attn), cfg)
     elsewhere = {key for key, old in origin.items() if is_elsewhere(layout, old)}
     misfit = Misfit.of(given, expected, ignored=may_miss | elsewhere)
     if misfit:
