@@ -31,9 +31,9 @@ CORE = [
     'tests/layers/test_residual_tail.py::test_a_compiled_network_is_fused',
     'tests/layers/test_residual_tail.py::test_traced_by_fx_is_bitwise_equal_and_scripts',
     'tests/models/test_flag.py::test_names_and_modules_shadow_nothing_in_timm', 'tests/models/test_cifar.py',
-    'tests/placement/test_spec.py', 'tests/placement/test_surgery.py', 'tests/weights/test_fetching.py',
-    'tests/weights/test_pretrained.py', 'tests/sharing/test_push.py', 'tests/detection/test_backbone.py',
-    'tests/detection/test_plugin_layers.py',
+    'tests/placement/test_record.py', 'tests/placement/test_spec.py', 'tests/placement/test_surgery.py',
+    'tests/weights/test_fetching.py', 'tests/weights/test_pretrained.py', 'tests/sharing/test_push.py',
+    'tests/detection/test_backbone.py', 'tests/detection/test_plugin_layers.py',
 ]
 TRAINING = ['tests/training/test_checkpoint.py', 'tests/training/test_evaluation.py', 'tests/training/test_records.py']
 NEWEST = [

@@ -195,6 +195,8 @@ def test_a_layer_keeps_the_defaults_of_keywords_that_others_have_too(registered,
     write_model(model, tmp_path)
     again = timm.create_model(f'local-dir:{tmp_path}', pretrained=True)
     assert again.layer1[0].se.given == model.layer1[0].se.given
+    torch.save(model.state_dict(), tmp_path / 'weights.pth')
+    again.load_state_dict(torch.load(tmp_path / 'weights.pth', weights_only=True))
     model = timm.create_model('test_resnet_plugin', attn_groups=2, attn_bias=True, attn_act_layer='gelu', **kwargs)
     assert model.layer1[0].se.given == (2, True, timm.layers.get_act_layer('gelu'), 8, 12, 0.25, 'max')
 

@@ -1,6 +1,8 @@
 """The record that a network keeps of its attention, for a saved config.json and for state dicts."""
 
+import json
 import logging
+from contextlib import suppress
 from typing import Any
 
 import timm
@@ -62,20 +64,21 @@ def _recorded(module: nn.Module) -> AttentionSpec | None:
 def _tell(module: nn.Module, state: dict[str, Any], prefix: str, metadata: dict[str, Any]) -> None:
     spec = _recorded(module)
     if spec is not None:
-        metadata[_TOLD] = spec.to_kwargs()
+        with suppress(TypeError):  # options of a user's attention that JSON, and a safe torch.load, do not know
+            metadata[_TOLD] = json.dumps(spec.to_kwargs())
 
 
 def _compare(module: nn.Module, state: dict[str, Any], prefix: str, metadata: dict[str, Any], *_: Any) -> None:
     check_attention_of_weights(module, metadata.get(_TOLD))
 
 
-def told_attention(state: Any) -> dict[str, Any] | None:
-    """Keywords of the attention that a state dict tells, also of a part of the network or of a wrapper."""
+def told_attention(state: Any) -> str | None:
+    """Keywords of the attention that a state dict tells, as JSON, also of a part of the network or of a wrapper."""
     metadata = getattr(state, '_metadata', {}).values()
     return next((entry[_TOLD] for entry in metadata if _TOLD in entry), None)
 
 
-def check_attention_of_weights(module: nn.Module, told: dict[str, Any] | None) -> None:
+def check_attention_of_weights(module: nn.Module, told: str | None) -> None:
     """Raise ValueError if weights tell another attention than that of the network; `told` is :func:`told_attention`.
 
     What keys and shapes show is left to them, also attention that only one of the two has.
@@ -83,7 +86,8 @@ def check_attention_of_weights(module: nn.Module, told: dict[str, Any] | None) -
     spec = _recorded(module)
     if spec is None or told is None:
         return
-    different = attention_misfit(spec, AttentionSpec.from_kwargs(applicable(told)), ignored=SHOWN_BY_WEIGHTS)
+    weights = AttentionSpec.from_kwargs(applicable(json.loads(told)))
+    different = attention_misfit(spec, weights, ignored=SHOWN_BY_WEIGHTS)
     if different:
         raise ValueError(f'the weights belong to another attention than that of this {type(module).__name__}: '
                          f'{different}; build the network with the options of the weights, or load '

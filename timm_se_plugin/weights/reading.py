@@ -43,7 +43,7 @@ def read_weights(path: str | Path) -> tuple[StateDict, dict[str, Any]]:
     Returns:
         The weights by key, and a dict of metadata: the entries of ``meta`` in a file of MMEngine, ``args`` (as a
         mapping) and ``epoch`` in a file of timm, and also ``label_names``, ``model_config`` and ``position`` in a file
-        of this package's trainer; and ``attention``, the keywords of the attention where the weights tell them.
+        of this package's trainer; and ``attention``, the keywords of their attention as JSON, if the weights tell them.
 
     Raises:
         FileNotFoundError: there is no such file.
