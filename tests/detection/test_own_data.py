@@ -186,6 +186,39 @@ def test_the_heads_of_every_kind_of_detector_get_the_classes(mine, tmp_path, nam
     assert 'palette' not in config.train_dataloader.dataset.metainfo
 
 
+MASK2FORMER = """
+_base_ = 'mmdet::mask2former/mask2former_r50_8xb2-lsj-50e_coco.py'
+model = dict(
+    backbone=dict(_delete_=True, type='TimmAttentionBackbone', model_name='resnet18', attn='se',
+                  model_args=dict(layers=(1, 1, 1, 1))),
+    panoptic_head=dict(in_channels=[64, 128, 256, 512], num_queries=4, transformer_decoder=dict(num_layers=1),
+                       pixel_decoder=dict(encoder=dict(num_layers=1))))
+log_level = 'ERROR'
+visualizer = dict(name='mask2former')
+custom_hooks = [dict(type='EndAtFirstStep')]
+train_dataloader = val_dataloader = dict(num_workers=0, persistent_workers=False)
+"""
+
+
+# of mmdet's masks under numpy 2
+@pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")
+# of mmdet's arguments for mmcv
+@pytest.mark.filterwarnings('ignore:The arguments `.*` in .* has been deprecated:DeprecationWarning')
+def test_mask2former_gets_the_classes_or_is_told_where_to_set_them(mine, tmp_path):
+    (tmp_path / 'mask2former.py').write_text(MASK2FORMER)
+    config = config_for_folder(tmp_path / 'mask2former.py', mine, tmp_path / 'run')
+    assert config.model.panoptic_head.loss_cls.class_weight == [1.0, 1.0, 0.1]
+    for head in (config.model.panoptic_head, config.model.panoptic_fusion_head):
+        assert (head.num_things_classes, head.num_stuff_classes) == (2, 0)
+    with pytest.raises(FirstStepError):     # behind the check of classes, heads, evaluators and pictures
+        train_detector(config)
+    config.model.panoptic_head.num_things_classes = 80
+    config.visualizer.name = 'mask2former of COCO'
+    with pytest.raises(ValueError, match=(r'panoptic_head has num_classes=80, and the data has 2 classes; set '
+                                          r'model.panoptic_head.num_things_classes=2')):
+        train_detector(config)
+
+
 def test_a_detector_of_masks_refuses_a_folder_without_masks(mine, tmp_path):
     for file in (mine / 'annotations').iterdir():
         data = json.loads(file.read_text())

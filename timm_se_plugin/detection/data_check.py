@@ -114,12 +114,13 @@ def _check_heads(model: nn.Module, dataset: Any, names: tuple[str, ...]) -> None
     for name, module in model.named_modules():
         count = getattr(module, 'num_classes', None)
         # The RPN only separates objects from background, a fused semantic head has classes of its own, and num_classes
-        # of a timm backbone is ImageNet's.
-        if isinstance(count, int) and count != len(names) and not isinstance(module, FusedSemanticHead) and not (
-                {'rpn_head', 'backbone'} & set(name.split('.'))):
+        # of a timm backbone is ImageNet's. A detector itself has the number of one of its heads.
+        if name and isinstance(count, int) and count != len(names) and not isinstance(module, FusedSemanticHead) and (
+                not {'rpn_head', 'backbone'} & set(name.split('.'))):
+            key = 'num_things_classes' if hasattr(module, 'num_things_classes') else 'num_classes'
             raise ValueError(
                 f'{name} has num_classes={count}, and the data has {len(names)} classes; set '
-                f'model.{name}.num_classes={len(names)}, and likewise in the other heads of the detector')
+                f'model.{name}.{key}={len(names)}, and likewise in the other heads of the detector')
 
 
 def _check_boxes(dataset: Any, split: str) -> None:

@@ -101,6 +101,11 @@ def _set_classes(part: Any, count: int) -> None:
     if isinstance(part, dict):
         if 'num_classes' in part:
             part['num_classes'] = count
+        if 'num_things_classes' in part:  # MaskFormer and Mask2Former, whose loss has a weight for no object too
+            part.update(num_things_classes=count, num_stuff_classes=0)
+            weights = part.get('loss_cls', {}).get('class_weight')
+            if weights and len(weights) != count + 1:
+                part['loss_cls']['class_weight'] = [weights[0]] * count + [weights[-1]]
         for name, inner in part.items():
             if name not in ('backbone', 'rpn_head', 'semantic_head'):
                 _set_classes(inner, count)
