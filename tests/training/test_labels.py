@@ -236,6 +236,13 @@ def test_what_compares_classes_refuses_labels(trained, tmp_path):
         pruning_study(checkpoint, [0.5], ['mean'], 1, 0.1, tmp_path / 'table.csv', tmp_path)
 
 
+def test_paths_with_backslashes_of_windows_are_found(own):
+    file = own / 'train.csv'
+    expected = read_labels(str(file)).samples
+    file.write_text(file.read_text(encoding='utf-8').replace('/', '\\'), encoding='utf-8')
+    assert read_labels(str(file)).samples == expected
+
+
 def test_a_quotation_mark_without_its_second_is_a_message(own):
     path = own / 'train.csv'
     path.write_text('picture,even\n"a.png,1\n' + 'b.png,0\n' * 20_000, encoding='utf-8')

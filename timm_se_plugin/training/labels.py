@@ -16,7 +16,7 @@ from timm.data.readers.reader import Reader
 from timm.data.readers.reader_image_folder import ReaderImageFolder
 from torch import Tensor
 
-from ..files.pictures import original_name
+from ..files.pictures import original_name, with_slashes
 from .folders import closest, share_of
 
 __all__ = ['LabelReader', 'LabelTarget', 'read_labels', 'share_of_labels']
@@ -71,7 +71,8 @@ def read_labels(path: str) -> LabelReader:
     """Pictures and their labels from a CSV file.
 
     The first column has the path of a picture, absolute or relative to the folder of the file; each further column is a
-    label, with 1 for the pictures that have it and 0 for the others. The first line names the columns.
+    label, with 1 for the pictures that have it and 0 for the others. The first line names the columns. The backslashes
+    that Windows writes into paths become slashes.
 
     Raises:
         ValueError: the file is not such a table, a cell is neither 0 nor 1, a picture is on two lines, or a picture
@@ -98,7 +99,7 @@ def read_labels(path: str) -> LabelReader:
             if value is None:
                 raise ValueError(f'{where} has {cell!r} in the column {name!r}; a picture with a label has 1 in its '
                                  'column, and the others 0')
-        file = os.path.join(os.path.dirname(path), picture)
+        file = os.path.join(os.path.dirname(path), with_slashes(picture))
         key = os.path.normpath(file)
         if key in lines:
             raise ValueError(f'{where} has the picture {picture} of line {lines[key]} again; a picture has all of '
