@@ -21,6 +21,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
 import timm_se_plugin.detection  # noqa: F401
+from timm_se_plugin.detection.coco import read_coco
 from timm_se_plugin.detection.running import test_detector, train_detector
 
 pytestmark = pytest.mark.mmdet
@@ -214,6 +215,16 @@ def test_a_detector_of_masks_refuses_boxes_without_one(coco_folder, segmentation
         train_detector(stopped(coco_folder, 'mask-rcnn_se-r50_fpn_1x_coco', **MASKS))
     with pytest.raises(FirstStepError):
         train_detector(stopped(coco_folder))
+
+
+@pytest.mark.filterwarnings('ignore:__array__ implementation:DeprecationWarning')  # of mmdet's masks
+def test_an_outline_may_lie_outside_a_list_of_outlines(coco_folder):
+    file = change_annotations(coco_folder / 'annotations.json', lambda data: [
+        box.update(segmentation=box['segmentation'][0]) for box in data['annotations']])
+    with pytest.raises(FirstStepError):
+        train_detector(stopped(coco_folder, 'mask-rcnn_se-r50_fpn_1x_coco', **MASKS))
+    coco = read_coco(str(file), 'annotations.json')
+    assert all(coco.annToMask(box).sum() == box['area'] for box in coco.dataset['annotations'])
 
 
 @pytest.mark.filterwarnings('ignore:__array__ implementation:DeprecationWarning')  # of mmdet's masks

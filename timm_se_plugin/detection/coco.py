@@ -119,7 +119,8 @@ def read_coco(path: str, where: str) -> COCO:
     """Read annotations in COCO's format, from UTF-8 whatever the locale.
 
     A box without ``iscrowd`` is not of a crowd; a box without ``area`` gets its width times its height. A value that
-    is null counts as absent. The backslashes that Windows writes into the names of pictures become slashes.
+    is null counts as absent. An outline that is not in a list of outlines, as VIA writes it, is put into one. The
+    backslashes that Windows writes into the names of pictures become slashes.
 
     Args:
         path: a local file.
@@ -140,6 +141,9 @@ def read_coco(path: str, where: str) -> COCO:
                     del annotation[key]
             annotation.setdefault('iscrowd', 0)
             _check_annotation(annotation, where)
+            outline = annotation.get('segmentation')
+            if isinstance(outline, list) and outline and isinstance(outline[0], (int, float)):
+                annotation['segmentation'] = [outline]
             if 'bbox' in annotation:
                 annotation.setdefault('area', annotation['bbox'][2] * annotation['bbox'][3])
         for image in coco.dataset.get('images', []):
