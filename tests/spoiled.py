@@ -198,6 +198,8 @@ ANNOTATIONS: dict[str, Callable[[dict], object]] = {
     'sizes of the originals': lambda data: [
         image.update(width=4 * image['width'], height=4 * image['height']) for image in data['images']],
     'no sizes': lambda data: _without(data, 'images', 'width'),
+    'a size of zero': lambda data: data['images'][0].update(width=0),
+    'a size as text': lambda data: data['images'][0].update(width='96'),
     'no area and no iscrowd': lambda data: (
         _without(data, 'annotations', 'area'), _without(data, 'annotations', 'iscrowd')),
     'area and iscrowd null': lambda data: [a.update(area=None, iscrowd=None) for a in data['annotations']],

@@ -209,6 +209,13 @@ class CocoDataset(mmdet.datasets.CocoDataset):
     def COCOAPI(self, path: str) -> COCO:  # noqa: N802 (MMDetection's name)
         """The annotations, whose ``get_cat_ids`` returns the categories in the order of ``classes``."""
         coco = read_coco(path, self.ann_file)
+        unsized = [image for image in coco.dataset['images'] if not all(
+            isinstance(image.get(side), (int, float)) and image[side] > 0 for side in ('width', 'height'))]
+        if unsized:
+            raise ValueError(f'{self.ann_file}: {len(unsized)} of {len(coco.imgs)} pictures have no size, of which '
+                             f'{unsized[0].get("file_name")} with width={unsized[0].get("width")!r} and '
+                             f'height={unsized[0].get("height")!r} is the first; write the width and the height of '
+                             'each picture in pixels into the file')
         ids = category_ids(coco.dataset, self.metainfo['classes'], self.ann_file)
         boxes, names = _boxes_and_names(coco.dataset)
         left_out = [id_ for id_ in names if id_ not in ids]
