@@ -219,6 +219,8 @@ def test_flags_reach_the_configuration(coco_folder, monkeypatch):
     monkeypatch.setattr(running, 'get_device', lambda: 'cpu')
     with pytest.raises(ValueError, match='needs a GPU, and this training would run on cpu; leave out --amp'):
         train_detector(on_folder(coco_folder), amp=True)
+    with pytest.raises(ValueError, match="would run on cpu; in the configuration, set type='OptimWrapper'"):
+        train_detector(on_folder(coco_folder, **{'optim_wrapper.type': 'AmpOptimWrapper'}))
     monkeypatch.setattr(running, 'get_device', lambda: 'cuda')
     train_detector(on_folder(coco_folder), resume='a.pth', amp=True, auto_scale_lr=True, launcher='pytorch',
                    check_pictures=False)

@@ -218,8 +218,11 @@ def train_detector(
     """
     config = copy.deepcopy(config)
     config.launcher = launcher
-    if amp and get_device() in ('cpu', 'mps'):  # MMEngine's wrapper would end in an AssertionError
-        raise ValueError(f'mixed precision needs a GPU, and this training would run on {get_device()}; leave out --amp')
+    is_mixed = amp or (config.get('optim_wrapper') or {}).get('type') == 'AmpOptimWrapper'
+    if is_mixed and get_device() in ('cpu', 'mps'):  # MMEngine's wrapper would end in an AssertionError
+        raise ValueError(f'mixed precision needs a GPU, and this training would run on {get_device()}; ' + (
+            'leave out --amp' if amp else "in the configuration, set type='OptimWrapper' in optim_wrapper in the place "
+            'of AmpOptimWrapper, and take out loss_scale and dtype'))
     if amp:
         config.optim_wrapper.update(type='AmpOptimWrapper', loss_scale='dynamic')
     if auto_scale_lr:
