@@ -7,6 +7,7 @@ import json
 import pickle
 import re
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -233,6 +234,13 @@ def test_flags_reach_the_configuration(coco_folder, monkeypatch):
     config.pop('auto_scale_lr')
     with pytest.raises(ValueError, match=r'auto_scale_lr.base_batch_size'):
         train_detector(config, auto_scale_lr=True)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='MMEngine starts several processes on GPUs')
+def test_several_processes_without_a_gpu_are_refused(coco_folder):
+    for run in (train_detector, partial(test_detector, checkpoint='a.pth')):
+        with pytest.raises(ValueError, match=r"launcher='pytorch' .* runs on GPUs alone, .* start one process"):
+            run(on_folder(coco_folder), launcher='pytorch')
 
 
 def test_a_silent_run_shows_its_progress(coco_folder, capsys):

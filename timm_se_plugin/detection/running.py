@@ -145,6 +145,9 @@ def _tells_the_user(record: logging.LogRecord) -> bool:
 
 
 def _runner(config: Config, splits: tuple[str, ...], strict: bool, check_pictures: bool) -> Runner:
+    if config.launcher != 'none' and get_device() in ('cpu', 'mps'):  # where MMEngine calls torch.cuda.set_device
+        raise ValueError(f'launcher={config.launcher!r} starts several processes, which MMEngine runs on GPUs alone, '
+                         f'and this machine offers {get_device()}; start one process, without torchrun and --launcher')
     setup_cache_size_limit_of_dynamo()
     for split in splits:
         data = (config.get(f'{split}_dataloader') or {}).get('dataset') or {}
@@ -213,7 +216,7 @@ def train_detector(
         FileNotFoundError: the annotations or some pictures do not exist.
         ValueError: the data sets, the detector and the checkpoint do not belong together (:mod:`~.data_check`); no
             picture has a box of the classes; the learning rate is to be scaled, and the configuration has no base batch
-            size; mixed precision is asked for without a GPU.
+            size; mixed precision or a launcher is asked for without a GPU.
         ConnectionError: the weights that the training starts from cannot be fetched.
     """
     config = copy.deepcopy(config)
@@ -266,7 +269,8 @@ def test_detector(
 
     Raises:
         FileNotFoundError: the annotations, some pictures or the checkpoint do not exist.
-        ValueError: the test set, the detector and the checkpoint do not belong together (:mod:`~.data_check`).
+        ValueError: the test set, the detector and the checkpoint do not belong together (:mod:`~.data_check`); a
+            launcher is asked for without a GPU.
     """
     from mmdet.evaluation import DumpDetResults
 
