@@ -255,6 +255,17 @@ def test_difficult_objects_of_voc_are_not_counted(tmp_path):
     assert [box['iscrowd'] for box in train['annotations']] == [1, 0, 0]
 
 
+def test_masks_with_the_name_of_a_picture_of_voc_are_not_taken_for_it(tmp_path):
+    folder = tmp_path / 'mine'
+    for stem in 'ab':   # as the Oxford-IIIT Pet data have them
+        write(folder / 'annotations' / 'xmls' / f'{stem}.xml', xml(stem, [('red', (10, 20, 30, 40))]))
+        picture(folder / 'annotations' / 'trimaps' / f'{stem}.png')
+        picture(folder / 'images' / f'{stem}.jpg')
+    splits, _ = read_folder(folder, tmp_path / 'run', 0.5)
+    assert {image['file_name'] for split in splits.values() for image in split.content['images']} == {
+        'images/a.jpg', 'images/b.jpg'}
+
+
 @pytest.mark.parametrize('line', ['my cat 1', 'my cat 1.jpg', 'a', 'a.TIF', 'a -1'])
 def test_a_list_of_voc_may_have_blanks_in_names_and_marks_behind_them(tmp_path, line):
     folder = tmp_path / 'mine'

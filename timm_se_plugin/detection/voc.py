@@ -58,8 +58,9 @@ def read_voc(files: Sequence[Path], pictures: Sequence[Path]) -> list[tuple[Path
 
     Args:
         files: the XML files.
-        pictures: the picture files. The picture of an XML file has the same name, or the name that the XML file gives;
-            of several such pictures, the one with the most folders in common with the XML file is taken.
+        pictures: the picture files. The picture of an XML file has the same name, or the name that the XML file gives.
+            Of several pictures of the same name, those with the ending that the XML file gives come first, and of these
+            the one with the most folders in common with the XML file.
 
     Returns:
         Each XML file with its picture.
@@ -78,12 +79,13 @@ def read_voc(files: Sequence[Path], pictures: Sequence[Path]) -> list[tuple[Path
         except ElementTree.ParseError as error:
             raise ValueError(f'{file} is not a complete XML file: {error}; export the file again, or remove '
                              'it') from error
-        candidates = named.get(file.stem) or named.get(
-            Path(with_slashes(root.findtext('filename') or '-')).name)
+        given = Path(with_slashes(root.findtext('filename') or '-')).name
+        candidates = named.get(file.stem) or named.get(given)
         if not candidates:
             raise ValueError(f'{file} has no picture: there is none named {file.stem} or '
                              f'{root.findtext("filename")!r}; add the picture, or remove the XML file')
-        path = max(candidates, key=lambda picture: len({*picture.parent.parts} & {*file.parent.parts}))
+        path = max(candidates, key=lambda picture: (  # masks of the picture may have its stem, with another ending
+            picture.name == given, len({*picture.parent.parts} & {*file.parent.parts})))
         width, height = (int(_number(root, f'size/{name}', file)) for name in ('width', 'height'))
         if min(width, height) < 1:
             raise ValueError(f'{file} has no size: width={width}, height={height}; write the width and height of the '
