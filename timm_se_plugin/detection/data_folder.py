@@ -16,7 +16,7 @@ from ..files.pictures import original_name
 from ..files.writing import write_atomically
 from .coco import class_names, read_coco
 from .conversion import AnnotatedPicture, to_coco
-from .voc import is_voc, read_voc, split_lists
+from .voc import is_voc, names_in_lists, read_voc, split_lists
 from .yolo import is_yolo, read_yolo
 
 __all__ = ['Split', 'read_folder']
@@ -194,19 +194,19 @@ def _voc_splits(
     lists = split_lists(all_files)
     listed = set().union(*lists.values())
     if lists:
-        missing = sorted(listed - {file.stem for file in files})
+        missing = sorted(listed.difference(*map(names_in_lists, files)))
         if missing:
             raise FileNotFoundError(f'the lists in ImageSets/Main of {root} name {len(missing)} pictures that have no '
                                     f'XML file, of which {missing[0]} is the first; add the files, or remove the '
                                     'names from the lists')
-        left_out = [file for file in files if file.stem not in listed]
+        left_out = [file for file in files if not names_in_lists(file) & listed]
         if left_out:
             _logger.info('%d XML files, of which %s is the first, are left out, since no list in ImageSets/Main has '
                          'them', len(left_out), left_out[0])
-        files = [file for file in files if file.stem in listed]
+        files = [file for file in files if names_in_lists(file) & listed]
     splits: dict[str, list[AnnotatedPicture]] = {}
     for file, picture in read_voc(files, [file for file in all_files if file.suffix.lower() in _ENDINGS]):
-        of_file = [name for name, stems in lists.items() if file.stem in stems] if lists else [
+        of_file = [name for name, names in lists.items() if names_in_lists(file) & names] if lists else [
             _split_of(file.parent.relative_to(root) / '_') or 'train']  # the file's name may say what is in the picture
         for name in of_file:
             splits.setdefault(name, []).append(picture)

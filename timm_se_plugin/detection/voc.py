@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 from ..files.pictures import with_slashes
 from .conversion import AnnotatedPicture, Box, read_each, within
 
-__all__ = ['is_voc', 'read_voc', 'split_lists']
+__all__ = ['is_voc', 'names_in_lists', 'read_voc', 'split_lists']
 
 
 def is_voc(file: Path) -> bool:
@@ -17,6 +17,15 @@ def is_voc(file: Path) -> bool:
         return False
     with file.open('rb') as opened:
         return re.search(rb'<annotation[\s>]', opened.read(1000)) is not None
+
+
+def names_in_lists(file: Path) -> set[str]:
+    """The names by which a list may mean an XML file: without its ending, alone and behind the folders around it.
+
+    Where pictures lie in folders, a list may have ``day/1`` for ``Annotations/day/1.xml``.
+    """
+    parts = file.with_suffix('').parts
+    return {'/'.join(parts[i:]) for i in range(len(parts))}
 
 
 def split_lists(files: Sequence[Path]) -> dict[str, set[str]]:
@@ -38,17 +47,17 @@ def split_lists(files: Sequence[Path]) -> dict[str, set[str]]:
                                  'holds one of these two ImageSets')
     if 'train' in found:
         found.pop('trainval', None)
-    stems = {file.stem for file in files if file.suffix.lower() == '.xml'}
+    names = set().union(*(names_in_lists(file) for file in files if file.suffix.lower() == '.xml'))
     return {'train' if name == 'trainval' else name: {
-        _listed(line, stems) for line in file.read_text(encoding='utf-8-sig').splitlines() if line.strip()}
+        _listed(line, names) for line in file.read_text(encoding='utf-8-sig').splitlines() if line.strip()}
         for name, file in found.items()}
 
 
-def _listed(line: str, stems: set[str]) -> str:
+def _listed(line: str, known: set[str]) -> str:
     """The name of the picture in a line: all of the line, or its first word if a mark such as 1 or -1 follows."""
     names = [re.sub(r'\.(jpe?g|png|bmp|tiff?|webp|xml)$', '', text, flags=re.I)
              for text in (line.strip(), line.split()[0])]
-    return next((name for name in names if name in stems), names[0])
+    return next((name for name in names if name in known), names[0])
 
 
 def read_voc(files: Sequence[Path], pictures: Sequence[Path]) -> list[tuple[Path, AnnotatedPicture]]:
