@@ -406,6 +406,9 @@ YOLO_A, VOC_A = 'labels/train/a.txt', 'Annotations/train_a.xml'
                  r'name 1 pictures that have no XML file, of which train_a is the first', id='a list without XML'),
     pytest.param(spoil(save_voc, lambda folder: shutil.copytree(folder / 'ImageSets', folder / 'more' / 'ImageSets')),
                  ValueError, r'both list the pictures of test', id='two lists'),
+    pytest.param(spoil(save_yolo, lambda folder: (folder / 'data.yaml').rename(folder / 'classes.txt')),
+                 FileNotFoundError, r'no annotations; .*\. classes.txt names classes of YOLO: .* data.yaml with the',
+                 id='YOLO without YAML'),
     pytest.param(spoil(save_yolo, lambda folder: write(folder / YOLO_A, '3 0.5 0.5 0.1 0.1\n2 0 0')), ValueError,
                  r'a.txt, line 1 has the class 3, and .*data.yaml names the classes 0 to 2; add', id='YOLO class'),
     pytest.param(spoil(save_yolo, lambda folder: [write(folder / f'labels/train/{name}.txt', '9 0.5 0.5 0.1 0.1')

@@ -124,6 +124,10 @@ def _which_format(root: Path, found: dict[str, list[Path]], all_files: Sequence[
     pictures = sum(file.suffix.lower() in _ENDINGS for file in all_files)
     other = next((f'. A file such as {file.relative_to(root)} is none of these' for file in all_files
                   if file.suffix.lower() in ('.json', '.xml', '.yaml', '.txt')), '')
+    names = next((file for file in all_files if file.name in ('classes.txt', 'obj.names')), None)
+    if names:  # as labelImg, Label Studio and CVAT write them
+        other = (f'. {names.relative_to(root)} names classes of YOLO: beside it, write a file data.yaml with the lines '
+                 '"train: FOLDER", the folder of the pictures, and "names: [CLASS, CLASS]", in the order of that file')
     return (f'{root} has {pictures} pictures and no annotations; looked for COCO (a JSON file with images, annotations '
             'and categories), Pascal VOC (an XML file for each picture) and YOLO (a YAML file such as data.yaml, with '
             f'names and train, beside labels in text files){other}; give the folder that holds both the pictures and '
