@@ -6,9 +6,9 @@ results/tail-cpu.csv. Nothing else may run on the machine meanwhile.
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from timm_se_plugin.layers.norm_act import norm_act
 from timm_se_plugin.layers.residual_tail import residual_tail
 from timm_se_plugin.measuring.benchmark import LAYOUTS
 from timm_se_plugin.measuring.provenance import provenance
+from timm_se_plugin.measuring.turns import time_in_turns
 
 SHAPES = [
     (128, 16, 32), (128, 32, 16), (128, 64, 8), (16, 64, 32), (16, 128, 16), (16, 256, 8), (16, 512, 4), (8, 64, 56),
@@ -67,19 +68,18 @@ def measure(
     """A row of the table: medians of milliseconds, and of their ratio."""
     both = steps(batch, channels, size, mode, dtype, layout)
     repeats = max(1, 2**20 // (batch * channels * size**2))
-    seconds: dict[str, list[float]] = {name: [] for name in both}
-    for turn in range(rounds + 2):
-        for name in sorted(both, reverse=turn % 2 == 1):
-            start = time.perf_counter()
-            for _ in range(repeats):
-                both[name]()
-            seconds[name].append((time.perf_counter() - start) / repeats)
-    modules, fused = (seconds[name][2:] for name in ('modules', 'fused'))
+
+    def repeat(step: Callable[[], Any]) -> None:
+        for _ in range(repeats):
+            step()
+
+    seconds = time_in_turns({name: partial(repeat, step) for name, step in both.items()}, rounds)
+    modules, fused = seconds['modules'], seconds['fused']
     return {
         'batch': batch, 'channels': channels, 'size': size, 'mode': mode, 'dtype': str(dtype).removeprefix('torch.'),
         'layout': layout, 'elements': batch * channels * size**2,
-        'modules_ms': round(1e3 * statistics.median(modules), 3),
-        'fused_ms': round(1e3 * statistics.median(fused), 3),
+        'modules_ms': round(1e3 * statistics.median(modules) / repeats, 3),
+        'fused_ms': round(1e3 * statistics.median(fused) / repeats, 3),
         'ratio': round(statistics.median(f / m for f, m in zip(fused, modules, strict=True)), 3),
         **provenance(torch.device('cpu'))}
 

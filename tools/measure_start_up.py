@@ -6,8 +6,10 @@
 import statistics
 import subprocess
 import sys
-import time
+from functools import partial
 from pathlib import Path
+
+from timm_se_plugin.measuring.turns import time_in_turns
 
 LAUNCHER = Path(__file__).resolve().parents[1] / 'timm_se_plugin' / 'commands' / '_launcher.py'
 START = f"import runpy, sys; sys.argv[0] = 'timm-se'; runpy.run_path({str(LAUNCHER)!r})['main']()"
@@ -17,13 +19,9 @@ CASES = {'python -c pass': ['pass'], **{
 
 def main() -> None:
     """Measure in turns, so that a slow moment of the machine affects every case."""
-    seconds: dict[str, list[float]] = {case: [] for case in CASES}
-    for _ in range(20):
-        for case, words in CASES.items():
-            start = time.perf_counter()
-            subprocess.run([sys.executable, '-c', *words], stdout=subprocess.DEVNULL, check=True)
-            seconds[case].append(time.perf_counter() - start)
-    for case, times in seconds.items():
+    run = partial(subprocess.run, stdout=subprocess.DEVNULL, check=True)
+    steps = {case: partial(run, [sys.executable, '-c', *words]) for case, words in CASES.items()}
+    for case, times in time_in_turns(steps, rounds=20, warmup=0).items():
         print(f'{case:<24}{statistics.median(times):>8.3f} s, at most {max(times):.3f} s')
 
 

@@ -16,7 +16,7 @@ import timm_se_plugin.detection  # noqa: F401, I001
 from mmdet.registry import MODELS
 from mmengine.registry import init_default_scope
 
-from timm_se_plugin.detection import cost
+from timm_se_plugin.measuring import turns
 from timm_se_plugin.detection.configs import read_config
 from timm_se_plugin.detection.cost import TrainingLoss, detector_cost, plain_twin, sample_batch
 
@@ -128,7 +128,7 @@ def test_the_cost_of_a_detector_is_compared_with_its_twin_s(monkeypatch):
         return forward(loss, x)
 
     monkeypatch.setattr(TrainingLoss, 'forward', timed)  # a step advances the clock by 2 s, or with attention by 3 s
-    monkeypatch.setattr(cost.time, 'perf_counter', lambda: now[0])
+    monkeypatch.setattr(turns.time, 'perf_counter', lambda: now[0])
     lines = []
     plain, attended = detector_cost(
         read_config('faster-rcnn_se-r50_fpn_1x_coco', SMALL), 1, 64, 64, rounds=2, report=lines.append)

@@ -8,7 +8,7 @@ import torch
 
 from timm_se_plugin import AttentionSpec
 from timm_se_plugin.files.tables import read_table
-from timm_se_plugin.measuring import benchmark
+from timm_se_plugin.measuring import benchmark, turns
 from timm_se_plugin.measuring.benchmark import Case, measure, suite
 from timm_se_plugin.placement import ATTENTIONS
 
@@ -30,7 +30,7 @@ def clock(monkeypatch):
         return advance
 
     monkeypatch.setattr(benchmark, '_step', timed)
-    monkeypatch.setattr(benchmark.time, 'perf_counter', lambda: now[0])
+    monkeypatch.setattr(turns.time, 'perf_counter', lambda: now[0])
     return now
 
 

@@ -9,6 +9,7 @@ from digit_runs import TINY, equal, summary, weights
 
 from timm_se_plugin.files.tables import read_table
 from timm_se_plugin.files.writing import UnwritableFileError, is_whole
+from timm_se_plugin.measuring import turns
 from timm_se_plugin.training import (
     evaluate_classifier,
     loop,
@@ -130,7 +131,7 @@ class Clock:
 def test_the_time_ratio_is_the_networks_step_by_that_of_its_plain_network(
         digits, tmp_path, monkeypatch, model, keyword):
     clock = Clock()
-    monkeypatch.setattr(timing, 'time', clock)
+    monkeypatch.setattr(turns, 'time', clock)
     made = Run(parse_options([*TINY, '--model', model, '--data-dir', str(digits), '--output', str(tmp_path),
                               '--model-kwargs', keyword]), Process(torch.device('cpu')))
     handle = torch.nn.modules.module.register_module_forward_hook(clock.see)

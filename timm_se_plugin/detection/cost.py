@@ -2,8 +2,8 @@
 
 import copy
 import statistics
-import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..measuring.complexity import CONVENTION, complexity, saved_bytes
 from ..measuring.device import check_device
+from ..measuring.turns import time_in_turns
 from ..models._registry import architectures
 from ..weights.mm_config import registered_backbone
 
@@ -137,17 +138,14 @@ def detector_cost(
         torch.manual_seed(0)
         losses[name] = TrainingLoss(MODELS.build(copy.deepcopy(variant.model)).to(device), samples)
         rows[name] = _row(name, losses[name], x)
-    seconds: dict[str, list[float]] = {name: [] for name in losses}
-    for turn in range(rounds + 2):
-        for name in sorted(losses, reverse=bool(turn % 2)):  # each goes first in every other turn
-            losses[name].zero_grad()
-            start = time.perf_counter()
-            losses[name](x).backward()
-            if x.is_cuda:
-                torch.cuda.synchronize(x.device)
-            if turn >= 2:
-                seconds[name].append(time.perf_counter() - start)
-        report(f'step {turn - 1} of {rounds}' if turn >= 2 else f'warm-up {turn + 1} of 2')
+
+    def step(loss: TrainingLoss) -> None:
+        loss.zero_grad()
+        loss(x).backward()
+
+    seconds = time_in_turns(
+        {name: partial(step, loss) for name, loss in losses.items()}, rounds, warmup=2, device=x.device,
+        report=lambda turn: report(f'step {turn} of {rounds}' if turn > 0 else f'warm-up {turn + 2} of 2'))
     for name, row in rows.items():
         row['step_seconds'] = round(statistics.median(seconds[name]), 4)
         pairs = zip(seconds[name], seconds['plain'], strict=True)

@@ -1,12 +1,11 @@
 """The cost of attention: time and memory relative to the plain network, measured in turns in one process."""
 
 import statistics
-import time
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import timm
 import torch
@@ -18,6 +17,7 @@ from ..placement import ATTENTIONS, fuse_for_inference
 from .complexity import saved_bytes
 from .device import check_device
 from .provenance import provenance
+from .turns import time_in_turns
 
 __all__ = ['Case', 'check_rounds', 'measure', 'prepared_step', 'suite']
 
@@ -188,9 +188,8 @@ def measure(
     keeps = case.mode != 'inference' and case.dtype == 'float32' and not case.compiled
     saved = {name: saved_bytes(model, x) if keeps else 0 for name, model in models.items()}
     steps = {name: _step(model, x, y, case) for name, model in models.items()}
-    turns = _timed(models, steps, x.device, warmup + rounds)
-    seconds = {name: [turn.seconds for turn in turns[name][warmup:]] for name in turns}
-    peak = {name: max(turn.peak_memory for turn in turns[name]) for name in turns}
+    seconds = time_in_turns(steps, rounds, warmup, x.device)
+    peak = {name: _peak_memory(model, steps[name], x.device) for name, model in models.items()}
 
     rows = []
     for name, (_, reference) in networks.items():
@@ -232,33 +231,14 @@ def check_rounds(rounds: int) -> None:
         raise ValueError(f'rounds={rounds} is too few for quartiles; give 2 or more')
 
 
-class _Turn(NamedTuple):
-    """A measured step: its time, and the most memory that its network took on CUDA, in bytes."""
-
-    seconds: float
-    peak_memory: int = 0
-
-
-def _timed(
-        models: dict[str, nn.Module], steps: dict[str, Callable[[], None]], device: torch.device, count: int,
-) -> dict[str, list[_Turn]]:
-    """Let the variants take turns; each of them comes first in turn."""
-    is_cuda = device.type == 'cuda'
-    held = {name: sum(t.nbytes for t in (*model.parameters(), *model.buffers())) for name, model in models.items()}
-    turns: dict[str, list[_Turn]] = {name: [] for name in steps}
-    names = list(steps)
-    for turn in range(count):
-        for name in names[turn % len(names):] + names[:turn % len(names)]:
-            others = 0
-            if is_cuda:
-                models[name].zero_grad()
-                others = torch.cuda.memory_allocated(device) - held[name]
-                torch.cuda.reset_peak_memory_stats(device)
-                torch.cuda.synchronize(device)
-            start = time.perf_counter()
-            steps[name]()
-            if is_cuda:
-                torch.cuda.synchronize(device)
-            seconds = time.perf_counter() - start
-            turns[name].append(_Turn(seconds, torch.cuda.max_memory_allocated(device) - others if is_cuda else 0))
-    return turns
+def _peak_memory(model: nn.Module, step: Callable[[], None], device: torch.device) -> int:
+    """Bytes that a network and one step of it take at most on CUDA; 0 on a CPU."""
+    if device.type != 'cuda':
+        return 0
+    model.zero_grad()
+    held = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+    others = torch.cuda.memory_allocated(device) - held
+    torch.cuda.reset_peak_memory_stats(device)
+    step()
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device) - others

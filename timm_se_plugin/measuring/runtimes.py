@@ -2,9 +2,9 @@
 
 import copy
 import statistics
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -16,6 +16,7 @@ from torch import nn
 
 from ..placement import fuse_for_inference
 from .provenance import provenance
+from .turns import time_in_turns
 
 __all__ = ['NETWORKS', 'RUNTIMES', 'measure_runtime']
 
@@ -116,20 +117,14 @@ def measure_runtime(
             with torch.inference_mode():
                 for name, step in steps.items():
                     np.testing.assert_allclose(np.asarray(step(x)), models[name](x).numpy(), rtol=1e-2, atol=1e-3)
-            seconds: dict[str, list[float]] = {name: [] for name in steps}
-            names = list(steps)
-            for turn in range(rounds + 2):
-                for name in names[turn % len(names):] + names[:turn % len(names)]:
-                    start = time.perf_counter()
-                    steps[name](x)
-                    seconds[name].append(time.perf_counter() - start)
+            seconds = time_in_turns({name: partial(step, x) for name, step in steps.items()}, rounds)
             for name, own in seconds.items():
-                reference = seconds['plain, folded' if name.endswith('folded') else 'plain'][2:]
+                reference = seconds['plain, folded' if name.endswith('folded') else 'plain']
                 low, median, high = statistics.quantiles(
-                    [elapsed / other for elapsed, other in zip(own[2:], reference, strict=True)], n=4)
+                    [elapsed / other for elapsed, other in zip(own, reference, strict=True)], n=4)
                 rows.append({
                     'network': network, 'runtime': runtime, 'batch': batch, 'size': size, 'variant': name,
-                    'milliseconds': round(1e3 * statistics.median(own[2:]), 2), 'ratio': round(median, 3),
+                    'milliseconds': round(1e3 * statistics.median(own), 2), 'ratio': round(median, 3),
                     'ratio_q25': round(low, 3), 'ratio_q75': round(high, 3), 'rounds': rounds,
                     **provenance(torch.device('cpu'))})
     return rows

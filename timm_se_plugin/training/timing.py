@@ -1,12 +1,13 @@
 """Time of a training step of a network with attention, relative to the same network without attention."""
 
 import statistics
-import time
+from functools import partial
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ..measuring.turns import time_in_turns
 from ..models._registry import architectures
 from .run import Run
 
@@ -46,30 +47,20 @@ def step_time_ratio(run: Run, rounds: int = 15) -> float | None:
         return None
     without = {key: value for key, value in kwargs.items() if not key.startswith('attn')}
     with torch.random.fork_rng():
-        models = [run.create_model(name, keywords, pretrained=False).train()
-                  for name, keywords in ((plain, without), (run.options.model, kwargs))]
+        models = {which: run.create_model(name, keywords, pretrained=False).train() for which, name, keywords in (
+            ('plain', plain, without), ('own', run.options.model, kwargs))}
     if run.options.torchcompile:
-        for model in models:
+        for model in models.values():
             model.compile(backend=run.options.torchcompile)
     x, y = next(iter(run.train_loader(0)))
     y = y if y.ndim == 1 else y.argmax(1)
 
-    def seconds(model: nn.Module) -> float:
-        start = time.perf_counter()
+    def step(model: nn.Module) -> None:
         with run.autocast():
             loss = F.cross_entropy(model(x), y)
         model.zero_grad()
         loss.backward()
-        if x.is_cuda:
-            torch.cuda.synchronize(x.device)
-        return time.perf_counter() - start
 
-    ratios = []
-    for turn in range(rounds + 3):
-        first = turn % 2
-        times = [0.0, 0.0]
-        for which in (first, 1 - first):  # each network goes first in every other pair
-            times[which] = seconds(models[which])
-        if turn >= 3:
-            ratios.append(times[1] / times[0])
-    return statistics.median(ratios)
+    seconds = time_in_turns(
+        {which: partial(step, model) for which, model in models.items()}, rounds, warmup=3, device=x.device)
+    return statistics.median(own / other for own, other in zip(seconds['own'], seconds['plain'], strict=True))
