@@ -1,5 +1,6 @@
 """timm's residual blocks with attention at the places of the SE paper's Figure 5."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -24,21 +25,41 @@ from .finding import restart_identity
 from .spec import AttentionSpec
 
 __all__ = [
-    'AttentionBasicBlock', 'AttentionBottleneck', 'attend', 'attention_channels', 'detach', 'initialise_as_timm',
-    'run_fused', 'start_norms', 'starts_closed',
+    'AttentionBasicBlock', 'AttentionBlock', 'AttentionBottleneck', 'attend', 'attention_channels', 'detach',
+    'initialise_as_timm', 'run_fused', 'start_norms', 'starts_closed',
 ]
 
 
-class AttentionBasicBlock(BasicBlock):
+class AttentionBlock:
+    """What timm's two residual blocks with attention have in common; the next base class is timm's."""
+
+    integration: str
+    fused: bool | str
+    module_by_module: Callable[[Tensor], Tensor]
+    _forward_fused: Callable[[Tensor], Tensor]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The result of ``module_by_module``, in fewer passes over the maps where this saves time."""
+        if not torch.jit.is_scripting():
+            if self.fused and not (self.fused == 'auto' and is_small(x)):
+                return self._forward_fused(x)
+        return self.module_by_module(x)
+
+    def zero_init_last(self) -> None:
+        """As timm's, and restart identity gates: timm's ``init_weights`` calls this after drawing all weights."""
+        block: Any = self
+        if self.integration != 'standard' or not starts_closed(block.se):
+            super().zero_init_last()  # type: ignore[misc]
+        restart_identity(block)
+
+
+class AttentionBasicBlock(AttentionBlock, BasicBlock):
     """timm's ``BasicBlock`` with attention; keys are timm's, the attention is ``se``.
 
     :func:`attend` turns a block that timm built into one of this class.
 
     Shape: (N, inplanes, H, W) -> (N, planes, ceil(H / stride), ceil(W / stride)).
     """
-
-    integration: str
-    fused: bool | str
 
     def module_by_module(self, x: Tensor) -> Tensor:
         """timm's forward with the attention where Figure 5 of the SE paper has it."""
@@ -64,38 +85,21 @@ class AttentionBasicBlock(BasicBlock):
             x = self.se(x)
         return x
 
-    def forward(self, x: Tensor) -> Tensor:
-        """The result of :meth:`module_by_module`, in fewer passes over the maps."""
-        if torch.jit.is_scripting():
-            return self.module_by_module(x)
-        return self._forward_fused(x)
-
     @torch.jit.unused
     def _forward_fused(self, x: Tensor) -> Tensor:
-        if not self.fused or (self.fused == 'auto' and is_small(x)):
-            return self.module_by_module(x)
         shortcut = x
         x = self.se(x) if self.integration == 'pre' else x
         x = self.conv2(_middle(self, x, self.conv1, self.bn1, self.act1))
         return _tail(self, x, shortcut, self.conv2, None, self.bn2, self.act2)
 
-    def zero_init_last(self) -> None:
-        """As timm's, and restart identity gates: timm's ``init_weights`` calls this after drawing all weights."""
-        if self.integration != 'standard' or not starts_closed(self.se):
-            super().zero_init_last()
-        restart_identity(self)
 
-
-class AttentionBottleneck(Bottleneck):
+class AttentionBottleneck(AttentionBlock, Bottleneck):
     """timm's ``Bottleneck`` with attention; keys are timm's, the attention is ``se``.
 
     :func:`attend` turns a block that timm built into one of this class.
 
     Shape: (N, inplanes, H, W) -> (N, 4 * planes, ceil(H / stride), ceil(W / stride)).
     """
-
-    integration: str
-    fused: bool | str
 
     def module_by_module(self, x: Tensor) -> Tensor:
         """timm's forward with the attention where Figure 5 of the SE paper has it."""
@@ -122,16 +126,8 @@ class AttentionBottleneck(Bottleneck):
             x = self.se(x)
         return x
 
-    def forward(self, x: Tensor) -> Tensor:
-        """The result of :meth:`module_by_module`, in fewer passes over the maps."""
-        if torch.jit.is_scripting():
-            return self.module_by_module(x)
-        return self._forward_fused(x)
-
     @torch.jit.unused
     def _forward_fused(self, x: Tensor) -> Tensor:
-        if not self.fused or (self.fused == 'auto' and is_small(x)):
-            return self.module_by_module(x)
         shortcut = x
         x = self.se(x) if self.integration == 'pre' else x
         x = norm_act(self.conv1(x), self.bn1, self.act1, self.conv1)
@@ -142,12 +138,6 @@ class AttentionBottleneck(Bottleneck):
             x = x if self.drop_path is None else self.drop_path(x)
             return add_shortcut(x, _shortcut(self.downsample, shortcut), self.act3)
         return _tail(self, self.conv3(narrow), shortcut, self.conv3, narrow, self.bn3, self.act3)
-
-    def zero_init_last(self) -> None:
-        """As timm's, and restart identity gates: timm's ``init_weights`` calls this after drawing all weights."""
-        if self.integration != 'standard' or not starts_closed(self.se):
-            super().zero_init_last()
-        restart_identity(self)
 
 
 def _middle(block: Any, x: Tensor, conv: nn.Module, bn: nn.Module, act: nn.Module) -> Tensor:

@@ -17,8 +17,7 @@ from .finding import counted_attention
 from .recalibration import attention_in, install, uninstall
 from .record import is_recorded, record_attention
 from .residual import (
-    AttentionBasicBlock,
-    AttentionBottleneck,
+    AttentionBlock,
     attend,
     attention_channels,
     detach,
@@ -225,7 +224,7 @@ def _fill(place: _Place, spec: AttentionSpec, layer: nn.Module) -> str:
 
 def _empty(holder: Any) -> tuple[nn.Module, str]:
     """Remove the attention from the module that holds it; return the attention and its name there."""
-    if isinstance(holder, AttentionBasicBlock | AttentionBottleneck) and holder.integration != 'none':
+    if isinstance(holder, AttentionBlock) and holder.integration != 'none':
         return detach(holder), 'se'
     child = attention_in(holder)
     if child is not None:
@@ -352,7 +351,7 @@ def _places_at(modules: dict[str, nn.Module], site: Site) -> Iterator[_Place]:
 
 def _is_plain(block: nn.Module) -> bool:
     """Whether a block runs fused without attention (:func:`run_blocks_fused`)."""
-    return isinstance(block, AttentionBasicBlock | AttentionBottleneck) and block.integration == 'none' and not any(
+    return isinstance(block, AttentionBlock) and block.integration == 'none' and not any(
         isinstance(child, SelectiveKernel) for child in block.children())
 
 
@@ -391,7 +390,7 @@ def _carriers(model: nn.Module) -> list[tuple[str, Any]]:
     for name, module in model.named_modules():
         child = attention_in(module)
         if (child and isinstance(module.get_submodule(child), layers)) or (
-                isinstance(module, AttentionBasicBlock | AttentionBottleneck) and module.integration != 'none') or (
+                isinstance(module, AttentionBlock) and module.integration != 'none') or (
                 slots and is_of(module, slots) and isinstance(getattr(module, 'se', None), layers)):
             found.append((name, module))
     return found
