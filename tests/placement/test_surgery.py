@@ -551,6 +551,16 @@ def test_an_error_in_the_middle_leaves_the_network_as_it_was(name, fails_at, mon
     add_attention(model)
 
 
+def test_networks_compiled_in_place_are_refused():
+    """Their compiled code leaves out the hooks that are registered after the first call."""
+    model = timm.create_model('convnext_atto', depths=(1, 1, 1, 1), dims=(8, 8, 8, 8))
+    model.stages.compile(backend='eager')
+    for operate in (add_attention, remove_attention):
+        with pytest.raises(ValueError, match=r'a Sequential whose compile\(\) has been called .* before it is compiled'):
+            operate(model)
+    add_attention(copy.deepcopy(model))  # a copy is not compiled
+
+
 def test_sharded_networks_are_refused():
     """``fully_shard`` derives a network's class from FSDPModule; what it does beside that needs processes."""
     from torch.distributed.fsdp import FSDPModule

@@ -208,6 +208,9 @@ def _refuse_owned(model: nn.Module) -> None:
         if kind:
             raise ValueError(f'a {kind} owns its parameters and does not see new ones; change the network before it is '
                              'wrapped, sharded, compiled or traced')
+        if module._compiled_call_impl is not None:  # hooks are not among what dynamo compiles the network again for
+            raise ValueError(f'a {type(module).__name__} whose compile() has been called may go on without what is '
+                             'added, or with what is removed; change the network before it is compiled')
 
 
 def _fill(place: _Place, spec: AttentionSpec, layer: nn.Module) -> str:
