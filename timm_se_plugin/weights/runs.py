@@ -14,7 +14,7 @@ from ..models._registry import architectures
 from ..models._resolution import SAVED_SOURCES, resolve
 from ..models.names import create_network
 from ..models.state_dicts import Misfit
-from ..placement.record import record_origin
+from ..placement.record import check_attention_of_weights, record_origin
 from ..placement.spec import split_attention_kwargs
 from .facts import Facts
 from .reading import read_weights
@@ -88,6 +88,7 @@ def read_run(folder: str | Path) -> TrainedClassifier | None:
     misfit = Misfit.of(weights, model.state_dict())
     if misfit:
         raise ValueError(f"{paths[0]} does not fit {args['model']}, which it says it belongs to: {misfit}")
+    check_attention_of_weights(model, said.get('attention'))
     model.load_state_dict(weights)
     record_origin(model, published=bool(args.get('pretrained')))
     facts = _facts(args, Path(folder, 'summary.csv'), said.get('epoch'))
