@@ -445,6 +445,15 @@ def test_the_error_names_what_is_wrong_with_a_folder(tmp_path, make, error, mess
             read_folder(tmp_path / 'mine', tmp_path / 'run')
 
 
+def test_the_log_names_each_file_that_is_refused(tmp_path, caplog):
+    save_yolo(tmp_path / 'mine')
+    for name in 'abc':
+        write(tmp_path / 'mine' / f'labels/train/{name}.txt', '1 0.9 0.5 0.4 0.1')
+    with pytest.raises(ValueError, match=r'a.txt, line 1: the box .* 2 more files are refused too, as the log says'):
+        read_folder(tmp_path / 'mine', tmp_path / 'run')
+    assert re.findall(r'(\w).txt, line 1: the box', caplog.text) == ['b', 'c']
+
+
 @pytest.mark.parametrize('share', [0, 1, -1, 0.99])
 def test_a_share_has_to_leave_pictures_on_both_sides(tmp_path, share):
     write(tmp_path / 'mine' / 'annotations.json', coco(SPLITS['train']))

@@ -1,13 +1,17 @@
 """Annotated pictures of any format as the content of a file in COCO's format."""
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 __all__ = ['AnnotatedPicture', 'Box', 'read_each', 'to_coco']
 
+_logger = logging.getLogger(__name__)
+
 _File = TypeVar('_File')
 _Read = TypeVar('_Read')
+_LOGGED = 100  # messages on further files that are refused
 _ROUNDING = 1  # pixels that a box may reach beyond its picture
 
 
@@ -39,7 +43,8 @@ def read_each(files: Iterable[_File], read: Callable[[_File], _Read]) -> list[_R
     """Read several files with a function.
 
     Raises:
-        ValueError: the function refuses files; the message is that of the first file, with the number of the others.
+        ValueError: the function refuses files; the message is that of the first file, with the number of the others,
+            whose messages are logged.
     """
     contents, refused = [], []
     for file in files:
@@ -47,8 +52,10 @@ def read_each(files: Iterable[_File], read: Callable[[_File], _Read]) -> list[_R
             contents.append(read(file))
         except ValueError as error:
             refused.append(str(error))
+    for message in refused[1:_LOGGED + 1]:
+        _logger.warning('%s', message)
     if refused:
-        raise ValueError(refused[0] + (f'. {len(refused) - 1} more files are refused too'
+        raise ValueError(refused[0] + (f'. {len(refused) - 1} more files are refused too, as the log says'
                                        if len(refused) > 1 else ''))
     return contents
 
