@@ -114,3 +114,8 @@ def write_pictures(folder):
         picture = cv2.resize(generator.integers(0, 255, (7, 8, 3), dtype=np.uint8), size[::-1])
         assert cv2.imwrite(str(folder / f'{i}.png'), picture)
     return folder
+
+
+def losses_of(runner) -> list[float]:
+    """The loss of each step of a training."""
+    return runner.message_hub.get_scalar('train/loss').data[0].tolist()

@@ -11,7 +11,7 @@ from timm.models.resnet import BasicBlock, Bottleneck
 from timm.models.resnetv2 import PreActBasic, PreActBottleneck
 from torch import nn
 
-from timm_se_plugin.layers import SelectiveKernel
+from timm_se_plugin.layers import SelectiveKernel, SqueezeExcite
 from timm_se_plugin.models._registry import architectures
 
 
@@ -135,3 +135,8 @@ def few_blocks(base: str) -> dict[str, Any]:
 def family_bases() -> list[str]:
     """The base of every name whose network gains attention when it is built."""
     return sorted({architectures[name].base for name in architectures.keys() - set(resnets())})
+
+
+def layers(model: nn.Module, kind: type[nn.Module] | tuple[type[nn.Module], ...] = SqueezeExcite) -> set[str]:
+    """Names of the modules of a kind."""
+    return {name for name, module in model.named_modules() if isinstance(module, kind)}

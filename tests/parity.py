@@ -42,6 +42,17 @@ def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
     return model
 
 
+def set_mode(model: nn.Module, mode: str) -> nn.Module:
+    """The model in mode 'train', 'eval', 'frozen' (training with running statistics), or 'frozen without gradients'."""
+    model.train(mode != 'eval')
+    for module in model.modules():
+        if mode.startswith('frozen') and isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()
+            if mode == 'frozen without gradients':
+                module.requires_grad_(False)
+    return model
+
+
 def saved(model: nn.Module, folder) -> dict[str, str]:
     """Save the weights of `model`; the result is a ``pretrained_cfg_overlay`` that loads them."""
     path = folder / 'model.safetensors'

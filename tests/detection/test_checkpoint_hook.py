@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from detectors import losses_of
 
 if importlib.util.find_spec('mmdet') is None:
     pytest.skip('needs the [mmdet] or the [onedl] extra', allow_module_level=True)
@@ -12,10 +13,6 @@ from timm_se_plugin.detection.checkpoint_hook import AtomicBackend
 from timm_se_plugin.files.writing import is_whole
 
 pytestmark = pytest.mark.mmdet
-
-
-def losses_of(runner):
-    return runner.message_hub.get_scalar('train/loss').data[0].tolist()
 
 
 def test_a_checkpoint_is_whole_only_with_every_byte(tmp_path):

@@ -5,6 +5,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from detectors import losses_of
 from spoiled import PICTURES
 
 if importlib.util.find_spec('mmdet') is None:
@@ -17,10 +18,6 @@ from mmengine.runner import CheckpointLoader, checkpoint
 from mmengine.utils.dl_utils import mmcv_full_available
 
 pytestmark = pytest.mark.mmdet
-
-
-def losses_of(runner):
-    return runner.message_hub.get_scalar('train/loss').data[0].tolist()
 
 
 def test_mmcv_s_operator_module_is_found_and_reported():

@@ -1,7 +1,6 @@
 """The table of runtimes is measured with the real runtimes."""
 
 import pytest
-import torch
 
 import timm_se_plugin  # noqa: F401  (registers the models)
 from timm_se_plugin.measuring import runtimes
@@ -14,7 +13,6 @@ pytestmark = pytest.mark.filterwarnings('ignore::DeprecationWarning', 'ignore::U
 def test_every_variant_is_timed_beside_the_plain_network(runtime):
     if runtime == 'openvino':
         pytest.importorskip('openvino')
-    torch.set_num_threads(1)
     rows = runtimes.measure_runtime('resnet50 se', runtime, (1,), size=64, rounds=2)
     assert [row['variant'] for row in rows] == [
         'plain', 'timm', 'ours', 'plain, folded', 'timm, folded', 'ours, folded']

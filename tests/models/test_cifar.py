@@ -3,7 +3,7 @@
 import pytest
 import timm
 import torch
-from networks import shallow
+from networks import layers, shallow
 from parity import IS_OLD_TIMM, assert_same_network, images, randomised, relative_error
 from torch import nn
 
@@ -15,10 +15,6 @@ from timm_se_plugin.models._shake_shake import ShakeShake
 
 def params(name, **kwargs):
     return sum(p.numel() for p in timm.create_model(name, device='meta', **kwargs).parameters())
-
-
-def layers(model, kind):
-    return {name for name, module in model.named_modules() if isinstance(module, kind)}
 
 
 @pytest.mark.parametrize(('depth', 'millions', 'digits'), [

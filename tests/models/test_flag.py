@@ -9,7 +9,7 @@ from functools import partial
 import pytest
 import timm
 import torch
-from networks import STRUCTURES, one_per_structure
+from networks import STRUCTURES, layers, one_per_structure
 from parity import gradients, images, randomised
 from timm.layers import SEModule
 from torch import nn
@@ -21,10 +21,6 @@ from timm_se_plugin.models._registry import architectures
 from timm_se_plugin.models._timm_resnets import observed, timm_resnets
 from timm_se_plugin.placement.residual import AttentionBasicBlock, AttentionBottleneck
 from timm_se_plugin.weights import write_model
-
-
-def layers(model, kind=SqueezeExcite):
-    return {name for name, module in model.named_modules() if isinstance(module, kind)}
 
 
 def test_every_name_of_timms_resnet_module_is_there():

@@ -4,7 +4,7 @@ import pytest
 import timm
 import torch
 import torchvision
-from networks import shallow
+from networks import layers, shallow
 from parity import assert_same_network, images, randomised, relative_error
 from torch import nn
 
@@ -12,10 +12,6 @@ from timm_se_plugin import fuse_for_inference
 from timm_se_plugin.layers import SelectiveKernel, SqueezeExcite
 
 NAMES = {'shufflenetv2_050_plugin': 'shufflenet_v2_x0_5', 'shufflenetv2_100_plugin': 'shufflenet_v2_x1_0'}
-
-
-def layers(model, kind):
-    return {name for name, module in model.named_modules() if isinstance(module, kind)}
 
 
 @pytest.mark.parametrize(('name', 'theirs'), NAMES.items())

@@ -6,22 +6,13 @@ import itertools
 import pytest
 import timm
 import torch
-from parity import gradients, images, randomised, relative_error
+from parity import gradients, images, randomised, relative_error, set_mode
 from torch import nn
 
 from timm_se_plugin.measuring.complexity import saved_bytes
 from timm_se_plugin.placement import AttentionSpec, residual, surgery
 
 INTEGRATIONS = ['standard', 'pre', 'post', 'identity', '3x3']
-
-
-def set_mode(model, mode):
-    model.train(mode != 'eval')
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d) and mode.startswith('frozen'):
-            module.eval()
-            if mode == 'frozen without gradients':
-                module.requires_grad_(False)
 
 
 def twins(seed=0, **kwargs):

@@ -9,6 +9,7 @@ import os
 import pytest
 import torch
 import torch.multiprocessing as mp
+from parity import set_mode
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -56,14 +57,6 @@ def cut_into(how, monkeypatch):
 
 def values(shape, layout='nchw', dtype=torch.float32, mean=0.0, scale=1.0):
     return (torch.randn(shape) * scale + mean).to(dtype).contiguous(memory_format=LAYOUTS[layout])
-
-
-def set_mode(net, mode):
-    net.train(mode != 'eval')
-    for module in net.modules():
-        if mode == 'frozen' and isinstance(module, nn.BatchNorm2d):
-            module.eval()
-    return net
 
 
 @pytest.mark.parametrize('layout', LAYOUTS)
