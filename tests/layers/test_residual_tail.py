@@ -7,13 +7,15 @@ import pickle
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from parity import set_mode
 from timm.layers import DropPath
 from timm.models._features_fx import create_feature_extractor
-from timm.models.resnet import BasicBlock, Bottleneck, ResNet
+from timm.models.resnet import BasicBlock, Bottleneck
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
@@ -32,19 +34,12 @@ from timm_se_plugin.layers.residual_tail import (
 )
 from timm_se_plugin.layers.squeeze_excite import SqueezeExcite
 from timm_se_plugin.measuring.benchmark import LAYOUTS
+from timm_se_plugin.placement import AttentionSpec
+from timm_se_plugin.placement.residual import attend
 
 INTEGRATIONS = ('standard', 'pre', 'post', 'identity', '3x3')
 pytestmark = pytest.mark.filterwarnings('ignore:`torch.jit.*is deprecated:FutureWarning')  # by torch, by timm's fx
 MODES = ('train', 'frozen', 'eval')
-
-
-@pytest.fixture(autouse=True, scope='module')
-def one_thread():
-    """On maps this small, threads only wait for one another."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def tail(x, shortcut, bn, se, drop_path, act, fused, gate=None, conv=None, conv_input=None):
@@ -99,15 +94,6 @@ class Block(nn.Module):
         conv, bn, act = (self.get(name, i) for name in ('conv', 'bn', 'act'))
         x = tail(conv(x), shortcut, bn, se, self.body.drop_path, act, fused, gate, conv, x)
         return self.se(x) if where == 'post' else x
-
-
-def set_mode(net, mode):
-    net.train(mode != 'eval')
-    if mode == 'frozen':
-        for m in net.modules():
-            if isinstance(m, nn.BatchNorm2d):
-                m.eval()
-    return net
 
 
 def run(net, x, fused, seed=0):
@@ -308,36 +294,10 @@ def test_float32_statistics_are_safe_far_from_zero_and_for_constant_channels(cha
         assert error <= 2 * reference + 1e-6 * value.double().norm(), name
 
 
-class SEBottleneck(Bottleneck):
-    """The block as the plugin writes it."""
-
-    fused = True
-
-    def forward(self, x):
-        shortcut = x
-        x = self.act1(self.bn1(self.conv1(x)))
-        x = self.act2(self.bn2(self.conv2(x)))
-        x = self.conv3(x)
-        if self.downsample is not None:
-            shortcut = self.downsample(shortcut)
-        if not torch.jit.is_scripting():
-            if can_fuse(x, self.bn3, self.se, self.drop_path, self.fused):
-                return residual_tail(x, shortcut, self.bn3, self.se, self.drop_path, self.act3, conv=self.conv3)
-        x = self.se(self.bn3(x))
-        if self.drop_path is not None:
-            x = self.drop_path(x)
-        x += shortcut
-        return self.act3(x)
-
-
-def network(fused=True, drop_path_rate=0.0, seed=0):
-    torch.manual_seed(seed)
-    net = ResNet(SEBottleneck, (1, 2, 1, 1), num_classes=5, base_width=16, drop_path_rate=drop_path_rate,
-                 zero_init_last=False, block_args={'attn_layer': SqueezeExcite})
-    for m in net.modules():
-        if isinstance(m, SEBottleneck):
-            m.fused = fused
-    return net
+def network(fused=True, drop_path_rate=0.0):
+    torch.manual_seed(0)
+    return timm.create_model('se_resnet50_plugin', layers=(1, 2, 1, 1), num_classes=5, base_width=16,
+                             drop_path_rate=drop_path_rate, zero_init_last=False, attn_fused=fused)
 
 
 @pytest.mark.parametrize('mode', ['train', 'eval'])
@@ -447,7 +407,8 @@ def test_saves_no_more_than_a_block_without_attention(mode, channels_last):
         assert out.requires_grad
         return sum(s.nbytes() for s in storages.values())
 
-    plain, ours = Bottleneck(64, 16), SEBottleneck(64, 16, attn_layer=SqueezeExcite)
+    plain, ours = Bottleneck(64, 16), Bottleneck(64, 16)
+    attend(ours, AttentionSpec(fused=True), SqueezeExcite(64))
     ratio = saved(set_mode(ours, mode)) / saved(set_mode(plain, mode))
     assert ratio <= 1.01
 

@@ -8,6 +8,7 @@ import pytest
 import timm.layers
 import torch
 import torch.nn.functional as F
+from parity import set_mode
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
@@ -16,16 +17,6 @@ from timm_se_plugin.layers.batch_norm_relu import batch_moments
 from timm_se_plugin.layers.selective_kernel import SelectiveKernel, SelectiveKernelAttn, selective_channels
 
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
-BATCH_NORM = (nn.BatchNorm2d,)
-
-
-@pytest.fixture(scope='module', autouse=True)
-def _one_thread():
-    """These maps are too small to share."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def build(in_channels=16, out_channels=32, mode='train', dtype=torch.float64, **kwargs):
@@ -33,20 +24,12 @@ def build(in_channels=16, out_channels=32, mode='train', dtype=torch.float64, **
     torch.manual_seed(0)
     layer = SelectiveKernel(in_channels, out_channels, dtype=dtype, **kwargs)
     for module in layer.modules():
-        if isinstance(module, BATCH_NORM):
+        if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.normal_(module.bias, std=0.5)
             nn.init.normal_(module.running_mean, std=0.5)
             nn.init.uniform_(module.running_var, 0.5, 1.5)
     return set_mode(layer, mode)
-
-
-def set_mode(layer, mode):
-    layer.train(mode != 'eval')
-    for module in layer.modules():
-        if mode == 'frozen' and isinstance(module, BATCH_NORM):
-            module.eval()
-    return layer
 
 
 def batch(layout=torch.contiguous_format, dtype=torch.float64, channels=16, samples=3):
