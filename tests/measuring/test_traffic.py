@@ -1,4 +1,4 @@
-"""The count of bytes against the figures that were worked out by hand."""
+"""The count of bytes against figures worked out by hand and against the operators that autograd runs."""
 
 import pytest
 import torch
@@ -13,8 +13,8 @@ from timm_se_plugin.measuring.traffic import PATHS, block_units, count, middle, 
 
 
 @pytest.mark.parametrize(('path', 'layout', 'forward', 'backward'), [
-    ('plain', 'channels_last', 8, 8), ('timm', 'channels_last', 11, 16.5), ('operators', 'channels_last', 9, 16),
-    ('operators', 'nchw', 9, 13), ('kernels', 'channels_last', 4, 7), ('plain by kernels', 'nchw', 4, 7)])
+    ('plain', 'channels_last', 8, 8), ('timm', 'channels_last', 11, 18), ('operators', 'channels_last', 9, 17),
+    ('operators', 'nchw', 9, 12), ('kernels', 'channels_last', 4, 7), ('plain by kernels', 'nchw', 4, 7)])
 def test_a_tail_moves_what_its_operators_read_and_write(path, layout, forward, backward):
     assert tail(path, layout).totals == (forward, backward)
 
@@ -26,7 +26,7 @@ def test_the_middle_of_a_block_takes_13_units_and_8_by_kernels():
 
 
 @pytest.mark.parametrize(('path', 'units'), [
-    ('plain', 34.5), ('timm', 46), ('operators', 43.5), ('tail by kernels', 29.5), ('kernels', 27)])
+    ('plain', 34.5), ('timm', 47.5), ('operators', 44.5), ('tail by kernels', 29.5), ('kernels', 27)])
 def test_a_whole_bottleneck(path, units):
     assert block_units(path) == units
 
@@ -71,9 +71,9 @@ class Passes(TorchDispatchMode):
         return out
 
 
-@pytest.mark.parametrize(('path', 'layout', 'sum_of_operators'), [
-    ('timm', 'channels_last', 29), ('operators', 'channels_last', 26), ('operators', 'nchw', 21)])
-def test_the_operators_of_a_backward_pass_are_those_that_autograd_runs(path, layout, sum_of_operators):
+@pytest.mark.parametrize(('path', 'layout'), [
+    ('timm', 'channels_last'), ('operators', 'channels_last'), ('operators', 'nchw')])
+def test_the_operators_of_a_backward_pass_are_those_that_autograd_runs(path, layout):
     memory = torch.channels_last if layout == 'channels_last' else torch.contiguous_format
     y, shortcut = (torch.randn(4, 8, 14, 14).contiguous(memory_format=memory).requires_grad_() for _ in range(2))
     bn, act = nn.BatchNorm2d(8), nn.ReLU(inplace=True)
@@ -92,4 +92,3 @@ def test_the_operators_of_a_backward_pass_are_those_that_autograd_runs(path, lay
         return sorted(step for step in steps if 'batch_norm' not in step[0])
 
     assert elementwise(passes.seen) == elementwise((s.name, s.reads, s.writes) for s in units.backward)
-    assert units.traced == sum_of_operators

@@ -89,7 +89,7 @@ def _count_bytes(bases: list[str], batch: int, output: Path | None) -> list[dict
     for path in PATHS:
         forward, backward = tail(path).totals
         print(f'  end of a block, {path:<18}{forward:>6} forward{backward:>6} backward '
-              f'{block_units(path):>6} units a bottleneck; {tail(path).traced} by the operators alone')
+              f'{block_units(path):>6} units a bottleneck')
         for step in (*tail(path).forward, *tail(path).backward):
             print(f'      {step.name:<52}{step.reads:>5} read {step.writes:>5} written')
     print(LAUNCHES)
@@ -99,7 +99,6 @@ def _count_bytes(bases: list[str], batch: int, output: Path | None) -> list[dict
         replace_rows(output or 'results/traffic.csv', rows, ['base', 'batch', 'size', 'layout', 'dtype', 'path'])
         for row in rows:
             print(f"  {base:<18}{row['layout']:<15}{row['dtype']:<10}{row['path']:<18}{row['forward_gb']:>8.2f} GB "
-                  f"forward{row['backward_gb']:>8.2f} GB backward  x{row['ratio']:.3f}"
-                  f" (by the operators alone x{row['ratio_traced']:.3f})  tail {row['tail_share']:.0%}")
+                  f"forward{row['backward_gb']:>8.2f} GB backward  x{row['ratio']:.3f}  tail {row['tail_share']:.0%}")
         counted += rows
     return counted

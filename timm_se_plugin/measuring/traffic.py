@@ -14,8 +14,7 @@ __all__ = ['CONVENTION', 'LAUNCHES', 'PATHS', 'Step', 'Units', 'block_units', 'c
 CONVENTION = (
     'A model, not a measurement: reads and writes of feature maps and convolution weights in eager mode, none of '
     'which a cache serves; one unit is one read or write of one map; (N, C) tensors, the classifier and the optimiser '
-    'count zero. ratio follows an estimate worked out by hand, ratio_traced the operators that autograd runs; the '
-    'traces do not explain the difference of the two'
+    'count zero'
 )
 PATHS = ('plain', 'timm', 'operators', 'tail by kernels', 'kernels', 'plain by kernels')
 
@@ -41,28 +40,20 @@ class Units:
     Args:
         forward: operators of the forward pass.
         backward: operators of the backward pass, as autograd runs them.
-        adjustment: units of the backward pass by which the estimate worked out by hand exceeds the traced operators;
-            the traces do not explain it.
     """
 
     forward: tuple[Step, ...]
     backward: tuple[Step, ...]
-    adjustment: float = 0.0
 
     @property
     def totals(self) -> tuple[float, float]:
-        """Units forward and backward, by the estimate."""
-        return sum(step.units for step in self.forward), sum(step.units for step in self.backward) + self.adjustment
+        """Units forward and backward."""
+        return sum(step.units for step in self.forward), sum(step.units for step in self.backward)
 
     @property
     def total(self) -> float:
-        """Units forward and backward together, by the estimate."""
+        """Units forward and backward together."""
         return sum(self.totals)
-
-    @property
-    def traced(self) -> float:
-        """Units forward and backward together, of the operators alone."""
-        return self.total - self.adjustment
 
 
 _BATCH_NORM = Step('batch_norm', 2, 1)
@@ -82,14 +73,14 @@ _TAILS = {
     'timm': Units(
         (_BATCH_NORM, Step('mean', 1, 0), Step('mul', 1, 1), Step('add_', 2, 1), _RELU),
         (_RELU_BACKWARD, Step('mul', 2, 1), Step('mul', 1, 1), Step('sum', 1, 0), Step('div', 0, 1), Step('add', 2, 1),
-         _BATCH_NORM_BACKWARD), adjustment=-1.5),
+         _BATCH_NORM_BACKWARD)),
     'operators': Units(_OPERATORS_FORWARD, (
         _RELU_BACKWARD, Step('sum', 1, 0), Step('sub', 1, 1), Step('mul_', 2, 1), Step('sum', 1, 0), Step('mul', 1, 1),
-        Step('addcmul_', 2, 1), Step('add_', 1, 1)), adjustment=-1),
+        Step('addcmul_', 2, 1), Step('add_', 1, 1))),
     'operators nchw': Units(_OPERATORS_FORWARD, (
         # BatchNorm's kernels on (1, N * C, H, W) give both sums and the product.
         _RELU_BACKWARD, Step('batch_norm backward by running statistics', 3, 1), Step('addcmul_', 2, 1),
-        Step('add_', 1, 1)), adjustment=1),
+        Step('add_', 1, 1))),
     'kernels': _TAIL_BY_KERNELS,
     'tail by kernels': _TAIL_BY_KERNELS,
 }
@@ -186,8 +177,8 @@ def _maps(model: nn.Module, x: Tensor) -> list[_Map]:
 
 
 def _moved(maps: Iterable[_Map], path: str, layout: str) -> dict[str, float]:
-    """Numbers of values moved: forward, backward, by the tails, and by the tails' adjustment."""
-    moved = {'forward': 0.0, 'backward': 0.0, 'tail': 0.0, 'adjustment': 0.0}
+    """Numbers of values moved: forward, backward, and by the tails."""
+    moved = {'forward': 0.0, 'backward': 0.0, 'tail': 0.0}
 
     def add(size: int, units: Units) -> None:
         forward, backward = units.totals
@@ -202,7 +193,6 @@ def _moved(maps: Iterable[_Map], path: str, layout: str) -> dict[str, float]:
             units = tail(path, layout)
             add(each.written, units)
             moved['tail'] += each.written * units.total
-            moved['adjustment'] += each.written * units.adjustment
         elif each.kind == 'pool':
             moved['forward'] += each.read + each.written
             moved['backward'] += each.read + each.written
@@ -239,12 +229,10 @@ def count(base: str, batch: int = 32, size: int = 224) -> list[dict[str, Any]]:
             for path in PATHS:
                 moved = _moved(maps, path, layout)
                 total = moved['forward'] + moved['backward']
-                traced = total - moved['adjustment']
                 rows.append({
                     'base': base, 'batch': batch, 'size': size, 'layout': layout, 'dtype': dtype, 'path': path,
                     'forward_gb': round(moved['forward'] * itemsize / 1e9, 3),
                     'backward_gb': round(moved['backward'] * itemsize / 1e9, 3),
                     'ratio': round(total / (plain['forward'] + plain['backward']), 3),
-                    'ratio_traced': round(traced / (plain['forward'] + plain['backward']), 3),
                     'tail_share': round(moved['tail'] / total, 3)})
     return rows
