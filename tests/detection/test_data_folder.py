@@ -198,6 +198,15 @@ def test_names_of_pictures_do_not_tell_a_split(tmp_path):
     assert [len(splits[name].content['images']) for name in splits] == [1, 1]
 
 
+@pytest.mark.parametrize('names', ["{2: things, 0: blue, 1: red}", "{'0': blue, '1': red, '2': things}"])
+def test_classes_of_yolo_may_be_numbered(tmp_path, names):
+    folder = save_yolo(tmp_path / 'mine')
+    replaced('data.yaml', '[blue, red, things]', names)(folder)
+    splits, classes = read_folder(folder, tmp_path / 'run')
+    assert classes == ('blue', 'red')
+    assert described(splits) == SPLITS
+
+
 def test_a_test_split_of_yolo_may_be_absent(tmp_path):
     folder = save_yolo(tmp_path / 'mine', 'Roboflow')
     shutil.rmtree(folder / 'test')

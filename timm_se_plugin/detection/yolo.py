@@ -55,8 +55,8 @@ def read_yolo(file: Path, endings: Iterable[str]) -> tuple[dict[str, list[Annota
     """
     content = yaml.safe_load(file.read_text(encoding='utf-8-sig'))
     names = content['names']
-    if isinstance(names, Mapping) and set(names) == set(range(len(names))):
-        names = [names[i] for i in range(len(names))]
+    if isinstance(names, Mapping) and sorted(map(str, names)) == sorted(map(str, range(len(names)))):
+        names = [names[key] for key in sorted(names, key=int)]  # some programs write the numbers as text
     if not isinstance(names, list) or not names:
         raise ValueError(f'{file}: names={names!r} does not name the classes 0, 1, 2, …; write a list, names: [cat, '
                          'dog], in the order of the numbers in the labels')
