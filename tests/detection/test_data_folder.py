@@ -235,10 +235,11 @@ def test_the_boxes_of_poses_are_read_from_yolo(tmp_path):
     assert 'segmentation' not in splits['train'].content['annotations'][0]
 
 
-def test_a_list_of_pictures_and_outlines_are_read_from_yolo(tmp_path):
+@pytest.mark.parametrize('place', ['train.txt', 'splits/train.txt'])
+def test_a_list_of_pictures_and_outlines_are_read_from_yolo(tmp_path, place):
     folder = save_yolo(tmp_path / 'mine')
-    write(folder / 'train.txt', './images/train/a.jpg\n\nimages/train/b.jpg\n')
-    write(folder / 'data.yaml', f'path: {folder}\ntrain: train.txt\nval: [images/val]\nnames: {{0: blue, 1: red}}\n')
+    write(folder / place, './images/train/a.jpg\n\nimages/train/b.jpg\n')
+    write(folder / 'data.yaml', f'path: {folder}\ntrain: {place}\nval: [images/val]\nnames: {{0: blue, 1: red}}\n')
     write(folder / 'labels' / 'train' / 'a.txt', '1 0.25 0.25 0.5 0.25 0.5 0.75\n')
     train = read_folder(folder, tmp_path / 'run')[0]['train'].content
     assert len(train['images']) == 2

@@ -99,8 +99,11 @@ def _pictures(file: Path, base: Any, place: Any, split: str, endings: tuple[str,
     if found.is_dir():
         return sorted(path for path in found.rglob('*') if path.suffix.lower() in endings and not any(
             part.startswith('.') for part in path.relative_to(found).parts))
-    lines = found.read_text(encoding='utf-8-sig').splitlines()
-    return [found.parent / with_slashes(line.strip()) for line in lines if line.strip()]
+    lines = [with_slashes(line.strip()) for line in found.read_text(encoding='utf-8-sig').splitlines()]
+    # The paths are relative to the list, or to the folder of the data.
+    folders = (found.parent, file.parent / base, file.parent)
+    return [next((folder / line for folder in folders if (folder / line).is_file()), found.parent / line)
+            for line in lines if line]
 
 
 def _labels(picture: Path) -> list[Path]:
