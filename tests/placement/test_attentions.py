@@ -175,6 +175,26 @@ def test_a_saved_network_asks_for_its_registration(registered, tmp_path):
         timm.create_model(f'local-dir:{tmp_path}', pretrained=True)
 
 
+class Nested(nn.Module):
+    """An attention with an option that JSON changes: tuples inside a tuple."""
+
+    def __init__(self, channels, sizes=((1, 2), (3, 4)), device=None, dtype=None):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1, channels, 1, 1, device=device, dtype=dtype))
+
+    def forward(self, x):
+        return x * self.weight
+
+
+def test_a_network_takes_its_own_weights_whatever_its_options_are(registered):
+    register_attention('nested', Nested)
+    model = timm.create_model('test_resnet_plugin', attn='nested')
+    model.load_state_dict(model.state_dict())
+    other = timm.create_model('test_resnet_plugin', attn='nested', attn_sizes=((1, 2), (3, 5)))
+    with pytest.raises(ValueError, match='another attention than that of this ResNet: attn_sizes='):
+        model.load_state_dict(other.state_dict())
+
+
 class OwnDefaults(nn.Module):
     """An attention whose keywords are those of others, with other defaults."""
 

@@ -12,6 +12,8 @@ from torch import nn
 
 from timm_se_plugin import add_attention, remove_attention
 
+SK = {'attn': 'sk', 'layers': (1, 1, 1, 1)}
+
 
 def saved(model):
     """The state dict as ``torch.save`` and ``torch.load`` return it."""
@@ -25,7 +27,7 @@ def saved(model):
     ({'attn': 'se', 'attn_init': 'identity'}, {'attn': 'se'}, "attn_gate='sigmoid' .the weights have 'double_sigmoid'"),
     ({'attn': 'se'}, {'attn': 'se', 'attn_squeeze': 'max'}, "attn_squeeze='max' .the weights have 'avg'"),
     ({'attn': 'cbam', 'attn_gate': 'hard_sigmoid'}, {'attn': 'cbam'}, "attn_gate='sigmoid'"),
-    ({'attn': 'sk', 'attn_kernels': (3, 7)}, {'attn': 'sk'}, 'attn_kernels=.3, 5. .the weights have .3, 7.'),
+    ({**SK, 'attn_kernels': (3, 7)}, SK, 'attn_kernels=.3, 5. .the weights have .3, 7.'),
 ])
 def test_weights_of_another_attention_are_refused_and_nothing_is_changed(theirs, mine, option):
     name = 'resnet18_plugin' if theirs['attn'] == 'sk' else 'test_resnet_plugin'
@@ -43,16 +45,33 @@ def test_weights_of_another_attention_are_refused_and_nothing_is_changed(theirs,
     ({'attn_init': 'identity'}, {'attn_gate': 'double_sigmoid'}),
     ({'attn_fused': False}, {}),
     ({'attn_rd_ratio': 1 / 8}, {'attn_rd_channels': 8, 'attn_stages': [1]}),
+    ({'attn_act_layer': 'swish'}, {'attn_act_layer': 'silu'}),
+    ({'attn_rd_ratio': 1 / 2}, {'attn': 'cse'}),
 ])
 def test_weights_of_the_same_attention_load_however_it_was_asked_for(theirs, mine):
     name = 'test_resnet_plugin'
     stages = {'attn_stages': [1]} if 'attn_stages' in mine else {}
     other = randomised(timm.create_model(name, attn='se', **theirs, **stages))
     width = other.layer1[0].se.fc1.out_channels
-    model = timm.create_model(name, attn='se', **{**mine, **({'attn_rd_channels': width} if stages else {})})
+    model = timm.create_model(name, **{'attn': 'se', **mine, **({'attn_rd_channels': width} if stages else {})})
     model.load_state_dict(saved(other))
     x = torch.randn(1, 3, 64, 64)
     torch.testing.assert_close(model.eval()(x), other.eval()(x))
+
+
+def test_groups_of_selective_kernels_are_left_to_the_shapes():
+    weights = saved(timm.create_model('resnet18_plugin', attn_groups=(1, 1), **SK))
+    for groups in (None, 1):
+        timm.create_model('resnet18_plugin', attn_groups=groups, **SK).load_state_dict(weights)
+
+
+@pytest.mark.parametrize(('theirs', 'mine'), [('cbam', 'se'), ('se', 'cbam'), ('eca', 'se')])
+def test_what_fits_is_taken_from_weights_whose_keys_show_another_attention(theirs, mine):
+    model, other = (timm.create_model('test_resnet_plugin', attn=attn) for attn in (mine, theirs))
+    assert model.load_state_dict(saved(other), strict=False).missing_keys
+    assert torch.equal(model.fc.weight, other.fc.weight)
+    with pytest.raises(RuntimeError, match=r'Missing key'):
+        model.load_state_dict(saved(other))
 
 
 def test_weights_without_attention_or_without_a_word_on_it_are_left_to_the_keys():

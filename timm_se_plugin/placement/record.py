@@ -62,14 +62,25 @@ def _recorded(module: nn.Module) -> AttentionSpec | None:
 
 
 def _tell(module: nn.Module, state: dict[str, Any], prefix: str, metadata: dict[str, Any]) -> None:
+    told = _told(module)
+    if told is not None:
+        metadata[_TOLD] = told
+
+
+def _told(module: nn.Module) -> str | None:
     spec = _recorded(module)
-    if spec is not None:
-        with suppress(TypeError):  # options of a user's attention that JSON, and a safe torch.load, do not know
-            metadata[_TOLD] = json.dumps(spec.to_kwargs())
+    with suppress(TypeError):  # options of a user's attention that JSON, and a safe torch.load, do not know
+        return json.dumps(spec.to_kwargs()) if spec else None
+    return None
 
 
 def _compare(module: nn.Module, state: dict[str, Any], prefix: str, metadata: dict[str, Any], *_: Any) -> None:
-    check_attention_of_weights(module, metadata.get(_TOLD))
+    told, spec = metadata.get(_TOLD), _recorded(module)
+    if told is None or spec is None:
+        return
+    keys = {key.removeprefix(prefix) for key in state if key.startswith(prefix)}
+    if json.loads(told)['attn'] == spec.attn or keys == module.state_dict().keys():
+        check_attention_of_weights(module, told)
 
 
 def told_attention(state: Any) -> str | None:
@@ -83,15 +94,21 @@ def check_attention_of_weights(module: nn.Module, told: str | None) -> None:
 
     What keys and shapes show is left to them, also attention that only one of the two has.
     """
-    spec = _recorded(module)
-    if spec is None or told is None:
+    own = _told(module)
+    if own is None or told is None:
         return
-    weights = AttentionSpec.from_kwargs(applicable(json.loads(told)))
-    different = attention_misfit(spec, weights, ignored=SHOWN_BY_WEIGHTS)
+    network, weights = (_read(text) for text in (own, told))  # both from JSON, which has lists for tuples
+    by_shapes = ('attn_groups',) if network.record.selects_kernels else ()
+    different = attention_misfit(network, weights, ignored=(*SHOWN_BY_WEIGHTS, *by_shapes))
     if different:
         raise ValueError(f'the weights belong to another attention than that of this {type(module).__name__}: '
                          f'{different}; build the network with the options of the weights, or load '
                          'dict(state_dict), which does not tell its attention')
+
+
+def _read(told: str) -> AttentionSpec:
+    options = applicable(json.loads(told))
+    return AttentionSpec.from_kwargs({**options, 'attn': 'se'} if options['attn'] == 'cse' else options)  # one layer
 
 
 def record_attention(model: nn.Module, spec: AttentionSpec | None) -> None:

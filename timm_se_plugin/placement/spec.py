@@ -204,7 +204,7 @@ class AttentionSpec:
         first, second = self.to_kwargs(), other.to_kwargs()
         return {
             key: (first.get(key), second.get(key)) for key in {**first, **second}
-            if key.removeprefix('attn_') not in _RUNTIME and first.get(key) != second.get(key)
+            if key.removeprefix('attn_') not in _RUNTIME and _computed(key, first) != _computed(key, second)
         }
 
     def recalibrates(self, stage: int) -> bool:
@@ -285,6 +285,11 @@ def applicable(options: Mapping[str, Any]) -> dict[str, Any]:
 def is_option(name: str) -> bool:
     """Whether ``attn_…`` is an option of any attention."""
     return any(name == f'attn_{option}' for record in ATTENTIONS.values() for option in record.names)
+
+
+def _computed(key: str, options: Mapping[str, Any]) -> Any:
+    """The value of an option; for an activation, which may have several names, its class."""
+    return get_act_layer(options.get(key)) if key == 'attn_act_layer' else options.get(key)
 
 
 def _as_given(value: Any, default: object) -> Any:
