@@ -159,10 +159,26 @@ def test_attention_that_a_saved_model_gained_is_that_of_the_run(tmp_path):
     assert AttentionSpec.of(read_run(tmp_path).model) == AttentionSpec.of(trained)
 
 
+@pytest.mark.parametrize('is_there', [True, False])
+def test_weights_of_a_moved_saved_model_are_evaluated_with_the_model_that_is_named(tmp_path, is_there):
+    """As timm's train.py writes them, without a description of the network."""
+    pytest.importorskip('yaml', reason='the [train] extra')
+    from timm_se_plugin.training import parse_evaluation
+    write_model(timm.create_model('test_resnet_plugin', num_classes=5), tmp_path / 'base')
+    name, moved = f"local-dir:{tmp_path / 'base'}", f"local-dir:{tmp_path / 'moved'}"
+    trained = timm.create_model(name, pretrained=True, attn='se')
+    run(tmp_path, name, trained, model_kwargs={'attn': 'se'}, pretrained=True)
+    (tmp_path / 'base').rename(tmp_path / 'moved')
+    model = moved if is_there else 'test_resnet_plugin'
+    options = parse_evaluation(['--checkpoint', str(tmp_path / 'last.pth.tar'), '--model', model])
+    assert options.model_kwargs.get('attn_init') == ('identity' if is_there else None)
+
+
 def test_a_run_does_not_need_the_saved_model_it_began_with(tmp_path):
     pytest.importorskip('sklearn', reason='the digits come with scikit-learn: the [train] extra')
     from digit_runs import TINY, save_digits
 
+    from timm_se_plugin.analysis.pruning_study import pruning_study
     from timm_se_plugin.training import evaluate_classifier, parse_evaluation, parse_options, train_classifier
     write_model(timm.create_model('test_resnet_plugin', num_classes=10), tmp_path / 'base')
     options = [*TINY, '--data-dir', str(save_digits(tmp_path / 'digits')), '--output', str(tmp_path), '--experiment',
@@ -172,6 +188,11 @@ def test_a_run_does_not_need_the_saved_model_it_began_with(tmp_path):
     last = tmp_path / 'run' / 'last.pth.tar'
     metrics = evaluate_classifier(parse_evaluation(['--checkpoint', str(last), '--device', 'cpu']))
     assert metrics['top1'] == pytest.approx(found['top1'])
+    for name in (f"local-dir:{tmp_path / 'moved'}", 'test_resnet_plugin'):
+        metrics = evaluate_classifier(parse_evaluation(['--checkpoint', str(last), '--device', 'cpu', '--model', name]))
+        assert metrics['top1'] == pytest.approx(found['top1'])
+    assert pruning_study(last, [0.5], ['mean'], 0, 0.1, tmp_path / 'table.csv', tmp_path / 'pruned')[0]['top1'] == (
+        pytest.approx(found['top1']))
     train_classifier(parse_options([*options, '--epochs', '2', '--resume', 'auto']))
     expected = AttentionSpec('se', init='identity')
     assert AttentionSpec.of(read_run(tmp_path / 'run').model).differences(expected) == {}

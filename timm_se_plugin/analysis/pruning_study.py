@@ -85,7 +85,7 @@ def pruning_study(
             options.train_split, options.val_split))
         for data, split in ((train_data, options.train_split), (val_data, options.val_split)):
             label_by_name(data, state.get('label_names'), split)
-        model: Any = build_model(vars(options))
+        model: Any = build_model(vars(options), state.get('model_config'))
         model.load_state_dict(state.get('state_dict_ema', state['state_dict']))
         model = moved(model, options, process)
         config = data_config(vars(options), model)

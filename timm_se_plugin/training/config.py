@@ -171,8 +171,10 @@ def parse_evaluation(
         parser.set_defaults(label_names=names, told_attention=saved.get('attention'))
         parser.set_defaults(**{key: value for key, value in trained.items() if key in own and value is not None})
         if 'model' in trained:
-            kept = saved.get('model_config') if parser.parse_args(argv).model == trained['model'] else None
-            parser.set_defaults(model_config=kept, model_kwargs=model_kwargs(trained, kept))
+            asked, kept = parser.parse_args(argv).model, saved.get('model_config')
+            began = {'model': asked} if asked.startswith(SAVED_AT) else {}  # the saved model may have been moved there
+            parser.set_defaults(model_config=kept if asked == trained['model'] else None,
+                                model_kwargs=model_kwargs({**trained, **began}, kept))
     elif given.model.startswith(SAVED_AT) and not checkpoint:
         check_model(given.model, given.model_kwargs)
         said = read_config_json(given.model)

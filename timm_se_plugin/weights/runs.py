@@ -15,7 +15,7 @@ from ..models._resolution import SAVED_SOURCES, resolve
 from ..models.names import create_network
 from ..models.state_dicts import Misfit
 from ..placement.record import check_attention_of_weights, record_origin
-from ..placement.spec import split_attention_kwargs
+from ..placement.spec import applicable, split_attention_kwargs
 from .facts import Facts
 from .reading import read_weights
 
@@ -176,10 +176,13 @@ def model_kwargs(args: Mapping[str, Any], kept: Mapping[str, Any] | None = None)
 
     Args:
         args: options of the run, as for :func:`build_model`.
-        kept: as for :func:`build_model`; where it is given, it has the options of attention.
+        kept: as for :func:`build_model`; where it is given, the options of attention are those that it has.
     """
     kwargs = channel_kwargs(args)
-    if kept or not args.get('pretrained'):
+    if kept:
+        own = applicable(split_attention_kwargs(dict(kept.get('model_args', {}))))
+        return {**kwargs, **own} if own.get('attn', 'none') != 'none' else kwargs
+    if not args.get('pretrained'):
         return kwargs
     if args['model'].startswith(SAVED_AT):
         return _gained(args['model'], kwargs)
@@ -193,9 +196,15 @@ def model_kwargs(args: Mapping[str, Any], kept: Mapping[str, Any] | None = None)
 
 
 def _gained(place: str, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Arguments of a network that began with a saved model, with all options of attention that the weights lacked."""
+    """Arguments of a network that began with a saved model, with all options of attention that the weights lacked.
+
+    If the saved model cannot be read any more, the arguments stay as they are: another network may be asked for.
+    """
     options = split_attention_kwargs(dict(kwargs))
-    said = read_config_json(place) if 'attn' in options else {}
+    try:
+        said = read_config_json(place) if 'attn' in options else {}
+    except OSError:
+        return kwargs
     arch = architectures.get(said.get('architecture', ''))
     if arch is None:
         return kwargs
