@@ -267,14 +267,14 @@ def test_difficult_objects_of_voc_are_not_counted(tmp_path):
 
 def test_lists_of_voc_may_name_the_folders_around_a_file(tmp_path):
     folder = tmp_path / 'mine'
-    for day in ('monday', 'friday'):
+    for day in ('monday', 'friday', ''):
         write(folder / 'Annotations' / day / 'a.xml', xml('a', [('red', (10, 20, 30, 40))]))
         picture(folder / 'JPEGImages' / day / 'a.jpg')
-    write(folder / 'ImageSets' / 'Main' / 'train.txt', 'monday/a\n')
+    write(folder / 'ImageSets' / 'Main' / 'train.txt', 'monday/a\na\n')
     write(folder / 'ImageSets' / 'Main' / 'val.txt', 'friday/a\n')
     splits, _ = read_folder(folder, tmp_path / 'run')
     assert {name: [image['file_name'] for image in split.content['images']] for name, split in splits.items()} == {
-        'train': ['JPEGImages/monday/a.jpg'], 'val': ['JPEGImages/friday/a.jpg']}
+        'train': ['JPEGImages/a.jpg', 'JPEGImages/monday/a.jpg'], 'val': ['JPEGImages/friday/a.jpg']}
 
 
 def test_masks_with_the_name_of_a_picture_of_voc_are_not_taken_for_it(tmp_path):

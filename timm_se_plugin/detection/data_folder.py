@@ -210,7 +210,8 @@ def _voc_splits(
         files = [file for file in files if names_in_lists(file) & listed]
     splits: dict[str, list[AnnotatedPicture]] = {}
     for file, picture in read_voc(files, [file for file in all_files if file.suffix.lower() in _ENDINGS]):
-        of_file = [name for name, names in lists.items() if names_in_lists(file) & names] if lists else [
+        named = max(names_in_lists(file) & listed, key=len, default='')  # a.xml may lie in a folder and outside of it
+        of_file = [name for name, names in lists.items() if named in names] if lists else [
             _split_of(file.parent.relative_to(root) / '_') or 'train']  # the file's name may say what is in the picture
         for name in of_file:
             splits.setdefault(name, []).append(picture)
