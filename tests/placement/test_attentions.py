@@ -221,6 +221,24 @@ def test_a_layer_keeps_the_defaults_of_keywords_that_others_have_too(registered,
     assert model.layer1[0].se.given == (2, True, timm.layers.get_act_layer('gelu'), 8, 12, 0.25, 'max')
 
 
+class Normalised(nn.Module):
+    """An attention with an option that JSON cannot write."""
+
+    def __init__(self, channels, norm_layer=nn.BatchNorm2d, device=None, dtype=None):
+        super().__init__()
+        self.norm = norm_layer(channels, device=device, dtype=dtype)
+
+    def forward(self, x):
+        return self.norm(x)
+
+
+def test_weights_are_saved_and_loaded_where_an_option_is_a_class(registered, tmp_path):
+    register_attention('own', Normalised)
+    model = timm.create_model('test_resnet_plugin', attn='own')
+    torch.save(model.state_dict(), tmp_path / 'weights.pth')
+    model.load_state_dict(torch.load(tmp_path / 'weights.pth', weights_only=True))
+
+
 class Sizes(nn.Module):
     """An attention with options of several values."""
 

@@ -44,7 +44,7 @@ def read_each(files: Iterable[_File], read: Callable[[_File], _Read]) -> list[_R
 
     Raises:
         ValueError: the function refuses files; the message is that of the first file, with the number of the others,
-            whose messages are logged.
+            whose messages are logged, up to 100 of them.
     """
     contents, refused = [], []
     for file in files:

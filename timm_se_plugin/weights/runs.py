@@ -196,9 +196,10 @@ def model_kwargs(args: Mapping[str, Any], kept: Mapping[str, Any] | None = None)
 
 
 def _gained(place: str, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Arguments of a network that began with a saved model, with all options of attention that the weights lacked.
+    """`kwargs` with every option of the attention that a run added to the saved model at `place`.
 
-    If the saved model cannot be read any more, the arguments stay as they are: another network may be asked for.
+    If the saved model's config.json cannot be read, `kwargs` are returned unchanged. Building the network then reports
+    the missing file, and an evaluation of the checkpoint in another network, by ``--model``, does not need it.
     """
     options = split_attention_kwargs(dict(kwargs))
     try:
