@@ -154,6 +154,15 @@ def test_what_cannot_be_pruned_is_refused():
         prune_by_gates(model, statistics(model), 0.5, SIZE)
 
 
+def test_a_network_without_a_configuration_is_pruned_at_its_own_size():
+    model = network('se_test_resnet_plugin', in_chans=1)
+    model.pretrained_cfg = None
+    del model.in_chans
+    size = (1, 32, 32)
+    found = gate_statistics(model, [(images(4, *size), torch.tensor([0, 1, 2, 0]))], 'abc')
+    assert prune_by_gates(model, found, 0.25, size).num_features == model.num_features * 3 // 4
+
+
 @pytest.mark.parametrize(('shares', 'criteria', 'epochs', 'lr', 'said'), [
     ([0.25, 2], ['mean'], 1, 0.01, 'share=2 is not between'), ([0.25], ['size'], 1, 0.01, "'size' is not one of"),
     ([0.25], ['mean'], -1, 0.01, 'epochs=-1 is below 0'), ([0.25], ['mean'], 1, -0.1, 'lr=-0.1 is below 0')])

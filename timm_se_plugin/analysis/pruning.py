@@ -80,7 +80,7 @@ def prune_by_gates(
             pruned, x, importance=importance, pruning_ratio=share, ignored_layers=_outputs(pruned))
         for group in pruner.step(interactive=True):
             group.prune()
-        tell_widths(pruned)
+        tell_widths(pruned, input_size)
     except (ArithmeticError, LookupError, RuntimeError, ValueError) as error:
         raise unknown from error
     if not found:

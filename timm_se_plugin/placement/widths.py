@@ -70,15 +70,20 @@ def set_widths(model: nn.Module, widths: Mapping[str, Sequence[int]]) -> None:
     tell_widths(model)
 
 
-def tell_widths(model: Any) -> None:
-    """Set the channel counts in a network's attributes (``feature_info``, ``num_features``) to those of a pass."""
+def tell_widths(model: Any, input_size: tuple[int, int, int] | None = None) -> None:
+    """Set the channel counts in a network's attributes (``feature_info``, ``num_features``) to those of a pass.
+
+    Args:
+        model: the network, which is changed.
+        input_size: (C, H, W) of the image that passes; if None, the size in the network's configuration.
+    """
     levels = model.feature_info if isinstance(getattr(model, 'feature_info', None), list) else []
     widths: dict[str, int] = {}
     structure = structure_of(model)
     for level in levels:
         structure.get_submodule(level['module']).register_forward_hook(
             lambda module, args, output, name=level['module']: widths.update({name: output.shape[1]}))
-    run_structure(structure, image_size(model))
+    run_structure(structure, input_size or image_size(model))
     for level in levels:
         level['num_chs'] = widths.get(level['module'], level['num_chs'])
     classifier = model.get_classifier() if hasattr(model, 'get_classifier') else None
