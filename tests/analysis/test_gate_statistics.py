@@ -169,6 +169,7 @@ def test_a_network_that_ran_compiled_has_the_statistics_of_the_network(in_place)
         compiled(batches(4)[0][0])
     for layer, other in zip(expected.layers, gate_statistics(compiled, batches(4), 'abc').layers, strict=True):
         torch.testing.assert_close(other.means, layer.means, rtol=1e-12, atol=0)
+        assert other.name == layer.name
 
 
 def test_observation_does_not_switch_the_fused_tail_off(monkeypatch):

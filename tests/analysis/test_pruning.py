@@ -154,6 +154,18 @@ def test_what_cannot_be_pruned_is_refused():
         prune_by_gates(model, statistics(model), 0.5, SIZE)
 
 
+def test_a_compiled_network_is_pruned_without_being_compiled():
+    def refuse(*args):
+        raise AssertionError('compiled')
+
+    model = network('se_test_resnet_plugin')
+    compiled = torch.compile(model, backend=refuse)
+    expected = prune_by_gates(model, statistics(model), 0.25, SIZE)
+    pruned = prune_by_gates(compiled, statistics(compiled), 0.25, SIZE)
+    assert type(pruned) is type(model)
+    assert all(torch.equal(value, expected.state_dict()[key]) for key, value in pruned.state_dict().items())
+
+
 def test_a_network_without_a_configuration_is_pruned_at_its_own_size():
     model = network('se_test_resnet_plugin', in_chans=1)
     model.pretrained_cfg = None

@@ -86,10 +86,12 @@ def find_gates(model: nn.Module) -> list[Gate]:
 
     A gate is a module that the record of an attention lists as such; in other layers a module without parameters that
     is called ``gate`` (``sigmoid`` in timm's ``legacy_*``); or the softmax over the branches of a Selective Kernel.
+    The names of the gates are those of the network itself, also if `model` is the result of ``torch.compile``.
 
     Raises:
         ValueError: the network has no gate.
     """
+    model = getattr(model, '_orig_mod', model)
     modules = dict(model.named_modules(remove_duplicate=False))
     gates: dict[str, Gate] = {}
     for name, module in model.named_modules():

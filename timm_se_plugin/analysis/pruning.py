@@ -47,6 +47,7 @@ def prune_by_gates(
     import torch_pruning as tp
 
     check_cut(share, criterion)
+    model = getattr(model, '_orig_mod', model)  # of torch.compile, which would compile each step of the pruning
     pruned = copy.deepcopy(model).requires_grad_()
     device = next(pruned.parameters()).device
     gates = {}
