@@ -94,6 +94,12 @@ def test_the_images_that_differ_most_are_found_wherever_they_are():
     assert 7 not in {picture.index for picture in unusual_images(model, batches, statistics, count=3)}
 
 
+def test_unusual_images_need_statistics_of_the_network():
+    statistics = gate_statistics(network('se_resnet18_plugin'), data(), 'ab')
+    with pytest.raises(ValueError, match=r'the statistics are of another network: they have layer1\.1\.se'):
+        unusual_images(network(), data(), statistics)
+
+
 def test_a_gate_map_is_the_mean_gate_of_every_position():
     model = network(attn_squeeze='none')
     x = data()[0][0]

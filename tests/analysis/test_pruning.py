@@ -154,6 +154,12 @@ def test_what_cannot_be_pruned_is_refused():
         prune_by_gates(model, statistics(model), 0.5, SIZE)
 
 
+def test_statistics_of_another_network_are_refused():
+    model = network('se_test_resnet_plugin')
+    with pytest.raises(ValueError, match=r'of another network: they have layer1\.1\.se, and the network has layer1\.0\.se'):
+        prune_by_gates(model, statistics(network('se_resnet18_plugin')), 0.25, SIZE)
+
+
 def test_a_compiled_network_is_pruned_without_being_compiled():
     def refuse(*args):
         raise AssertionError('compiled')

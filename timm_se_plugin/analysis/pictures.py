@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .gates import Gate, find_gates, observed
-from .statistics import GateStatistics, float64_device
+from .statistics import GateStatistics, check_statistics, float64_device
 
 __all__ = ['UnusualImage', 'gate_map', 'gate_maps', 'unusual_images']
 
@@ -43,13 +43,18 @@ def unusual_images(
         batches: images and labels, those of the statistics or others; images with a negative label are left out.
         statistics: result of :func:`~timm_se_plugin.analysis.gate_statistics`.
         count: number of images.
+
+    Raises:
+        ValueError: the network has no gate, or the statistics are of another network.
     """
+    gates = find_gates(model)
+    check_statistics(statistics, gates)
     if count < 1:
         return []
-    gates = find_gates(model)
     device = next(model.parameters()).device
     exact = float64_device(device)
     usual = {layer.name: (layer.mean.to(exact), layer.std.to(exact)) for layer in statistics.layers}
+    gates = [gate for gate in gates if gate.name in usual]
     distances: dict[str, Tensor] = {}
 
     def see(gate: Gate, values: Tensor) -> None:

@@ -8,7 +8,8 @@ from timm.layers import GlobalContext
 from torch import Tensor, nn
 
 from ..placement.widths import tell_widths
-from .statistics import GateStatistics
+from .gates import find_gates
+from .statistics import GateStatistics, check_statistics
 
 __all__ = ['CRITERIA', 'check_cut', 'prune_by_gates']
 
@@ -41,13 +42,14 @@ def prune_by_gates(
         :func:`~timm_se_plugin.weights.write_model` saves the network with its widths.
 
     Raises:
-        ValueError: an unknown criterion, a share outside (0, 1), no channel that an SE gate scales, or a network that
-            Torch-Pruning cannot follow.
+        ValueError: an unknown criterion, a share outside (0, 1), statistics of another network, no channel that an SE
+            gate scales, or a network that Torch-Pruning cannot follow.
     """
     import torch_pruning as tp
 
     check_cut(share, criterion)
     model = getattr(model, '_orig_mod', model)  # of torch.compile, which would compile each step of the pruning
+    check_statistics(statistics, find_gates(model))
     pruned = copy.deepcopy(model).requires_grad_()
     device = next(pruned.parameters()).device
     gates = {}

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .gates import Gate, find_gates, kernel_names, observed
 
-__all__ = ['GateStatistics', 'LayerStatistics', 'check_ending', 'gate_statistics']
+__all__ = ['GateStatistics', 'LayerStatistics', 'check_ending', 'check_statistics', 'gate_statistics']
 
 _logger = logging.getLogger(__name__)
 _NEAR = 0.05  # a gate is saturated if at most this share of its range lies between it and an end of the range
@@ -216,6 +216,15 @@ def check_ending(path: Path) -> None:
             import pyarrow  # noqa: F401
         except ImportError as error:
             raise ValueError('.parquet needs the package pyarrow, which is missing; .csv works without it') from error
+
+
+def check_statistics(statistics: GateStatistics, gates: Sequence[Gate]) -> None:
+    """Raise ValueError unless all layers of the statistics are gates of a network, by their names."""
+    own = [gate.name for gate in gates]
+    others = [layer.name for layer in statistics.layers if layer.name not in own]
+    if others:
+        raise ValueError(f'the statistics are of another network: they have {others[0]}, and the network has '
+                         f'{", ".join(own[:3])}{", …" if len(own) > 3 else ""}')
 
 
 def float64_device(device: torch.device) -> torch.device:
