@@ -154,6 +154,23 @@ def test_what_cannot_be_pruned_is_refused():
         prune_by_gates(model, statistics(model), 0.5, SIZE)
 
 
+def test_attention_on_the_output_of_a_convolution_is_pruned_with_it():
+    torchvision = pytest.importorskip('torchvision')
+    model = torchvision.models.resnet18(num_classes=3)
+    add_attention(model, 'se', sites=r'layer\d\.\d\.conv2', input_size=SIZE)
+    model = randomised(model).double().eval()
+    keys = list(model.state_dict())
+    for layer in statistics(model).layers:
+        attention = model.get_submodule(layer.name)
+        quarter = range(attention.fc2.out_channels // 4)
+        torch.nn.init.constant_(attention.fc2.bias[quarter], -1e4)
+    pruned = prune_by_gates(model, statistics(model), 0.25, SIZE)
+    assert list(pruned.state_dict()) == keys
+    assert [layer.means.shape[2] for layer in statistics(pruned).layers] == [
+        layer.means.shape[2] * 3 // 4 for layer in statistics(model).layers]
+    assert pruned.fc.in_features == 384
+
+
 def test_statistics_of_another_network_are_refused():
     model = network('se_test_resnet_plugin')
     with pytest.raises(ValueError, match=r'of another network: they have layer1\.1\.se, and the network has layer1\.0\.se'):

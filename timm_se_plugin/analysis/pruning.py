@@ -1,12 +1,15 @@
 """Pruning of the channels that the gates use least, which the SE paper proposes in its conclusion."""
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from timm.layers import GlobalContext
 from torch import Tensor, nn
 
+from ..placement.recalibration import attention_of_output, install, uninstall
 from ..placement.widths import tell_widths
 from .gates import find_gates
 from .statistics import GateStatistics, check_statistics
@@ -79,10 +82,11 @@ def prune_by_gates(
     if any(isinstance(module, GlobalContext) for module in pruned.modules()):  # Torch-Pruning would fill the memory
         raise unknown
     try:
-        pruner = tp.pruner.BasePruner(
-            pruned, x, importance=importance, pruning_ratio=share, ignored_layers=_outputs(pruned))
-        for group in pruner.step(interactive=True):
-            group.prune()
+        with _attention_after_layers(pruned):
+            pruner = tp.pruner.BasePruner(
+                pruned, x, importance=importance, pruning_ratio=share, ignored_layers=_outputs(pruned))
+            for group in pruner.step(interactive=True):
+                group.prune()
         tell_widths(pruned, input_size)
     except (ArithmeticError, LookupError, RuntimeError, ValueError) as error:
         raise unknown from error
@@ -101,6 +105,24 @@ def check_cut(share: float, criterion: str) -> None:
         raise ValueError(f'criterion={criterion!r} is not one of {", ".join(CRITERIA)}')
     if not 0 < share < 1:
         raise ValueError(f'share={share} is not between 0 and 1')
+
+
+@contextmanager
+def _attention_after_layers(model: nn.Module) -> Iterator[None]:
+    """Inside the ``with`` block, attention that a hook calls on the output of a layer is a module after the layer.
+
+    Torch-Pruning takes the output of a layer, which the hook has changed, for what the layer itself computes.
+    """
+    moved = []
+    for name, layer in list(model.named_modules()):
+        if name and attention_of_output(layer) and any(True for _ in layer.parameters(recurse=False)):
+            attention = uninstall(layer)
+            model.set_submodule(name, nn.Sequential(layer, attention))
+            moved.append((name, layer, attention))
+    yield
+    for name, layer, attention in moved:
+        model.set_submodule(name, layer)
+        install(layer, attention, 'output')
 
 
 def _last_layer(attention: nn.Module) -> Any:
