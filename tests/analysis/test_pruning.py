@@ -83,6 +83,24 @@ def test_a_pruned_network_knows_its_widths():
 
 
 @pytest.mark.parametrize(('name', 'kwargs'), [
+    ('mobilenetv3_small_050', {}),  # which has more features before its classifier than in its last map
+    ('mobilenetv3_small_050', {'num_classes': 0}), ('se_test_resnet_plugin', {'num_classes': 0})])
+def test_a_pruned_network_knows_the_widths_of_its_last_map_and_of_its_head(name, kwargs):
+    model = randomised(timm.create_model(name, **kwargs)).double().eval()
+    pruned = prune_by_gates(model, statistics(model), 0.25, SIZE)
+    last = pruned.forward_features(images(1, *SIZE))
+    assert pruned.num_features == last.shape[1]
+    assert pruned.head_hidden_size == pruned.forward_head(last, pre_logits=True).shape[1]
+
+
+def test_a_pruned_backbone_knows_the_widths_of_its_levels():
+    model = randomised(timm.create_model('se_test_resnet_plugin', features_only=True, out_indices=(1, 3, 4)))
+    pruned = prune_by_gates(model.double(), statistics(model), 0.25, SIZE)
+    found = [level.shape[1] for level in pruned.eval()(images(1, *SIZE))]
+    assert pruned.feature_info.channels() == found != model.feature_info.channels()
+
+
+@pytest.mark.parametrize(('name', 'kwargs'), [
     ('se_test_resnet_plugin', {}),
     ('seresnet18', {'layers': (1, 1, 1, 1), 'channels': (16, 32, 64, 128)}),
     ('seresnext50_32x4d', {'layers': (1, 1, 1, 1), 'channels': (16, 32, 64, 128)}),

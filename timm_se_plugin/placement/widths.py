@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from timm.models import FeatureInfo
 from torch import Tensor, nn
 
 from .structure import image_size, run_structure, structure_of
@@ -83,11 +84,26 @@ def tell_widths(model: Any, input_size: tuple[int, int, int] | None = None) -> N
     for level in levels:
         structure.get_submodule(level['module']).register_forward_hook(
             lambda module, args, output, name=level['module']: widths.update({name: output.shape[1]}))
-    run_structure(structure, input_size or image_size(model))
+    size = input_size or image_size(model)
+    outputs = run_structure(structure, size)
     for level in levels:
         level['num_chs'] = widths.get(level['module'], level['num_chs'])
+    info = getattr(model, 'feature_info', None)
+    if isinstance(info, FeatureInfo):  # of a network that gives the maps of its levels
+        maps = outputs.values() if isinstance(outputs, Mapping) else outputs
+        for i, output in zip(info.out_indices, maps, strict=True):
+            info.info[i]['num_chs'] = output.shape[1]
     classifier = model.get_classifier() if hasattr(model, 'get_classifier') else None
     if isinstance(classifier, nn.Linear):
-        for name in ('num_features', 'head_hidden_size'):
-            if hasattr(model, name):
-                setattr(model, name, classifier.in_features)
+        found = classifier.in_features
+    elif isinstance(classifier, nn.Identity) and isinstance(outputs, Tensor):  # num_classes=0
+        found = outputs.shape[1]
+    else:
+        return
+    if getattr(model, 'head_hidden_size', model.num_features) == model.num_features:
+        model.num_features = found
+    else:  # layers between the last map and the classifier, as in MobileNet-V3
+        structure.forward = structure.forward_features
+        model.num_features = run_structure(structure, size).shape[1]
+    if hasattr(model, 'head_hidden_size'):
+        model.head_hidden_size = found
