@@ -160,6 +160,12 @@ def test_what_has_arrived_is_not_sent_again_after_a_broken_upload(hub):
     assert torch.equal(logits(timm.create_model('hf-hub:me/a', pretrained=True)), logits(model))
 
 
+def test_a_large_file_that_cannot_be_sent_is_one_message(hub):
+    hub.fail('PUT /large', status=507)
+    with pytest.raises(ConnectionError, match=r'me/a is not shared: .*model\.safetensors.*507.*; try again later'):
+        push_to_hub(small(), 'me/a')
+
+
 def test_a_saved_folder_is_pushed_as_the_model_in_it(hub, tmp_path):
     model = small()
     described = {'label_names': list('abcde'), 'license': 'mit', 'description': 'letters'}

@@ -53,7 +53,7 @@ def push_to_hub(
         ValueError: the model cannot be shared, or `repo_id` is no name of a repository; the message says why.
         FileNotFoundError: the folder does not exist.
         HfHubHTTPError: the Hub refuses; the message says why.
-        ConnectionError: the Hub cannot be reached.
+        ConnectionError: the Hub cannot be reached, or the transfer of a large file breaks off.
     """
     validate_repo_id(repo_id)
     if '/' not in repo_id:

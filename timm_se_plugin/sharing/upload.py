@@ -67,10 +67,14 @@ def upload(
     Raises:
         ValueError: `private` is True, and the repository exists and is public.
         HfHubHTTPError: the Hub refuses; the message says why.
-        ConnectionError: the Hub cannot be reached.
+        ConnectionError: the Hub cannot be reached, or the transfer of a large file breaks off.
     """
     try:
         return _sent(folder, repo_id, revision, private, message, token)
+    except RuntimeError as error:  # as huggingface-hub says that a large file has not been sent
+        said = ' '.join(f'{error} {error.__cause__ or ""}'.split()).rstrip('.')  # on one line
+        raise ConnectionError(f'{repo_id} is not shared: {said}; try again later: files that have arrived are not sent '
+                              'twice') from error
     except Exception as error:
         # By name: the class is that of requests, httpx or httpx2, by the version of huggingface-hub.
         if not {'ConnectionError', 'TransportError'} & {kind.__name__ for kind in type(error).__mro__}:
