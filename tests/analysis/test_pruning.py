@@ -125,6 +125,14 @@ def test_the_widths_travel_with_a_saved_network(name, kwargs, tmp_path):
                                   ignored_layers=[pruned.fc]).step()
 
 
+def test_a_pruned_network_whose_name_takes_no_widths_is_not_written(tmp_path):
+    model = timm.create_model('mobilenetv3_small_050', num_classes=3).eval()
+    pruned = prune_by_gates(model, statistics(model.double()), 0.25, SIZE)
+    with pytest.raises(ValueError, match=r'mobilenetv3_small_050 is not written, since it is pruned.*torch\.save'):
+        write_model(pruned, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_widths_that_fit_no_layer_are_refused():
     with pytest.raises(ValueError, match=r"pruned_widths gives 'layer1.9.conv1' the widths \[8, 8\]"):
         timm.create_model('se_test_resnet_plugin', pruned_widths={'layer1.9.conv1': [8, 8]})

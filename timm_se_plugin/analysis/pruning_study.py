@@ -5,6 +5,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -108,9 +109,12 @@ def pruning_study(
             _logger.info('%s %g: %s MACs, top-1 %.4f, fine-tuned %.4f', criterion, share, cost.macs, before, after)
             return line
 
-        # Pruned before the long evaluations, so that a network that cannot be pruned is refused at once.
+        # Before the long evaluations, so that a network that cannot be pruned or saved is refused at once.
         networks = [(criterion, share, prune_by_gates(model, statistics, share, size, criterion))
                     for criterion in criteria for share in shares]
+        if networks:
+            with TemporaryDirectory() as folder:
+                write_model(networks[0][2], folder)
         whole = top1(model)
         rows: list[dict[str, Any]] = []
 

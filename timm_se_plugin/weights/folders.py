@@ -18,7 +18,7 @@ from torch import nn
 from ..files.hub_files import CONFIG, FOLDER, WEIGHTS
 from ..files.version import __version__
 from ..placement import AttentionSpec
-from ..placement.record import TIMM_NAMES, began_with_published_weights, record_arguments
+from ..placement.record import OPEN_NAMES, TIMM_NAMES, began_with_published_weights, record_arguments
 from ..placement.widths import changed_widths
 
 __all__ = ['description_in', 'plugin_config', 'saved_class_names', 'write_model']
@@ -76,7 +76,8 @@ def write_model(
 
     Raises:
         ValueError: the model is not timm's, its outputs are not finite, its name and arguments build another network,
-            or `model_config` has another number of ``label_names`` than the model has classes.
+            it is pruned and its name takes no widths, or `model_config` has another number of ``label_names`` than the
+            model has classes.
     """
     network: Any = unwrap_model(model)
     if not all(hasattr(network, name) for name in ('pretrained_cfg', '_model_args', 'num_classes')):
@@ -122,6 +123,9 @@ def _record_widths(network: Any) -> None:
         return
     widths = changed_widths(network, whole)
     if widths:
+        if name not in OPEN_NAMES and name not in TIMM_NAMES:
+            raise ValueError(f'{name} is not written, since it is pruned, and timm builds a network of this name only '
+                             f'with its own widths; torch.save(model, file) keeps the whole network')
         record_arguments(network, pruned_widths=widths)
         network.pretrained_cfg = {**network.pretrained_cfg, 'architecture': TIMM_NAMES.get(name, name)}
 
