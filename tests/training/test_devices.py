@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_leaves
 from timm_se_plugin.analysis import statistics
 from timm_se_plugin.analysis.pipeline import analyze, parse_analysis
 from timm_se_plugin.analysis.pruning_study import pruning_study
+from timm_se_plugin.files.hub_files import read_config_json
 from timm_se_plugin.training import evaluate_classifier, loop, parse_evaluation, parse_options, train_classifier
 from timm_se_plugin.training.checkpoint import read_checkpoint
 from timm_se_plugin.training.classifiers import open_classifier
@@ -97,6 +98,7 @@ def test_a_device_that_is_not_there_is_a_message(monkeypatch):
 def test_a_checkpoint_of_a_gpu_is_used_on_a_machine_without_one(digits, tmp_path, monkeypatch, trained):
     checkpoint = read_checkpoint(trained / 'last.pth.tar')
     checkpoint['args'].device, checkpoint['args'].dist_backend = 'cuda:7', 'nccl'
+    checkpoint['args'].exif_orientation = False
     path = str(tmp_path / 'gpu.pth.tar')
     torch.save(checkpoint, path)
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
@@ -104,5 +106,6 @@ def test_a_checkpoint_of_a_gpu_is_used_on_a_machine_without_one(digits, tmp_path
     analyze(parse_analysis(['--checkpoint', path, '--output', str(tmp_path / 'analysis'), '--pictures', '2']))
     rows = pruning_study(path, [0.25], ['mean'], 0, 0.01, tmp_path / 'pruning.csv', tmp_path / 'pruned')
     assert [row['share'] for row in rows] == [0, 0.25]
+    assert read_config_json(f"local-dir:{tmp_path / 'pruned' / 'mean-0.25'}")['upright'] is False
     with pytest.raises(ValueError, match='--device cuda needs CUDA'):
         evaluate_classifier(parse_evaluation(['--checkpoint', path, '--device', 'cuda']))

@@ -201,3 +201,16 @@ def test_a_run_does_not_need_the_saved_model_it_began_with(tmp_path):
     with pytest.raises(ValueError, match='compute different functions'):
         convert_file(last, 'test_resnet_plugin', tmp_path / 'other', attn='se')
     assert str(tmp_path) not in push_to_hub(tmp_path / 'run', 'me/digits', dry_run=True).texts['config.json']
+
+
+@pytest.mark.parametrize(('args', 'upright'), [
+    ({}, False), ({'exif_orientation': False}, False), ({'exif_orientation': True}, None), (None, None)])
+def test_the_way_that_a_training_read_its_pictures_goes_along(args, upright, tmp_path):
+    """timm's trainer and release 0.1.0 have no such option, and read pictures as they are stored."""
+    state = timm.create_model('test_resnet', num_classes=4).state_dict()
+    run = {} if args is None else {'args': argparse.Namespace(model='test_resnet', num_classes=4, **args), 'epoch': 0}
+    torch.save({'state_dict': state, **run}, tmp_path / 'last.pth.tar')
+    if run:
+        assert read_run(tmp_path).model_config.get('upright') is upright
+    convert_file(tmp_path / 'last.pth.tar', 'test_resnet_plugin', tmp_path / 'converted')
+    assert json.loads((tmp_path / 'converted' / 'config.json').read_text(encoding='utf-8')).get('upright') is upright

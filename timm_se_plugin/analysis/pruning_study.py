@@ -17,7 +17,7 @@ from ..files.tables import replace_rows
 from ..measuring.complexity import complexity
 from ..measuring.provenance import provenance
 from ..weights.folders import write_model
-from ..weights.runs import build_model, data_config, names_of_all
+from ..weights.runs import build_model, data_config, described_run
 from .pruning import check_cut, prune_by_gates
 from .statistics import gate_statistics
 
@@ -91,7 +91,8 @@ def pruning_study(
         model = moved(model, options, process)
         config = data_config(vars(options), model)
         size = tuple(config['input_size'])
-        classes = names_of_all(class_names(train_data) or [], model) or []
+        described = described_run(vars(options), class_names(train_data) or [], model)
+        classes = described.get('label_names', [])
         with process.autocast(options):
             statistics = gate_statistics(model, eval_loader(options, train_data, config, process)(), classes)
         validation = eval_loader(options, val_data, config, process)
@@ -127,7 +128,7 @@ def pruning_study(
             before = top1(pruned)
             _fine_tune(pruned, training, epochs, lr, options, process)
             keep(row(pruned, criterion, share, before, top1(pruned)))
-            write_model(pruned, Path(output) / f'{criterion}-{share:g}', {'label_names': classes}, config)
+            write_model(pruned, Path(output) / f'{criterion}-{share:g}', described, config)
         return rows
 
 

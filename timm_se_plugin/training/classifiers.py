@@ -42,12 +42,12 @@ def open_classifier(place: str, device: str = 'cpu') -> Classifier:
     check_device(device)
     config: dict[str, Any] | None = None
     names: Sequence[str] | None = None
-    is_multilabel, upright = False, True
     if os.path.isdir(place) and not os.path.isfile(os.path.join(place, CONFIG)):
         run = read_run(place)
         if run is None:
             raise ValueError(_no_classifier(Path(place)))
-        model, config, _, names, is_multilabel, upright = run
+        model, config, _, said = run
+        names = run.label_names
     else:
         name = f'{FOLDER}{place}' if os.path.isdir(place) else place
         if os.path.isfile(place):
@@ -59,7 +59,6 @@ def open_classifier(place: str, device: str = 'cpu') -> Classifier:
                              'folder of a run or of a saved model too')
         model = trained_model(name)
         said = read_config_json(name) if name.startswith(SAVED_AT) else {}
-        is_multilabel, upright = said.get('problem_type') == MULTILABEL, said.get('upright', True)
     network: Any = model.to(device).eval()
     if not network.num_classes:
         raise ValueError(f'{place} gives features and no classes')
@@ -67,7 +66,8 @@ def open_classifier(place: str, device: str = 'cpu') -> Classifier:
     if not names or len(names) != network.num_classes:
         names = [str(i) for i in range(network.num_classes)]
         _logger.warning('%s has no names of classes, which are called by their numbers', place)
-    return Classifier(network, config or data_config({}, network), names, is_multilabel, upright)
+    return Classifier(network, config or data_config({}, network), names, said.get('problem_type') == MULTILABEL,
+                      said.get('upright', True))
 
 
 def _no_classifier(folder: Path) -> str:

@@ -13,12 +13,12 @@ import yaml
 from ..files.hub_files import SAVED_AT, read_config_json
 from ..models.names import check_model
 from ..weights.reading import read_weights
-from ..weights.runs import MULTILABEL, model_kwargs
+from ..weights.runs import FORMER, MULTILABEL, model_kwargs
 from .checkpoint import BEST, LAST
 from .options import RUNTIME, evaluation_parser, training_parser
 
 __all__ = [
-    'FORMER', 'different_options', 'list_recipes', 'options_of', 'own_options', 'parse_evaluation', 'parse_options',
+    'different_options', 'list_recipes', 'options_of', 'own_options', 'parse_evaluation', 'parse_options',
     'read_recipe']
 
 _PICKLED = ('.pth', '.tar', '.pt')
@@ -27,8 +27,6 @@ _WEIGHTS = (*_PICKLED, '.safetensors', '.bin', '.npz')
 _COLUMNS = (
     'model', 'model_kwargs', 'seed', 'epochs', 'batch_size', 'grad_accum_steps', 'amp', 'amp_dtype', 'torchcompile',
     'num_classes')
-# Values of options that runs of earlier releases and of timm's own trainer lack: these describe what such runs do.
-FORMER = {'exif_orientation': False}
 # What the args.yaml of a run, which is a recipe too, has beside the options.
 _TOLD = ('machine', 'processes', 'global_batch', 'learning_rate', 'threads', 'python', 'torch', 'timm', 'commit')
 _RECIPES = resources.files(__package__) / 'recipes'

@@ -5,8 +5,9 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
+from ..weights.runs import FORMER
 from .checkpoint import newest_whole, read_checkpoint
-from .config import FORMER, different_options, options_of
+from .config import different_options, options_of
 from .data import STREAMS
 from .process import Process
 

@@ -24,7 +24,7 @@ from .layouts import is_beside, is_elsewhere, layout_of, renamed, sizes, with_na
 from .mm_config import backbone_attention, backbone_config
 from .padding import padded_behind, pads_shortcuts
 from .reading import read_weights
-from .runs import MULTILABEL, build_model, data_config, names_of_all, own_arguments
+from .runs import build_model, data_config, described_run, own_arguments
 from .same_function import check_same_function
 
 __all__ = ['PADDINGS', 'Conversion', 'convert', 'convert_file', 'convert_to_timm']
@@ -320,13 +320,7 @@ def _from_file(
         target = timm.create_model(model, **{**numbers, **own_arguments(meta, model, model_kwargs)})
     original, config = _source_of(source, numbers, meta)
     conversion = convert(state, target, original, meta, renames, padding)
-    names = names_of_all(meta.get('label_names'), target)
-    described: dict[str, Any] = {'label_names': names} if names else {}
-    trained = meta.get('args') or {}
-    if trained.get('task') == 'multilabel':
-        described['problem_type'] = MULTILABEL
-    if trained.get('exif_orientation') is False:
-        described['upright'] = False
+    described = described_run(meta.get('args') or {}, meta.get('label_names'), target)
     return target, conversion, described, INPUT if conversion.layout == 'caffe' else config
 
 

@@ -20,11 +20,13 @@ from .facts import Facts
 from .reading import read_weights
 
 __all__ = [
-    'MULTILABEL', 'TrainedClassifier', 'build_model', 'channel_kwargs', 'data_config', 'model_kwargs', 'names_of_all',
-    'own_arguments', 'read_run']
+    'FORMER', 'MULTILABEL', 'TrainedClassifier', 'build_model', 'channel_kwargs', 'data_config', 'described_run',
+    'model_kwargs', 'names_of_all', 'own_arguments', 'read_run']
 
 # Entry `problem_type` of a config.json, by transformers' name, where a picture has any number of labels.
 MULTILABEL = 'multi_label_classification'
+# Values of options that runs of earlier releases and of timm's own trainer lack: these describe what such runs do.
+FORMER = {'exif_orientation': False}
 # The options, by timm's names, that a model card repeats as the recipe.
 _RECIPE = (
     'epochs', 'batch_size', 'grad_accum_steps', 'opt', 'lr', 'lr_base', 'lr_base_size', 'sched', 'warmup_epochs',
@@ -38,24 +40,18 @@ class TrainedClassifier(NamedTuple):
         model: the model with its weights.
         data_config: the preprocessing, as timm's data configuration.
         facts: facts about the training, for a model card.
-        label_names: names of the classes; None if the run does not tell.
-        is_multilabel: whether a picture has any number of the classes, instead of one.
-        upright: whether pictures are turned as their EXIF orientation says.
+        model_config: what a ``config.json`` says of the classes and pictures, as :func:`described_run` returns it.
     """
 
     model: nn.Module
     data_config: dict[str, Any]
     facts: Facts
-    label_names: list[str] | None
-    is_multilabel: bool = False
-    upright: bool = True
+    model_config: dict[str, Any]
 
     @property
-    def model_config(self) -> dict[str, Any]:
-        """What a ``config.json`` says about the classes, and about pictures that are read as they are stored."""
-        return {**({'label_names': self.label_names} if self.label_names else {}),
-                **({'problem_type': MULTILABEL} if self.is_multilabel else {}),
-                **({} if self.upright else {'upright': False})}
+    def label_names(self) -> list[str] | None:
+        """Names of the classes; None if the run does not tell."""
+        return self.model_config.get('label_names')
 
 
 def read_run(folder: str | Path) -> TrainedClassifier | None:
@@ -92,8 +88,22 @@ def read_run(folder: str | Path) -> TrainedClassifier | None:
     model.load_state_dict(weights)
     record_origin(model, published=bool(args.get('pretrained')))
     facts = _facts(args, Path(folder, 'summary.csv'), said.get('epoch'))
-    return TrainedClassifier(model, data_config(args, model), facts, names_of_all(said.get('label_names'), model),
-                             args.get('task') == 'multilabel', args.get('exif_orientation') is not False)
+    return TrainedClassifier(
+        model, data_config(args, model), facts, described_run(args, said.get('label_names'), model))
+
+
+def described_run(args: Mapping[str, Any], names: Any, model: Any) -> dict[str, Any]:
+    """What a ``config.json`` says of the classes, and of pictures that are read as they are stored.
+
+    Args:
+        args: options of the run, as for :func:`build_model`; empty for weights of no run.
+        names: the data's names of classes, as for :func:`names_of_all`.
+        model: the network.
+    """
+    args, names = {**FORMER, **args} if args else {}, names_of_all(names, model)
+    return {**({'label_names': names} if names else {}),
+            **({'problem_type': MULTILABEL} if args.get('task') == 'multilabel' else {}),
+            **({} if args.get('exif_orientation', True) else {'upright': False})}
 
 
 def names_of_all(names: Any, model: Any) -> list[str] | None:
