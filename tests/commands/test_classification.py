@@ -75,7 +75,7 @@ def test_an_ablation_whose_runs_fail_says_where_their_logs_are(tmp_path, monkeyp
     monkeypatch.setattr('timm_se_plugin.analysis.ablations._train', lambda *_: None)
     with pytest.raises(SystemExit, match='timm-se: 2 of 2 runs failed; their logs are in'):
         main(['ablate', 'squeeze', '--config', 'cifar10-short', '--model', 'se_resnet20_cifar_plugin', '--seeds', '0',
-              '--output', str(tmp_path)])
+              '--output', str(tmp_path), '--results', str(tmp_path / 'table.csv')])
 
 
 def test_push_and_pull_carry_a_run_through_the_hub(trained, printed, hub, tmp_path, capsys):

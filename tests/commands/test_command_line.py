@@ -227,3 +227,25 @@ def test_commands_offer_the_choices_of_their_functions():
     assert choices['prune', 'criteria'] == CRITERIA
     assert parse(['prune', 'last.pth.tar']).criteria == list(CRITERIA)
     assert choices['convert', 'padding'] == PADDINGS
+
+
+@pytest.mark.parametrize('words', [
+    ['bench', '--base', 'resnet18', '--batch', '1', '--height', '32', '--width', '32', '--rounds', '2', '--output'],
+    ['prune', 'last.pth.tar', '--results'],
+    ['ablate', 'squeeze', '--config', 'cifar10-short', '--model', 'se_resnet20_cifar_plugin', '--results'],
+    ['export', 'run', 'a.onnx', '--pictures', 'a.png', '--int8', 'a.png', '--record'],
+    pytest.param(['detect', 'train', 'a.py', '--record'], marks=pytest.mark.mmdet),
+    pytest.param(['detect', 'cost', 'faster-rcnn_se-r18_fpn_bccd', '--output'], marks=pytest.mark.mmdet)])
+def test_a_table_that_takes_no_rows_is_refused_before_the_work(words, tmp_path):
+    if words[0] == 'detect':
+        pytest.importorskip('mmdet', reason='needs the [mmdet] or the [onedl] extra')
+    with pytest.raises(SystemExit, match='is a folder; give the name of a CSV file'):
+        main([*words, str(tmp_path)])
+
+
+@pytest.mark.parametrize('words', [
+    ['analyze', '--model', 'se_test_resnet_plugin'], ['evaluate', '--model', 'test_resnet'], ['prune', 'last.pth.tar']])
+def test_a_file_in_the_place_of_a_folder_is_refused_before_the_work(words, tmp_path):
+    (tmp_path / 'file').touch()
+    with pytest.raises(SystemExit, match=r'file cannot be made a folder: .*; give another name'):
+        main([*words, '--output', str(tmp_path / 'file')])

@@ -3,7 +3,10 @@
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
-from timm_se_plugin.files.tables import read_table, replace_rows
+import pytest
+
+from timm_se_plugin.files.tables import check_table, read_table, replace_rows
+from timm_se_plugin.files.writing import UnwritableFileError
 
 
 def test_rows_about_the_same_thing_are_replaced_and_columns_are_kept(tmp_path):
@@ -40,3 +43,16 @@ def test_a_table_that_excel_has_saved_keeps_its_first_column(tmp_path):
     path.write_text('model,top1\na,0.5\nb,0.6\n', encoding='utf-8-sig')
     replace_rows(path, [{'model': 'a', 'top1': 0.7}], ['model'])
     assert path.read_text(encoding='utf-8') == 'model,top1\nb,0.6\na,0.7\n'
+
+
+def test_a_table_that_takes_no_rows_is_refused_by_name(tmp_path):
+    (tmp_path / 'file').touch()
+    (tmp_path / 'latin.csv').write_text('model,note\na,gr\u00fcn\n', encoding='latin-1')
+    for name, kind, said in (
+            ('.', ValueError, 'is a folder; give the name of a CSV file'),
+            ('file/table.csv', UnwritableFileError, 'file cannot be made a folder: .*; give another name'),
+            ('latin.csv', ValueError, r'latin\.csv is not in UTF-8: .*; save the table as "CSV UTF-8"')):
+        with pytest.raises(kind, match=said):
+            check_table(tmp_path / name)
+    check_table(tmp_path / 'new' / 'table.csv')
+    assert not list((tmp_path / 'new').iterdir())

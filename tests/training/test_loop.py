@@ -212,9 +212,9 @@ def test_a_validation_loss_that_is_not_finite_ends_the_run(digits, tmp_path):
 
 def test_an_unwritable_table_is_refused_before_the_training(digits, tmp_path):
     (tmp_path / 'file').touch()
-    with pytest.raises(UnwritableFileError, match=r'--results .*file/table\.csv cannot be written'):
+    with pytest.raises(UnwritableFileError, match=r'file cannot be made a folder'):
         run(digits, tmp_path / 'run', '--results', str(tmp_path / 'file' / 'table.csv'))
-    with pytest.raises(ValueError, match=r'--results .* is a folder; give the name of a CSV file'):
+    with pytest.raises(ValueError, match=r'is a folder; give the name of a CSV file'):
         run(digits, tmp_path / 'other', '--results', str(tmp_path))
     assert not (tmp_path / 'other' / 'last.pth.tar').exists()
     assert not (tmp_path / 'run' / 'last.pth.tar').exists()

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import timm
 
-from ..files.tables import read_table, replace_rows
+from ..files.tables import check_table, read_table, replace_rows
 from ..models.names import keywords_of
 from .seeds import paired_difference
 from .studies import CHOSEN, STUDIES, Row, study_network, study_rows
@@ -96,6 +96,7 @@ def run_study(
         rows = [row for row in study_rows(study) if _fits(network, row, model_kwargs)]
     if not rows:
         raise ValueError(f'no row of the study {study!r} fits {network}')
+    check_table(table)
     where = Path(folder, network, Path(recipe).stem, study)
     tasks = [(row, seed, _command(row, seed, recipe, network, arguments, model_kwargs))
              for seed in seeds for row in rows]

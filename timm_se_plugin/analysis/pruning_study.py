@@ -13,7 +13,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..files.packages import require
-from ..files.tables import replace_rows
+from ..files.tables import check_table, replace_rows
+from ..files.writing import make_folder
 from ..measuring.complexity import complexity
 from ..measuring.provenance import provenance
 from ..weights.folders import write_model
@@ -71,6 +72,8 @@ def pruning_study(
     for name, number in (('epochs', epochs), ('lr', lr)):
         if number < 0:
             raise ValueError(f'{name}={number} is below 0')
+    make_folder(output)
+    check_table(table)
     state = read_checkpoint(checkpoint)
     trained_by = run_columns(state)
     run = {'model': trained_by.pop('model'), **{f'checkpoint_{key}': value for key, value in trained_by.items()}}

@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
 
     import torch
 
-    from ..files.tables import replace_rows
+    from ..files.tables import check_table, replace_rows
     from ..measuring.benchmark import Case, measure, suite
 
     if args.count is not None:
@@ -69,6 +69,7 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     chosen = {f.name: getattr(args, f.name) for f in fields(Case) if getattr(args, f.name) is not None}
     cases = [Case(**chosen)] if chosen else suite()
     output = args.output or Path(f'results/speed-{args.device.split(":")[0]}.csv')
+    check_table(output)
     measured = []
     for i, case in enumerate(cases, start=1):
         print(f'[{i}/{len(cases)}]', ' '.join(f'{k}={v}' for k, v in asdict(case).items()), flush=True)

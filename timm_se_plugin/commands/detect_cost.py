@@ -32,7 +32,10 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
 
     from ..detection.configs import read_config
     from ..detection.cost import CONVENTION, detector_cost
-    from ..files.tables import replace_rows
+    from ..files.tables import check_table, replace_rows
+
+    if args.output:
+        check_table(args.output)
 
     def report(text: str) -> None:
         if sys.stdout.isatty():

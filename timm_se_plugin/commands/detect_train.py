@@ -50,7 +50,10 @@ def run(args: argparse.Namespace) -> dict[str, str]:
     from ..detection.configs import read_config
     from ..detection.records import record_run
     from ..detection.running import train_detector
+    from ..files.tables import check_table
 
+    if args.record:
+        check_table(args.record)
     if args.data and args.model and not args.config:
         from ..detection.own_data import config_for_folder
         config = config_for_folder(

@@ -51,10 +51,14 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """
     from dataclasses import asdict
 
+    from ..files.tables import check_table
+
     if not args.file.endswith('.onnx'):
         raise ValueError(f'{args.file} does not end in .onnx')
     if args.record and not args.int8:
         raise ValueError(f'--record {args.record} needs --int8, whose accuracy it records')
+    if args.record:
+        check_table(args.record)
     if args.checkpoint or _is_detector(args.model):
         if args.int8:
             raise ValueError(f'--int8 is for classifiers, and {args.model} is a detector')

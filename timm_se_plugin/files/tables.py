@@ -8,9 +8,9 @@ from typing import Any
 
 from filelock import FileLock
 
-from .writing import write_atomically
+from .writing import make_folder, write_atomically
 
-__all__ = ['read_table', 'replace_rows', 'table', 'write_table']
+__all__ = ['check_table', 'read_table', 'replace_rows', 'table', 'write_table']
 
 
 def table(rows: Iterable[Mapping[str, Any]]) -> str:
@@ -29,9 +29,29 @@ def _text(cell: Any) -> str:
 
 
 def read_table(path: Path) -> list[dict[str, str]]:
-    """Rows of a CSV file; an empty list if the file does not exist."""
-    # Excel writes a byte order mark, which would otherwise become a part of the first column's name.
-    return list(csv.DictReader(io.StringIO(path.read_text(encoding='utf-8-sig')))) if path.exists() else []
+    """Rows of a CSV file; an empty list if the file does not exist.
+
+    Raises:
+        ValueError: the file is not in UTF-8.
+    """
+    try:  # Excel writes a byte order mark, which would otherwise become a part of the first column's name
+        return list(csv.DictReader(io.StringIO(path.read_text(encoding='utf-8-sig')))) if path.exists() else []
+    except UnicodeDecodeError as error:
+        raise ValueError(f'{path} is not in UTF-8: {error}; save the table as "CSV UTF-8"') from error
+
+
+def check_table(path: str | Path) -> None:
+    """Refuse a table to which no rows can be added, before the work that the rows come from.
+
+    Raises:
+        ValueError: `path` is a folder, or a file that is not in UTF-8.
+        UnwritableFileError: the folder of the table cannot be made.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise ValueError(f'{path} is a folder; give the name of a CSV file')
+    make_folder(path.parent)
+    read_table(path)
 
 
 def write_table(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

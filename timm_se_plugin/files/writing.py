@@ -5,11 +5,23 @@ import os
 import zipfile
 from pathlib import Path
 
-__all__ = ['UnwritableFileError', 'is_whole', 'write_atomically']
+__all__ = ['UnwritableFileError', 'is_whole', 'make_folder', 'sync_folder', 'write_atomically']
 
 
 class UnwritableFileError(OSError):
     """A file cannot be written. What the file held before has not changed."""
+
+
+def make_folder(path: str | Path) -> None:
+    """Make a folder that results go into, unless it exists.
+
+    Raises:
+        UnwritableFileError: there is a file of that name, or the folder cannot be made.
+    """
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UnwritableFileError(f'{path} cannot be made a folder: {error}; give another name') from error
 
 
 def write_atomically(path: Path, content: bytes) -> None:

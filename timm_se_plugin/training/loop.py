@@ -14,8 +14,8 @@ from filelock import FileLock, Timeout
 from timm.utils import distribute_bn
 
 from ..files.packages import require
-from ..files.tables import write_table
-from ..files.writing import UnwritableFileError, write_atomically
+from ..files.tables import check_table, write_table
+from ..files.writing import write_atomically
 from ..measuring.complexity import complexity
 from ..measuring.provenance import provenance
 from .config import data_name, own_options
@@ -191,12 +191,7 @@ def _write_options(run: Run, made: dict[str, Any]) -> None:
     if not run.process.primary:
         return
     if run.options.results:
-        if Path(run.options.results).is_dir():
-            raise ValueError(f'--results {run.options.results} is a folder; give the name of a CSV file')
-        try:
-            Path(run.options.results).parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:  # not only after the training
-            raise UnwritableFileError(f'--results {run.options.results} cannot be written: {error}') from error
+        check_table(run.options.results)
     if run.options.tensorboard:
         from torch.utils.tensorboard import SummaryWriter
         run.writer = SummaryWriter(str(run.folder / 'tensorboard'), purge_step=run.epoch)

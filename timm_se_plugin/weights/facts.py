@@ -1,9 +1,10 @@
 """Facts about weights that the network itself cannot tell."""
 
-import csv
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+from ..files.tables import read_table
 
 __all__ = ['Facts', 'csv_row']
 
@@ -35,14 +36,13 @@ def csv_row(path: str | Path, row: int | None = None) -> dict[str, str]:
         row: number of the row, from 1 (below the header), or from -1 (the last one) backwards. None takes the only row.
 
     Raises:
+        FileNotFoundError: there is no such file.
         ValueError: the file is not UTF-8, has no such row, or has another number of values there than of columns; or
             `row` is None and the file has several.
     """
-    try:
-        with open(path, newline='', encoding='utf-8-sig') as file:  # Excel begins a file with the mark that -sig skips
-            rows = list(csv.DictReader(file))
-    except UnicodeDecodeError as error:
-        raise ValueError(f'{path} is not in UTF-8: {error}; save the table as "CSV UTF-8"') from error
+    if not Path(path).is_file():
+        raise FileNotFoundError(f'there is no file {path}')
+    rows = read_table(Path(path))
     if not rows:
         raise ValueError(f'{path} has no row below its header')
     if row is None and len(rows) == 1:
