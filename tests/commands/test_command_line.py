@@ -77,7 +77,7 @@ def test_the_help_says_each_default(command):
 
 
 def test_every_module_of_a_command_is_a_command():
-    shared = {'__init__', '_launcher', 'chatter', 'command_line', 'detector_options', 'network_options', 'scores'}
+    shared = {'__init__', '_launcher', 'command_line', 'detector_options', 'network_options'}
     modules = {path.stem for path in (PACKAGE / 'commands').glob('*.py')} - shared
     assert modules == {command.replace(' ', '_') for command in COMMANDS}
 

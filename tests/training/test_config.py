@@ -13,6 +13,7 @@ from timm_se_plugin.training import (
     train_classifier,
 )
 from timm_se_plugin.training.config import read_recipe, run_columns
+from timm_se_plugin.training.options import RECIPES
 from timm_se_plugin.weights.runs import data_config
 
 
@@ -87,7 +88,7 @@ def test_crop_pct_takes_the_papers_two_sizes():
 
 def test_every_recipe_says_its_source_and_whether_it_was_run():
     for name in list_recipes():
-        comment = (read_recipe.__globals__['_RECIPES'] / f'{name}.yaml').read_text().split('\nmodel')[0].lower()
+        comment = (RECIPES / f'{name}.yaml').read_text().split('\nmodel')[0].lower()
         assert 'arxiv' in comment or 'from scratch' in comment, name
         assert 'not yet run' in comment or 'results/' in comment, name
 

@@ -7,11 +7,12 @@ import json
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
 from ..files.json_values import finite
-from .chatter import silence_chatter
+from ..files.version import __version__
 
 __all__ = ['COMMANDS', 'command_parser', 'main', 'parse', 'run']
 
@@ -27,15 +28,6 @@ _EXTRAS = {
     'mmdet': ('mmcv', 'mmdet', 'mmengine', 'pycocotools'),
     'train': ('datasets', 'matplotlib', 'sklearn', 'tensorboard', 'tqdm', 'webdataset')}
 _LOGGED = '%(asctime)s %(message)s'
-
-
-class _Version(argparse.Action):
-    """Print the version of the package."""
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
-        from ..files.version import __version__
-        print(f'timm-se {__version__}')
-        parser.exit()
 
 
 class _Completion(argparse.Action):
@@ -61,7 +53,7 @@ def command_parser() -> argparse.ArgumentParser:
         prog='timm-se', allow_abbrev=False,
         description='Channel attention for timm and MMDetection: train, evaluate, analyse, detect, convert and share.',
         epilog='timm-se COMMAND --help lists the options of a command.')
-    root.add_argument('--version', action=_Version, nargs=0, help='print the version')
+    root.add_argument('--version', action='version', version=f'timm-se {__version__}', help='print the version')
     root.add_argument('--traceback', action='store_true', help='show where in the code an error was raised')
     root.add_argument('--completion', action=_Completion, choices=('bash', 'zsh', 'tcsh'),
                       help='print a script that completes this command in a shell')
@@ -92,7 +84,8 @@ def parse(words: Sequence[str] | None = None, command: str = '') -> argparse.Nam
         words: the command line; that of this process if None.
         command: words that come before `words`, such as ``'detect train'``.
     """
-    silence_chatter()
+    # MMEngine looks packages up with pkg_resources, and a user of the command cannot change that.
+    warnings.filterwarnings('ignore', 'pkg_resources is deprecated as an API', UserWarning)
     given = [*command.split(), *(sys.argv[1:] if words is None else words)]
     args: argparse.Namespace
     with _errors_as_messages('--traceback' in given):

@@ -5,8 +5,8 @@ timm-se detect compare faster-rcnn_se-r18_fpn_bccd <checkpoint> --output results
 
 import argparse
 
+from ..training.options import count, share
 from .detector_options import add_config
-from .scores import score
 
 __all__ = ['add_arguments', 'run']
 
@@ -17,9 +17,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('checkpoint', help='weights of the detector')
     parser.add_argument('--output', default='work_dirs/comparison.png',
                         help='picture file to write (default: %(default)s)')
-    parser.add_argument('--count', type=int, default=6,
+    parser.add_argument('--count', type=count, default=6,
                         help='number of pictures, if the test set has so many (default: %(default)s)')
-    parser.add_argument('--score', type=score, default=0.5,
+    parser.add_argument('--score', type=share, default=0.5,
                         help='lowest score of a detection that is drawn (default: %(default)s)')
     parser.add_argument('--device', default='cpu', help='where to compute, such as cuda:0 (default: %(default)s)')
 

@@ -11,8 +11,8 @@ Folders are searched with the folders in them. A file that is no whole picture i
 import argparse
 from typing import Any
 
+from ..training.options import share
 from .detector_options import ConfigOptions
-from .scores import score
 
 __all__ = ['add_arguments', 'run']
 
@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--cfg-options', nargs='+', action=ConfigOptions, default={}, metavar='KEY=VALUE',
                         help='change values of the configuration, as in model.test_cfg.rcnn.score_thr=0.2')
     parser.add_argument('--output', default='work_dirs/detections', help='folder to write into (default: %(default)s)')
-    parser.add_argument('--score', type=score, default=0.3,
+    parser.add_argument('--score', type=share, default=0.3,
                         help='lowest score of a box that is kept (default: %(default)s)')
     parser.add_argument('--device', default='cpu', help='where to compute, such as cuda:0 (default: %(default)s)')
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .scores import score
+from ..training.options import count, share
 
 __all__ = ['add_arguments', 'run']
 
@@ -23,10 +23,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--model', required=True, metavar='NAME',
                         help='folder of a run or of a saved model, hf-hub:user/repo, local-dir:folder, an .onnx file '
                              "of timm-se export, or timm's name of a network with published weights")
-    parser.add_argument('--top', type=int, metavar='N',
+    parser.add_argument('--top', type=count, metavar='N',
                         help='number of classes at most; if not given, all labels for a model of --task multilabel, '
                              'and 5 classes for others')
-    parser.add_argument('--threshold', type=score, metavar='X',
+    parser.add_argument('--threshold', type=share, metavar='X',
                         help='lowest score of a class that is given; if not given, 0.5 for a model of --task '
                              'multilabel, whose pictures have any number of labels, and 0 for others')
     parser.add_argument('--output', type=Path, metavar='FILE',
@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                              'without a class where no score reaches the threshold')
     parser.add_argument('--sheet', type=Path, metavar='FILE',
                         help='picture file to draw the pictures with their best class into')
-    parser.add_argument('--batch-size', type=int, default=32, metavar='N',
+    parser.add_argument('--batch-size', type=count, default=32, metavar='N',
                         help='pictures that are computed at once (default: %(default)s)')
     parser.add_argument('--device', default='cpu', help='where to compute, such as cuda:0 (default: %(default)s)')
 
@@ -59,9 +59,6 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
         raise ValueError(f'--output {args.output} ends in neither .csv nor .json')
     if args.sheet and Image.registered_extensions().get(args.sheet.suffix.lower()) not in Image.SAVE:
         raise ValueError(f'--sheet {args.sheet} does not end like a picture, such as sheet.jpg')
-    for option, number in (('--top', args.top), ('--batch-size', args.batch_size)):
-        if number is not None and number < 1:
-            raise ValueError(f'{option} {number} has to be 1 or more')
     files = pictures_of(args.pictures)
     predictions = []
     try:

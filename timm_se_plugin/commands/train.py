@@ -5,20 +5,16 @@ torchrun --nproc-per-node 8 -m timm_se_plugin train --config imagenet-se --data-
 """
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from ..training.options import training_parser
 
 __all__ = ['add_arguments', 'run']
 
-_RECIPES = Path(__file__).parents[1] / 'training' / 'recipes'
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options; :func:`~timm_se_plugin.training.parse_options` reads those of the recipe too."""
     parser.usage = '%(prog)s [OPTIONS]'  # the options fill more than a screen
-    training_parser(', '.join(sorted(path.stem for path in _RECIPES.glob('*.yaml'))), parser)
+    training_parser(parser)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any] | None:

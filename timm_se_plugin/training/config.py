@@ -4,7 +4,6 @@ import argparse
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from ..models.names import check_model
 from ..weights.reading import read_weights
 from ..weights.runs import FORMER, MULTILABEL, model_kwargs
 from .checkpoint import BEST, LAST
-from .options import RUNTIME, evaluation_parser, training_parser
+from .options import RECIPES, RUNTIME, evaluation_parser, list_recipes, training_parser
 
 __all__ = [
     'different_options', 'list_recipes', 'options_of', 'own_options', 'parse_evaluation', 'parse_options',
@@ -29,12 +28,6 @@ _COLUMNS = (
     'num_classes')
 # What the args.yaml of a run, which is a recipe too, has beside the options.
 _TOLD = ('machine', 'processes', 'global_batch', 'learning_rate', 'threads', 'python', 'torch', 'timm', 'commit')
-_RECIPES = resources.files(__package__) / 'recipes'
-
-
-def list_recipes() -> list[str]:
-    """Names of the packaged recipes, sorted."""
-    return sorted(Path(entry.name).stem for entry in _RECIPES.iterdir() if entry.name.endswith('.yaml'))
 
 
 def read_recipe(name: str) -> dict[str, Any]:
@@ -46,7 +39,7 @@ def read_recipe(name: str) -> dict[str, Any]:
     Raises:
         ValueError: there is no such recipe, it is not a mapping, or one of its keys is not an option.
     """
-    packaged = _RECIPES / f'{name.removesuffix(".yaml")}.yaml'
+    packaged = RECIPES / f'{name.removesuffix(".yaml")}.yaml'
     file = Path(name) if Path(name).is_file() else packaged
     if not file.is_file():
         raise ValueError(f'{name!r} is neither a file nor a packaged recipe; '
@@ -58,7 +51,7 @@ def read_recipe(name: str) -> dict[str, Any]:
     if not isinstance(options, dict):
         raise ValueError(f'the recipe {name} is not a mapping of options to values')
     options = {key: value for key, value in options.items() if key not in _TOLD}
-    allowed = [action.dest for action in _parser()._actions if action.dest != 'help']
+    allowed = [action.dest for action in training_parser()._actions if action.dest != 'help']
     for key in options:
         if key not in allowed:
             close = get_close_matches(str(key), allowed, n=1)
@@ -77,7 +70,7 @@ def parse_options(argv: Sequence[str] | None = None) -> argparse.Namespace:
     first.add_argument('--config')
     config = first.parse_known_args(given)[0].config
     recipe = read_recipe(config) if config else {}
-    options = _parser().parse_args([*_as_arguments(recipe), *given])
+    options = training_parser().parse_args([*_as_arguments(recipe), *given])
     # The args.yaml of a run says which recipe the run had: this names its folder and its row of results.
     options.config = recipe.get('config', options.config)
     return options
@@ -195,7 +188,3 @@ def _as_arguments(options: dict[str, Any]) -> Iterator[str]:
             yield from (f'--{flag}', *map(str, value))
         else:
             yield f'--{flag}={value}'
-
-
-def _parser() -> argparse.ArgumentParser:
-    return training_parser(', '.join(list_recipes()))

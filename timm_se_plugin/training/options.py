@@ -4,12 +4,14 @@ import argparse
 from collections.abc import Callable
 from fractions import Fraction
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from ..files.key_values import KeyValues
 
-__all__ = ['RUNTIME', 'evaluation_parser', 'training_parser']
+__all__ = ['RECIPES', 'RUNTIME', 'count', 'evaluation_parser', 'list_recipes', 'share', 'training_parser']
 
+RECIPES = Path(__file__).parent / 'recipes'
 _SCHEDULES = ('cosine', 'tanh', 'step', 'constant', 'multistep', 'plateau', 'poly', 'rsqrt', 'none')  # timm's
 _INTERPOLATIONS = ('nearest', 'bilinear', 'bicubic', 'box', 'hamming', 'lanczos')  # Pillow's, as timm names them
 
@@ -32,14 +34,14 @@ def _number(kind: Callable[[str], Any], test: Callable[[Any], bool], what: str) 
     return convert
 
 
-_count = _number(int, lambda n: n >= 1, 'a positive integer')
+count = _number(int, lambda n: n >= 1, 'a positive integer')
 _natural = _number(int, lambda n: n >= 0, 'an integer of 0 or more')
 _seed = _number(int, lambda n: 0 <= n < 2**32, 'an integer from 0 to 4294967295')  # numpy's limit
 _amount = _number(float, lambda x: 0 <= x < float('inf'), 'a number of 0 or more')
 _positive = _number(float, lambda x: 0 < x < float('inf'), 'a positive number')
 _fraction = _number(
     lambda text: float(Fraction(text)), lambda x: 0 < x <= 1, 'a number above 0 and up to 1, such as 0.875 or 224/256')
-_share = _number(float, lambda x: 0 <= x <= 1, 'a number from 0 to 1')
+share = _number(float, lambda x: 0 <= x <= 1, 'a number from 0 to 1')
 
 
 def _frozen_part(text: str) -> str:
@@ -71,11 +73,16 @@ def _adders(group: Any) -> tuple[Callable[..., Any], Callable[..., Any]]:
     return group.add_argument, partial(group.add_argument, action=argparse.BooleanOptionalAction, default=False)
 
 
-def training_parser(recipes: str, root: argparse.ArgumentParser | None = None) -> argparse.ArgumentParser:
-    """Options of a training run, in a parser of their own or added to `root`; `recipes` are named in the help."""
+def list_recipes() -> list[str]:
+    """Names of the packaged recipes, sorted."""
+    return sorted(path.stem for path in RECIPES.glob('*.yaml'))
+
+
+def training_parser(root: argparse.ArgumentParser | None = None) -> argparse.ArgumentParser:
+    """Options of a training run, in a parser of their own or added to `root`."""
     root = root or argparse.ArgumentParser(
         prog='timm-se train', allow_abbrev=False, description='Train a classifier of timm or of the plugin.')
-    root.epilog = f'recipes: {recipes}'
+    root.epilog = f'recipes: {", ".join(list_recipes())}'
     root.add_argument('--config', metavar='RECIPE', help='YAML file with options, or the name of a packaged recipe')
     _add_data(root)
     _add_model(root)
@@ -107,12 +114,12 @@ def _add_data(root: argparse.ArgumentParser) -> None:
              'splits, or one CSV file of --task multilabel; few pictures change sides when others are added or '
              'removed; 0 for data that has splits')
     add('--val-share-seed', type=_natural, default=0, metavar='N', help='seed that chooses the pictures of --val-share')
-    add('--val-num-samples', type=_count, metavar='N',
+    add('--val-num-samples', type=count, metavar='N',
         help='number of images in --val-split, which timm cannot find out for a stream (wds/, hfids/)')
     add('--class-map', default='', metavar='FILE',
         help='text file with the names of the classes, one on each line, in the order of their indices')
-    add('-b', '--batch-size', type=_count, default=128, metavar='N', help='images in a batch of one process')
-    add('-vb', '--validation-batch-size', type=_count, metavar='N',
+    add('-b', '--batch-size', type=count, default=128, metavar='N', help='images in a batch of one process')
+    add('-vb', '--validation-batch-size', type=count, metavar='N',
         help='images in a batch of the evaluation; --batch-size if not given')
     add('-j', '--workers', type=_natural, default=2, metavar='N',
         help='processes that load images, for each process that trains; 0 loads between the steps')
@@ -122,10 +129,10 @@ def _add_data(root: argparse.ArgumentParser) -> None:
         help='whether an unreadable image ends the run or is left out with a warning')
     switch('--exif-orientation', default=True,
            help='turn pictures upright as their EXIF orientation says; timm takes pictures as they are stored')
-    add('--input-size', type=_count, nargs=3, metavar=('C', 'H', 'W'),
+    add('--input-size', type=count, nargs=3, metavar=('C', 'H', 'W'),
         help="channels, height and width of an image in pixels; the model's if not given. Another number of "
              'channels than 3 is that of the model too')
-    add('--img-size', type=_count, action=_Side, metavar='N',
+    add('--img-size', type=count, action=_Side, metavar='N',
         help='height and width of an image in pixels, instead of --input-size')
     add('--crop-pct', type=_fraction, metavar='X',
         help='side of the centre crop by the side of the resized image, such as 0.875 or 224/256')
@@ -144,19 +151,19 @@ def _add_model(root: argparse.ArgumentParser) -> None:
     add('--model', default='se_resnet50_plugin', metavar='NAME', help='any name of timm.list_models()')
     add('--model-kwargs', nargs='*', default={}, action=KeyValues, metavar='KEY=VALUE',
         help='keywords of the model, such as attn=se attn_rd_ratio=1/16')
-    add('--num-classes', type=_count, metavar='N', help='number of classes; that of the data if not given')
+    add('--num-classes', type=count, metavar='N', help='number of classes; that of the data if not given')
     switch('--pretrained', help='start from published weights')
 
 
 def _add_augmentation(root: argparse.ArgumentParser) -> None:
     add, switch = _adders(root.add_argument_group('training data'))
     add('--train-split', default='train', metavar='NAME', help='split to train on')
-    add('--train-num-samples', type=_count, metavar='N',
+    add('--train-num-samples', type=count, metavar='N',
         help='number of images in --train-split, which timm cannot find out for a stream (wds/, hfids/)')
     # argparse.BooleanOptionalAction takes any name that begins with --no- for off.
     add('--no-aug', action='store_true', help='resize and crop the centre, without any augmentation of the image')
     add('--no-no-aug', action='store_false', dest='no_aug', help=argparse.SUPPRESS)
-    add('--train-img-size', type=_count, metavar='N',
+    add('--train-img-size', type=count, metavar='N',
         help='height and width of training images in pixels (smaller images train faster); if not given, those of the '
              'evaluation')
     add('--full-size-epochs', type=_natural, default=0, metavar='N',
@@ -170,34 +177,34 @@ def _add_augmentation(root: argparse.ArgumentParser) -> None:
         help='area of a random crop by the area of the image')
     add('--ratio', type=_positive, nargs=2, default=[3 / 4, 4 / 3], metavar=('MIN', 'MAX'),
         help='width of a random crop by its height, before it is resized')
-    add('--hflip', type=_share, default=0.5, metavar='P', help='probability of a flip from left to right')
-    add('--vflip', type=_share, default=0.0, metavar='P', help='probability of a flip upside down')
+    add('--hflip', type=share, default=0.5, metavar='P', help='probability of a flip from left to right')
+    add('--vflip', type=share, default=0.0, metavar='P', help='probability of a flip upside down')
     add('--color-jitter', type=_amount, default=0.4, metavar='X',
         help='range of random brightness, contrast and saturation; 0 for none')
     add('--aa', metavar='NAME',
         help='AutoAugment, RandAugment and others by their names in timm, such as rand-m7-mstd0.5-inc1')
     add('--aug-repeats', type=_natural, default=0, metavar='N',
         help='repeated augmentation: an epoch has N augmentations each of an Nth of the images; 0 for every image once')
-    add('--reprob', type=_share, default=0.0, metavar='P', help='probability of random erasing')
+    add('--reprob', type=share, default=0.0, metavar='P', help='probability of random erasing')
     add('--remode', choices=('const', 'rand', 'pixel'), default='pixel',
         help='what random erasing fills in: zeros, one random colour, or random pixels')
     add('--mixup', type=_amount, default=0.0, metavar='ALPHA', help='alpha of Mixup; 0 for none')
     add('--cutmix', type=_amount, default=0.0, metavar='ALPHA', help='alpha of CutMix; 0 for none')
-    add('--mixup-prob', type=_share, default=1.0, metavar='P', help='probability that a batch is mixed')
-    add('--mixup-switch-prob', type=_share, default=0.5, metavar='P',
+    add('--mixup-prob', type=share, default=1.0, metavar='P', help='probability that a batch is mixed')
+    add('--mixup-switch-prob', type=share, default=0.5, metavar='P',
         help='probability of CutMix instead of Mixup where both are given')
     add('--mixup-mode', choices=('batch', 'pair', 'elem'), default='batch',
         help='whether a batch, each pair or each image has a mixing weight of its own')
     add('--mixup-off-epoch', type=_natural, default=0, metavar='N',
         help='mix nothing from epoch N on, counted from 0; 0 mixes in every epoch')
-    add('--smoothing', type=_share, default=0.0, metavar='X', help='label smoothing')
+    add('--smoothing', type=share, default=0.0, metavar='X', help='label smoothing')
     add('--class-weight', choices=('inv_freq', 'effective_num', 'neg_pos'),
         help="weights in the loss for classes with few pictures, by timm's names: inv_freq by the inverse of their "
              'number, effective_num by the inverse of their effective number (arXiv 1901.05555); and for binary '
              'cross-entropy neg_pos, which weighs the pictures of a class by the number of the other pictures over '
              'their number')
     switch('--bce-loss', help='train with binary cross-entropy instead of cross-entropy')
-    add('--bce-target-thresh', type=_share, metavar='X',
+    add('--bce-target-thresh', type=share, metavar='X',
         help='with --bce-loss, turn targets above X into 1 and the others into 0')
 
 
@@ -206,9 +213,9 @@ def _add_optimisation(root: argparse.ArgumentParser) -> None:
     add('--freeze', type=_frozen_part, metavar='PART',
         help='part to freeze, with the running statistics of its BatchNorm layers: backbone for all but the '
              'classifier, base for all but the classifier and the attention, or N for the stem and the first N stages')
-    add('--drop-path', type=_share, metavar='P',
+    add('--drop-path', type=share, metavar='P',
         help="rate of stochastic depth in the last block; the model's own if not given")
-    add('--epochs', type=_count, default=100, metavar='N',
+    add('--epochs', type=count, default=100, metavar='N',
         help='number of epochs; --cooldown-epochs come in addition, and so do --warmup-epochs with --warmup-prefix')
     add('--opt', default='sgd', metavar='NAME',
         help="optimizer by its name in timm, whose sgd has Nesterov's momentum and whose momentum has the plain one")
@@ -217,11 +224,11 @@ def _add_optimisation(root: argparse.ArgumentParser) -> None:
     add('--lr', type=_positive, metavar='X', help='learning rate, not scaled; used instead of --lr-base')
     add('--lr-base', type=_positive, default=0.1, metavar='X',
         help='learning rate for --lr-base-size images in an update, scaled to the real number of images')
-    add('--lr-base-size', type=_count, default=256, metavar='N', help='images in an update that --lr-base is for')
+    add('--lr-base-size', type=count, default=256, metavar='N', help='images in an update that --lr-base is for')
     add('--lr-base-scale', choices=('linear', 'sqrt'),
         help='how the learning rate grows with the images in an update; if not given, sqrt for optimizers whose name '
              'has ada or lamb in it, else linear')
-    add('--momentum', type=_share, default=0.9, metavar='X', help='momentum of the optimizer')
+    add('--momentum', type=share, default=0.9, metavar='X', help='momentum of the optimizer')
     add('--weight-decay', type=_amount, default=2e-5, metavar='X', help='weight decay')
     add('--layer-decay', type=_fraction, metavar='X',
         help='learning rate of a layer by that of the layer after it, by timm\'s order of the layers, such as 0.75')
@@ -232,7 +239,7 @@ def _add_optimisation(root: argparse.ArgumentParser) -> None:
     add('--clip-grad', type=_positive, metavar='X', help='clip gradients at X; they are not clipped if not given')
     add('--clip-mode', choices=('norm', 'value', 'agc'), default='norm',
         help='clip the norm of all gradients, each value, or each norm relative to that of the weights')
-    add('--grad-accum-steps', type=_count, default=1, metavar='N', help='batches whose gradients one update adds up')
+    add('--grad-accum-steps', type=count, default=1, metavar='N', help='batches whose gradients one update adds up')
     add('--sched', choices=_SCHEDULES, default='cosine', help='schedule of the learning rate')
     switch('--sched-on-updates', help='change the learning rate after each update instead of each epoch')
     add('--warmup-epochs', type=_natural, default=0, metavar='N', help='epochs in which the learning rate rises')
@@ -241,7 +248,7 @@ def _add_optimisation(root: argparse.ArgumentParser) -> None:
     add('--min-lr', type=_amount, default=0.0, metavar='X', help='lowest learning rate of the schedule')
     add('--decay-epochs', type=_positive, default=30, metavar='N',
         help='epochs between two steps of --sched step, or of the final decay of --sched rsqrt')
-    add('--decay-milestones', type=_count, nargs='+', default=[90, 180, 270], metavar='N',
+    add('--decay-milestones', type=count, nargs='+', default=[90, 180, 270], metavar='N',
         help='the first epochs, counted from 1, of each next step of --sched multistep')
     add('--decay-rate', type=_positive, default=0.1, metavar='X',
         help='factor of the learning rate at each step of --sched step, multistep and plateau; power of --sched poly')
@@ -259,7 +266,7 @@ def _add_optimisation(root: argparse.ArgumentParser) -> None:
              'the CPU')
     switch('--model-ema',
            help='average the weights over the updates; the averaged weights are evaluated, and saved beside the others')
-    add('--model-ema-decay', type=_share, default=0.9998, metavar='X',
+    add('--model-ema-decay', type=share, default=0.9998, metavar='X',
         help='share of the average that an update keeps')
     switch('--model-ema-warmup', help='begin with a smaller --model-ema-decay that rises')
 
@@ -288,7 +295,7 @@ def _add_records(root: argparse.ArgumentParser) -> None:
         help="checkpoint to continue from; auto for the last whole one in the run's folder, if there is one")
     add('--recovery-interval', type=_natural, default=0, metavar='N',
         help='save a checkpoint every N batches too; 0 saves only after each epoch')
-    add('--log-interval', type=_count, default=50, metavar='N',
+    add('--log-interval', type=count, default=50, metavar='N',
         help='batches between two lines of the log, where the output is not a terminal')
     switch('--tensorboard', help="write the curves for TensorBoard into the run's folder")
     add('--results', metavar='CSV',
