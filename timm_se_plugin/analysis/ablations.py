@@ -1,7 +1,6 @@
 """Ablations: each row with each seed is a training run in a process of its own, which can be resumed."""
 
 import logging
-import os
 import queue
 import re
 import statistics
@@ -27,10 +26,6 @@ if TYPE_CHECKING:
 __all__ = ['FailedRunsError', 'draw_ablation', 'open_network', 'run_study', 'study_of', 'summary']
 
 _logger = logging.getLogger(__name__)
-_TRAIN = (
-    'import logging, timm_se_plugin; from timm_se_plugin.training import parse_options, train_classifier; '
-    'logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING); train_classifier(parse_options())')
-
 # Options of the training that the study sets for each row.
 _OWN = {
     '--config', '--model', '--model-kwargs', '--seed', '--device', '--output', '--experiment', '--resume', '--results',
@@ -195,11 +190,11 @@ def _train(where: Path, name: str, command: Sequence[str], device: str) -> Path 
     folder, log_file = where / name, where / f'{name}.log'
     folder.mkdir(parents=True, exist_ok=True)
     whole = [
-        sys.executable, '-c', _TRAIN, *command, '--device', device, '--output', str(where), '--experiment', name,
-        '--resume', 'auto', '--results', str(folder / 'result.csv')]
+        sys.executable, '-m', 'timm_se_plugin', 'train', *command, '--device', device, '--output', str(where),
+        '--experiment', name, '--resume', 'auto', '--results', str(folder / 'result.csv')]
     _logger.info('%s on %s', name, device)
     with log_file.open('a', encoding='utf-8') as log:
-        code = subprocess.run(whole, stdout=log, stderr=log, env=dict(os.environ), check=False).returncode
+        code = subprocess.run(whole, stdout=log, stderr=log, check=False).returncode
     if code or not (folder / 'result.csv').exists():
         _logger.warning('%s failed with exit code %d; its log is %s', name, code, log_file)
         return None

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -135,19 +135,17 @@ def observed(model: nn.Module, gates: Sequence[Gate], see: Callable[[Gate, Tenso
     block ends or raises, the hooks are removed and each module gets back its mode.
     """
     modes = {module: module.training for module in model.modules()}
-    handles = []
 
     def hook(gate: Gate) -> Callable[[nn.Module, tuple, Tensor], None]:
         return lambda module, args, output: see(gate, gate.values(output))
 
     try:
-        handles = [gate.module.register_forward_hook(hook(gate)) for gate in gates]
-        model.eval()
         # torch.compile may run what it compiled before the hooks were there, without calling them.
-        with torch.no_grad(), torch.compiler.set_stance('force_eager'):
+        with ExitStack() as hooks, torch.no_grad(), torch.compiler.set_stance('force_eager'):
+            for gate in gates:
+                hooks.enter_context(gate.module.register_forward_hook(hook(gate)))
+            model.eval()
             yield
     finally:
-        for handle in handles:
-            handle.remove()
         for module, mode in modes.items():
             module.training = mode

@@ -1,7 +1,8 @@
 """Gates of single images: images with unusual gates, and maps of spatial gates."""
 
 import heapq
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
@@ -93,38 +94,23 @@ def gate_map(model: nn.Module, layer: str, x: Tensor) -> Tensor:
     Raises:
         ValueError: there is no such attention, or its gate is not spatial.
     """
-    gates = {gate.name: gate for gate in find_gates(model)}
-    if layer not in gates:
-        raise ValueError(f'no attention is called {layer!r}; the network has {", ".join(gates)}')
-    found = _outputs(model, [gates[layer]], x)[layer]
-    if not _is_spatial(gates[layer], found):
-        raise ValueError(f"the gate of {layer} has shape {tuple(found.shape)}, one number for the whole map; a map "
-                         "needs a gate for every position, as with attn_squeeze='none'")
-    return found.mean(1).cpu()
+    maps = gate_maps(model, x)
+    if layer not in maps:
+        raise ValueError(f'no attention called {layer!r} has a gate for every position, as with attn_squeeze="none"; '
+                         f'those that have one: {", ".join(maps) or "none"}')
+    return maps[layer]
 
 
 def gate_maps(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
     """The result of :func:`gate_map` for each attention with a spatial gate, by name, from one forward pass."""
-    gates = {gate.name: gate for gate in find_gates(model)}
-    outputs = _outputs(model, list(gates.values()), x)
-    return {name: output.mean(1).cpu() for name, output in outputs.items() if _is_spatial(gates[name], output)}
+    outputs: dict[Gate, Tensor] = {}
 
+    def keep(gate: Gate) -> Callable[[nn.Module, tuple, Tensor], None]:
+        return lambda module, args, output: outputs.__setitem__(gate, output)
 
-def _outputs(model: nn.Module, gates: Sequence[Gate], x: Tensor) -> dict[str, Tensor]:
-    outputs: dict[str, Tensor] = {}
-
-    def keep(name: str) -> Callable[[nn.Module, tuple, Tensor], None]:
-        return lambda module, args, output: outputs.__setitem__(name, output)
-
-    with observed(model, [], lambda gate, values: None):
-        handles = [gate.module.register_forward_hook(keep(gate.name)) for gate in gates]
-        try:
-            model(x.to(next(model.parameters()).device))
-        finally:
-            for handle in handles:
-                handle.remove()
-    return outputs
-
-
-def _is_spatial(gate: Gate, output: Tensor) -> bool:
-    return not gate.selects and not gate.channels_last and output.ndim == 4 and output.shape[2] * output.shape[3] > 1
+    with observed(model, [], lambda gate, values: None), ExitStack() as hooks:
+        for gate in find_gates(model):
+            hooks.enter_context(gate.module.register_forward_hook(keep(gate)))
+        model(x.to(next(model.parameters()).device))
+    return {gate.name: output.mean(1).cpu() for gate, output in outputs.items() if not gate.selects and (
+        not gate.channels_last and output.ndim == 4 and output.shape[2] * output.shape[3] > 1)}

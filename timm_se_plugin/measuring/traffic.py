@@ -147,7 +147,7 @@ class _Map:
 
 
 def _maps(model: nn.Module, x: Tensor) -> list[_Map]:
-    """The maps of a plain residual network, in the order in which its modules are registered."""
+    """The maps of a plain residual network, which keeps the hooks, in the order in which its modules are registered."""
     kinds: dict[nn.Module, str] = {}
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
@@ -167,12 +167,9 @@ def _maps(model: nn.Module, x: Tensor) -> list[_Map]:
         weights = module.weight.numel() if kinds[module] == 'conv' else 0
         maps.append(_Map(kinds[module], args[0].numel(), out.numel(), weights))
 
-    handles = [module.register_forward_hook(record) for module in kinds]
-    try:
-        model(x)
-    finally:
-        for handle in handles:
-            handle.remove()
+    for module in kinds:
+        module.register_forward_hook(record)
+    model(x)
     return maps
 
 
