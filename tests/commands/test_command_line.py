@@ -236,7 +236,8 @@ def test_commands_offer_the_choices_of_their_functions():
     ['export', 'run', 'a.onnx', '--pictures', 'a.png', '--int8', 'a.png', '--record'],
     pytest.param(['detect', 'train', 'a.py', '--record'], marks=pytest.mark.mmdet),
     pytest.param(['detect', 'cost', 'faster-rcnn_se-r18_fpn_bccd', '--output'], marks=pytest.mark.mmdet)])
-def test_a_table_that_takes_no_rows_is_refused_before_the_work(words, tmp_path):
+def test_a_table_that_takes_no_rows_is_refused_before_the_work(words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where the folder of the pruned networks is made
     if words[0] == 'detect':
         pytest.importorskip('mmdet', reason='needs the [mmdet] or the [onedl] extra')
     with pytest.raises(SystemExit, match='is a folder; give the name of a CSV file'):
