@@ -80,7 +80,7 @@ def tell_widths(model: Any, input_size: tuple[int, int, int] | None = None) -> N
     """
     levels = model.feature_info if isinstance(getattr(model, 'feature_info', None), list) else []
     widths: dict[str, int] = {}
-    structure = structure_of(model)
+    structure: Any = structure_of(model)
     for level in levels:
         structure.get_submodule(level['module']).register_forward_hook(
             lambda module, args, output, name=level['module']: widths.update({name: output.shape[1]}))
@@ -89,11 +89,13 @@ def tell_widths(model: Any, input_size: tuple[int, int, int] | None = None) -> N
     for level in levels:
         level['num_chs'] = widths.get(level['module'], level['num_chs'])
     info = getattr(model, 'feature_info', None)
-    if isinstance(info, FeatureInfo):  # of a network that gives the maps of its levels
+    if isinstance(info, FeatureInfo) and isinstance(outputs, Mapping | list | tuple):  # it gives the maps of its levels
         maps = outputs.values() if isinstance(outputs, Mapping) else outputs
         for i, output in zip(info.out_indices, maps, strict=True):
             info.info[i]['num_chs'] = output.shape[1]
-    classifier = model.get_classifier() if hasattr(model, 'get_classifier') else None
+    if not hasattr(model, 'get_classifier') or not hasattr(model, 'num_features'):
+        return
+    classifier = model.get_classifier()
     if isinstance(classifier, nn.Linear):
         found = classifier.in_features
     elif isinstance(classifier, nn.Identity) and isinstance(outputs, Tensor):  # num_classes=0
