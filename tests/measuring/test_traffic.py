@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from timm_se_plugin.commands import main
 from timm_se_plugin.layers.residual_tail import residual_tail
 from timm_se_plugin.layers.squeeze_excite import SqueezeExcite
 from timm_se_plugin.measuring.traffic import PATHS, block_units, count, middle, tail
@@ -50,6 +51,11 @@ def test_a_network_is_its_blocks_and_what_surrounds_them():
 def test_a_network_of_other_blocks_is_refused():
     with pytest.raises(ValueError, match='mobilenetv3_small_100 has none of'):
         count('mobilenetv3_small_100')
+
+
+def test_a_count_without_images_is_refused(tmp_path):
+    with pytest.raises(SystemExit, match='batch=0 is not 1 or more'):
+        main(['bench', '--count', 'resnet18', '--batch', '0', '--output', str(tmp_path / 'traffic.csv')])
 
 
 class Passes(TorchDispatchMode):

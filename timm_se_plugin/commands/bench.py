@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
                 raise ValueError(f'--count measures nothing, and does not take --{name.replace("_", "-")}; the '
                                  'networks to count follow --count')
         bases = args.count or ['resnet18', 'resnet50', 'resnext50_32x4d', 'resnet101']
-        return _count_bytes(bases, args.batch or 32, args.output)
+        return _count_bytes(bases, 32 if args.batch is None else args.batch, args.output)
     if args.threads:
         torch.set_num_threads(args.threads)
     chosen = {f.name: getattr(args, f.name) for f in fields(Case) if getattr(args, f.name) is not None}

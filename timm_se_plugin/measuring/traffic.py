@@ -212,8 +212,10 @@ def count(base: str, batch: int = 32, size: int = 224) -> list[dict[str, Any]]:
         A row for each layout, type and path.
 
     Raises:
-        ValueError: a network without timm's residual blocks.
+        ValueError: a network without timm's residual blocks, or no image.
     """
+    if batch < 1:
+        raise ValueError(f'batch={batch} is not 1 or more')
     with torch.device('meta'):
         model: Any = timm.create_model(base).train()
         maps = _maps(model, torch.empty(batch, 3, size, size))
