@@ -237,16 +237,17 @@ def test_commands_offer_the_choices_of_their_functions():
     pytest.param(['detect', 'train', 'a.py', '--record'], marks=pytest.mark.mmdet),
     pytest.param(['detect', 'cost', 'faster-rcnn_se-r18_fpn_bccd', '--output'], marks=pytest.mark.mmdet)])
 def test_a_table_that_takes_no_rows_is_refused_before_the_work(words, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)  # where the folder of the pruned networks is made
+    monkeypatch.chdir(tmp_path)
     if words[0] == 'detect':
         pytest.importorskip('mmdet', reason='needs the [mmdet] or the [onedl] extra')
     with pytest.raises(SystemExit, match='is a folder; give the name of a CSV file'):
         main([*words, str(tmp_path)])
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize('words', [
     ['analyze', '--model', 'se_test_resnet_plugin'], ['evaluate', '--model', 'test_resnet'], ['prune', 'last.pth.tar']])
 def test_a_file_in_the_place_of_a_folder_is_refused_before_the_work(words, tmp_path):
     (tmp_path / 'file').touch()
-    with pytest.raises(SystemExit, match=r'file cannot be made a folder: .*; give another name'):
+    with pytest.raises(SystemExit, match=r'file cannot be a folder of results: .*; give another name'):
         main([*words, '--output', str(tmp_path / 'file')])

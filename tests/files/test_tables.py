@@ -50,9 +50,15 @@ def test_a_table_that_takes_no_rows_is_refused_by_name(tmp_path):
     (tmp_path / 'latin.csv').write_text('model,note\na,gr\u00fcn\n', encoding='latin-1')
     for name, kind, said in (
             ('.', ValueError, 'is a folder; give the name of a CSV file'),
-            ('file/table.csv', UnwritableFileError, 'file cannot be made a folder: .*; give another name'),
+            ('file/table.csv', UnwritableFileError, 'file cannot be a folder of results: .*; give another name'),
             ('latin.csv', ValueError, r'latin\.csv is not in UTF-8: .*; save the table as "CSV UTF-8"')):
         with pytest.raises(kind, match=said):
             check_table(tmp_path / name)
     check_table(tmp_path / 'new' / 'table.csv')
-    assert not list((tmp_path / 'new').iterdir())
+    assert not (tmp_path / 'new').exists()
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='needs a folder that even root cannot write into')
+def test_a_table_in_a_folder_that_takes_no_files_is_refused():
+    with pytest.raises(UnwritableFileError, match=r'/proc cannot be a folder of results: .*; give another name'):
+        check_table('/proc/table.csv')

@@ -212,7 +212,7 @@ def test_a_validation_loss_that_is_not_finite_ends_the_run(digits, tmp_path):
 
 def test_an_unwritable_table_is_refused_before_the_training(digits, tmp_path):
     (tmp_path / 'file').touch()
-    with pytest.raises(UnwritableFileError, match=r'file cannot be made a folder'):
+    with pytest.raises(UnwritableFileError, match=r'file cannot be a folder of results'):
         run(digits, tmp_path / 'run', '--results', str(tmp_path / 'file' / 'table.csv'))
     with pytest.raises(ValueError, match=r'is a folder; give the name of a CSV file'):
         run(digits, tmp_path / 'other', '--results', str(tmp_path))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..files.packages import require
 from ..files.tables import check_table, replace_rows, write_table
-from ..files.writing import make_folder
+from ..files.writing import check_folder
 from ..weights.reading import read_weights
 from ..weights.runs import data_config
 from .figures import draw_activations, draw_depth, draw_deviations, draw_gate_maps, draw_scale
@@ -63,7 +63,7 @@ def analyze(options: Namespace) -> GateStatistics:
     run = _name_of_run(options.checkpoint) if options.record else {}
     folder = Path(options.output)
     check_ending(folder / f'gates.{options.table}')
-    make_folder(folder)
+    check_folder(folder)
     if options.record:
         check_table(options.record)
     with init_process(options) as process:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from ..files.packages import require
 from ..files.tables import check_table, replace_rows
-from ..files.writing import make_folder
+from ..files.writing import check_folder
 from ..measuring.complexity import complexity
 from ..measuring.provenance import provenance
 from ..weights.folders import write_model
@@ -72,7 +72,7 @@ def pruning_study(
     for name, number in (('epochs', epochs), ('lr', lr)):
         if number < 0:
             raise ValueError(f'{name}={number} is below 0')
-    make_folder(output)
+    check_folder(output)
     check_table(table)
     state = read_checkpoint(checkpoint)
     trained_by = run_columns(state)

@@ -8,7 +8,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from .writing import make_folder, write_atomically
+from .writing import check_folder, write_atomically
 
 __all__ = ['check_table', 'read_table', 'replace_rows', 'table', 'write_table']
 
@@ -45,12 +45,12 @@ def check_table(path: str | Path) -> None:
 
     Raises:
         ValueError: `path` is a folder, or a file that is not in UTF-8.
-        UnwritableFileError: the folder of the table cannot be made.
+        UnwritableFileError: the folder of the table cannot be made, or is read-only.
     """
     path = Path(path)
     if path.is_dir():
         raise ValueError(f'{path} is a folder; give the name of a CSV file')
-    make_folder(path.parent)
+    check_folder(path.parent)
     read_table(path)
 
 

@@ -2,26 +2,32 @@
 
 import contextlib
 import os
+import tempfile
 import zipfile
 from pathlib import Path
 
-__all__ = ['UnwritableFileError', 'is_whole', 'make_folder', 'sync_folder', 'write_atomically']
+__all__ = ['UnwritableFileError', 'check_folder', 'is_whole', 'sync_folder', 'write_atomically']
 
 
 class UnwritableFileError(OSError):
     """A file cannot be written. What the file held before has not changed."""
 
 
-def make_folder(path: str | Path) -> None:
-    """Make a folder that results go into, unless it exists.
+def check_folder(path: str | Path) -> None:
+    """Refuse a folder into which no results can be written, before the work that the results come from.
+
+    A folder that does not exist is not made, so that nothing is left behind if the work fails.
 
     Raises:
-        UnwritableFileError: there is a file of that name, or the folder cannot be made.
+        UnwritableFileError: there is a file of that name, the folder cannot be made, or it is read-only.
     """
-    try:
-        Path(path).mkdir(parents=True, exist_ok=True)
+    whole = Path(path).absolute()
+    existing = next(folder for folder in (whole, *whole.parents) if os.path.lexists(folder))
+    try:  # not os.access, which calls everything writable for root, and for Windows
+        with tempfile.TemporaryFile(dir=existing):
+            pass
     except OSError as error:
-        raise UnwritableFileError(f'{path} cannot be made a folder: {error}; give another name') from error
+        raise UnwritableFileError(f'{path} cannot be a folder of results: {error}; give another name') from error
 
 
 def write_atomically(path: Path, content: bytes) -> None:

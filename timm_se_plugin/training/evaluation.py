@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..files.json_values import finite
 from ..files.packages import require
-from ..files.writing import make_folder, write_atomically
+from ..files.writing import check_folder, write_atomically
 from ..measuring.complexity import complexity
 from ..measuring.provenance import provenance
 from ..weights.runs import data_config
@@ -179,7 +179,7 @@ def evaluate_classifier(options: Namespace) -> dict[str, Any]:
     require('train', *(['matplotlib'] if options.output else []),
             *(['sklearn'] if options.task == 'multilabel' else []))
     if options.output:
-        make_folder(options.output)
+        check_folder(options.output)
     with init_process(options) as process:
         dataset = open_split(options, options.val_split, training=False)
         model = evaluated_network(options, process)
