@@ -128,9 +128,16 @@ def test_the_widths_travel_with_a_saved_network(name, kwargs, tmp_path):
 def test_a_pruned_network_whose_name_takes_no_widths_is_not_written(tmp_path):
     model = timm.create_model('mobilenetv3_small_050', num_classes=3).eval()
     pruned = prune_by_gates(model, statistics(model.double()), 0.25, SIZE)
-    with pytest.raises(ValueError, match=r'mobilenetv3_small_050 is not written, since it is pruned.*torch\.save'):
+    with pytest.raises(ValueError, match=r'mobilenetv3_small_050 is not written: .* as after pruning; torch\.save'):
         write_model(pruned, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_classifier_that_was_replaced_by_hand_is_not_written(tmp_path):
+    model = timm.create_model('mobilenetv3_small_050', num_classes=3)
+    model.classifier = torch.nn.Linear(model.classifier.in_features, 7)
+    with pytest.raises(ValueError, match=r'classifier has others, .* if timm\.create_model makes it, by num_classes'):
+        write_model(model, tmp_path)
 
 
 def test_widths_that_fit_no_layer_are_refused():
@@ -195,6 +202,12 @@ def test_attention_on_the_output_of_a_convolution_is_pruned_with_it():
     assert [layer.means.shape[2] for layer in statistics(pruned).layers] == [
         layer.means.shape[2] * 3 // 4 for layer in statistics(model).layers]
     assert pruned.fc.in_features == 384
+
+
+def test_a_network_with_a_classifier_but_no_number_of_features_is_pruned():
+    model = network('se_test_resnet_plugin')
+    del model.num_features, model.head_hidden_size  # as in a user's own network
+    assert prune_by_gates(model, statistics(model), 0.25, SIZE).fc.in_features == model.fc.in_features * 3 // 4
 
 
 def test_statistics_of_another_network_are_refused():

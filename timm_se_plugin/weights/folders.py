@@ -76,8 +76,8 @@ def write_model(
 
     Raises:
         ValueError: the model is not timm's, its outputs are not finite, its name and arguments build another network,
-            it is pruned and its name takes no widths, or `model_config` has another number of ``label_names`` than the
-            model has classes.
+            its layers have widths that its name does not take, or `model_config` has another number of ``label_names``
+            than the model has classes.
     """
     network: Any = unwrap_model(model)
     if not all(hasattr(network, name) for name in ('pretrained_cfg', '_model_args', 'num_classes')):
@@ -124,8 +124,10 @@ def _record_widths(network: Any) -> None:
     widths = changed_widths(network, whole)
     if widths:
         if name not in OPEN_NAMES and name not in TIMM_NAMES:
-            raise ValueError(f'{name} is not written, since it is pruned, and timm builds a network of this name only '
-                             f'with its own widths; torch.save(model, file) keeps the whole network')
+            raise ValueError(
+                f'{name} is not written: timm builds a network of this name only with its own widths, and '
+                f'{next(iter(widths))} has others, as after pruning; torch.save(model, file) keeps the whole network. '
+                'A classifier for other classes is written if timm.create_model makes it, by num_classes')
         record_arguments(network, pruned_widths=widths)
         network.pretrained_cfg = {**network.pretrained_cfg, 'architecture': TIMM_NAMES.get(name, name)}
 
