@@ -11,6 +11,7 @@ from ..training.options import training_parser
 
 __all__ = ['add_arguments', 'run']
 
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options; :func:`~timm_se_plugin.training.parse_options` reads those of the recipe too."""
     parser.usage = '%(prog)s [OPTIONS]'  # the options fill more than a screen

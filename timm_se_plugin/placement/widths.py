@@ -102,11 +102,11 @@ def tell_widths(model: Any, input_size: tuple[int, int, int] | None = None) -> N
         found = outputs.shape[1]
     else:
         return
-    last, hidden = (getattr(model, name, None) for name in ('num_features', 'head_hidden_size'))
-    if hidden is not None:
-        model.head_hidden_size = found
-    if last is not None and hidden in (None, last):
+    hidden = getattr(model, 'head_hidden_size', None)
+    if hidden in (None, model.num_features):
         model.num_features = found
-    elif last is not None:  # layers between the last map and the classifier, as in MobileNet-V3
+    else:  # layers between the last map and the classifier, as in MobileNet-V3
         structure.forward = structure.forward_features
         model.num_features = run_structure(structure, size).shape[1]
+    if hidden is not None:
+        model.head_hidden_size = found
