@@ -185,6 +185,11 @@ def test_what_cannot_be_pruned_is_refused():
     model = network('sk_test_resnet_plugin')
     with pytest.raises(ValueError, match='no channels that an SE gate scales'):
         prune_by_gates(model, statistics(model), 0.5, SIZE)
+    model = network('test_convnext')
+    add_attention(model, 'se')
+    with pytest.raises(ValueError, match='that can be removed; linear layers keep their widths'), \
+            pytest.warns(UserWarning, match='Unwrapped parameters'):  # Torch-Pruning's word on scales of ConvNeXt
+        prune_by_gates(model, statistics(model), 0.5, SIZE)
 
 
 def test_attention_on_the_output_of_a_convolution_is_pruned_with_it():

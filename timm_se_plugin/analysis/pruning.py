@@ -46,7 +46,7 @@ def prune_by_gates(
 
     Raises:
         ValueError: an unknown criterion, a share outside (0, 1), statistics of another network, no channel that an SE
-            gate scales, or a network that Torch-Pruning cannot follow.
+            gate scales and that no linear layer computes, or a network that Torch-Pruning cannot follow.
     """
     import torch_pruning as tp
 
@@ -91,7 +91,8 @@ def prune_by_gates(
     except (ArithmeticError, LookupError, RuntimeError, ValueError) as error:
         raise unknown from error
     if not found:
-        raise ValueError(f'{type(model).__name__} has no channels that an SE gate scales')
+        raise ValueError(f'{type(model).__name__} has no channels that an SE gate scales and that can be removed; '
+                         'linear layers keep their widths')
     for name, parameter in model.named_parameters():
         pruned.get_parameter(name).requires_grad_(parameter.requires_grad)
     for name, module in model.named_modules():
@@ -132,5 +133,5 @@ def _last_layer(attention: nn.Module) -> Any:
 
 
 def _outputs(model: nn.Module) -> list[nn.Module]:
-    """The classifier's layers, whose number of outputs has to stay."""
+    """The layers whose number of outputs stays: the classifier's, and with them every other linear layer."""
     return [module for module in model.modules() if isinstance(module, nn.Linear)]
