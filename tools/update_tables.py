@@ -23,9 +23,8 @@ Row = dict[str, str]
 
 RUN = ('model', 'options', 'seed', 'epochs', 'recipe')  # what names a row of a training and its curve
 VARIANTS = {
-    'timm': "timm's", 'unfused': 'module by module', 'fused': 'fused', 'floor': 'floor',
-    'timm folded': "timm's, folded",
-    'deployed': 'deployed',
+    'plain fused': 'plain, fused', 'timm': "timm's", 'unfused': 'module by module', 'fused': 'fused', 'floor': 'floor',
+    'timm folded': "timm's, folded", 'deployed': 'deployed',
 }
 
 
