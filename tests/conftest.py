@@ -6,6 +6,19 @@ import torch
 
 os.environ['HF_HUB_OFFLINE'] = '1'  # a test that would need the network fails at once
 
+_operators = []  # that were ever registered, kept alive
+
+
+def _register_and_keep(operator, name, register=torch.jit._builtins._register_builtin):
+    """TorchScript knows operators by ``id``. PyTorch replaces those of torch.ao when it is imported, without removing
+    the old ids from the table: an attribute that gets such an id is then refused, "builtin cannot be used as a value".
+    """
+    _operators.append(operator)
+    register(operator, name)
+
+
+torch.jit._builtins._register_builtin = _register_and_keep
+
 
 @pytest.fixture
 def hub(monkeypatch, tmp_path):

@@ -4,6 +4,7 @@ import copy
 import json
 import pickle
 import re
+import weakref
 
 import pytest
 import timm
@@ -156,6 +157,15 @@ def test_levels_alone_update_the_norms_of_all_stages_unless_stopped_as_in_timms_
     seen = {key: int(value) for key, value in model.named_buffers() if key.endswith('num_batches_tracked')}
     assert {value for key, value in seen.items() if key.startswith(f'{stage}.')} == {int(not stop_early)}
     assert not any(value for key, value in seen.items() if head and key.startswith(f'{head}.'))
+
+
+def test_no_attribute_gets_the_id_by_which_torchscript_knows_an_operator():
+    library = torch.library.Library('timm_se_plugin_tests', 'FRAGMENT')
+    library.define('scale(Tensor x) -> Tensor')
+    first = weakref.ref(torch.ops.timm_se_plugin_tests.scale._op)
+    library.define('scale.by(Tensor x, float factor) -> Tensor')
+    assert torch.ops.timm_se_plugin_tests.scale._op is not first()
+    assert first() is not None
 
 
 @few_names
