@@ -96,8 +96,8 @@ def test_a_study_trains_resumes_and_tabulates(tmp_path, monkeypatch):
                          devices=('cpu',), arguments=[*arguments, *more])
 
     with pytest.raises(FailedRunsError, match='2 of 2 runs failed; their logs are in'):
-        study('--lr', 'much')
-    assert "'much' is not a positive number" in (runs / 'max-seed0.log').read_text()
+        study('--data-dir', str(tmp_path / 'nowhere'))
+    assert 'nowhere' in (runs / 'max-seed0.log').read_text()
     study()
     rows = read_table(table)
     assert [(row['row'], row['paper_top1_error'], row['epochs']) for row in rows] == [
@@ -139,6 +139,17 @@ def test_a_network_of_two_studies_is_trained_once(tmp_path):
 def test_an_option_that_the_study_gives_is_refused(option, tmp_path):
     with pytest.raises(ValueError, match=r'^the study sets --(model-kwargs|seed) for each row'):
         run_study('ratio', 'cifar10', None, [0], tmp_path, tmp_path / 'table.csv', arguments=[option, 'attn_bias=True'])
+
+
+@pytest.mark.parametrize(('arguments', 'message'), [
+    (['--lr', 'much'], "'much' is not a positive number"), (['--epoch', '3'], 'unrecognized arguments: --epoch 3')])
+def test_an_option_that_the_training_refuses_is_named_before_the_first_run(arguments, message, tmp_path, capsys):
+    pytest.importorskip('yaml', reason='the [train] extra')
+    with pytest.raises(SystemExit):
+        run_study('squeeze', 'cifar10', 'test_resnet_plugin', [0], tmp_path, tmp_path / 'table.csv',
+                  arguments=arguments)
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_all_rows_share_arguments_of_the_network_that_the_study_does_not_set(tmp_path):

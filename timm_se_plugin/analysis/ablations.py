@@ -76,8 +76,10 @@ def run_study(
         ValueError: an unknown study, a network that is not the plugin's or that no row fits, an option or an argument
             of the network that the study sets, or a finished run in the folder that had other options.
         FailedRunsError: runs failed; the others are finished and tabulated.
+        SystemExit: the training does not have one of the options or refuses its value, as the message says.
     """
-    from ..training.records import RUN  # needs the [train] extra
+    from ..training.config import parse_options  # needs the [train] extra
+    from ..training.records import RUN
 
     network = open_network(model or study_network(study))
     taken = sorted(_OWN & {argument.partition('=')[0] for argument in arguments})
@@ -95,8 +97,9 @@ def run_study(
     where = Path(folder, network, Path(recipe).stem, study)
     tasks = [(row, seed, _command(row, seed, recipe, network, arguments, model_kwargs))
              for seed in seeds for row in rows]
-    for task in tasks:
-        _finished_run(where, *task)  # raises before the first training
+    for task in tasks:  # what is wrong with the options is said before the first training
+        parse_options(task[-1])
+        _finished_run(where, *task)
     free: queue.SimpleQueue[str] = queue.SimpleQueue()
     for device in devices:
         free.put(device)
