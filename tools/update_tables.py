@@ -22,6 +22,8 @@ ROOT = Path(__file__).resolve().parent.parent
 Row = dict[str, str]
 
 RUN = ('model', 'options', 'seed', 'epochs', 'recipe')  # what names a row of a training and its curve
+# In these columns, trainings that are put together or compared agree.
+ALIKE = ('epochs', 'recipe', 'global_batch', 'amp', 'torchcompile', 'data')
 VARIANTS = {
     'plain fused': 'plain, fused', 'timm': "timm's", 'unfused': 'module by module', 'fused': 'fused', 'floor': 'floor',
     'timm folded': "timm's, folded", 'deployed': 'deployed',
@@ -129,6 +131,28 @@ def _shown(found: Difference | None, digits: int) -> str:
     return f'{found.mean:+.{digits}f}{interval}'
 
 
+def _check_alike(*networks: list[Row]) -> None:
+    """Refuse trainings of one network, or of two that are compared, that differ in more than network and seed.
+
+    Raises:
+        ValueError: two rows of a network with one seed, or rows that differ in a column of ``ALIKE``.
+    """
+    rows = [row for network in networks for row in network]
+    name = ' and '.join(dict.fromkeys(f'{row["model"]} {row.get("options", "")}'.strip() for row in rows))
+    for network in networks:
+        seeds = [row['seed'] for row in network]
+        twice = next((seed for seed in seeds if seeds.count(seed) > 1), None)
+        if twice is not None:
+            raise ValueError(f'{name}: two rows with the seed {twice}')
+    for column in ALIKE:
+        values = {row.get(column, '') for row in rows}
+        if column == 'data':
+            values.discard('')  # the first rows do not name their data
+        if len(values) > 1:
+            raise ValueError(f'{name}: trainings that differ in {column}: '
+                             f'{", ".join(value or repr(value) for value in sorted(values))}')
+
+
 def _run(row: Row) -> tuple[str, ...]:
     return tuple(row.get(key, '') for key in RUN)
 
@@ -155,7 +179,9 @@ def training_table(name: str, attn: str | None = None) -> str:
     for (model, options, recipe, epochs), rows in runs.items():
         own = top1[model, options, recipe, epochs]
         without = ' '.join(part for part in options.split() if not part.startswith('attn'))
-        plain = top1.get((plain_name(model) or model, without, recipe, epochs), {})
+        compared = plain_name(model) or model, without, recipe, epochs
+        _check_alike(rows, runs.get(compared, []))
+        plain = top1.get(compared, {})
         times = [float(row['time_ratio']) for row in rows if row['time_ratio']]
         loss = [losses[_run(row)] for row in rows if _run(row) in losses]
         body.append([
@@ -190,6 +216,7 @@ def attentions_table(table: str, base: str, epochs: int) -> str:
     top1 = {attn: {row['seed']: 100 * float(row['top1']) for row in rows} for attn, rows in runs.items()}
     body = []
     for attn in ('none', *(attn for attn in ATTENTIONS if attn in runs)):
+        _check_alike(runs[attn], runs['none'])
         train, inference, first = cost['train', attn], cost['inference', attn], runs[attn][0]
         body.append([
             attn, str(len(runs[attn])), _spread(list(top1[attn].values()), 2),
@@ -224,6 +251,7 @@ def last_norms_table(table: str, base: str, epochs: int) -> str:
 
 def _changes(table: str, before: list[Row], after: list[Row]) -> list[str]:
     """The seeds, and for accuracy and training loss the values of both networks and the difference."""
+    _check_alike(before, after)
     losses, cells = _losses(table), [str(len(after))]
     for factor, digits, value in ((100, 2, lambda row: float(row['top1'])), (1, 3, lambda row: losses[_run(row)])):
         old, new = ({row['seed']: factor * value(row) for row in rows} for rows in (before, after))
@@ -267,13 +295,13 @@ def draw_curves(path: Path) -> None:
     curves: dict[tuple[str, str], dict[str, list[Row]]] = {}
     for epoch in read('cifar10-curves.csv'):
         if int(epoch['epochs']) >= 45:
-            curves.setdefault((epoch['model'], epoch['epochs']), {}).setdefault(epoch['seed'], []).append(epoch)
+            network = f'{epoch["model"].removesuffix("_cifar_plugin")} {epoch["options"]}'.strip()
+            curves.setdefault((network, epoch['epochs']), {}).setdefault(epoch['seed'], []).append(epoch)
     figure = Figure(figsize=(9, 4), layout='constrained')
     loss, error = figure.subplots(1, 2)
     runs = sorted(curves.items(), key=lambda item: (int(item[0][1]), item[0][0]))
-    for i, ((model, length), seeds) in enumerate(runs):
-        name: str | None = (f'{model.removesuffix("_cifar_plugin")}, {length} epochs, '
-                            f'{len(seeds)} seed{"s" if len(seeds) > 1 else ""}')
+    for i, ((network, length), seeds) in enumerate(runs):
+        name: str | None = f'{network}, {length} epochs, {len(seeds)} seed{"s" if len(seeds) > 1 else ""}'
         for epochs in seeds.values():
             x = [int(epoch['epoch']) + 1 for epoch in epochs]
             for axes, y in ((loss, [float(epoch['train_loss']) for epoch in epochs]),
@@ -294,21 +322,22 @@ def draw_curves(path: Path) -> None:
 
 def bccd_table() -> str:
     """Detectors on BCCD's validation set over their seeds, and the difference to the plain detector."""
-    runs: dict[tuple[str, str], list[Row]] = {}
+    runs: dict[tuple[str, str, str], list[Row]] = {}
     best: dict[tuple[str, ...], float] = {}
     for row in read('bccd.csv'):
-        runs.setdefault((row['model'], row.get('options', '')), []).append(row)
+        runs.setdefault((row['model'], row.get('options', ''), row['epochs']), []).append(row)
     for epoch in read('bccd-curves.csv'):
         run = epoch['model'], epoch.get('options', ''), epoch['seed']
         best[run] = max(float(epoch['map_50']), best.get(run, 0))
     body = []
-    for (model, options), rows in runs.items():
-        own, plain = ({row['seed']: float(row['map']) for row in some}
-                      for some in (rows, runs['faster-rcnn_r18_fpn_bccd', '']))
+    for (model, options, epochs), rows in runs.items():
+        compared = runs.get(('faster-rcnn_r18_fpn_bccd', '', epochs), [])
+        _check_alike(rows, compared)
+        own, plain = ({row['seed']: float(row['map']) for row in some} for some in (rows, compared))
         shown = re.sub(r'model\.backbone\.(model_name=\S+ )?', '', options)
         body.append([
-            f'{model} {shown}'.strip(), rows[0]['epochs'], str(len(rows)),
-            _spread(list(own.values()), 3), '' if own == plain else _difference(own, plain, 3),
+            f'{model} {shown}'.strip(), epochs, str(len(rows)),
+            _spread(list(own.values()), 3), '' if rows is compared else _difference(own, plain, 3),
             *(_spread([float(row[key]) for row in rows], 3) for key in ('map_50', 'map_75')),
             _spread([best[model, options, row['seed']] for row in rows], 3)])
     return markdown(['detector', 'epochs', 'seeds', 'mAP', 'minus plain (95 % interval)', 'mAP50', 'mAP75',
@@ -414,13 +443,15 @@ def facts_table() -> str:
     kept = [f'{float(speed[_FACTS[0]][variant]["saved_bytes_ratio"]):.3f}' for variant in ('fused', 'timm')]
     body.append([f'memory kept for the backward pass, {_FACTS[0]}', '1', *kept])
     cifar = [row for row in read('cifar10.csv') if not row['options'] and row['epochs'] == '15']
-    bccd = [row for row in read('bccd.csv') if not row.get('options')]
+    bccd = [row for row in read('bccd.csv') if not row.get('options') and row['epochs'] == '8']
     for what, rows, key, names, factor, digits in (
             ('top-1 %, ResNet-20 on CIFAR-10, 15 epochs', cifar, 'top1', '{}resnet20_cifar_plugin', 100, 2),
             ('mAP, Faster R-CNN with ResNet-18 on BCCD, 8 epochs', bccd, 'map',
              'faster-rcnn_{}r18_fpn_bccd', 1, 3)):
-        found = [[factor * float(row[key]) for row in rows if row['model'] == names.format(se)] for se in (
+        networks = [[row for row in rows if row['model'] == names.format(se)] for se in (
             '', 'se-' if 'rcnn' in names else 'se_')]
+        _check_alike(*networks)
+        found = [[factor * float(row[key]) for row in network] for network in networks]
         seeds = ' and '.join(sorted({str(len(values)) for values in found}))
         body.append([f'{what} ({seeds} {"seed" if seeds == "1" else "seeds"} each)',
                      *(f'{statistics.mean(values):.{digits}f}' for values in found), ''])

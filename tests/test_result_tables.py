@@ -1,0 +1,90 @@
+"""The tables of the pages put together only trainings that differ in nothing but their seed."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from timm_se_plugin.files.tables import write_table
+
+pytest.importorskip('scipy', reason='the [train] extra')
+
+RUN = {'model': 'resnet18_plugin', 'options': '', 'seed': 0, 'epochs': 15, 'recipe': 'flowers', 'top1': 0.5,
+       'parameters': 1, 'macs': 2, 'time_ratio': '', 'global_batch': 32, 'amp': 'bfloat16', 'torchcompile': '',
+       'data': ''}
+
+
+@pytest.fixture
+def tables(tmp_path, monkeypatch):
+    """tools/update_tables.py, which reads the tables of an empty folder, and a function that writes one."""
+    path = Path(__file__).parents[1] / 'tools' / 'update_tables.py'
+    spec = importlib.util.spec_from_file_location('update_tables', path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(module, 'ROOT', tmp_path)
+    (tmp_path / 'results').mkdir()
+
+    def write(name, rows):
+        write_table(tmp_path / 'results' / f'{name}.csv', rows)
+        write_table(tmp_path / 'results' / f'{name}-curves.csv', [{**row, 'train_loss': 1.5} for row in rows])
+    return module, write
+
+
+def cells(markdown):
+    return [line.strip('| ').split(' | ') for line in markdown.splitlines()[2:]]
+
+
+def test_a_training_has_a_row_over_its_seeds_and_the_difference_of_the_pairs(tables):
+    module, write = tables
+    write('flowers', [
+        *({**RUN, 'seed': seed, 'top1': top1, 'data': data} for seed, top1, data in (
+            (0, 0.5, ''), (1, 0.75, 'flowers160'), (2, 0.5, 'flowers160'))),
+        *({**RUN, 'model': 'se_resnet18_plugin', 'seed': seed, 'top1': top1} for seed, top1 in ((1, 0.8), (0, 0.6))),
+        {**RUN, 'epochs': 30}])
+    rows = [row[:5] for row in cells(module.training_table('flowers.csv'))]
+    # Differences of 5 and 10 points: mean 7.5, half of the interval t(0.975, 1 degree) 12.7062 * 3.5355 / sqrt(2).
+    assert rows == [
+        ['resnet18_plugin', '15', '3', '58.33 ± 14.43', ''],
+        ['se_resnet18_plugin', '15', '2', '70.00 ± 14.14', '+7.50 (-24.27 to +39.27)'],
+        ['resnet18_plugin', '30', '1', '50.00', '']]
+
+
+@pytest.mark.parametrize(('own', 'said'), [
+    ({}, 'two rows with the seed 0'), ({'seed': 1, 'global_batch': 64}, 'global_batch: 32, 64'),
+    ({'seed': 1, 'amp': ''}, "amp: '', bfloat16"), ({'seed': 1, 'torchcompile': 'inductor'}, "torchcompile: '', indu"),
+    ({'seed': 1, 'data': 'birds'}, 'data: birds, flowers160'),
+    ({'model': 'se_resnet18_plugin', 'global_batch': 64}, 'global_batch: 32, 64')])
+def test_trainings_that_differ_in_more_than_their_seed_are_refused(tables, own, said):
+    module, write = tables
+    write('flowers', [{**RUN, 'data': 'flowers160'}, {**RUN, **own}])
+    with pytest.raises(ValueError, match=f'resnet18_plugin.*{said}'):
+        module.training_table('flowers.csv')
+
+
+@pytest.mark.parametrize('table', ['starts_table', 'last_norms_table'])
+def test_trainings_with_another_recipe_are_not_compared(tables, table):
+    module, write = tables
+    write('flowers-64', [
+        RUN, {**RUN, 'options': 'zero_init_last=False', 'recipe': 'other'}, {**RUN, 'options': "attn='eca'"},
+        {**RUN, 'options': "attn='eca' attn_init='identity'", 'recipe': 'other'}])
+    with pytest.raises(ValueError, match='recipe: flowers, other'):
+        getattr(module, table)('flowers-64.csv', 'resnet18', 15)
+
+
+def test_detectors_of_other_lengths_have_rows_of_their_own(tables):
+    module, write = tables
+    write('bccd', [{'model': 'faster-rcnn_r18_fpn_bccd', 'options': '', 'seed': seed, 'epochs': epochs, 'map': value,
+                    'map_50': 0.5, 'map_75': 0.5} for seed, epochs, value in ((0, 8, 0.5), (1, 8, 0.6), (2, 12, 0.9))])
+    assert [row[1:4] for row in cells(module.bccd_table())] == [['8', '2', '0.550 ± 0.071'], ['12', '1', '0.900']]
+
+
+def test_curves_of_trainings_with_other_options_have_names_of_their_own(tables, monkeypatch):
+    from matplotlib.figure import Figure
+    module, write = tables
+    epochs = [{**RUN, 'epochs': 45, 'epoch': epoch, 'val_top1': 0.5} for epoch in range(2)]
+    write('cifar10', [*epochs, *({**row, 'options': "attn='eca'", 'seed': 1} for row in epochs)])
+    drawn = []
+    monkeypatch.setattr(Figure, 'savefig', lambda figure, *args, **kwargs: drawn.append(figure))
+    module.draw_curves('curves.png')
+    assert [text.get_text() for text in drawn[0].axes[0].get_legend().texts] == [
+        'resnet18_plugin, 45 epochs, 1 seed', "resnet18_plugin attn='eca', 45 epochs, 1 seed"]
