@@ -64,6 +64,14 @@ def test_trainings_with_other_settings_are_not_put_together():
         ('img_size=32', 1), ('img_size=64', 1)]
 
 
+@pytest.mark.parametrize('other', [
+    {'data': 'birds'}, {'global_batch': '64'}, {'amp': 'bfloat16'}, {'torchcompile': 'inductor'}])
+def test_trainings_on_other_data_or_in_other_steps_are_not_put_together(other):
+    first = {**RUN, 'row': 'max', 'seed': '0', 'top1': '0.5'}  # without these columns, as rows from before them
+    lines = summary([first, {**first, 'seed': '1', 'top1': '0.75', **other}])
+    assert [line['errors'] for line in lines] == [{'0': 50}, {'1': 25}]
+
+
 def test_errors_are_drawn_with_their_range_above_the_papers(tmp_path):
     pytest.importorskip('scipy', reason='the [train] extra')
     rows = [{**RUN, 'row': 'max', 'seed': seed, 'paper_top1_error': '22.5', 'top1': top1}

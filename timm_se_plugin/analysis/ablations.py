@@ -205,7 +205,7 @@ def _train(where: Path, name: str, command: Sequence[str], device: str) -> Path 
 
 
 def study_of(row: Mapping[str, Any]) -> tuple[str, ...]:
-    """What the rows of one study have in common: study, network, recipe, epochs, and options that are not the study's.
+    """What the rows of one study have in common: all that names a run, save its seed and the options of the study.
 
     Args:
         row: a row of the table that :func:`run_study` writes.
@@ -213,7 +213,8 @@ def study_of(row: Mapping[str, Any]) -> tuple[str, ...]:
     own = _own_arguments(row['study'])
     parts = re.split(r' (?=\w+=)', row['options'])  # not at the spaces of attn_kernels=(3, 5)
     settings = ' '.join(part for part in parts if part.partition('=')[0] not in own)
-    return (*(str(row[column]) for column in ('study', 'model', 'recipe', 'epochs')), settings)
+    columns = ('study', 'model', 'recipe', 'epochs', 'data', 'global_batch', 'amp', 'torchcompile')
+    return (*(str(row.get(column, '')) for column in columns), settings)  # older rows lack the last four
 
 
 def summary(rows: Sequence[dict[str, str]]) -> list[dict[str, Any]]:
@@ -231,7 +232,7 @@ def summary(rows: Sequence[dict[str, str]]) -> list[dict[str, Any]]:
               for key, runs in together.items()}
     result = []
     for key, runs in together.items():
-        study, model, recipe, epochs, settings, name = key
+        study, model, recipe, epochs, *_, settings, name = key
         chosen = errors.get((*key[:-1], CHOSEN[study]), {})
         result.append({
             'study': study, 'row': name, 'model': model, 'recipe': recipe, 'epochs': epochs, 'settings': settings,
