@@ -258,8 +258,8 @@ class Epochs(list):
         return iter(self)
 
 
-@pytest.mark.parametrize('momentum', ['0', '0.9'])
-def test_a_pruned_network_is_fine_tuned_with_the_momentum_of_its_training(momentum):
+@pytest.mark.parametrize('momentum', [0, 0.9])
+def test_a_pruned_network_is_fine_tuned_with_the_momentum_of_its_training(momentum, monkeypatch):
     pytest.importorskip('sklearn', reason='training needs the [train] extra')
     from timm_se_plugin.analysis.pruning_study import _fine_tune
     from timm_se_plugin.training import parse_options
@@ -267,8 +267,11 @@ def test_a_pruned_network_is_fine_tuned_with_the_momentum_of_its_training(moment
     model = network('se_test_resnet_plugin').float()
     before = model.fc.weight.clone()
     batches = Epochs([(images(4, *SIZE).float(), torch.tensor([0, 1, 2, 0]))])
-    options = parse_options(['--opt', 'adamw', '--momentum', momentum, '--device', 'cpu'])
+    options = parse_options(['--opt', 'adamw', '--momentum', str(momentum), '--device', 'cpu'])
+    made, sgd = [], torch.optim.SGD
+    monkeypatch.setattr(torch.optim, 'SGD', lambda *args, **kwargs: made.append(sgd(*args, **kwargs)) or made[0])
     _fine_tune(model, batches, 1, 0.1, options, Process(torch.device('cpu')))
+    assert [(group['momentum'], group['nesterov']) for group in made[0].param_groups] == [(momentum, momentum > 0)]
     assert not torch.equal(model.fc.weight, before)
 
 
