@@ -31,7 +31,7 @@ def tables(tmp_path, monkeypatch):
 
 
 def cells(markdown):
-    return [line.strip('| ').split(' | ') for line in markdown.splitlines()[2:]]
+    return [line[2:-2].split(' | ') for line in markdown.splitlines()[2:]]
 
 
 def test_a_training_has_a_row_over_its_seeds_and_the_difference_of_the_pairs(tables):
@@ -88,3 +88,27 @@ def test_curves_of_trainings_with_other_options_have_names_of_their_own(tables, 
     module.draw_curves('curves.png')
     assert [text.get_text() for text in drawn[0].axes[0].get_legend().texts] == [
         'resnet18_plugin, 45 epochs, 1 seed', "resnet18_plugin attn='eca', 45 epochs, 1 seed"]
+
+
+def test_gates_of_one_seed_do_not_count_as_two_seeds(tables):
+    module, write = tables
+    gate = {**RUN, 'layer': 'layer1.0.se', 'mean': 0.5, 'channel_std': 0.1, 'std': 0.1, 'specificity': 0.2}
+    earlier = {**gate, 'global_batch': ''}  # as rows from before there was the column
+    write('gates', [earlier, {**gate, 'seed': 1, 'data': 'flowers160'}])
+    assert [row[:4] for row in cells(module.gates_table())] == [['resnet18_plugin', 'flowers', '15', '2']]
+    write('gates', [earlier, {**gate, 'data': 'flowers160'}])
+    with pytest.raises(ValueError, match='resnet18_plugin: two rows with the seed 0'):
+        module.gates_table()
+
+
+def test_networks_that_were_fine_tuned_with_another_learning_rate_have_rows_of_their_own(tables):
+    module, write = tables
+    pruned = {'model': 'm', 'checkpoint_seed': 0, 'criterion': 'mean', 'share': 0.25, 'epochs': 1, 'lr': 0.01,
+              'parameters': 1, 'macs': 1, 'top1_pruned': 0.5, 'top1': 0.75, 'checkpoint_data': ''}
+    rows = [{**pruned, 'criterion': 'whole', 'share': 0, 'epochs': 0, 'lr': 0}, pruned]
+    write('pruning', [*rows, {**pruned, 'lr': 0.1, 'top1': 0.25}, {**pruned, 'criterion': 'random', 'top1': 0.5}])
+    assert [(row[2], *row[-2:]) for row in cells(module.pruning_table())] == [
+        ('whole', '75.00', ''), ('mean', '75.00', '+25.00'), ('random', '50.00', ''), ('mean', '25.00', '')]
+    write('pruning', [*rows, {**pruned, 'checkpoint_data': 'birds'}])
+    with pytest.raises(ValueError, match=r'm: two rows with the seed 0, mean, 0\.25'):
+        module.pruning_table()

@@ -146,8 +146,8 @@ def _check_alike(*networks: list[Row]) -> None:
             raise ValueError(f'{name}: two rows with the seed {twice}')
     for column in ALIKE:
         values = {row.get(column, '') for row in rows}
-        if column == 'data':
-            values.discard('')  # the first rows do not name their data
+        if column in ('data', 'global_batch'):
+            values.discard('')  # the first rows do not name them
         if len(values) > 1:
             raise ValueError(f'{name}: trainings that differ in {column}: '
                              f'{", ".join(value or repr(value) for value in sorted(values))}')
@@ -386,6 +386,7 @@ def gates_table() -> str:
         runs.setdefault((name, row['recipe'], row['epochs']), {}).setdefault(row['layer'], []).append(row)
     body = []
     for key, layers in runs.items():
+        _check_alike(next(iter(layers.values())))
         ranges = []
         for column, digits in (('mean', 2), ('channel_std', 3), ('std', 3), ('specificity', 2)):
             means = [statistics.mean(float(row[column]) for row in rows) for rows in layers.values()]
@@ -397,14 +398,18 @@ def gates_table() -> str:
 
 def pruning_table() -> str:
     """Accuracy against MACs of pruned networks, by the share that was removed and by what chose the channels."""
-    groups: dict[tuple[str, float, str], dict[str, dict[str, Row]]] = {}
+    groups: dict[tuple[str, float, str, str], dict[str, dict[str, Row]]] = {}
     for row in read('pruning.csv'):
         network = ' '.join(filter(None, (row['model'], row.get('checkpoint_options'))))
-        rows = groups.setdefault((network, float(row['share']), row['epochs']), {}).setdefault(row['criterion'], {})
+        rows = groups.setdefault((network, float(row['share']), row['epochs'], row['lr']), {}).setdefault(
+            row['criterion'], {})
+        if row['checkpoint_seed'] in rows:
+            raise ValueError(f'{network}: two rows with the seed {row["checkpoint_seed"]}, {row["criterion"]}, '
+                             f'{row["share"]}')
         rows[row['checkpoint_seed']] = row
     body = []
-    for (network, share, epochs), criteria in sorted(groups.items()):
-        whole = next(iter(groups[network, 0.0, '0']['whole'].values()))
+    for (network, share, epochs, _), criteria in sorted(groups.items()):
+        whole = next(iter(groups[network, 0.0, '0', '0']['whole'].values()))
         for criterion, rows in sorted(criteria.items()):
             one, cells = next(iter(rows.values())), []
             for name in ('top1_pruned', 'top1'):
