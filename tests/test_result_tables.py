@@ -112,3 +112,22 @@ def test_networks_that_were_fine_tuned_with_another_learning_rate_have_rows_of_t
     write('pruning', [*rows, {**pruned, 'checkpoint_data': 'birds'}])
     with pytest.raises(ValueError, match=r'm: two rows with the seed 0, mean, 0\.25'):
         module.pruning_table()
+
+
+def test_the_figure_of_all_attentions_tells_how_many_seeds_it_rests_on(tables, monkeypatch):
+    from matplotlib.figure import Figure
+    module, write = tables
+    seeds = {'none': 3, 'eca': 2, 'gc': 3, 'bam': 1}
+    runs = [{**RUN, 'options': '' if attn == 'none' else f"attn='{attn}'", 'seed': seed, 'top1': 0.5 + seed ** 2 / 10}
+            for attn, count in seeds.items() for seed in range(count)]
+    write('flowers-64', runs)
+    write('attentions-cpu', [{'base': 'resnet18', 'mode': 'train', 'variant': attn, 'ratio': 1.5}
+                             for attn in ('plain', 'eca', 'gc', 'bam')])
+    drawn = []
+    monkeypatch.setattr(Figure, 'savefig', lambda figure, *args, **kwargs: drawn.append(figure))
+    module.draw_attentions('attentions.png')
+    assert drawn[0].axes[0].get_title().endswith(': mean of 2 to 3 seeds and 95 % interval')
+    assert sorted(text.get_text() for text in drawn[0].axes[0].texts) == ['eca', 'gc']
+    write('flowers-64', [*runs, runs[0]])
+    with pytest.raises(ValueError, match='two rows with the seed 0'):
+        module.draw_attentions('attentions.png')

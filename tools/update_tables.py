@@ -68,10 +68,14 @@ def _note(rows: list[Row], compared: str) -> str:
     """Under a table of times: on what and how often they were measured; empty without rows."""
     if not rows:
         return ''
-    one, rounds = rows[-1], sorted({int(row['rounds']) for row in rows})
-    number = ' to '.join(str(count) for count in dict.fromkeys((rounds[0], rounds[-1])))
+    one, rounds = rows[-1], {int(row['rounds']) for row in rows}
     return (f'\n\nDevice {one["device"]}, {one["threads"]} threads, torch {one["torch"]}, timm {one["timm"]}; '
-            f'medians of ratios, measured in turns ({number} rounds), {compared}')
+            f'medians of ratios, measured in turns ({_ends(rounds)} rounds), {compared}')
+
+
+def _ends(numbers: set[int]) -> str:
+    """The least and the greatest number, or the one number that there is."""
+    return ' to '.join(str(number) for number in dict.fromkeys((min(numbers), max(numbers))))
 
 
 def speed_table(device: str) -> str:
@@ -265,15 +269,18 @@ def draw_attentions(path: Path) -> None:
     from matplotlib.figure import Figure
 
     times = {row['variant']: float(row['ratio']) for row in _costs('resnet18') if row['mode'] == 'train'}
-    top1 = {attn: {row['seed']: 100 * float(row['top1']) for row in rows}
-            for attn, rows in _attention_runs('flowers-64.csv', 'resnet18', 15).items()}
+    runs = _attention_runs('flowers-64.csv', 'resnet18', 15)
+    _check_alike(*runs.values())
+    top1 = {attn: {row['seed']: 100 * float(row['top1']) for row in rows} for attn, rows in runs.items()}
     figure = Figure(figsize=(8, 5), layout='constrained')
     axes = figure.subplots()
     axes.axhline(0, color='black', linewidth=1)
+    seeds: set[int] = set()
     for i, attn in enumerate(sorted(set(top1) & set(times), key=times.__getitem__)):
         found = paired_difference(top1[attn], top1['none'])
         if found is None or found.low is None or found.high is None:
             continue
+        seeds.add(found.seeds)
         axes.errorbar([times[attn]], [found.mean], yerr=[[found.mean - found.low], [found.high - found.mean]],
                       fmt='o', color=f'C{i % 10}', capsize=2, linewidth=1)
         is_above, is_right = i % 2 == 0, i % 4 >= 2  # so that the names of neighbours lie apart
@@ -283,7 +290,7 @@ def draw_attentions(path: Path) -> None:
     axes.margins(x=0.1)
     axes.set(xlabel='time of a training step, as a ratio to the plain network',
              ylabel='points of top-1 accuracy above the plain network',
-             title='ResNet-18 on flowers of 64 pixels: mean of three seeds and 95 % interval')
+             title=f'ResNet-18 on flowers of 64 pixels: mean of {_ends(seeds)} seeds and 95 % interval')
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=110)
 
