@@ -131,3 +131,15 @@ def test_the_figure_of_all_attentions_tells_how_many_seeds_it_rests_on(tables, m
     write('flowers-64', [*runs, runs[0]])
     with pytest.raises(ValueError, match='two rows with the seed 0'):
         module.draw_attentions('attentions.png')
+
+
+def test_a_table_of_times_names_every_machine_and_version_and_has_one_size_of_image(tables):
+    module, write = tables
+    row = {'network': 'resnet50 se', 'runtime': 'eager', 'batch': 1, 'size': 224, 'variant': 'timm', 'ratio': 1.5,
+           'rounds': 9, 'device': 'x86_64', 'threads': 2, 'torch': '2.13', 'timm': '1.0.31'}
+    write('runtimes-cpu', [row, {**row, 'variant': 'ours', 'torch': '2.14', 'threads': 1}, {**row, 'size': 64}])
+    table = module.runtimes_table()
+    assert 'Device x86_64, 1 and 2 threads, torch 2.13 and 2.14, timm 1.0.31; medians' in table
+    assert '| resnet50 se | eager | 1.50 | 1.50 |' in table
+    write('runtimes-cpu', [row, {**row, 'size': 64, 'ratio': 3}])
+    assert '| 1.50 |' in module.runtimes_table()

@@ -68,8 +68,10 @@ def _note(rows: list[Row], compared: str) -> str:
     """Under a table of times: on what and how often they were measured; empty without rows."""
     if not rows:
         return ''
-    one, rounds = rows[-1], {int(row['rounds']) for row in rows}
-    return (f'\n\nDevice {one["device"]}, {one["threads"]} threads, torch {one["torch"]}, timm {one["timm"]}; '
+    device, threads, torch, timm = (
+        ' and '.join(sorted({row[column] for row in rows})) for column in ('device', 'threads', 'torch', 'timm'))
+    rounds = {int(row['rounds']) for row in rows}
+    return (f'\n\nDevice {device}, {threads} threads, torch {torch}, timm {timm}; '
             f'medians of ratios, measured in turns ({_ends(rounds)} rounds), {compared}')
 
 
@@ -471,9 +473,10 @@ def facts_table() -> str:
 
 
 def runtimes_table() -> str:
-    """Ratios to the plain network in the same runtime, batch by batch."""
+    """Ratios to the plain network in the same runtime for images of 224x224 pixels, batch by batch."""
     order = [*NETWORKS, *RUNTIMES]
-    rows = sorted(read('runtimes-cpu.csv'), key=lambda row: (order.index(row['network']), order.index(row['runtime'])))
+    rows = [row for row in read('runtimes-cpu.csv') if row['size'] == '224']
+    rows.sort(key=lambda row: (order.index(row['network']), order.index(row['runtime'])))
     found: dict[tuple[str, str], dict[tuple[str, str], str]] = {}
     for row in rows:
         cells = found.setdefault((row['network'], row['runtime']), {})
