@@ -13,6 +13,8 @@ def test_three_pairs_give_students_interval():
     half = 4.302653 * 0.360739 / 3 ** 0.5
     assert (found.low, found.high) == (
         pytest.approx(0.126667 - half, abs=1e-4), pytest.approx(0.126667 + half, abs=1e-4))
+    wide = paired_difference({'0': 1.0, '1': 3.0}, {'0': 0.0, '1': 0.0}, level=0.99)  # t(0.995, 1 degree) = 63.6567
+    assert (wide.low, wide.high) == (pytest.approx(2 - 63.6567, abs=1e-3), pytest.approx(2 + 63.6567, abs=1e-3))
 
 
 def test_one_pair_has_no_interval_and_none_no_difference():
