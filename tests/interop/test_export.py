@@ -45,9 +45,11 @@ def test_an_exported_run_predicts_the_same(trained, digits, printed, tmp_path):
                                                ('se_resnet20_cifar_plugin', {'in_chans': 1})])
 def test_every_kind_of_network_is_exported(name, options, digits, printed, tmp_path):
     write_model(timm.create_model(name, num_classes=3, **options), tmp_path / 'saved')
-    done = printed('export', tmp_path / 'saved', tmp_path / 'a.onnx', '--pictures', digits / 'val' / '3')
+    pictures = digits / 'val' / '3'
+    done = printed('export', tmp_path / 'saved', tmp_path / 'a.onnx', '--pictures', pictures, '--int8', pictures)
     assert done['largest_difference'] < 1e-5
     assert (tmp_path / 'a.onnx').stat().st_size == done['bytes']
+    assert (tmp_path / 'a-int8.onnx').stat().st_size == done['int8']['bytes']
 
 
 def test_int8_is_calibrated_on_as_many_pictures_as_it_says(trained, digits, tmp_path):

@@ -72,7 +72,8 @@ def write_int8(file: str | Path, calibration: Iterable[str | Path], pictures: It
         folded, small = Path(folder, 'folded.onnx'), Path(folder, 'small.onnx')
         try:
             loggers[0].setLevel(logging.ERROR)  # ONNX Runtime recommends the preparation that has just been done
-            quant_pre_process(str(file), str(folded))
+            # The file has all shapes already, and the symbolic inference fails at ReduceMax with its axes as an input.
+            quant_pre_process(str(file), str(folded), skip_symbolic_shape=True)
             quantize_static(str(folded), str(small), images, per_channel=True)
         finally:
             loggers[0].setLevel(loggers[1])
