@@ -246,7 +246,23 @@ def test_a_table_that_takes_no_rows_is_refused_before_the_work(words, tmp_path, 
 
 
 @pytest.mark.parametrize('words', [
-    ['analyze', '--model', 'se_test_resnet_plugin'], ['evaluate', '--model', 'test_resnet'], ['prune', 'last.pth.tar']])
+    ['export', 'absent', '{}.onnx', '--pictures', 'a.png'], ['predict', 'a.png', '--model', 'absent', '--output', '{}.csv'],
+    ['predict', 'a.png', '--model', 'absent', '--sheet', '{}.png'],
+    ['detect', 'compare', 'absent', 'absent.pth', '--output', '{}.png']])
+def test_a_file_that_cannot_be_written_is_refused_before_the_work(words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path('file').touch()
+    with pytest.raises(SystemExit, match=r'file cannot be a folder of results: .*; give another name'):
+        main([word.format('file/a') for word in words])
+    for ending in ('onnx', 'csv', 'png'):
+        Path(f'folder.{ending}').mkdir()
+    with pytest.raises(SystemExit, match=r'folder\.\w+ is a folder; give the name of a file'):
+        main([word.format('folder') for word in words])
+
+
+@pytest.mark.parametrize('words', [
+    ['analyze', '--model', 'se_test_resnet_plugin'], ['evaluate', '--model', 'test_resnet'], ['prune', 'last.pth.tar'],
+    ['detect', 'predict', 'a.png', '--model', 'absent.onnx']])
 def test_a_file_in_the_place_of_a_folder_is_refused_before_the_work(words, tmp_path):
     (tmp_path / 'file').touch()
     with pytest.raises(SystemExit, match=r'file cannot be a folder of results: .*; give another name'):

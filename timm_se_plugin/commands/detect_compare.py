@@ -26,8 +26,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, str]:
     """Draw, and return where the picture is."""
+    from ..files.writing import check_file
+
+    check_file(args.output)
     from ..detection.configs import read_config
     from ..detection.inference import compare
+
     compare(read_config(args.config, args.cfg_options), args.checkpoint, args.output, args.count, args.score,
             args.device)
     print(f'written to {args.output}')

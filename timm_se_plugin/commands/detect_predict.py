@@ -39,10 +39,13 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
 
     Raises:
         ValueError: there is no picture among the arguments, or an ONNX file is given with options of others.
+        UnwritableFileError: nothing can be written into the folder.
     """
     from ..boxes import detect, open_onnx_detector, pictures_to_detect_in
     from ..files.hub_files import SAVED_AT
+    from ..files.writing import check_folder
 
+    check_folder(args.output)
     place, checkpoint, pictures = args.model, None, args.paths
     if place is None:
         place, *pictures = pictures

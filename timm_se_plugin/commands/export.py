@@ -47,14 +47,17 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """Export, and return what was written and how it was checked.
 
     Raises:
-        ValueError: the name of the file does not end in .onnx.
+        ValueError: the name of the file does not end in .onnx, or is that of a folder.
+        UnwritableFileError: the file cannot be written where it is to lie.
     """
     from dataclasses import asdict
 
     from ..files.tables import check_table
+    from ..files.writing import check_file
 
     if not args.file.endswith('.onnx'):
         raise ValueError(f'{args.file} does not end in .onnx')
+    check_file(args.file)
     if args.record and not args.int8:
         raise ValueError(f'--record {args.record} needs --int8, whose accuracy it records')
     if args.record:

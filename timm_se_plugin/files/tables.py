@@ -8,7 +8,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from .writing import check_folder, write_atomically
+from .writing import check_file, write_atomically
 
 __all__ = ['check_table', 'read_table', 'replace_rows', 'table', 'write_table']
 
@@ -48,9 +48,7 @@ def check_table(path: str | Path) -> None:
         UnwritableFileError: the folder of the table cannot be made, or is read-only.
     """
     path = Path(path)
-    if path.is_dir():
-        raise ValueError(f'{path} is a folder; give the name of a CSV file')
-    check_folder(path.parent)
+    check_file(path, 'CSV file')
     read_table(path)
 
 

@@ -6,7 +6,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-__all__ = ['UnwritableFileError', 'check_folder', 'is_whole', 'sync_folder', 'write_atomically']
+__all__ = ['UnwritableFileError', 'check_file', 'check_folder', 'is_whole', 'sync_folder', 'write_atomically']
 
 
 class UnwritableFileError(OSError):
@@ -28,6 +28,23 @@ def check_folder(path: str | Path) -> None:
             pass
     except OSError as error:
         raise UnwritableFileError(f'{path} cannot be a folder of results: {error}; give another name') from error
+
+
+def check_file(path: str | Path, kind: str = 'file') -> None:
+    """Refuse a file that cannot be written, before the work that its content comes from.
+
+    Args:
+        path: the file, which need not exist.
+        kind: what the message asks for in the place of a folder.
+
+    Raises:
+        ValueError: `path` is a folder.
+        UnwritableFileError: the folder of the file cannot be made, or is read-only.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise ValueError(f'{path} is a folder; give the name of a {kind}')
+    check_folder(path.parent)
 
 
 def write_atomically(path: Path, content: bytes) -> None:
