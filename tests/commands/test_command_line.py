@@ -245,8 +245,18 @@ def test_a_table_that_takes_no_rows_is_refused_before_the_work(words, tmp_path, 
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(('words', 'said'), [
+    (['cells.onnx'], 'a detector'), (['local-dir:cells'], 'a detector'),
+    (['cells.py', 'a.pth'], 'a configuration, a checkpoint')])
+def test_a_detector_without_a_picture_is_told_to_need_one(words, said):
+    given = re.escape(' '.join(words))
+    with pytest.raises(SystemExit, match=f'^timm-se: {given}: without --model, {said} and at least one picture are'):
+        main(['detect', 'predict', *words])
+
+
 @pytest.mark.parametrize('words', [
-    ['export', 'absent', '{}.onnx', '--pictures', 'a.png'], ['predict', 'a.png', '--model', 'absent', '--output', '{}.csv'],
+    ['export', 'absent', '{}.onnx', '--pictures', 'a.png'],
+    ['predict', 'a.png', '--model', 'absent', '--output', '{}.csv'],
     ['predict', 'a.png', '--model', 'absent', '--sheet', '{}.png'],
     ['detect', 'compare', 'absent', 'absent.pth', '--output', '{}.png']])
 def test_a_file_that_cannot_be_written_is_refused_before_the_work(words, tmp_path, monkeypatch):

@@ -49,10 +49,11 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     place, checkpoint, pictures = args.model, None, args.paths
     if place is None:
         place, *pictures = pictures
-        if not (place.startswith(SAVED_AT) or place.endswith('.onnx')):
-            if len(pictures) < 2:
-                raise ValueError(f'{" ".join(args.paths)}: without --model, a configuration, a checkpoint and at least '
-                                 'one picture are needed')
+        is_whole = place.startswith(SAVED_AT) or place.endswith('.onnx')
+        if len(pictures) < (1 if is_whole else 2):
+            parts = 'a detector' if is_whole else 'a configuration, a checkpoint'
+            raise ValueError(f'{" ".join(args.paths)}: without --model, {parts} and at least one picture are needed')
+        if not is_whole:
             checkpoint, *pictures = pictures
     targets = pictures_to_detect_in(pictures, args.output)
     if place.endswith('.onnx'):
