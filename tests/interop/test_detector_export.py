@@ -152,6 +152,13 @@ def test_a_detector_of_another_kind_is_refused(tmp_path):
         ExportedDetector(MODELS.build(config.model))
 
 
+@pytest.mark.parametrize('part', ['rpn', 'rcnn'])
+def test_a_detector_that_keeps_all_boxes_is_refused(part, tmp_path):
+    config = on_folder(tmp_path, **{f'model.test_cfg.{part}.max_per_img': -1})
+    with pytest.raises(ValueError, match=r'keeps any number of boxes \(max_per_img=-1\); set max_per_img'):
+        ExportedDetector(MODELS.build(config.model))
+
+
 def test_pictures_are_prepared_as_in_the_test_pipeline(case):
     detector, folder, _ = case
     from mmdet.utils import get_test_pipeline_cfg
