@@ -270,6 +270,12 @@ def test_a_file_that_cannot_be_written_is_refused_before_the_work(words, tmp_pat
         main([word.format('folder') for word in words])
 
 
+def test_a_folder_in_the_place_of_the_file_in_8_bit_integers_is_refused_before_the_export(tmp_path):
+    (tmp_path / 'a-int8.onnx').mkdir()
+    with pytest.raises(SystemExit, match=r'a-int8\.onnx is a folder; give the name of a file'):
+        main(['export', 'absent', str(tmp_path / 'a.onnx'), '--pictures', 'a.png', '--int8', 'a.png'])
+
+
 @pytest.mark.parametrize('words', [
     ['analyze', '--model', 'se_test_resnet_plugin'], ['evaluate', '--model', 'test_resnet'], ['prune', 'last.pth.tar'],
     ['detect', 'predict', 'a.png', '--model', 'absent.onnx']])

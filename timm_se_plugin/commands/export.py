@@ -47,11 +47,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """Export, and return what was written and how it was checked.
 
     Raises:
-        ValueError: the name of the file does not end in .onnx, or is that of a folder.
+        ValueError: the name of the file does not end in .onnx, or a file to write is a folder.
         UnwritableFileError: the file cannot be written where it is to lie.
     """
     from dataclasses import asdict
 
+    from ..files.onnx_files import int8_file
     from ..files.tables import check_table
     from ..files.writing import check_file
 
@@ -84,6 +85,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from ..training.onnx_file import export_onnx
 
     if args.int8:
+        check_file(int8_file(args.file))
         pictures_of(args.int8)  # refuses a folder that is missing or empty before the export
     done = export_onnx(open_classifier(args.model), args.file, args.pictures)
     print(f'{done.file}: {done.bytes:,} bytes, for {"any number of pictures" if done.dynamic_batch else "one picture"} '

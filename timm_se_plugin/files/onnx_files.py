@@ -8,7 +8,7 @@ from typing import Any
 from .packages import require
 from .version import __version__
 
-__all__ = ['CLASSIFIER', 'DETECTOR', 'described', 'onnx_session', 'open_onnx_file']
+__all__ = ['CLASSIFIER', 'DETECTOR', 'described', 'int8_file', 'onnx_session', 'open_onnx_file']
 
 CLASSIFIER, DETECTOR = 'image-classification', 'object-detection'  # values of 'task', as the Hub names them
 _KEY = 'timm_se_plugin'  # of the entry in a file's metadata
@@ -29,6 +29,11 @@ def described(path: Path, task: str, description: Mapping[str, Any]) -> bytes:
     text = json.dumps({'task': task, **description, 'version': __version__}, ensure_ascii=False)
     onnx.helper.set_model_props(model, {_KEY: text})
     return model.SerializeToString()
+
+
+def int8_file(file: str | Path) -> Path:
+    """Where the same network lies in 8-bit integers: ``NAME-int8.onnx`` beside ``NAME.onnx``."""
+    return Path(file).with_name(f'{Path(file).stem}-int8.onnx')
 
 
 def onnx_session(file: str | Path | bytes) -> Any:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..files.onnx_files import CLASSIFIER, described, open_onnx_file
+from ..files.onnx_files import CLASSIFIER, described, int8_file, open_onnx_file
 from ..files.packages import require
 from ..files.pictures import pictures_of
 from ..files.writing import write_atomically
@@ -78,7 +78,7 @@ def write_int8(file: str | Path, calibration: Iterable[str | Path], pictures: It
         finally:
             loggers[0].setLevel(loggers[1])
         content = described(small, CLASSIFIER, description)
-    target = Path(file).with_name(f'{Path(file).stem}-int8.onnx')
+    target = int8_file(file)
     write_atomically(target, content)
     files = pictures_of(pictures)
     best = [{found.file: found.classes[0][0] for found in predict(each, files, 1, threshold=0.)}
