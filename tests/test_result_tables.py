@@ -128,6 +128,9 @@ def test_the_figure_of_all_attentions_tells_how_many_seeds_it_rests_on(tables, m
     module.draw_attentions('attentions.png')
     assert drawn[0].axes[0].get_title().endswith(': mean of 2 to 3 seeds and 95 % interval')
     assert sorted(text.get_text() for text in drawn[0].axes[0].texts) == ['eca', 'gc']
+    write('flowers-64', [run for run in runs if not run['seed']])
+    module.draw_attentions('attentions.png')  # one seed has no interval
+    assert drawn[1].axes[0].get_title() == 'ResNet-18 on flowers of 64 pixels'
     write('flowers-64', [*runs, runs[0]])
     with pytest.raises(ValueError, match='two rows with the seed 0'):
         module.draw_attentions('attentions.png')

@@ -289,10 +289,11 @@ def draw_attentions(path: Path) -> None:
         axes.annotate(attn, (times[attn], found.high if is_above else found.low), xytext=(0, 2 if is_above else -2),
                       textcoords='offset points', ha='left' if is_right else 'right',
                       va='bottom' if is_above else 'top', color=f'C{i % 10}', fontsize=8)
+    averaged = f': mean of {_ends(seeds)} seeds and 95 % interval' if seeds else ''
     axes.margins(x=0.1)
     axes.set(xlabel='time of a training step, as a ratio to the plain network',
              ylabel='points of top-1 accuracy above the plain network',
-             title=f'ResNet-18 on flowers of 64 pixels: mean of {_ends(seeds)} seeds and 95 % interval')
+             title=f'ResNet-18 on flowers of 64 pixels{averaged}')
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=110)
 
