@@ -103,8 +103,10 @@ def _check(detector: Any) -> None:
         if part.test_cfg.nms.get('type', 'nms') != 'nms':
             raise ValueError(f'the detector uses {part.test_cfg.nms.type}, which cannot be exported; nms can')
         if part.test_cfg.max_per_img <= 0:
-            raise ValueError(f'the {type(part).__name__} keeps any number of boxes '
-                             f'(max_per_img={part.test_cfg.max_per_img}); set max_per_img in its test_cfg, such as 100')
+            usual = 1000 if isinstance(part, RPNHead) else 100
+            raise ValueError(
+                f'the {type(part).__name__} keeps any number of boxes (max_per_img={part.test_cfg.max_per_img}); set '
+                f'max_per_img in its test_cfg, such as {usual}')
     if first.test_cfg.get('nms_pre', -1) <= 0:
         raise ValueError('the detector takes all anchors into its NMS; set nms_pre in its test_cfg, such as 1000')
 
