@@ -275,10 +275,10 @@ def test_attention_is_on_three_stages_unless_told_otherwise():
     ('resnet20_cifar_plugin', {'avg_down': True}, "avg_down=True has no effect .* with shortcut='A'; leave it out"),
     ('resnet20_cifar_plugin', {'stem_width': 15}, 'stem_width=15 is not a positive even number'),
     ('resnetv2_164_cifar_plugin', {'stem_type': 'deep'}, "stem_type='deep' has no effect in a CIFAR network"),
-    ('resnetv2_164_cifar_plugin', {'attn': 'sk'}, "attn='sk' is not possible in a CifarResNetV2: .*; choose one of se"),
-    ('se_resnetv2_164_cifar_plugin', {'attn_integration': 'pre'}, "'pre' is not possible in a CifarResNetV2; choose"),
+    ('resnetv2_164_cifar_plugin', {'attn': 'sk'}, "attn='sk' is not possible in CifarResNetV2 .*; choose one of se"),
+    ('se_resnetv2_164_cifar_plugin', {'attn_integration': 'pre'}, "'pre' is not possible in CifarResNetV2 .*; choose"),
     ('se_wide_resnet16_8_cifar_plugin', {'attn_fused': True}, "=True is not possible .* choose 'auto' or False"),
-    ('shake_shake26_2x96d_cifar_plugin', {'attn': 'sk+se'}, r"attn='sk\+se' is not possible in a ShakeShakeResNet"),
+    ('shake_shake26_2x96d_cifar_plugin', {'attn': 'sk+se'}, r"attn='sk\+se' is not possible in ShakeShakeResNet"),
 ])
 def test_what_three_stages_or_a_cifar_stem_cannot_do_is_one_clear_error(name, kwargs, message):
     with pytest.raises(ValueError, match=message):

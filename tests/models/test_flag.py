@@ -126,7 +126,7 @@ def test_a_base_keeps_its_attention_unless_the_flag_replaces_it_and_says_so(capl
     ('resnet18_plugin', {'attn_gate': 'tanh'}, r'attn_gate is given without attn; say which .* attn=se \| '),
     ('resnet18_plugin', {'attn_layer': 'se'}, 'attn_layer is given without attn; resnet18_plugin has no such argument'),
     ('resnet18_plugin', {'attn': ['se']}, r"attn=\['se'\] is not a known attention; choose one of se"),
-    ('resnet18_plugin', {'attn': 'none', 'attn_gate': 'tanh'}, "attn='none' has no options; attn_gate was given"),
+    ('resnet18_plugin', {'attn': 'none', 'attn_gate': 'tanh'}, "attn='none' has no options; given: attn_gate"),
     ('resnet18_plugin', {'attn': 'cat'}, "attn='cat' is not a known attention; choose one of se, .* or register"),
     ('se_resnet18_plugin', {'attn': 'eca'}, "se_resnet18_plugin has attn='se', not 'eca'; resnet18_plugin accepts any"),
     ('se_resnet18_plugin', {'attn_rd_ratio': 16}, 'did you mean 1/16'),

@@ -85,11 +85,14 @@ def test_integrations_change_the_place(base, integration):
 
 def test_an_integration_that_a_family_has_not_is_one_clear_error():
     with pytest.raises(ValueError, match=(
-            "attn_integration='identity' is not possible in a CheckpointedInceptionResnetV2; choose standard or post")):
+            r"attn_integration='identity' is not possible in CheckpointedInceptionResnetV2 with the blocks Block1.*; "
+            'choose standard or post')):
         timm.create_model('inception_resnet_v2_plugin', attn='se', attn_integration='identity')
-    with pytest.raises(ValueError, match=r"attn_fused=True is not possible in a VGG, .*; choose 'auto' or False"):
+    with pytest.raises(ValueError, match=r"attn_fused=True is not possible in VGG, .*; choose 'auto' or False"):
         timm.create_model('se_vgg11_bn_plugin', attn_fused=True, device='meta')
-    with pytest.raises(ValueError, match=r"attn='sk' is not possible in a VGG: .*; choose one of se, eca"):
+    with pytest.raises(ValueError, match="not possible in ResNet with the blocks Bottle2neck; choose standard"):
+        timm.create_model('res2net50_26w_4s_plugin', attn='se', attn_integration='pre', device='meta')
+    with pytest.raises(ValueError, match=r"attn='sk' is not possible in VGG .*: .*; choose one of se, eca"):
         timm.create_model('vgg11_bn_plugin', attn='sk', device='meta')
 
 

@@ -87,7 +87,7 @@ def test_differences_leave_out_what_does_not_change_the_computation():
     ({'attn': 'sk', 'attn_select': 'max'}, "attn_select='max' is not one of softmax, sum"),
     ({'attn': 'sk', 'attn_gate': 'tanh'}, "attn='sk' has no option attn_gate"),
     ({'attn_ratio': 0.5}, r'attn_ratio \(did you mean attn_rd_ratio\?\); it has '),
-    ({'attn': 'eca', 'attn_bias': False}, "attn='eca' has no option attn_bias"),
+    ({'attn': 'eca', 'attn_bias': False}, "attn='eca' has no option attn_bias; it has"),
     ({'attn': 'se', 'attn_attn': 'eca'}, "attn_attn='eca' is no option; attn names the attention"),
 ])
 def test_bad_option_is_one_clear_error(options, message):

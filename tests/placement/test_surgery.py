@@ -345,14 +345,14 @@ def test_what_cannot_be_is_one_clear_error():
         add_attention(resnet(), 'none')
     with pytest.raises(ValueError, match=r'Plain does not take an image of \(1, 64, 64\) on the meta device'):
         add_attention(Plain(), sites='stem', input_size=(1, 64, 64))
-    with pytest.raises(ValueError, match=r"attn_fused=True is not possible in a Plain, .*; choose 'auto' or False"):
+    with pytest.raises(ValueError, match=r"attn_fused=True is not possible in Plain, .*; choose 'auto' or False"):
         add_attention(Plain(), sites='stem', fused=True)
     with pytest.raises(ValueError, match='ResNet has no attention of the plugin that could be taken away'):
         remove_attention(resnet())
-    with pytest.raises(ValueError, match='attn_stages is not possible in a FeatureListNet, which has no list of'):
+    with pytest.raises(ValueError, match='attn_stages is not possible in FeatureListNet, which has no list of'):
         add_attention(timm.create_model('resnetv2_18', features_only=True, layers=(1, 1, 1, 1)), stages=2)
     whole = nn.ModuleDict({'backbone': resnet()})  # a detector, say
-    with pytest.raises(ValueError, match=r'attn_stages is not possible in a ModuleDict, .* or give the part'):
+    with pytest.raises(ValueError, match=r'attn_stages is not possible in ModuleDict, .* or give the part'):
         add_attention(whole, stages=2)
     with pytest.raises(ValueError, match=r'ModuleDict does not take an image .* or the part of the network'):
         add_attention(whole, sites='backbone.layer1')

@@ -54,7 +54,7 @@ def requested(arch: Architecture, options: Mapping[str, Any]) -> AttentionSpec |
         _logger.warning('%s carries attn=%r of its own; attn=%r replaces it', arch.name, arch.attn.attn, attn)
     if attn == 'none':
         if len(options) > 1:
-            raise ValueError(f"attn='none' has no options; {', '.join(k for k in options if k != 'attn')} was given")
+            raise ValueError(f"attn='none' has no options; given: {', '.join(k for k in options if k != 'attn')}")
         return None
     return check_stages(AttentionSpec.from_kwargs(options), arch.stages, options)
 

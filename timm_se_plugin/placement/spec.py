@@ -375,7 +375,7 @@ def _not_allowed(name: str, value: Any, allowed: str) -> ValueError:
 
 def _unknown_option(name: str, record: Attention) -> ValueError:
     options = [f'attn_{option}' for option in record.names]
-    close = get_close_matches(f'attn_{name}', options, n=1)
+    close = [] if name in _FIELDS else get_close_matches(f'attn_{name}', options, n=1)  # another attention's option
     hint = f' (did you mean {close[0]}?)' if close else ''
     return ValueError(f'attn={record.name!r} has no option attn_{name}{hint}; it has {_listed(options)}')
 

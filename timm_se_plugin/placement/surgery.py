@@ -118,7 +118,7 @@ def place_attention(
     spec = check_stages(spec, last_stage(model))
     places, kernels = _matching(model, spec.sites) if spec.sites is not None else _of_families(model, spec)
     if spec.fused is True and any(place.tensor != 'block' for place in places):
-        raise ValueError(f'attn_fused=True is not possible in a {type(model).__name__}, whose attention follows no '
+        raise ValueError(f'attn_fused=True is not possible in {type(model).__name__}, whose attention follows no '
                          "BatchNorm of a residual block; choose 'auto' or False")
     _refuse_second_attention(model, places)
     _refuse_shared(model, places)
@@ -313,21 +313,23 @@ def _refuse_impossible(
         model: nn.Module, spec: AttentionSpec, families: list[Family], places: list[_Place], kernels: list[_Kernel],
 ) -> None:
     """Raise for an integration or a Selective Kernel that the blocks of the network cannot have."""
+    blocks = ', '.join(sorted({type(block).__name__ for block in model.modules()
+                               if any(is_of(block, family.blocks) for family in families)}))
+    network = f'{type(model).__name__} with the blocks {blocks}'
     if not places:
         others = [name for name in INTEGRATIONS if any(name in family.sites for family in families)]
         if spec.integration in others:
-            blocks = {type(block).__name__ for block in model.modules()
-                      if any(is_of(block, family.blocks) for family in families)}
-            raise ValueError(f'{type(model).__name__} has no known place for attention: {" and ".join(sorted(blocks))} '
-                             "may compute something else than timm's block; name the modules with "
-                             "sites='a regular expression for module names'")
-        raise ValueError(f'attn_integration={spec.integration!r} is not possible in a {type(model).__name__}; '
+            raise ValueError(f'{type(model).__name__} has no known place for attention: {blocks} may compute something '
+                             "else than timm's block; name the modules with sites='a regular expression for module "
+                             "names'")
+        raise ValueError(f'attn_integration={spec.integration!r} is not possible in {network}; '
                          f'choose {" or ".join(others)}')
     if spec.record.selects_kernels and not kernels:
         allowed = ', '.join(name for name, record in ATTENTIONS.items() if not record.selects_kernels)
         raise ValueError(
-            f'attn={spec.attn!r} is not possible in a {type(model).__name__}: a Selective Kernel takes the place of a '
-            f'3x3 convolution in the blocks of ResNets, CIFAR networks and ShuffleNetV2; choose one of {allowed}')
+            f'attn={spec.attn!r} is not possible in {network}: a Selective Kernel takes the place of a 3x3 convolution '
+            "in timm's BasicBlock and Bottleneck of ResNets, in networks for CIFAR and in ShuffleNetV2; choose one of "
+            f'{allowed}')
 
 
 def _known_name(place: '_Place | _Kernel', order: dict[str, int]) -> str:
@@ -498,7 +500,7 @@ def _stages(model: nn.Module, order: dict[str, int]) -> Callable[['_Place | _Ker
     """A function from a place to its stage: the last stage ends with the last feature level, and so on backwards."""
     info: Any = getattr(model, 'feature_info', None)
     if not isinstance(info, list):
-        raise ValueError(f'attn_stages is not possible in a {type(model).__name__}, which has no list of feature '
+        raise ValueError(f'attn_stages is not possible in {type(model).__name__}, which has no list of feature '
                          'levels (feature_info); leave the option out for all stages, name modules with attn_sites, or '
                          'give the part of the network that has the list')
 
