@@ -5,6 +5,7 @@ import timm
 import torch
 from networks import few_layers, resnets
 from parity import assert_same_network, gradients, images, randomised, relative_error, saved
+from torch import nn
 
 from timm_se_plugin.models._published import legacy_keys, sk_keys
 from timm_se_plugin.models._registry import architectures
@@ -139,6 +140,18 @@ def test_matches_timms_legacy_network_in_float64(name, layers, tmp_path):
     model = timm.create_model(f'{name}.in1k', pretrained=True, pretrained_cfg_overlay=overlay, drop_rate=0., **layers)
     for size in [SIZES[1], (72, 50)]:
         assert_same_network(model, reference, images(2, 3, *size), key_map=legacy_keys)
+
+
+@pytest.mark.parametrize('name', ['legacy_seresnet18', 'legacy_seresnet50'])
+def test_a_legacy_network_without_attention_is_timms_without_its_own(name):
+    """timm's blocks add the shortcut in place, even where a ReLU ends the branch, as in Caffe's ResNet-18."""
+    options = {'layers': (2, 1, 1, 1), 'drop_rate': 0.}
+    reference = randomised(timm.create_model(name, **options))
+    for block in [module for module in reference.modules() if hasattr(module, 'se_module')]:
+        block.se_module = nn.Identity()
+    model = timm.create_model(f'{name}_plugin', attn='none', **options)
+    model.load_state_dict(legacy_keys(reference.state_dict()))
+    assert_same_network(model, reference, images(2, 3, 72, 50), key_map=legacy_keys)
 
 
 def test_nine_legacy_networks_are_registered():

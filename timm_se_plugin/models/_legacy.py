@@ -58,6 +58,9 @@ def _with_act(norm: nn.Module, act_layer: type[nn.Module]) -> BatchNormAct2d:
     like = next(norm.parameters(), torch.empty(0))
     norm_act = BatchNormAct2d(
         norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats, act_layer=act_layer,
-        device=like.device, dtype=like.dtype)
+        inplace=False, device=like.device, dtype=like.dtype)
     norm_act.load_state_dict(norm.state_dict())
+    # timm's block overwrites the output by the sum with the shortcut, which ReLU's backward pass would need.
+    if type(norm_act.act) is nn.ReLU:
+        norm_act.act = nn.Threshold(0, 0)  # the same function; its backward pass needs the input
     return norm_act
