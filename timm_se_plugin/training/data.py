@@ -477,11 +477,7 @@ def _check_update(batches: int, dataset: Any, options: Namespace, process: Proce
 
 def eval_loader(options: Namespace, dataset: Any, config: dict[str, Any], process: Process) -> Loader:
     """A loader for evaluation: every image goes to exactly one process, and no batch is filled up with other images."""
-    size = config['input_size'][-2:]
-    transform = create_transform(
-        size if size[0] != size[1] else size[0], is_training=False, interpolation=config['interpolation'],
-        mean=config['mean'], std=config['std'], crop_pct=config['crop_pct'], crop_mode=config['crop_mode'],
-        use_prefetcher=True)
+    transform = create_transform(**config, is_training=False, use_prefetcher=True)
     picture, by_epoch = _picture(options, config), Transforms(transform, transform)
     if isinstance(dataset, IterableDataset):
         stream: Any = dataset
