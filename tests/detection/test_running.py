@@ -290,6 +290,12 @@ def test_a_folder_in_the_place_of_a_configuration_is_told_what_it_is(tmp_path):
     (tmp_path / 'mine.py').touch()
     with pytest.raises(FileNotFoundError, match=f'of a training; give {tmp_path}/mine.py and {tmp_path}/epoch_2.pth'):
         config_path(tmp_path)
+    elsewhere = tmp_path / 'out_dir' / 'epoch_3.pth'  # where out_dir of the CheckpointHook puts the checkpoints
+    elsewhere.parent.mkdir()
+    elsewhere.touch()
+    (tmp_path / 'last_checkpoint').write_text(str(elsewhere))
+    with pytest.raises(FileNotFoundError, match=f'of a training; give {tmp_path}/mine.py and {elsewhere}'):
+        config_path(tmp_path)
 
 
 def test_a_classifier_in_the_place_of_a_detector_is_told_what_it_is(tmp_path):

@@ -17,7 +17,7 @@ from ..files.hub_files import CONFIG, FOLDER, SAVED_AT, WEIGHTS, read_config_jso
 from ..weights.folders import plugin_config
 from ..weights.mm_config import parse_config
 from .backbone import TimmAttentionBackbone
-from .configs import read_config
+from .configs import last_of_training, read_config
 from .inference import load_detector
 from .running import check_fit
 
@@ -198,9 +198,7 @@ def trained_detector(work_dir: str | Path) -> tuple[Config, str]:
             raise FileNotFoundError(f'{folder} is the folder of a classifier, which timm-se predict takes')
         raise FileNotFoundError(f'{folder} has no {CONFIG}, as a shared detector has, and no last_checkpoint, as a '
                                 'training leaves')
-    configs = sorted(folder.glob('*.py'), key=lambda path: path.stat().st_mtime)
-    named = Path((folder / 'last_checkpoint').read_text().strip())
-    checkpoint = named if named.is_file() else folder / named.name  # the folder may have been moved
-    if not configs or not checkpoint.is_file():
-        raise FileNotFoundError(f'{folder} has no {"configuration (*.py)" if not configs else checkpoint.name}')
-    return Config.fromfile(configs[-1]), str(checkpoint)
+    config, checkpoint = last_of_training(folder)
+    if not config or not checkpoint.is_file():
+        raise FileNotFoundError(f'{folder} has no {checkpoint.name if config else "configuration (*.py)"}')
+    return Config.fromfile(config), str(checkpoint)
