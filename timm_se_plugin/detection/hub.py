@@ -171,14 +171,15 @@ def open_detector(
         FileNotFoundError: as :func:`fetch_detector` and :func:`trained_detector`.
         ValueError: a checkpoint is given with a place that has its own, or `place` is no detector.
     """
-    if checkpoint and not (place.startswith(SAVED_AT) or Path(place).is_dir()):
-        return load_detector(read_config(place, dict(options or {})), checkpoint, device)
-    if checkpoint:
+    is_folder, is_shared = Path(place).is_dir(), place.startswith(SAVED_AT)
+    if checkpoint and (is_folder or is_shared):
         raise ValueError(f'{place} has weights of its own, and {checkpoint} is given too; leave one of them out')
-    if Path(place).is_dir() and not Path(place, CONFIG).is_file():
+    if checkpoint:
+        return load_detector(read_config(place, options), checkpoint, device)
+    if is_folder and not Path(place, CONFIG).is_file():
         config, weights = trained_detector(place)
-    elif place.startswith(SAVED_AT) or Path(place).is_dir():
-        config, weights = fetch_detector(place if place.startswith(SAVED_AT) else f'{FOLDER}{place}')
+    elif is_folder or is_shared:
+        config, weights = fetch_detector(place if is_shared else f'{FOLDER}{place}')
     else:
         raise ValueError(f'{place} is no folder, hf-hub:user/repo or local-dir:folder; a configuration needs the '
                          'weights of a training too')
