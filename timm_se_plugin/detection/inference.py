@@ -55,15 +55,6 @@ def load_detector(config: Config, checkpoint: str, device: str = 'cpu') -> nn.Mo
     return model.to(device).eval()
 
 
-def _class_names(model: Any, checkpoint: str) -> list[str]:
-    """The names of a detector's classes in the order of its labels; numbers where the checkpoint has no names."""
-    names = [str(name) for name in model.dataset_meta.get('classes', [])]
-    if not names:
-        print_log(f'{checkpoint} has no names of classes, and its detections are labelled by their numbers',
-                  logger='current', level=logging.WARNING)
-    return names
-
-
 def detector_of(model: Any, checkpoint: str = 'the detector') -> Detector:
     """A detector of MMDetection with what a picture needs.
 
@@ -79,8 +70,12 @@ def detector_of(model: Any, checkpoint: str = 'the detector') -> Detector:
         masks = np.asarray(found.masks).astype(bool) if 'masks' in found else None
         return Found(found.bboxes.numpy(), found.scores.numpy(), found.labels.numpy(), masks)
 
+    names = [str(name) for name in model.dataset_meta.get('classes', [])]
+    if not names:
+        print_log(f'{checkpoint} has no names of classes, and its detections are labelled by their numbers',
+                  logger='current', level=logging.WARNING)
     color_type = get_test_pipeline_cfg(model.cfg)[0].get('color_type', 'color')
-    return Detector(find, _class_names(model, checkpoint), 'ignore_orientation' not in color_type)
+    return Detector(find, names, 'ignore_orientation' not in color_type)
 
 
 def detect(
