@@ -24,7 +24,7 @@ from ..models._registry import architectures
 from ..models._resolution import is_place, resolve_unseen
 from ..models.state_dicts import Misfit
 from ..placement import AttentionSpec, attention_modules
-from ..placement.finding import restart_identity
+from ..placement.finding import attention_keys, restart_identity
 from ..placement.record import compare_state_dicts
 from ..placement.spec import attention_misfit
 from ..weights.mm_config import registered_backbone
@@ -258,11 +258,9 @@ class TimmAttentionBackbone(BaseModule):
         # Other parts of a checkpoint, such as a classifier or stages that out_indices leave out, do no harm.
         given = {key[len(prefix):]: value for key, value in state_dict.items() if key.startswith(prefix)}
         given = {key: value for key, value in given.items() if key.split('.')[0] in self._modules}
-        own = self.state_dict()
-        names = tuple(f'{name}.' for name in attention_modules(self))
-        attention = {key for key in own if key.startswith(names)}
+        attention = attention_keys(self)
         gains_attention = bool(attention) and not attention & given.keys()
-        misfit = Misfit.of(given, own, ignored=attention if gains_attention else ())
+        misfit = Misfit.of(given, self.state_dict(), ignored=attention if gains_attention else ())
         if misfit:
             raise ValueError(f'the checkpoint does not fit {self.model_name}: {misfit}')
         if gains_attention:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..placement import attention_modules
+from ..placement.finding import attention_keys
 
 __all__ = ['Misfit', 'StateDict', 'checkpoint_filter']
 
@@ -98,8 +98,7 @@ def checkpoint_filter(
         cfg: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]  # set by timm's builder
         # timm replaces a classifier for another number of classes.
         replaced = cfg['classifier'] if model.num_classes != cfg['num_classes'] else None
-        prefixes = tuple(f'{name}.' for name in attention_modules(model)) if new_attention else ()
-        gained = {key: value for key, value in own.items() if key.startswith(prefixes)}
+        gained = {key: own[key] for key in attention_keys(model)} if new_attention else {}
         expected = {key: value for key, value in own.items() if key not in gained}
         found = Misfit.of(state_dict, expected, ignored=(f'{replaced}.weight', f'{replaced}.bias'))
         misfit = Misfit(found.missing, found.unexpected)

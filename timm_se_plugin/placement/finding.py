@@ -6,7 +6,7 @@ from ..layers.selective_kernel import SelectiveKernelAttn
 from .attentions import attention_layers, start_at_identity
 from .families import is_of
 
-__all__ = ['attention_modules', 'counted_attention', 'restart_identity']
+__all__ = ['attention_keys', 'attention_modules', 'counted_attention', 'restart_identity']
 
 # timm's SE layer, which the plugin replaces by its own.
 _REPLACED = ('timm.layers.squeeze_excite.SEModule',)
@@ -21,6 +21,12 @@ _OTHERS = (
 def attention_modules(model: nn.Module) -> dict[str, nn.Module]:
     """Attention layers in `model` that the plugin places or replaces, by name; parts of a layer are not listed."""
     return _found(model, _REPLACED)
+
+
+def attention_keys(model: nn.Module) -> set[str]:
+    """Keys of a network's state dict that belong to the layers of :func:`attention_modules`."""
+    prefixes = tuple(f'{name}.' for name in attention_modules(model))
+    return {key for key in model.state_dict() if key.startswith(prefixes)}
 
 
 def counted_attention(model: nn.Module) -> dict[str, nn.Module]:

@@ -15,7 +15,8 @@ from ..models._published import legacy_keys
 from ..models._registry import architectures
 from ..models.names import check_model, keywords_of, trained_model
 from ..models.state_dicts import Misfit, StateDict
-from ..placement import AttentionSpec, attention_modules
+from ..placement import AttentionSpec
+from ..placement.finding import attention_keys
 from ..placement.record import check_attention_of_weights, record_origin
 from ..placement.spec import SHOWN_BY_WEIGHTS, attention_misfit
 from .caffe import INPUT
@@ -157,14 +158,16 @@ def _check_keys(
     cfg: Any = model.pretrained_cfg
     attn, expected = AttentionSpec.of(model), model.state_dict()
     classifier = {key for key in expected if key.startswith(f"{cfg['classifier']}.")}
-    prefixes = tuple(f'{name}.' for name in attention_modules(model))
-    attention = {key for key in expected if key.startswith(prefixes)}
+    attention = attention_keys(model)
     may_miss = set() if classifier & given.keys() else classifier
     gains_attention = bool(attn and attention) and not attention & given.keys()
     if gains_attention:
         may_miss |= attention
     elif attn and attention:
-        _check_attention(attn, backbone_attention(backbone) if layout == 'mmdet' else _DECLARED.get(layout, attn), cfg)
+        declared = backbone_attention(backbone) if layout == 'mmdet' else _DECLARED.get(layout, attn)
+        different = attention_misfit(attn, declared, ignored=SHOWN_BY_WEIGHTS)
+        if different:
+            raise ValueError(f'{_name(model)} was made with another attention than the weights have: {different}')
     elsewhere = {key for key, old in origin.items() if is_elsewhere(layout, old)}
     misfit = Misfit.of(given, expected, ignored=may_miss | elsewhere)
     if misfit:
@@ -195,12 +198,6 @@ def _assumptions(layout: str, weights: StateDict, attn: AttentionSpec | None) ->
         options = ', '.join(f'{name}={value!r}' for name, value in attn.to_kwargs().items())
         found.append(f'assumed that the attention is {options}')
     return found
-
-
-def _check_attention(attn: AttentionSpec, weights: AttentionSpec, cfg: Mapping[str, Any]) -> None:
-    different = attention_misfit(attn, weights, ignored=SHOWN_BY_WEIGHTS)
-    if different:
-        raise ValueError(f"{cfg['architecture']} was made with another attention than the weights have: {different}")
 
 
 def convert_to_timm(model: nn.Module, name: str, **model_kwargs: Any) -> tuple[nn.Module, Conversion]:

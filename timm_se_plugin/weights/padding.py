@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from ..models._cifar_networks import PaddedShortcut
 from ..models.state_dicts import StateDict
-from ..placement import AttentionSpec, attention_modules
+from ..placement import AttentionSpec
+from ..placement.finding import attention_keys
 
 __all__ = ['padded_behind', 'pads_shortcuts']
 
@@ -33,9 +34,8 @@ def padded_behind(weights: StateDict, model: nn.Module) -> StateDict:
             output of a block.
     """
     network: Any = model
-    attn, prefixes = AttentionSpec.of(model), tuple(f'{name}.' for name in attention_modules(model))
-    has_attention = any(key.startswith(prefixes) for key in weights)
-    if attn and has_attention and (
+    attn = AttentionSpec.of(model)
+    if attn and attention_keys(model) & weights.keys() and (
             attn.attn != 'se' or attn.integration not in ('standard', 'post', 'identity') or attn.sites):
         options = ', '.join(f'{name}={value!r}' for name, value in attn.to_kwargs().items()
                             if name in ('attn', 'attn_integration', 'attn_sites') and value is not None)

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from ..models.state_dicts import Misfit
-from ..placement import AttentionSpec, attention_modules
+from ..placement import AttentionSpec
+from ..placement.finding import attention_keys
 from ..placement.spec import attention_misfit
 from .layouts import layout_of, renamed
 
@@ -38,8 +39,7 @@ def check_same_function(model: nn.Module, reference: nn.Module, gains_attention:
     name, reference_name = (net.pretrained_cfg['architecture'] for net in (network, other))
     own, weights = network.state_dict(), other.state_dict()
     given, origin = renamed(layout_of(weights), weights)
-    gained = tuple(f'{site}.' for site in attention_modules(model)) if gains_attention else ()
-    misfit = Misfit.of(given, own, ignored=[key for key in own if key.startswith(gained)])
+    misfit = Misfit.of(given, own, ignored=attention_keys(model) if gains_attention else ())
     if misfit:
         own_attn, other_attn = AttentionSpec.of(model), AttentionSpec.of(reference)
         different = attention_misfit(own_attn, other_attn) if own_attn and other_attn else ''
