@@ -3,7 +3,6 @@ import csv
 import logging
 import math
 import re
-import sys
 
 import pytest
 import timm
@@ -289,12 +288,6 @@ def test_parquet_holds_the_same_table(tmp_path):
     result = gate_statistics(Known(nn.Hardsigmoid()), [(constant(1, 2), torch.tensor([0, 1]))], 'ab')
     result.save(tmp_path / 'gates.parquet')
     assert parquet.read_table(tmp_path / 'gates.parquet').to_pylist() == list(result.rows())
-
-
-def test_without_pyarrow_parquet_is_a_clear_error(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, 'pyarrow', None)
-    with pytest.raises(ValueError, match='needs the package pyarrow'):
-        gate_statistics(Known(), [(constant(1, 5), torch.tensor([0, 1]))], 'ab').save(tmp_path / 'gates.parquet')
 
 
 def test_chance_is_the_specificity_of_gates_that_ignore_the_class():

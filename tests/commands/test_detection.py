@@ -88,8 +88,6 @@ def test_predict_and_compare_draw(demo, tmp_path, printed):
         main(['detect', 'predict', str(folder / 'scenes'), '--model', CONFIG, '--score', '30'])
     with pytest.raises(SystemExit, match='--int8 is for classifiers'):
         main(['export', str(folder / 'detector'), 'a.onnx', '--pictures', 'any', '--int8', 'any'])
-    with pytest.raises(SystemExit, match='without --model, a configuration, a checkpoint and at least'):
-        main(['detect', 'predict', CONFIG, str(checkpoint)])
 
 
 def test_options_of_a_detector_are_not_ignored_for_a_classifier():

@@ -24,13 +24,6 @@ def test_models_finds_names_by_a_part_and_says_which_have_weights(printed):
             if not row['name'].endswith('_plugin')]
 
 
-def test_sites_draws_the_network(capsys, tmp_path):
-    main(['sites', 'resnet18_plugin', '--model-kwargs', 'attn=eca', 'attn_stages=3', '--output',
-          str(tmp_path / 'new' / 'sites.png')])
-    assert capsys.readouterr().out.startswith('2 attention layers')
-    assert (tmp_path / 'new' / 'sites.png').read_bytes().startswith(b'\x89PNG')
-
-
 def test_complexity_counts_what_the_papers_count(printed):
     assert printed('complexity', 'se_resnet50_plugin')['params'] == 28_088_024
     with pytest.raises(SystemExit, match='give the name of one network, or --published'):

@@ -49,13 +49,13 @@ def bars(path, colour):
 def test_tool_prints_the_tree_and_draws_it(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, 'argv', [
         'draw_sites.py', 'test_resnet_plugin', '--model-kwargs', 'attn=cbam', 'attn_stages=3',
-        '--input-size', '3', '64', '64', '--output', str(tmp_path / 'sites.svg')])
+        '--input-size', '3', '64', '64', '--output', str(tmp_path / 'new' / 'sites.svg')])
     runpy.run_path(str(TOOL), run_name='__main__')
     printed = capsys.readouterr().out
     assert 'layer3: Sequential + 0.se' in printed
     assert printed.startswith('1 attention layers, image 3x64x64')
     assert '>test_resnet_plugin  (1 attention layers, ●)<' in re.sub('<!-- (.*?) -->', r'>\1<',
-                                                                   (tmp_path / 'sites.svg').read_text())
+                                                                   (tmp_path / 'new' / 'sites.svg').read_text())
 
 
 def test_bars_have_the_shares_of_the_parts(tmp_path):

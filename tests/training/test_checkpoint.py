@@ -81,7 +81,7 @@ def test_where_only_the_best_is_left_the_run_continues_from_it(tmp_path):
     (tmp_path / 'last.pth.tar').write_bytes(b'')
     (tmp_path / 'previous.pth.tar').unlink()
     assert newest_whole(tmp_path) == tmp_path / 'model_best.pth.tar'
-    with pytest.raises(ValueError, match='holds a run already'):  # a new run would overwrite the best
+    with pytest.raises(ValueError, match='holds a run already; --resume auto continues it, and --experiment names'):
         checkpoint_of(Namespace(resume=None), tmp_path)
 
 

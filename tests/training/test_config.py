@@ -82,10 +82,6 @@ def test_augmentation_is_switched_off_and_on(tmp_path):
     assert not parse_options(['--config', recipe(tmp_path, 'no_aug: false')]).no_aug
 
 
-def test_crop_pct_takes_the_papers_two_sizes():
-    assert parse_options(['--crop-pct', '224/256']).crop_pct == 0.875
-
-
 def test_every_recipe_says_its_source_and_whether_it_was_run():
     for name in list_recipes():
         comment = (RECIPES / f'{name}.yaml').read_text().split('\nmodel')[0].lower()

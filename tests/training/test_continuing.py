@@ -79,7 +79,7 @@ def test_accumulation_keeps_the_images_of_an_update(digits, tmp_path):
     assert (position['global_batch'], position['grad_accum_steps'], position['world_size']) == (16, 4, 1)
     run(1, folder, *arguments)  # the same command again
     assert finish(start(train, *job(folder, *arguments, '--batch-size', '8'))) == 1  # another command
-    assert 'other options than these: batch_size=8 (was 4)' in said(folder)
+    assert 'other options than these: batch_size=8 (was 4); give the earlier values, or begin another' in said(folder)
 
 
 def test_images_that_the_processes_cannot_share_are_one_clear_error(digits, tmp_path):

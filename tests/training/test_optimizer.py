@@ -1,7 +1,5 @@
 """The attention's own weight decay and learning rate."""
 
-from argparse import Namespace
-
 import pytest
 import timm
 import torch
@@ -106,11 +104,3 @@ def test_a_network_without_attention_is_refused(digits, tmp_path):
     given = options(digits, tmp_path, '--attn-lr-scale', '2', '--model', 'test_resnet')
     with pytest.raises(ValueError, match=r'^--attn-weight-decay and .* need a network with attention, and test_resnet'):
         make_optimizer(timm.create_model('test_resnet'), given, 0.1)
-
-
-def test_a_run_of_a_release_without_an_option_is_continued_as_with_its_default(digits, tmp_path):
-    from timm_se_plugin.training.config import different_options, options_of
-    now = vars(parse_options([]))
-    then = options_of({'args': Namespace(**{key: now[key] for key in now if not key.startswith('attn_')})})
-    assert different_options(then, now) == []
-    assert different_options(then, {**now, 'attn_lr_scale': 2.0}) == ['attn_lr_scale=2.0 (was 1.0)']

@@ -37,13 +37,6 @@ def test_a_run_on_other_data_or_in_other_steps_does_not_replace_a_row(tmp_path, 
     assert len(read_table(tmp_path / 'results-curves.csv')) == 6
 
 
-def test_a_new_column_does_not_lose_the_old_rows(tmp_path):
-    path = tmp_path / 'results.csv'
-    record_result(path, row(0), HISTORY)
-    record_result(path, row(1, device='x'), HISTORY)
-    assert [line['device'] for line in read_table(path)] == ['', 'x']
-
-
 def test_a_row_from_before_there_were_options_is_one_without(tmp_path):
     path = tmp_path / 'results.csv'
     path.write_text('model,seed,epochs,recipe,top1\nm,0,3,r,0.1\nm,1,3,r,0.2\n')
