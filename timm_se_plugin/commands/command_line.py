@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..files.json_values import finite
+from ..files.packages import require
 from ..files.version import __version__
 
 __all__ = ['COMMANDS', 'command_parser', 'main', 'parse', 'run']
@@ -34,11 +35,8 @@ class _Completion(argparse.Action):
     """Print a script that completes the words of this command in a shell."""
 
     def __call__(self, parser: argparse.ArgumentParser, namespace: Any, shell: Any, option: str | None = None) -> None:
-        try:
-            import shtab
-        except ModuleNotFoundError as error:
-            raise ModuleNotFoundError(
-                'shtab is not installed; --completion needs `pip install "timm-se-plugin[completion]"`') from error
+        require('completion', 'shtab')
+        import shtab
         print(shtab.complete(parser, shell))
         parser.exit()
 
