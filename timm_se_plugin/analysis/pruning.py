@@ -83,8 +83,8 @@ def prune_by_gates(
         raise unknown
     try:
         with _attention_after_layers(pruned):
-            pruner = tp.pruner.BasePruner(
-                pruned, x, importance=importance, pruning_ratio=share, ignored_layers=_outputs(pruned))
+            linear = [module for module in pruned.modules() if isinstance(module, nn.Linear)]  # the classifier is one
+            pruner = tp.pruner.BasePruner(pruned, x, importance=importance, pruning_ratio=share, ignored_layers=linear)
             for group in pruner.step(interactive=True):
                 group.prune()
         tell_widths(pruned, input_size)
@@ -130,8 +130,3 @@ def _last_layer(attention: nn.Module) -> Any:
     """The last convolution of an attention, which has an output per gate; None if there is no convolution."""
     convs = [module for module in attention.modules() if isinstance(module, nn.Conv2d)]
     return convs[-1] if convs else None
-
-
-def _outputs(model: nn.Module) -> list[nn.Module]:
-    """The layers whose number of outputs stays: the classifier's, and with them every other linear layer."""
-    return [module for module in model.modules() if isinstance(module, nn.Linear)]

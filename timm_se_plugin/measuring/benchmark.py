@@ -168,9 +168,9 @@ def measure(
         warmup: number of turns before the measured ones.
         device: ``'cpu'`` or a CUDA device.
         variants: some of plain, plain fused, timm, unfused, fused, floor, plain folded, timm folded and deployed, or
-            names of attentions where the case has all of them; all of the case's variants if empty. What timm does not
-            have, and plain networks that are not fused, are no variants. The variants that
-            these are compared with are measured too.
+            names of attentions where the case has all of them; all of the case's variants if empty. A case has no
+            variants of timm where timm does not have the network, and no plain fused variant where the network has none
+            of timm's residual blocks. The variants that these are compared with are measured too.
 
     Returns:
         A row for each variant: the case, the versions, the median milliseconds, and ratios to the reference variant.
