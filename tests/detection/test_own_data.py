@@ -260,13 +260,9 @@ def test_the_warm_up_is_an_epoch_at_most(mine, tmp_path, monkeypatch):
 @pytest.mark.parametrize('words', [
     [], ['--data', '.'], ['--model', 'a'], ['config', '--val-share', '0.2'], ['config', '--data', '.', '--model', 'a']])
 def test_a_training_takes_a_configuration_or_a_folder(words):
-    with pytest.raises(SystemExit, match=r'given .*; it takes either a configuration alone, or --data FOLDER'):
+    with pytest.raises(SystemExit, match=(
+            r'given .*; it takes either a configuration alone, or --data FOLDER .* such as --model faster-rcnn_se-')):
         main(['detect', 'train', *words])
-
-
-def test_a_folder_alone_is_told_a_configuration():
-    with pytest.raises(SystemExit, match=r'given --data; .* such as --model faster-rcnn_se-r50_fpn_1x_coco'):
-        main(['detect', 'train', '--data', '.'])
 
 
 def test_an_interrupted_training_says_how_to_continue(monkeypatch, tmp_path, capsys):
