@@ -54,7 +54,7 @@ def test_saved_classifier_says_which_attention_it_has(name):
                       for key, value in attn.to_kwargs().items()}) == saved
 
 
-def test_saved_training_run_is_shared(tmp_path):
+def test_saved_training_run_is_shared():
     written = timm_se_plugin.push_to_hub(SAVED / 'training_run', 'me/digits', dry_run=True)
     assert {'model.safetensors', 'config.json', 'README.md'} <= written.files.keys()
 
@@ -77,8 +77,6 @@ def test_saved_training_run_is_evaluated(tmp_path):
 @pytest.mark.skipif(importlib.util.find_spec('mmdet') is None, reason='needs the [mmdet] or the [onedl] extra')
 @pytest.mark.parametrize('weights', ['model.safetensors', 'epoch_1.pth'])
 def test_saved_detector_finds_the_boxes_of_the_commit_that_saved_it(weights):
-    import numpy as np
-
     from timm_se_plugin.detection.hub import fetch_detector
     from timm_se_plugin.detection.inference import load_detector
 

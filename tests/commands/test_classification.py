@@ -78,7 +78,7 @@ def test_an_ablation_whose_runs_fail_says_where_their_logs_are(tmp_path, monkeyp
               '--output', str(tmp_path), '--results', str(tmp_path / 'table.csv')])
 
 
-def test_push_and_pull_carry_a_run_through_the_hub(trained, printed, hub, tmp_path, capsys):
+def test_push_and_pull_carry_a_run_through_the_hub(trained, printed, hub, tmp_path):
     shown = printed('push', trained, 'user/digits', '--license', 'mit', '--dry-run')
     assert shown['url'] is None
     assert not hub.repos

@@ -85,7 +85,7 @@ def test_int8_is_compared_with_float32_and_recorded(trained, digits, printed, tm
     assert f',{right[0]},{right[1]},' in (tmp_path / 'int8.csv').read_text(encoding='utf-8')
 
 
-def test_classes_by_number_are_those_of_the_folders_in_order(tmp_path):
+def test_classes_by_number_are_those_of_the_folders_in_order():
     from timm_se_plugin.training.onnx_int8 import _truth
     files = ['a/cat/1.png', 'a/dog/2.png']
     assert _truth(files, ['dog', 'cat']) == {files[0]: 'cat', files[1]: 'dog'}

@@ -3,7 +3,7 @@ import torch
 from parity import images, randomised, relative_error
 from torch import nn
 
-from timm_se_plugin.layers import ConcurrentSqueezeExcite, SpatialSqueezeExcite, SqueezeExcite
+from timm_se_plugin.layers import ConcurrentSqueezeExcite, SpatialSqueezeExcite
 from timm_se_plugin.layers.squeeze_excite import GATES
 
 
@@ -34,7 +34,6 @@ def test_parts_have_their_options():
 @pytest.mark.parametrize('layer', [
     lambda: ConcurrentSqueezeExcite(8, init='identity'),
     lambda: SpatialSqueezeExcite(8, gate='double_sigmoid', init='identity'),
-    lambda: SqueezeExcite(8, gate='double_sigmoid', init='identity'),
 ])
 def test_identity_is_exact_and_learns(layer):
     layer, x = layer(), images(2, 8, 5, 7, dtype=torch.float32)

@@ -65,14 +65,11 @@ def test_weights_have_the_strides_of_their_gradients_in_any_memory_format():  # 
 
 
 def test_identity_starts_at_one_and_learns():
-    layer = weights(gate='double_sigmoid')
-    layer.init_identity()
+    layer = weights(gate='double_sigmoid', init='identity')
     x = images(2, 32, 6, 6, dtype=torch.float32)
     assert torch.equal(layer(x), x)
     layer(x).square().sum().backward()
     assert layer.fc2.weight.grad.abs().max() > 0
-    with pytest.raises(ValueError, match='double_sigmoid, not Sigmoid'):
-        weights().init_identity()
 
 
 def test_no_squeeze_has_a_gate_for_every_position():

@@ -164,7 +164,7 @@ def test_classifier_can_be_reset_and_left_out(network, base, x):
         assert create(f'se_{base}_plugin', base, in_chans=1, num_classes=4).eval()(x[:, :1]).shape == (2, 4)
 
 
-def test_saved_folder_reproduces_the_network(network, base, x, expected, tmp_path):
+def test_saved_folder_reproduces_the_network(network, x, expected, tmp_path):
     save_for_hf(network, tmp_path, safe_serialization=True)
     reloaded = timm.create_model(f'local-dir:{tmp_path}', pretrained=True).eval()
     assert AttentionSpec.of(reloaded) == AttentionSpec('se')

@@ -154,12 +154,6 @@ def test_the_same_attention_refines_what_the_base_carries():
         'double_sigmoid')
 
 
-def test_initialising_again_keeps_gates_at_one():
-    model = timm.create_model('se_resnet10t_plugin', attn_init='identity')
-    model.init_weights()
-    assert not model.layer1[0].se.fc2.weight.any()
-
-
 @pytest.mark.parametrize('how', ['forward', 'forward_features', 'forward_intermediates', 'features_only'])
 def test_wrong_channels_are_torchs_one_clear_error_on_every_way_through(how):
     model = timm.create_model('se_resnet10t_plugin', features_only=how == 'features_only')

@@ -154,10 +154,6 @@ def test_a_legacy_network_without_attention_is_timms_without_its_own(name):
     assert_same_network(model, reference, images(2, 3, 72, 50), key_map=legacy_keys)
 
 
-def test_nine_legacy_networks_are_registered():
-    assert len(LEGACY) == 9
-
-
 @pytest.mark.parametrize('name', [
     name if sum(c.isdigit() for c in name) < 3 else pytest.param(name, marks=pytest.mark.slow)
     for name in resnets()

@@ -318,7 +318,7 @@ def test_classes_that_a_configuration_names_by_their_numbers_are_on_the_card(tmp
     assert '**Classes**: 5: a, b, c, d, e\n' in text
 
 
-def test_the_code_of_a_card_runs(hub, tmp_path):
+def test_the_code_of_a_card_runs(hub):
     from PIL import Image
     push_to_hub(small(), 'me/a')
     text = hub.repos['me/a'].files('main')['README.md'].decode()

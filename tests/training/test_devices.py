@@ -95,7 +95,7 @@ def test_a_device_that_is_not_there_is_a_message(monkeypatch):
             pass
 
 
-def test_a_checkpoint_of_a_gpu_is_used_on_a_machine_without_one(digits, tmp_path, monkeypatch, trained):
+def test_a_checkpoint_of_a_gpu_is_used_on_a_machine_without_one(tmp_path, monkeypatch, trained):
     checkpoint = read_checkpoint(trained / 'last.pth.tar')
     checkpoint['args'].device, checkpoint['args'].dist_backend = 'cuda:7', 'nccl'
     checkpoint['args'].exif_orientation = False

@@ -92,7 +92,7 @@ def test_a_label_without_a_class_is_an_error(digits):
         evaluate(model, loader(digits), 5)
 
 
-def test_an_unreadable_image_does_not_count(digits, tmp_path):
+def test_an_unreadable_image_does_not_count(tmp_path):
     from digit_runs import save_digits
     save_digits(tmp_path, train=10, val=20)
     next((tmp_path / 'val').glob('*/*.png')).write_bytes(b'')

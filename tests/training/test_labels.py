@@ -54,7 +54,7 @@ def rewrite(path, line, text):
     path.write_text('\n'.join(lines), encoding='utf-8')
 
 
-def test_labels_are_learned_and_the_checkpoint_says_the_task(data, trained, tmp_path):
+def test_labels_are_learned_and_the_checkpoint_says_the_task(trained, tmp_path):
     folder, row = trained
     losses = [float(epoch['train_loss']) for epoch in summary(folder)]
     assert losses[-1] < 0.8 * losses[0]

@@ -91,8 +91,7 @@ def test_pixels_without_a_known_range_are_refused_by_name(colours):
         seen(colours)
 
 
-@pytest.mark.parametrize('training', [True, False])
-def test_a_picture_that_cannot_be_cropped_is_named(colours, training):
+def test_a_picture_that_cannot_be_cropped_is_named(colours):
     path = colours / 'validation' / 'red' / '00.png'
     PICTURES['narrow'](path)
     with pytest.raises(UnreadableImageError, match=r'red/00\.png cannot be read: '):

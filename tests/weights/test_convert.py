@@ -207,7 +207,7 @@ def test_modern_weights_do_not_become_a_legacy_network(tmp_path):
         converted(timm.create_model('seresnet50', **DEPTH), 'legacy_seresnet50_plugin', tmp_path, **DEPTH)
 
 
-def test_a_named_source_is_compared_with_the_target(tmp_path):
+def test_a_named_source_is_compared_with_the_target():
     few = dict(layers=(1, 1, 1, 1), num_classes=10)
     legacy = randomised(timm.create_model('legacy_seresnet18', **few))
     model = timm.create_model('legacy_seresnet18_plugin', **few)

@@ -124,7 +124,6 @@ def test_a_tag_is_known_however_its_configuration_arrives(way, attended, plain):
 
 
 @pytest.mark.parametrize(('options', 'message'), [
-    ({'attn_gate': 'tanh'}, r"attn_gate='tanh' \(the weights have 'sigmoid'\)"),
     ({'attn_rd_ratio': 1 / 8, 'attn_bias': False}, r'attn_rd_ratio=0.125 .*, attn_bias=False'),
     ({'attn_integration': 'pre'}, "attn_integration='pre'"),
     ({'attn_init': 'identity'}, "attn_gate='double_sigmoid'"),
