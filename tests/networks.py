@@ -115,6 +115,7 @@ def shallow(name: str, **kwargs: Any) -> nn.Module:
 # Networks of few blocks; those of the other families can't be built with less.
 _FEW_BLOCKS: dict[str, dict[str, Any]] = {
     'vgg': {'mlp_ratio': 1 / 64},
+    'resnetv2_50x1_bit': {},  # timm fixes its depth
     'resnetv2': {'layers': (2, 1, 1, 1)},
     'res2net': {'layers': (2, 1, 1, 1)},
     'res2next': {'layers': (2, 1, 1, 1)},
