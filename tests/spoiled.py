@@ -202,6 +202,15 @@ ANNOTATIONS: dict[str, Callable[[dict], object]] = {
     'a size as text': lambda data: data['images'][0].update(width='96'),
     'no area and no iscrowd': lambda data: (
         _without(data, 'annotations', 'area'), _without(data, 'annotations', 'iscrowd')),
+    'areas of zero': lambda data: [a.update(area=0) for a in data['annotations']],
+    'areas below zero': lambda data: [a.update(area=-1.) for a in data['annotations']],
+    'areas as text': lambda data: [a.update(area=str(a['area'])) for a in data['annotations']],
+    'areas without an end': lambda data: [a.update(area=float('inf')) for a in data['annotations']],
+    'image ids of two types': lambda data: (
+        data['images'][0].update(id='0'), [a.update(image_id='0') for a in data['annotations'] if not a['image_id']]),
+    'category ids of two types': lambda data: (
+        data['categories'][0].update(id='1'),
+        [a.update(category_id='1') for a in data['annotations'] if a['category_id'] == 1]),
     'area and iscrowd null': lambda data: [a.update(area=None, iscrowd=None) for a in data['annotations']],
     'no categories': lambda data: data.pop('categories'),
     'no boxes': lambda data: _without(data, 'annotations', 'bbox'),

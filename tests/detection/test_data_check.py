@@ -54,10 +54,10 @@ def said(monkeypatch):
     return texts
 
 
-def dataset_of(folder, classes=('blue', 'red'), file='annotations.json'):
+def dataset_of(folder, classes=('blue', 'red'), file='annotations.json', **options):
     return DATASETS.build(dict(
         type='mmdet.CocoDataset', data_root=str(folder), ann_file=file, data_prefix=dict(img='images/'), pipeline=[],
-        metainfo=dict(classes=classes)))
+        metainfo=dict(classes=classes), **options))
 
 
 def labels_of(folder, **options):
@@ -118,6 +118,27 @@ def test_boxes_may_have_any_ids(coco_folder, ids):
     assert (result['coco/bbox_mAP'], result['coco/segm_mAP']) == (1, 1)
 
 
+@pytest.mark.parametrize('kind', ['areas of zero', 'areas below zero', 'areas as text', 'areas without an end'])
+def test_an_area_that_no_box_has_counts_as_absent(coco_folder, kind):
+    given = named_boxes(coco_folder / 'annotations.json')
+    file = change_annotations(coco_folder / 'annotations.json', kind)
+    assert [box['area'] for box in read_coco(str(file), 'annotations.json').dataset['annotations']] == [
+        box['area'] for _, box in given]
+    assert labels_of(coco_folder) == [name for name, _ in given]
+
+
+def test_a_box_that_is_marked_ignore_is_not_missed_in_the_metrics(coco_folder):
+    file = change_annotations(coco_folder / 'annotations.json', lambda data: data['annotations'][0].update(ignore=1))
+    metric = METRICS.build(dict(type='mmdet.CocoMetric', ann_file=str(file)))
+    metric.dataset_meta = dict(classes=('blue', 'red'))
+    for i, (name, box) in enumerate(named_boxes(file)):
+        x, y, width, height = box['bbox']
+        metric.process({}, [dict(img_id=box['image_id'], ori_shape=(80, 96), pred_instances=dict(
+            bboxes=torch.tensor([[x, y, x + width, y + height]])[:i], scores=torch.ones(1)[:i],
+            labels=torch.tensor([('blue', 'red').index(name)])[:i]))])
+    assert metric.evaluate(4)['coco/bbox_mAP'] == 1
+
+
 @pytest.mark.parametrize(('kind', 'message'), [
     ('name misspelt', r"'red' \(the closest is 'rad'\). The file has 2: 'blue', 'rad'"),
     ('name in capitals', r"'red' \(the closest is 'Red'\)"),
@@ -145,6 +166,8 @@ def test_boxes_may_have_any_ids(coco_folder, ids):
     ('a box that is null', 'the bbox of annotation 1 is None, which is not four numbers'),
     ('marks as text', r"annotation 1 has iscrowd='0', which is neither 0 nor 1"),
     ('ignore as text', r"annotation 1 has ignore='false', which is neither 0 nor 1"),
+    ('image ids of two types', r"the ids of the images are numbers and text, such as 1 and '0'; write all of them as"),
+    ('category ids of two types', r"the ids of the categories are numbers and text, such as 2 and '1'; write all of"),
     ('image ids as text', r"none of the 4 boxes belongs to an image of the file: .* image_id='0', .* id=0"),
 ])
 @pytest.mark.parametrize('split', ['train', 'val'])
@@ -165,10 +188,12 @@ def test_a_name_that_classes_leaves_out_is_logged_with_its_boxes(coco_folder, sa
 
 @pytest.mark.parametrize(('kind', 'count'), [
     ('a box outside', '1 of 4'), ('a box of no width', '1 of 4'), ('a box of no image', '1 of 5')])
-def test_boxes_that_are_left_out_are_logged(coco_folder, said, kind, count):
+@pytest.mark.parametrize('test_mode', [False, True])
+def test_boxes_that_are_left_out_are_logged(coco_folder, said, kind, count, test_mode):
     change_annotations(coco_folder / 'annotations.json', kind)
-    labels_of(coco_folder)
+    dataset_of(coco_folder, test_mode=test_mode)
     assert f'{count} boxes are left out' in said[0]
+    assert ('count as missed' in said[0]) == test_mode
 
 
 @pytest.mark.parametrize(('kind', 'message'), [

@@ -118,9 +118,9 @@ def _check_annotation(annotation: dict[str, Any], where: str) -> None:
 def read_coco(path: str, where: str) -> COCO:
     """Read annotations in COCO's format, from UTF-8 whatever the locale.
 
-    A box without ``iscrowd`` is not of a crowd; a box without ``area`` gets its width times its height. A value that
-    is null counts as absent. An outline that is not in a list of outlines, as VIA writes it, is put into one. The
-    backslashes that Windows writes into the names of pictures become slashes.
+    A box without ``iscrowd`` is not of a crowd; a box whose ``area`` is absent or no positive number gets its width
+    times its height. A value that is null counts as absent. An outline that is not in a list of outlines, as VIA
+    writes it, is put into one. The backslashes that Windows writes into the names of pictures become slashes.
 
     Args:
         path: a local file.
@@ -128,15 +128,15 @@ def read_coco(path: str, where: str) -> COCO:
 
     Raises:
         ValueError: the file is not JSON, or not in COCO's format; it has no images; images, categories or boxes share
-            an id; a box is not four numbers; boxes belong to categories that are not in the file, or none of them to
-            an image of the file.
+            an id; the ids of images or categories are numbers and text; a box is not four numbers; boxes belong to
+            categories that are not in the file, or none of them to an image of the file.
     """
     coco = COCO()
     try:
         with open(path, encoding='utf-8-sig') as file:  # some editors begin with a byte order mark
             coco.dataset = json.load(file)
         for annotation in coco.dataset.get('annotations', []):
-            for key in ('area', 'iscrowd', 'segmentation'):
+            for key in ('iscrowd', 'segmentation'):
                 if key in annotation and annotation[key] is None:
                     del annotation[key]
             annotation.setdefault('iscrowd', 0)
@@ -144,8 +144,10 @@ def read_coco(path: str, where: str) -> COCO:
             outline = annotation.get('segmentation')
             if isinstance(outline, list) and outline and isinstance(outline[0], (int, float)):
                 annotation['segmentation'] = [outline]
-            if 'bbox' in annotation:
-                annotation.setdefault('area', annotation['bbox'][2] * annotation['bbox'][3])
+            area = annotation.get('area')
+            # MMDetection trains on no box with an area of 0, and COCOeval takes the size of an object from its area.
+            if 'bbox' in annotation and not (isinstance(area, (int, float)) and 0 < area < math.inf):
+                annotation['area'] = annotation['bbox'][2] * annotation['bbox'][3]
         for image in coco.dataset.get('images', []):
             if isinstance(image.get('file_name'), str):
                 image['file_name'] = with_slashes(image['file_name'])
@@ -160,6 +162,11 @@ def read_coco(path: str, where: str) -> COCO:
                          f'{type(error).__name__}: {error}') from error
     if not images:
         raise ValueError(f'{where} has no images; give the file of a split that has some')
+    for what, ids in (('images', images), ('categories', [*names])):  # COCOeval sorts them
+        texts, numbers = ([id_ for id_ in ids if isinstance(id_, str) == is_text] for is_text in (True, False))
+        if texts and numbers:
+            raise ValueError(f'{where}: the ids of the {what} are numbers and text, such as {numbers[0]!r} and '
+                             f'{texts[0]!r}; write all of them as numbers, also where boxes name them')
     coco.img_ann_map, coco.cat_img_map = coco.imgToAnns, coco.catToImgs
     for what, count, different in (('images', len(images), len(coco.imgs)),
                                    ('categories', len(categories), len(names)),
@@ -241,15 +248,17 @@ class CocoDataset(mmdet.datasets.CocoDataset):
         used = sum(len(picture['instances']) for picture in pictures)
         if used < self._boxes:
             print_log(f'{self.ann_file}: {self._boxes - used} of {self._boxes} boxes are left out: they lie outside '
-                      'their picture, are less than a pixel wide or high, have no area, are marked ignore, or belong '
-                      'to no image of the file', logger='current', level=logging.WARNING)
+                      'their picture, are less than a pixel wide or high, are marked ignore, or belong to no image of '
+                      'the file' + ('; in the metrics, those of the first two kinds count as missed' if self.test_mode
+                                    else ''), logger='current', level=logging.WARNING)
         beyond = [picture['img_path'] for picture in pictures for instance in picture['instances']
                   if min(instance['bbox'][:2]) < -1 or instance['bbox'][2] > picture['width'] + 1
                   or instance['bbox'][3] > picture['height'] + 1]  # a pixel may be rounding
         if beyond:
             print_log(f'{self.ann_file}: {len(beyond)} of {self._boxes} boxes reach beyond their picture, the first of '
-                      f'them in {beyond[0]}; make sure that each bbox is x, y, width, height in pixels',
-                      logger='current', level=logging.WARNING)
+                      f'them in {beyond[0]}; the metrics compare them as they are with detections, which end at the '
+                      'edge; make sure that each bbox is x, y, width, height in pixels', logger='current',
+                      level=logging.WARNING)
         twice = [picture['img_path'] for picture in pictures for _, count in Counter(
             (instance['bbox_label'], *instance['bbox']) for instance in picture['instances']).items() if count > 1]
         if twice:
@@ -301,6 +310,8 @@ class CocoMetric(mmdet.evaluation.CocoMetric):
             # detection of a box with the id 0 would be wrong, and an id that is text would be an error.
             for number, annotation in enumerate(self._coco_api.dataset.get('annotations', []), start=1):
                 annotation['id'] = number
+                # COCOeval overwrites what `ignore` says by `iscrowd`: detections there are neither right nor wrong.
+                annotation['iscrowd'] = annotation['iscrowd'] or annotation.get('ignore') or 0
             self._coco_api.anns = {annotation['id']: annotation for annotation in self._coco_api.anns.values()}
 
     def compute_metrics(self, results: list) -> dict[str, float]:
