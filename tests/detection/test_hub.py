@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -27,7 +28,7 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
 from timm_se_plugin.detection.configs import read_config
-from timm_se_plugin.detection.hub import fetch_detector, open_detector, pull_detector, write_detector
+from timm_se_plugin.detection.hub import fetch_detector, open_detector, pull_detector, trained_detector, write_detector
 from timm_se_plugin.detection.inference import load_detector
 from timm_se_plugin.weights.convert import convert
 from timm_se_plugin.weights.reading import read_weights
@@ -143,6 +144,30 @@ def test_the_work_folder_of_a_training_is_pushed(hub, tmp_path):
     (tmp_path / 'last_checkpoint').write_text('epoch_2.pth')
     with pytest.raises(FileNotFoundError, match=r'has no epoch_2\.pth'):
         open_detector(str(tmp_path))
+
+
+def test_a_training_is_opened_with_its_best_checkpoint_and_the_configuration_of_its_own(tmp_path, caplog):
+    model = detector()
+    last, best = tmp_path / 'epoch_2.pth', tmp_path / 'best_coco_bbox_mAP_epoch_1.pth'
+    model.cfg.dump(tmp_path / 'run.py')
+    meta = {'dataset_meta': model.dataset_meta, 'cfg': model.cfg.pretty_text}
+    torch.save({'state_dict': {key: value + 1 for key, value in model.state_dict().items()}, 'meta': meta}, last)
+    (tmp_path / 'last_checkpoint').write_text(str(last))
+    assert trained_detector(tmp_path)[1] == str(last)
+    torch.save({'state_dict': model.state_dict(), 'meta': meta}, best)
+    edited = model.cfg.pretty_text.replace('score_thr=0.05', 'score_thr=0.5')
+    assert edited != model.cfg.pretty_text
+    (tmp_path / 'edited.py').write_text(edited, encoding='utf-8')  # newer than the copy that MMEngine wrote
+    caplog.set_level('INFO')
+    config, weights = trained_detector(tmp_path)
+    assert (config.pretty_text, weights) == (model.cfg.pretty_text, str(best))
+    assert 'run.py with best_coco_bbox_mAP_epoch_1.pth' in caplog.text
+    (tmp_path / 'best_coco_bbox_mAP_50_epoch_2.pth').write_bytes(best.read_bytes())
+    assert trained_detector(tmp_path)[1] == str(last)
+    assert re.search(r'run\.py with epoch_2\.pth, .*of several metrics', caplog.text)
+    (tmp_path / 'run.py').write_text(edited.replace('0.5', '0.4'), encoding='utf-8')
+    with pytest.raises(ValueError, match=r'2 configurations, edited\.py and run\.py, .*epoch_2\.pth says of none'):
+        trained_detector(tmp_path)
 
 
 @pytest.mark.parametrize('change', [

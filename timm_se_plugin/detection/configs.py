@@ -11,7 +11,7 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.runner import Runner
 
-__all__ = ['config_path', 'last_of_training', 'read_config', 'shipped_config']
+__all__ = ['config_path', 'last_checkpoint', 'read_config', 'shipped_config']
 
 _logger = logging.getLogger(__name__)
 # What MMEngine and MMDetection read beside the arguments of the Runner.
@@ -55,18 +55,17 @@ def config_path(name: str | Path) -> Path:
     return path if path.is_file() else shipped_config(str(name))
 
 
-def last_of_training(folder: Path) -> tuple[Path | None, Path]:
-    """The newest configuration in the folder of a training, None if there is none, and its last checkpoint."""
+def last_checkpoint(folder: Path) -> Path:
+    """The last checkpoint of the training in a folder, which need not be there, from the file that names it."""
     named = Path((folder / 'last_checkpoint').read_text().strip())
-    checkpoint = named if named.is_file() else folder / named.name  # the folder may have been moved
-    return max(folder.glob('*.py'), key=lambda path: path.stat().st_mtime, default=None), checkpoint
+    return named if named.is_file() else folder / named.name  # the folder may have been moved
 
 
 def _about_folder(folder: Path) -> str:
     """What to give in the place of a folder."""
-    config, checkpoint = last_of_training(folder) if (folder / 'last_checkpoint').is_file() else (None, None)
-    if config:
-        return f'{folder} is the folder of a training; give {config} and {checkpoint}'
+    config = max(folder.glob('*.py'), key=lambda path: path.stat().st_mtime, default=None)
+    if config and (folder / 'last_checkpoint').is_file():
+        return f'{folder} is the folder of a training; give {config} and {last_checkpoint(folder)}'
     return (f'{folder} is a folder; to train on pictures and boxes, give --data {folder} and --model, such as '
             'faster-rcnn_se-r50_fpn_1x_coco')
 

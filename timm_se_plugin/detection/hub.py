@@ -2,6 +2,7 @@
 
 import copy
 import json
+import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import mmcv.ops
 from mmdet.registry import MODELS, TASK_UTILS, TRANSFORMS
 from mmdet.utils import get_test_pipeline_cfg, register_all_modules
 from mmengine.config import Config
+from mmengine.runner import CheckpointLoader
 from safetensors.torch import save_file
 from torch import nn
 
@@ -17,12 +19,13 @@ from ..files.hub_files import CONFIG, FOLDER, SAVED_AT, WEIGHTS, read_config_jso
 from ..weights.folders import plugin_config
 from ..weights.mm_config import parse_config
 from .backbone import TimmAttentionBackbone
-from .configs import last_of_training, read_config
+from .configs import last_checkpoint, read_config
 from .inference import load_detector
 from .running import check_fit
 
 __all__ = ['fetch_detector', 'open_detector', 'pull_detector', 'trained_detector', 'write_detector']
 
+_logger = logging.getLogger(__name__)
 DETECTOR = 'detector.py'
 
 
@@ -188,10 +191,15 @@ def open_detector(
 
 
 def trained_detector(work_dir: str | Path) -> tuple[Config, str]:
-    """MMEngine's copy of the configuration of a training, and its last checkpoint.
+    """MMEngine's copy of the configuration of a training, and its best checkpoint, or the last one.
+
+    A training has a best checkpoint where its configuration has ``save_best``. If this names several metrics, there are
+    several best checkpoints, and the last one is taken. Of several configurations in the folder, the one that the
+    checkpoint was trained with is taken.
 
     Raises:
         FileNotFoundError: the folder lacks a configuration, or the checkpoint that ``last_checkpoint`` names.
+        ValueError: the folder has several configurations, and the checkpoint has none of them in its metadata.
     """
     folder = Path(work_dir)
     if not (folder / 'last_checkpoint').is_file():
@@ -199,7 +207,19 @@ def trained_detector(work_dir: str | Path) -> tuple[Config, str]:
             raise FileNotFoundError(f'{folder} is the folder of a classifier, which timm-se predict takes')
         raise FileNotFoundError(f'{folder} has no {CONFIG}, as a shared detector has, and no last_checkpoint, as a '
                                 'training leaves')
-    config, checkpoint = last_of_training(folder)
-    if not config or not checkpoint.is_file():
-        raise FileNotFoundError(f'{folder} has no {checkpoint.name if config else "configuration (*.py)"}')
-    return Config.fromfile(config), str(checkpoint)
+    configs, best = sorted(folder.glob('*.py')), sorted(folder.glob('best_*.pth'))
+    checkpoint = best[0] if len(best) == 1 else last_checkpoint(folder)
+    if not configs or not checkpoint.is_file():
+        raise FileNotFoundError(f'{folder} has no {"configuration (*.py)" if not configs else checkpoint.name}')
+    if len(configs) > 1:
+        text = CheckpointLoader.load_checkpoint(str(checkpoint), map_location='cpu').get('meta', {}).get('cfg')
+        own = [path for path in configs if path.read_text(encoding='utf-8') == text]
+        if not own:
+            raise ValueError(f'{folder} has {len(configs)} configurations, '
+                             f'{" and ".join(path.name for path in configs)}, and {checkpoint.name} says of none of '
+                             'them that it was trained with it; move those away that are not to be used')
+        configs = own
+    _logger.info('%s: %s with %s%s', folder, configs[0].name, checkpoint.name, (
+        f', the last checkpoint, since {" and ".join(path.name for path in best)} are the best ones of several metrics'
+        if len(best) > 1 else ''))
+    return Config.fromfile(configs[0]), str(checkpoint)
