@@ -1,3 +1,5 @@
+import re
+
 import pytest
 import timm
 
@@ -156,7 +158,8 @@ def test_an_option_that_the_training_refuses_is_named_before_the_first_run(argum
     with pytest.raises(SystemExit):
         run_study('squeeze', 'cifar10', 'test_resnet_plugin', [0], tmp_path, tmp_path / 'table.csv',
                   arguments=arguments)
-    assert message in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert re.fullmatch(rf'usage: timm-se ablate \[OPTIONS\]\ntimm-se ablate: error: .*{message}\n', said)
     assert not list(tmp_path.iterdir())
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from detectors import on_folder
-from spoiled import PICTURES
+from spoiled import PICTURES, change_annotations
 
 if importlib.util.find_spec('mmdet') is None:
     pytest.skip('needs the [mmdet] or the [onedl] extra', allow_module_level=True)
@@ -17,6 +17,7 @@ import cv2
 import numpy as np
 from mmcv.transforms import LoadImageFromFile
 from mmengine.fileio import BaseStorageBackend, register_backend
+from PIL import Image
 
 import timm_se_plugin.detection  # noqa: F401  (mmdet needs its operators)
 from timm_se_plugin.detection import picture_check
@@ -139,7 +140,7 @@ def test_pictures_of_all_kinds_are_detected_in_at_any_depth_and_what_is_left_out
 
 @pytest.mark.parametrize(('kind', 'message'), [
     ('empty', 'cannot be read'), ('truncated', 'cannot be read'), ('text', 'cannot be read'),
-    ('narrow', 'of 20000x20 pixels, cannot be detected in')])
+    ('narrow', 'of 20000x20 pixels, cannot be detected in (it is so narrow that resizing leaves nothing of it)')])
 def test_a_broken_picture_is_named_and_passed_over_and_nothing_is_detected_in_half_of_one(
         coco_folder, kind, message, caplog):
     config, checkpoint = on_folder(coco_folder), untrained(on_folder(coco_folder), coco_folder)
@@ -185,5 +186,17 @@ def test_a_comparison_is_not_drawn_of_pictures_that_were_resized(coco_folder):
     with pytest.raises(ValueError, match=r'0.png: 48x40'):
         compare(config, checkpoint, coco_folder / 'pairs.png', count=2)
     shutil.copy(coco_folder / 'images' / '1.png', coco_folder / 'images' / '0.png')
-    with pytest.raises(ValueError, match=r'pairs.nothing cannot be written'):
-        compare(config, checkpoint, coco_folder / 'pairs.nothing', count=2)
+
+
+@pytest.mark.parametrize('name', ['pairs.nothing', 'pairs', 'pairs.pgm'])
+def test_a_comparison_that_cannot_be_written_is_refused_before_the_detector_is_loaded(coco_folder, name):
+    with pytest.raises(ValueError, match=rf'{name}.* does not end like a picture in colours, such as .*pairs\.png'):
+        compare(on_folder(coco_folder), 'absent.pth', coco_folder / name)
+
+
+def test_a_picture_one_pixel_wide_is_compared(coco_folder):
+    config, checkpoint = on_folder(coco_folder), untrained(on_folder(coco_folder), coco_folder)
+    Image.new('RGB', (1, 80)).save(coco_folder / 'images' / '0.png')
+    change_annotations(coco_folder / 'annotations.json', lambda data: data['images'][0].update(width=1))
+    compare(config, checkpoint, coco_folder / 'pairs.png')
+    assert (coco_folder / 'pairs.png').is_file()

@@ -98,7 +98,7 @@ def run_study(
     tasks = [(row, seed, _command(row, seed, recipe, network, arguments, model_kwargs))
              for seed in seeds for row in rows]
     for task in tasks:  # what is wrong with the options is said before the first training
-        parse_options(task[-1])
+        parse_options(task[-1], 'timm-se ablate')
         _finished_run(where, *task)
     free: queue.SimpleQueue[str] = queue.SimpleQueue()
     for device in devices:

@@ -10,15 +10,14 @@ from typing import Any
 import cv2
 import numpy as np
 
-from ..files.pictures import Picture, readable, search
+from ..files.pictures import Picture, readable, reason, search
 from ..files.tables import write_table
 from ..files.writing import write_atomically
-from .drawing import draw, write_picture
+from .drawing import COLOURLESS, draw, write_picture
 
 __all__ = ['Detector', 'Found', 'detect', 'found_in', 'pictures_to_detect_in']
 
 _logger = logging.getLogger(__name__)
-_COLOURLESS = ('.pbm', '.pgm')  # endings of files in which the boxes would have no colours
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ def pictures_to_detect_in(pictures: Iterable[str | Path], output: str | Path) ->
     """
     targets: dict[Path, Path] = {}
     for file, name in search(pictures, Path(output)):
-        is_written = cv2.haveImageWriter(name.name) and name.suffix.lower() not in _COLOURLESS
+        is_written = cv2.haveImageWriter(name.name) and name.suffix.lower() not in COLOURLESS
         target = Path(output, name if is_written else f'{name}.png')
         if target in targets.values():
             raise ValueError(f'{file} and another picture have the same name {name}, and would be written to one file')
@@ -105,8 +104,8 @@ def detect(detector: Detector, targets: dict[Path, Path], output: str | Path, sc
             except MemoryError:
                 raise
             except Exception as error:  # PyTorch and ONNX Runtime raise errors of many classes
-                _logger.warning('%s, of %dx%d pixels, cannot be detected in (%s: %s); it is passed over', file,
-                                picture.shape[1], picture.shape[0], type(error).__name__, error)
+                _logger.warning('%s, of %dx%d pixels, cannot be detected in (%s); it is passed over', file,
+                                picture.shape[1], picture.shape[0], reason(error))
                 continue
             results.append({'file': str(file), 'detections': found_in(found, detector.names)})
             _write(picture, results[-1]['detections'], targets[Path(file)], detector.names)

@@ -9,10 +9,21 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-__all__ = ['draw', 'write_picture']
+__all__ = ['check_ending', 'draw', 'write_picture']
 
 _logger = logging.getLogger(__name__)
+COLOURLESS = ('.pbm', '.pgm')  # endings of files in which the boxes would have no colours
 _COLOURS = ((60, 60, 220), (200, 60, 90), (0, 160, 240), (60, 170, 60), (180, 0, 180), (190, 150, 0))  # BGR
+
+
+def check_ending(file: str | Path) -> None:
+    """Refuse a file into which no picture in colours can be written, before the work that the picture comes from.
+
+    Raises:
+        ValueError: OpenCV does not write colours into files of this ending.
+    """
+    if not cv2.haveImageWriter(f'a{Path(file).suffix}') or Path(file).suffix.lower() in COLOURLESS:
+        raise ValueError(f'{file} does not end like a picture in colours, such as {Path(file).with_suffix(".png")}')
 
 
 def write_picture(file: str | Path, picture: np.ndarray) -> None:

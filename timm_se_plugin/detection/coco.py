@@ -21,7 +21,7 @@ from mmdet.registry import DATASETS, METRICS
 from mmengine.fileio import get_local_path
 from mmengine.logging import print_log
 
-from ..files.pictures import with_slashes
+from ..files.pictures import reason, with_slashes
 
 __all__ = ['CocoDataset', 'CocoMetric', 'category_ids', 'class_names', 'read_coco']
 
@@ -287,7 +287,7 @@ class CocoDataset(mmdet.datasets.CocoDataset):
         except Exception as error:
             path = self.get_data_info(idx)['img_path']
             raise UnloadablePictureError(
-                f'{path} cannot be loaded or transformed: {type(error).__name__}: {error}') from error
+                f'{path} cannot be loaded or transformed: {reason(error)}') from error
 
 
 @METRICS.register_module(force=True)

@@ -21,6 +21,7 @@ from torch import nn
 from ..boxes import Detector, Found, draw, found_in, write_picture
 from ..boxes import detect as detect_by
 from ..boxes.detecting import pictures_to_detect_in
+from ..boxes.drawing import check_ending
 from ..measuring.device import check_device
 from .picture_check import check_pictures, load_picture, pictures_of
 from .running import check_fit, saved_meta
@@ -131,9 +132,11 @@ def compare(
         The figure, (H, W, 3), BGR: two pairs in a row, each picture at half its height and width.
 
     Raises:
-        ValueError: `count` is less than 1, or the annotations are refused (:mod:`~.coco`); a picture is broken or
-            not of the size in the annotations; the checkpoint is of another detector.
+        ValueError: `count` is less than 1; `output` does not end like a picture in colours; the annotations are
+            refused (:mod:`~.coco`); a picture is broken or not of the size in the annotations; the checkpoint is of
+            another detector.
     """
+    check_ending(output)
     model: Any = load_detector(config, checkpoint, device)
     dataset = DATASETS.build(config.test_dataloader.dataset)
     if count < 1:
@@ -150,7 +153,7 @@ def compare(
         info, picture = dataset.get_data_info(index), load_picture(source)
         found = found_in(detector.find(picture, score), classes)
         boxes, labels, scores = ([one[key] for one in found] for key in ('bbox', 'label', 'score'))
-        half = [v // 2 for v in picture.shape[:2]]
+        half = [max(v // 2, 1) for v in picture.shape[:2]]
         small = cv2.resize(picture, half[::-1], interpolation=cv2.INTER_AREA)
         true = [instance['bbox'] for instance in info['instances']]
         true_labels = [names[instance['bbox_label']] for instance in info['instances']]

@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image
 
 __all__ = [
-    'Picture', 'orientation_in_header', 'original_name', 'picture_endings', 'pictures_of', 'readable', 'search',
-    'with_slashes']
+    'Picture', 'orientation_in_header', 'original_name', 'picture_endings', 'pictures_of', 'readable', 'reason',
+    'search', 'with_slashes']
 
 _logger = logging.getLogger(__name__)
 _Read = TypeVar('_Read')
@@ -169,6 +169,13 @@ def _is_picture(file: Path) -> bool:
             return True
     except Exception:  # a file of another kind makes Pillow raise exceptions of many classes
         return False
+
+
+def reason(error: Exception) -> str:
+    """What an error about a picture says, in one line."""
+    if getattr(error, 'func', None) == 'resize':  # of OpenCV, which says "inv_scale_x > 0"
+        return 'it is so narrow that resizing leaves nothing of it'
+    return f'{type(error).__name__}: {" ".join(str(error).split())}'
 
 
 def readable(

@@ -60,17 +60,23 @@ def read_recipe(name: str) -> dict[str, Any]:
     return options
 
 
-def parse_options(argv: Sequence[str] | None = None) -> argparse.Namespace:
+def parse_options(argv: Sequence[str] | None = None, command: str = 'timm-se train') -> argparse.Namespace:
     """Options of a training: from the command line, else from the recipe that ``--config`` names, else the defaults.
 
     The parser checks the recipe's options as it does those of the command line.
+
+    Args:
+        argv: the command line; that of this process if None.
+        command: name of the command in messages.
     """
     given = list(sys.argv[1:] if argv is None else argv)
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument('--config')
     config = first.parse_known_args(given)[0].config
     recipe = read_recipe(config) if config else {}
-    options = training_parser().parse_args([*_as_arguments(recipe), *given])
+    # The usage is short, since the options fill more than a screen.
+    parser = argparse.ArgumentParser(prog=command, usage='%(prog)s [OPTIONS]', allow_abbrev=False)
+    options = training_parser(parser).parse_args([*_as_arguments(recipe), *given])
     # The args.yaml of a run says which recipe the run had: this names its folder and its row of results.
     options.config = recipe.get('config', options.config)
     return options
