@@ -7,8 +7,11 @@ from pathlib import Path
 
 from ..files.hub_files import CONFIG, WEIGHTS, read_config_json, saved_file, tensor_shapes
 from ..models.names import trained_model
+from ..weights.reading import read_weights
 
 __all__ = ['pull_from_hub']
+
+_PICKLED = 'pytorch_model.bin'  # which timm reads in repositories without model.safetensors
 
 
 def pull_from_hub(place: str, folder: str | Path) -> dict[str, int]:
@@ -38,7 +41,7 @@ def pull_from_hub(place: str, folder: str | Path) -> dict[str, int]:
         pull_detector(place)
         names.append(DETECTOR)
     elif 'architecture' in described:
-        tensor_shapes(saved_file(place, WEIGHTS))
+        names[1] = _checked_weights(place)
         trained_model(place)
     else:
         raise ValueError(f'{place} is neither a model of timm nor a detector of timm_se_plugin: its {CONFIG} names no '
@@ -50,3 +53,17 @@ def pull_from_hub(place: str, folder: str | Path) -> dict[str, int]:
         for name in names:
             os.replace(Path(part, name), folder / name)
     return {name: (folder / name).stat().st_size for name in names}
+
+
+def _checked_weights(place: str) -> str:
+    """Name of the file of a classifier's weights, which is refused if it is broken, or would run code."""
+    try:
+        tensor_shapes(saved_file(place, WEIGHTS))
+        return WEIGHTS
+    except FileNotFoundError as error:
+        try:
+            pickled = saved_file(place, _PICKLED)
+        except FileNotFoundError:
+            raise error from None
+        read_weights(pickled)
+        return _PICKLED
