@@ -4,6 +4,7 @@ import os
 import pickle
 import shutil
 import subprocess
+from argparse import Namespace
 from collections import Counter
 from itertools import compress
 
@@ -15,8 +16,10 @@ from spoiled import COLOURS, FOLDERS, save_colours, spoil
 from timm_se_plugin.files.tables import read_table
 from timm_se_plugin.training import evaluate_classifier, parse_evaluation, parse_options, train_classifier
 from timm_se_plugin.training.checkpoint import read_checkpoint
-from timm_se_plugin.training.data import class_names, open_split, split_root
+from timm_se_plugin.training.data import class_names, label_by_name, open_split, split_root
 from timm_se_plugin.training.folders import read_class_map, read_folder, share_of
+from timm_se_plugin.weights.folders import saved_class_names
+from timm_se_plugin.weights.runs import names_of_all
 
 
 def train(data, folder, *arguments):
@@ -183,6 +186,28 @@ def test_a_class_map_orders_classes_and_chooses_some_of_them(colours, tmp_path, 
     data = open_split(options, 'train', training=True)
     assert (class_names(data), len(data)) == (['red', 'blue'], 32)
     assert '16 pictures of classes that are not in --class-map (green)' in caplog.text
+
+
+def test_classes_that_are_called_by_numbers_are_not_those_whose_names_are_these_numbers(tmp_path):
+    for name in ('2', '3'):
+        (tmp_path / 'validation' / name).mkdir(parents=True)
+        (tmp_path / 'validation' / name / 'a.png').touch()
+    names = names_of_all(['1', '2', '3'], Namespace(num_classes=5))
+    assert names == ['1', '2', '3', '(3)', '4']
+    for known in (names, ['1', '2', '3', '3', '4']):  # earlier versions called two classes '3'
+        data = open_split(parse_options(['--data-dir', str(tmp_path)]), 'validation', training=False)
+        label_by_name(data, known, 'validation')
+        assert [data.target_transform(target) for _, target in data.reader.samples] == [1, 2]
+    assert class_names(Namespace(class_to_idx={'0': 1, 'b': 3})) == ['(0)', '0', '2', 'b']
+
+
+def test_saved_names_with_gaps_are_those_of_their_numbers():
+    def saved(names):
+        return saved_class_names(Namespace(pretrained_cfg={'label_names': names}))
+    assert saved({'2': 'c', '0': 'a', '10': 'k'}) == ['a', '1', 'c', *'3456789', 'k']
+    assert saved({1: 'a', 2: 'b'}) == ['0', 'a', 'b']
+    assert saved(['a', 'b']) == ['a', 'b']
+    assert saved(None) == saved({}) == []
 
 
 def test_names_that_differ_in_case_alone_have_one_order(tmp_path):

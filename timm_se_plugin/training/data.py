@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
 from torchvision.transforms import Compose
 
 from ..files.pictures import Picture
+from ..weights.folders import named_by_number
 from .augmentation import Transforms, train_transforms
 from .folders import SPLITS, closest, read_class_map, read_folder, read_tar, share_of
 from .images import Batches, Images, UnreadableImageError, seed_of
@@ -322,7 +323,8 @@ def label_by_name(dataset: Any, names: Sequence[str] | None, split: str) -> None
         return
     # macOS writes an accent as a character of its own.
     found, names = ([normalize('NFC', name) for name in each] for each in (found, names))
-    indices = {name: index for index, name in enumerate(names)}
+    # Of two classes of one name, the second has none, and earlier versions called it by its number.
+    indices = {name: index for index, name in reversed([*enumerate(names)])}
     unknown = [name for name in found if name not in indices]
     is_multilabel = isinstance(getattr(dataset, 'target_transform', None), LabelTarget)
     if unknown:
@@ -395,7 +397,7 @@ def class_names(dataset: Any) -> list[str] | None:
                 names: dict[int, list[str]] = {}
                 for name, index in indices.items():  # a class map can give several folders the same index
                     names.setdefault(int(index), []).append(str(name))
-                return ['|'.join(names.get(index, [str(index)])) for index in range(max(names) + 1)]
+                return named_by_number({index: '|'.join(of_index) for index, of_index in names.items()})
     return None
 
 

@@ -21,7 +21,7 @@ from ..placement import AttentionSpec
 from ..placement.record import OPEN_NAMES, TIMM_NAMES, began_with_published_weights, record_arguments
 from ..placement.widths import changed_widths
 
-__all__ = ['description_in', 'plugin_config', 'saved_class_names', 'write_model']
+__all__ = ['description_in', 'named_by_number', 'plugin_config', 'saved_class_names', 'write_model']
 
 # Entries of timm's config.json that describe a model and are not needed to build it.
 _DESCRIBED = (
@@ -52,7 +52,22 @@ def saved_class_names(model: Any) -> list[str]:
     The list is empty where there are none.
     """
     names = model.pretrained_cfg.get('label_names') or ()
-    return [names[key] for key in sorted(names, key=int)] if isinstance(names, Mapping) else list(names)
+    return named_by_number({int(key): name for key, name in names.items()}) if isinstance(names, Mapping) else list(
+        names)
+
+
+def named_by_number(names: Mapping[int, str], count: int | None = None) -> list[str]:
+    """Names of the classes 0 to `count` - 1, of which some have none and are called by their number.
+
+    The number is in brackets where it is the name of another class.
+
+    Args:
+        names: the known names by the number of the class.
+        count: number of classes; that up to the last known one if None.
+    """
+    taken = set(names.values())
+    return [names.get(i, f'({i})' if str(i) in taken else str(i))
+            for i in range(max(names, default=-1) + 1 if count is None else count)]
 
 
 def write_model(

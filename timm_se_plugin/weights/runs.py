@@ -17,6 +17,7 @@ from ..models.state_dicts import Misfit
 from ..placement.record import check_attention_of_weights, record_origin
 from ..placement.spec import applicable, split_attention_kwargs
 from .facts import Facts
+from .folders import named_by_number
 from .reading import read_weights
 
 __all__ = [
@@ -113,7 +114,7 @@ def names_of_all(names: Any, model: Any) -> list[str] | None:
     """
     if not isinstance(names, list) or len(names) > model.num_classes:
         return None
-    return [*names, *map(str, range(len(names), model.num_classes))]
+    return named_by_number(dict(enumerate(names)), model.num_classes)
 
 
 def build_model(args: Mapping[str, Any], kept: Mapping[str, Any] | None = None) -> nn.Module:
