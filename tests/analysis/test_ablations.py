@@ -132,17 +132,17 @@ def test_a_network_of_two_studies_is_trained_once(tmp_path):
     maximum, = [row for row in STUDIES['squeeze'] if row.name == 'max']
 
     def finished(row, *arguments):
-        command = _command(row, 0, 'cifar10', 'test_resnet_plugin', arguments)
+        command = _command(row, 0, 'cifar10', 'test_resnet_plugin', ('--data-dir', 'moved/data', *arguments))
         return _finished_run(tmp_path / 'squeeze', row, 0, command)
 
-    options = parse_options(_command(average, 0, 'cifar10', 'test_resnet_plugin', ()))
+    options = parse_options(_command(average, 0, 'cifar10', 'test_resnet_plugin', ('--data-dir', 'a/data')))
     other = tmp_path / 'excitation/sigmoid-seed0'
     other.mkdir(parents=True)
     (other / 'args.yaml').write_text(yaml.safe_dump(vars(options)))
     assert finished(average) is None
     (other / 'result.csv').write_text('top1\n0.5\n')
     assert finished(average) == other
-    assert finished(maximum) is finished(average, '--lr', '0.2') is None
+    assert finished(maximum) is finished(average, '--lr', '0.2') is finished(average, '--data-dir', 'b/other') is None
 
 
 @pytest.mark.parametrize('option', ['--model-kwargs', '--seed=3'])
@@ -192,6 +192,9 @@ def test_the_result_of_a_run_with_other_options_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r'a run with other options: lr=0\.2 \(was 0\.1\)$'):
         run_study('squeeze', 'cifar10', 'test_resnet_plugin', [0], tmp_path, tmp_path / 'table.csv',
                   arguments=['--lr', '0.2', '--workers', '9'])
+    with pytest.raises(ValueError, match=r"a run with other options: data='other' \(was ''\)$"):
+        run_study('squeeze', 'cifar10', 'test_resnet_plugin', [0], tmp_path, tmp_path / 'table.csv',
+                  arguments=['--lr', '0.1', '--data-dir', 'some/other'])
 
 
 def test_rows_that_do_not_fit_are_left_out(caplog):

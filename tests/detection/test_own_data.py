@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -76,7 +77,7 @@ def test_a_folder_trains_and_its_configuration_trains_again(mine, small, tmp_pat
           '--cfg-options', 'optim_wrapper.optimizer.lr=1'])
     row, = read_table(tmp_path / 'table.csv')
     assert (row['model'], row['options']) == (
-        'small-rcnn_1x_my-cells', 'auto_scale_lr=True optim_wrapper.optimizer.lr=1')
+        'small-rcnn_1x_my-cells', f'auto_scale_lr=True data={mine} optim_wrapper.optimizer.lr=1')
     assert (run / 'epoch_1.pth').is_file()
     written = run / 'small-rcnn_1x_my-cells.py'
     config = Config.fromfile(written)
@@ -104,7 +105,8 @@ def test_runs_with_other_shares_to_validate_on_are_recorded_beside_one_another(m
     for share in ('0.25', '0.5'):
         main(['detect', 'train', '--data', str(mine), '--model', str(small), '--val-share', share, '--work-dir',
               str(tmp_path / share), '--record', str(tmp_path / 'table.csv')])
-    assert [row['options'] for row in read_table(tmp_path / 'table.csv')] == ['val_share=0.25', 'val_share=0.5']
+    assert [row['options'] for row in read_table(tmp_path / 'table.csv')] == [
+        f'data={mine} val_share=0.25', f'data={mine} val_share=0.5']
 
 
 def test_digits_in_the_format_of_yolo_train_and_validate(tmp_path):
@@ -155,6 +157,18 @@ def test_the_folder_of_another_training_is_left_as_it_is(mine, tmp_path):
         config_for_folder(name, mine, run)
     assert all(path.read_bytes() == content for path, content in kept.items())
     assert config_for_folder(name, mine, run, resume=True).work_dir == str(run)
+
+
+def test_a_training_that_goes_on_with_other_data_of_the_same_name_is_logged(mine, tmp_path, caplog):
+    name, run, other = 'faster-rcnn_se-r50_fpn_1x_coco', tmp_path / 'run', tmp_path / 'other' / mine.name
+    config = config_for_folder(name, mine, run)
+    run.mkdir()
+    config.dump(config.filename)
+    shutil.copytree(mine, other)
+    config_for_folder(name, mine, run, resume=True)
+    assert 'was begun' not in caplog.text
+    config_for_folder(name, other, run, resume=True)
+    assert f'the training in {run} was begun with the data in {mine}, and goes on with those in {other}' in caplog.text
 
 
 def test_the_folder_of_a_run_may_be_an_option_of_the_configuration(mine, tmp_path, monkeypatch):

@@ -179,13 +179,15 @@ def _differences(folder: Path, command: Sequence[str]) -> list[str] | None:
         return None
     import yaml  # a requirement of the [train] extra
 
-    from ..training.config import different_options, options_of, parse_options
+    from ..training.config import data_name, different_options, options_of, parse_options
 
     then = options_of({'args': Namespace(**yaml.safe_load((folder / 'args.yaml').read_text(encoding='utf-8')))})
     now = vars(parse_options(command))
     if now['num_classes'] is None:  # the run has taken the number from the data
         now['num_classes'] = then['num_classes']
-    return different_options(then, now)
+    # A folder of data may have moved, but not changed its name.
+    was, data = (data_name(Namespace(**each)) if each['dataset'] or each['data_dir'] else '' for each in (then, now))
+    return [*different_options(then, now), *([f'data={data!r} (was {was!r})'] if data != was else [])]
 
 
 def _train(where: Path, name: str, command: Sequence[str], device: str) -> Path | None:

@@ -80,6 +80,7 @@ def run(args: argparse.Namespace) -> dict[str, str]:
     if is_main_process():
         print(f'written to {config.work_dir}')
     if args.record and is_main_process():
-        own = {name: getattr(args, name) for name in ('amp', 'auto_scale_lr', 'val_share') if getattr(args, name)}
+        names = ('amp', 'auto_scale_lr', 'data', 'val_share')
+        own = {name: getattr(args, name) for name in names if getattr(args, name)}
         record_run(runner, args.record, options_text({**args.cfg_options, **own}))
     return {'work_dir': config.work_dir}

@@ -1,6 +1,7 @@
 """Fits a configuration of MMDetection to a folder of the user's pictures and boxes."""
 
 import copy
+import logging
 import os
 import re
 from collections.abc import Mapping
@@ -14,6 +15,8 @@ from .configs import read_config
 from .data_folder import Split, read_folder
 
 __all__ = ['config_for_folder']
+
+_logger = logging.getLogger(__name__)
 
 
 def config_for_folder(
@@ -71,14 +74,25 @@ def config_for_folder(
         if schedule.type == 'LinearLR' and not schedule.get('by_epoch', True) and 'end' in schedule:
             schedule.end = min(schedule.end, steps)
     config.merge_from_dict(copy.deepcopy({**(options or {}), 'work_dir': run}))
-    return Config(config.to_dict(), cfg_text=config.text, filename=str(Path(run, f'{name}.py')))
+    written = Path(run, f'{name}.py')
+    if (resume or config.get('resume')) and written.is_file():
+        begun = _innermost(Config.fromfile(written).train_dataloader.dataset).get('data_root')
+        if begun != root.as_posix():
+            _logger.warning('the training in %s was begun with the data in %s, and goes on with those in %s; '
+                            '--work-dir names another folder for a training of its own', run, begun, root)
+    return Config(config.to_dict(), cfg_text=config.text, filename=str(written))
+
+
+def _innermost(dataset: Any) -> Any:
+    """The data set in wrappers such as RepeatDataset."""
+    while 'dataset' in dataset:
+        dataset = dataset.dataset
+    return dataset
 
 
 def _set_data(config: Config, of_config: str, split: Split, classes: tuple[str, ...], root: Path) -> None:
     """Set the data set and the evaluator of a split."""
-    dataset = config[f'{of_config}_dataloader'].dataset
-    while 'dataset' in dataset:  # a wrapper such as RepeatDataset
-        dataset = dataset.dataset
+    dataset = _innermost(config[f'{of_config}_dataloader'].dataset)
     if 'datasets' in dataset:
         raise ValueError(f'{config.filename}: {of_config}_dataloader has several data sets, and --data gives one; give '
                          '--model a configuration with one data set')
