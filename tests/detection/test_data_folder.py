@@ -177,6 +177,16 @@ def test_a_class_that_cannot_be_learned_is_logged(tmp_path, caplog):
     assert 'the train split has no box of things, which the detector therefore cannot learn' in caplog.text
 
 
+def test_classes_whose_names_are_nearly_equal_are_logged(tmp_path, caplog):
+    folder = save_voc(tmp_path / 'mine')
+    assert read_folder(folder, tmp_path / 'run')[1] == ('blue', 'red')
+    assert 'letter case' not in caplog.text
+    file = folder / 'Annotations' / 'val_a.xml'
+    write(file, file.read_text().replace('blue', 'Blue'))
+    assert read_folder(folder, tmp_path / 'run')[1] == ('Blue', 'blue', 'red')
+    assert "the classes 'Blue' and 'blue' differ only in letter case or blanks; each is a class of its" in caplog.text
+
+
 def test_a_folder_inside_the_data_keeps_the_files_of_a_run(tmp_path):
     folder = save_yolo(tmp_path / 'mine')
     for _ in range(2):  # the second run passes over what the first has written

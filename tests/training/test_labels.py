@@ -180,6 +180,16 @@ def test_labels_without_pictures_and_pictures_without_labels_are_logged(own, cap
     assert empty
 
 
+def test_labels_whose_names_are_nearly_equal_are_logged(own, caplog):
+    read_labels(str(own / 'train.csv'))
+    assert 'letter case' not in caplog.text
+    header, *rows = (own / 'train.csv').read_text().splitlines()
+    names = ['first_label', 'First Label', 'first label']
+    (own / 'train.csv').write_text('\n'.join([','.join([header, *names]), *(f'{row},1,1,1' for row in rows)]))
+    read_labels(str(own / 'train.csv'))
+    assert "the labels 'First Label' and 'first label' differ only in letter case or blanks" in caplog.text
+
+
 def test_an_unreadable_picture_is_named_and_can_be_left_out(own, tmp_path):
     for split, line in (('train', 2), ('val', 3)):
         (own / (own / f'{split}.csv').read_text().splitlines()[line].split(',')[0]).write_bytes(b'no picture')

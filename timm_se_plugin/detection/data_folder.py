@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from filelock import FileLock
 
+from ..files.class_names import nearly_equal
 from ..files.pictures import original_name
 from ..files.writing import write_atomically
 from .coco import class_names, read_coco
@@ -271,6 +272,8 @@ def _classes_with_boxes(splits: dict[str, Split], root: Path) -> tuple[str, ...]
     unused = ', '.join(name for name in names if name not in classes)
     if unused:
         _logger.info('%s: no picture has a box of %s; these classes are left out', root, unused)
+    for described in nearly_equal(classes):
+        _logger.warning('%s: the classes %s; each is a class of its own', root, described)
     unlearned = ', '.join(name for name in classes if not boxes['train'][name])
     if unlearned:
         _logger.warning('%s: the train split has no box of %s, which the detector therefore cannot learn', root,

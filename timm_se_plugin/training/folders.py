@@ -20,6 +20,7 @@ from timm.data.readers.reader_image_folder import ReaderImageFolder
 from timm.data.readers.reader_image_in_tar import ReaderImageInTar
 from timm.utils.misc import natural_key
 
+from ..files.class_names import nearly_equal
 from ..files.pictures import original_name, picture_endings
 
 __all__ = ['SPLITS', 'class_key', 'closest', 'read_class_map', 'read_folder', 'read_tar', 'share_of', 'shared_pictures']
@@ -268,13 +269,11 @@ def _warn_of_doubtful_classes(pictures: list[tuple[str, str]], root: str) -> Non
     folders: dict[str, set[str]] = {}
     for folder, name in {(os.path.dirname(path), name) for path, name in pictures}:
         folders.setdefault(name, set()).add(os.path.relpath(folder, root))
-    alike: dict[str, list[str]] = {}
     same: dict[str, list[str]] = {}
     doubts = []
     if len(folders) > 1 and all(any(name.casefold() in names for names in SPLITS) for name in folders):
         doubts.append(f'the classes {" and ".join(map(repr, sorted(folders, key=class_key)))} have the names of splits')
     for name in sorted(folders, key=class_key):
-        alike.setdefault(''.join(name.casefold().split()), []).append(name)
         parts = sorted(folders[name])
         for folder in parts:
             same.setdefault(os.path.realpath(os.path.join(root, folder)), []).append(name)
@@ -283,9 +282,9 @@ def _warn_of_doubtful_classes(pictures: list[tuple[str, str]], root: str) -> Non
                 doubts.append(f'the class {name!r} lies in the folder of the class {sorted(above)[0]!r}')
         if len(parts) > 1:
             doubts.append(f'the class {name!r} is made of {len(parts)} folders, {", ".join(parts[:5])}')
-    for found, what in ((alike, 'differ only in letter case or blanks'), (same, 'are the same folder')):
-        doubts += [f'the classes {" and ".join(map(repr, names))} {what}'
-                   for names in map(list, map(dict.fromkeys, found.values())) if len(names) > 1]
+    doubts += [f'the classes {described}' for described in nearly_equal(sorted(folders, key=class_key))]
+    doubts += [f'the classes {" and ".join(map(repr, names))} are the same folder'
+               for names in map(dict.fromkeys, same.values()) if len(names) > 1]
     for doubt in doubts[:5]:
         _logger.warning('%s: %s; the class of a picture is the name of the folder that holds it', root, doubt)
 

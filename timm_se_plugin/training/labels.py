@@ -16,6 +16,7 @@ from timm.data.readers.reader import Reader
 from timm.data.readers.reader_image_folder import ReaderImageFolder
 from torch import Tensor
 
+from ..files.class_names import nearly_equal
 from ..files.pictures import original_name, with_slashes
 from .folders import closest, share_of
 
@@ -113,7 +114,7 @@ def read_labels(path: str) -> LabelReader:
                          f'{closest(missing, [])}; paths are relative to the folder of the CSV file')
     if not samples:
         raise ValueError(f'{path} names no picture')
-    _log_absent(path, names, samples)
+    _log_doubts(path, names, samples)
     return LabelReader(path, names, samples)
 
 
@@ -164,11 +165,13 @@ def _names(path: str, header: Sequence[str]) -> list[str]:
     return names
 
 
-def _log_absent(path: str, names: Sequence[str], samples: Sequence[tuple[str, tuple[int, ...]]]) -> None:
+def _log_doubts(path: str, names: Sequence[str], samples: Sequence[tuple[str, tuple[int, ...]]]) -> None:
     found = {label for _, labels in samples for label in labels}
     absent = [name for label, name in enumerate(names) if label not in found]
     if absent:
         _logger.warning('%s: %d labels without a picture (%s)', path, len(absent), ', '.join(absent[:5]))
+    for described in nearly_equal(names):
+        _logger.warning('%s: the labels %s; each is a label of its own', path, described)
     empty = sum(not labels for _, labels in samples)
     if empty:
         _logger.info('%s: %d of %d pictures have no label', path, empty, len(samples))
