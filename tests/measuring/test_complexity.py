@@ -98,6 +98,7 @@ def test_macs_of_table_2_with_the_stride_in_the_first_1x1():
 def test_input_is_the_models_own_unless_given():
     model = timm.create_model('se_resnet10t_plugin', in_chans=1, device='meta').bfloat16()
     assert complexity(model).input_size == (1, 176, 176)
+    assert complexity(timm.create_model('vit_tiny_patch16_224', depth=1, img_size=32)).input_size == (3, 32, 32)
 
 
 def test_total_is_the_networks_and_the_convention_comes_first():

@@ -238,6 +238,10 @@ def test_the_rate_follows_the_global_batch_by_timms_rule(digits, tmp_path, opt, 
     (('--opt', 'sgdd'), '--opt sgdd .*not found in registry; timm.optim.list_optimizers'),
     (('--opt-kwargs', 'decay=1'), "--opt sgd with --opt-kwargs {'decay': 1}: .*'decay'"),
     (('--model', 'se_resnet5_plugin'), 'model se_resnet5_plugin is unknown; did you mean .*se_resnet50_plugin'),
+    (('--model', 'vit_tiny_patch16_224', '--model-kwargs', 'attn=se'), "takes no 'attn': .*models.*add_attention"),
+    (('--model', 'vit_tiny_patch16_224', '--model-kwargs', 'depth=1'), r'takes no images of 32x32 .*224.*img_size=32'),
+    (('--model', 'vit_tiny_patch16_224', '--model-kwargs', 'depth=1', 'img_size=32', '--train-img-size', '16'),
+     r'takes no images of 16x16 pixels'),
     pytest.param(('--device', 'cuda'), '--device cuda needs CUDA, .*; --device cpu works', marks=pytest.mark.skipif(
         torch.cuda.is_available(), reason='there is one'))])
 def test_a_mistake_is_named_with_what_is_allowed(digits, tmp_path, options, said):

@@ -415,6 +415,17 @@ def test_a_training_says_what_its_weights_are_of(tmp_path, model, kwargs, target
     assert (list(cfg['mean']), cfg['input_size']) == ([0.25] * 3, (3, 64, 64))
 
 
+def test_a_training_of_a_network_for_one_size_of_images_is_converted(tmp_path):
+    kwargs = {'depth': 1, 'img_size': 32}
+    network = timm.create_model('vit_tiny_patch16_224', num_classes=3, **kwargs)
+    args = argparse.Namespace(model='vit_tiny_patch16_224', model_kwargs=kwargs, num_classes=3, img_size=32)
+    torch.save({'state_dict': network.state_dict(), 'args': args}, tmp_path / 'last.pth.tar')
+    convert_file(tmp_path / 'last.pth.tar', 'vit_tiny_patch16_224', tmp_path / 'out')
+    saved = timm.create_model(f'local-dir:{tmp_path / "out"}', pretrained=True).eval()
+    x = images(2, 3, 32, 32).float()
+    torch.testing.assert_close(saved(x), network.eval()(x))
+
+
 def test_preprocessing_is_that_of_the_source(tmp_path):
     torch.save(timm.create_model('resnet18', num_classes=3).state_dict(), tmp_path / 'a.pth')
     convert_file(tmp_path / 'a.pth', 'resnet18_plugin', tmp_path / 'out', source='resnet18.tv_in1k')

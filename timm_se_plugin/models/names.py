@@ -126,6 +126,9 @@ def keywords_of(name: str, arguments: Mapping[str, Any]) -> Iterator[None]:
             option = _OPTIONS.get(refused[2], 'an option of its own')
             raise ValueError(f'{refused[2]} is not given by --model-kwargs but by {option}') from error
         known = ['attn', *(f'attn_{field.name}' for field in fields(AttentionSpec))]
+        if refused[2] in known:
+            raise ValueError(f'{name} takes no {refused[2]!r}: `timm-se models` lists the networks that take attention '
+                             'by a keyword, and timm_se_plugin.add_attention adds it to others') from error
         close = get_close_matches(refused[2], known, 1)
         hint = f'; did you mean {close[0]!r}?' if close else ''
         raise ValueError(f'{name} takes no keyword {refused[2]!r}{hint}') from error

@@ -24,7 +24,7 @@ from ..measuring.provenance import provenance
 from ..weights.runs import data_config
 from .data import Loader, class_names, eval_loader, label_by_name, open_split
 from .label_evaluation import LabelEvaluation
-from .network import evaluated_network, label_names
+from .network import check_image_size, evaluated_network, label_names
 from .process import Process, init_process
 from .records import draw_confusion
 
@@ -186,6 +186,7 @@ def evaluate_classifier(options: Namespace) -> dict[str, Any]:
         options = Namespace(**{**vars(options), 'num_classes': model.num_classes})
         label_by_name(dataset, label_names(options, model, class_names(dataset)), options.val_split)
         config = data_config(vars(options), model)
+        check_image_size(model, config['input_size'])
         real = _real_labels(options, dataset, process.world_size) if options.real_labels is not None else None
         evaluation = evaluate(
             model, eval_loader(options, dataset, config, process), model.num_classes, real.add_result if real else None)

@@ -12,11 +12,12 @@ from torch import nn
 
 from ..models.names import create_network, keywords_of
 from ..placement.record import check_attention_of_weights
+from ..placement.structure import image_size, run_structure, structure_of
 from ..weights.folders import saved_class_names
 from ..weights.runs import channel_kwargs
 from .process import Process
 
-__all__ = ['evaluated_network', 'label_names', 'moved']
+__all__ = ['check_image_size', 'evaluated_network', 'label_names', 'moved']
 
 _logger = logging.getLogger(__name__)
 
@@ -53,6 +54,31 @@ def evaluated_network(options: Namespace, process: Process) -> Any:
                 f'--checkpoint {options.checkpoint} does not fit --model {options.model} with '
                 f'{model.num_classes} classes and --model-kwargs {options.model_kwargs}') from error
     return moved(model, options, process)
+
+
+def check_image_size(model: Any, input_size: Sequence[int], train_size: int | None = None) -> None:
+    """Refuse images of another size than a network for one size, such as a ViT, takes.
+
+    Args:
+        model: the network.
+        input_size: (C, H, W) of the images.
+        train_size: ``--train-img-size``, the height and width of the images that are trained on at first.
+
+    Raises:
+        ValueError: the network does not take such images.
+    """
+    if not model.pretrained_cfg.get('fixed_input_size'):
+        return
+    structure, (channels, *size) = structure_of(model), input_size
+    asked = {'--img-size': size, **({'--train-img-size': [train_size] * 2} if train_size else {})}
+    for option, (height, width) in asked.items():
+        try:
+            run_structure(structure, (channels, height, width))
+        except ValueError as error:
+            taken = 'x'.join(map(str, image_size(model)[1:]))
+            raise ValueError(
+                f'the network takes no images of {height}x{width} pixels, but of {taken}; leave out {option}, or make '
+                f'the network for images of another size, as by --model-kwargs img_size={height}') from error
 
 
 def label_names(options: Namespace, model: Any, found: Sequence[str] | None) -> list[str] | None:

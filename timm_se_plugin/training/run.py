@@ -36,7 +36,7 @@ from .folders import closest, shared_pictures
 from .freezing import fix_statistics, freeze
 from .images import seed_of
 from .loss import make_loss
-from .network import moved
+from .network import check_image_size, moved
 from .optimizer import make_optimizer
 from .process import Process
 
@@ -100,6 +100,7 @@ class Run:
             freeze(model, options.freeze)
         config = data_config(vars(options), model)
         self.input_size: tuple[int, int, int] = tuple(config['input_size'])
+        check_image_size(model, self.input_size, options.train_img_size)
         self.train_loader = train_loader(options, train_data, config, process)
         self.eval_loader = eval_loader(options, val_data, config, process)
         self.updates = len(self.train_loader) // options.grad_accum_steps

@@ -10,6 +10,7 @@ from ..models.state_dicts import Misfit
 from ..placement import AttentionSpec
 from ..placement.finding import attention_keys
 from ..placement.spec import attention_misfit
+from ..placement.structure import image_size
 from .layouts import layout_of, renamed
 
 __all__ = ['check_same_function']
@@ -49,7 +50,8 @@ def check_same_function(model: nn.Module, reference: nn.Module, gains_attention:
         if tensor.is_floating_point():
             tensor.normal_(0, tensor[0].numel() ** -0.5 if tensor.dim() > 1 else 1.0, generator=generator)
     network.load_state_dict({**own, **given})
-    x = torch.randn(4, network.in_chans, 96, 96, generator=generator, dtype=torch.float64)
+    size = image_size(network)[1:] if network.pretrained_cfg.get('fixed_input_size') else (96, 96)
+    x = torch.randn(4, network.in_chans, *size, generator=generator, dtype=torch.float64)
     expected, found = (net.forward_features(x) for net in (other, network))
     if _differ(found, expected):
         raise ValueError(f'{name} and {reference_name} have the same keys and shapes, but compute different functions, '
