@@ -55,6 +55,15 @@ def test_a_subset_of_the_classes_is_evaluated_as_what_it_is(trained, colours, tm
     assert [(row['class'], row['images']) for row in rows] == [('blue', '0'), ('green', '16'), ('red', '16')]
 
 
+@pytest.mark.parametrize('options', [(), ('--val-share', '0.25'), ('--num-classes', '1')])
+def test_a_training_with_one_class_is_refused(colours, tmp_path, options):
+    data = colours / 'train' if options[:1] == ('--val-share',) else colours
+    for folder in (*colours.glob('*/green'), *colours.glob('*/red')):
+        shutil.rmtree(folder)
+    with pytest.raises(ValueError, match=r"only one class, 'blue', .*; put the pictures of each class into a folder"):
+        train(data, tmp_path / 'run', *options)
+
+
 @pytest.mark.parametrize(('kind', 'said'), [
     ('a class renamed', "'amber'.*; the model knows blue, green, red.*--class-map"), ('a class more', "'yellow'"),
     ('a class misspelt', r"'gren' \(did you mean 'green'\?\)")])

@@ -405,18 +405,22 @@ def number_of_classes(options: Namespace, train_data: Any) -> int:
     """``--num-classes``, or without that option the number of classes of the training data.
 
     Raises:
-        ValueError: the data has more classes than ``--num-classes``, or neither gives their number.
+        ValueError: the data has more classes than ``--num-classes``, neither gives their number, or there is only one.
     """
     names = class_names(train_data)
-    if options.num_classes is None:
-        if not names:
-            raise ValueError('this data has no names of classes; give the number of its classes by --num-classes')
-        return len(names)
-    if names and len(names) > options.num_classes:
-        raise ValueError(f'--num-classes {options.num_classes} is too few: the data has {len(names)}')
-    if names and len(names) < options.num_classes and options.task == 'multilabel':
-        raise ValueError(f'--num-classes {options.num_classes} is more than the {len(names)} labels of the data')
-    return options.num_classes
+    if options.num_classes is None and not names:
+        raise ValueError('this data has no names of classes; give the number of its classes by --num-classes')
+    found = len(names or ())
+    count = found if options.num_classes is None else options.num_classes
+    if found > count:
+        raise ValueError(f'--num-classes {count} is too few: the data has {found}')
+    if 0 < found < count and options.task == 'multilabel':
+        raise ValueError(f'--num-classes {count} is more than the {found} labels of the data')
+    if count == 1 and options.task == 'classification':
+        raise ValueError(f'the data has only one class{f", {names[0]!r}" if names else ""}, to which every picture '
+                         'belongs, so that there is nothing to learn; put the pictures of each class into a folder of '
+                         'their own, or train a label that a picture may have or not by --task multilabel')
+    return count
 
 
 def _picture(options: Namespace, config: dict[str, Any]) -> Picture:

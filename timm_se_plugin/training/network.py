@@ -71,14 +71,17 @@ def check_image_size(model: Any, input_size: Sequence[int], train_size: int | No
         return
     structure, (channels, *size) = structure_of(model), input_size
     asked = {'--img-size': size, **({'--train-img-size': [train_size] * 2} if train_size else {})}
+    own = image_size(model)
     for option, (height, width) in asked.items():
+        if (channels, height, width) == own:
+            continue
         try:
             run_structure(structure, (channels, height, width))
         except ValueError as error:
-            taken = 'x'.join(map(str, image_size(model)[1:]))
             raise ValueError(
-                f'the network takes no images of {height}x{width} pixels, but of {taken}; leave out {option}, or make '
-                f'the network for images of another size, as by --model-kwargs img_size={height}') from error
+                f'the network takes no images of {height}x{width} pixels, but of {own[1]}x{own[2]}; leave out '
+                f'{option}, or make the network for images of another size, as by --model-kwargs img_size={height}'
+            ) from error
 
 
 def label_names(options: Namespace, model: Any, found: Sequence[str] | None) -> list[str] | None:
