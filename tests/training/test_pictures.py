@@ -99,6 +99,12 @@ def test_a_picture_that_cannot_be_cropped_is_named(colours):
     assert seen(colours, '--corrupt-images', 'skip', crop_mode='border').shape[0] == 6
 
 
+@pytest.mark.parametrize('mode', ['L', 'RGB', 'RGBA'])
+def test_a_picture_in_lab_is_read_in_every_mode(mode):
+    picture = Image.new('RGB', (2, 2), (200, 40, 90)).convert('LAB')
+    assert Picture(mode)(picture).tobytes() == picture.convert('RGB').convert(mode).tobytes()
+
+
 def run(data, folder, *arguments):
     return train_classifier(parse_options([
         *TINY, '--no-aug', '--epochs', '1', '--data-dir', str(data), '--output', str(folder.parent),

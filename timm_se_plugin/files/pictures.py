@@ -73,6 +73,7 @@ class Picture:
         image.load()  # after which a TIFF is upright already and says so
         turn = _TURNS.get(_orientation(image)) if self.upright else None
         image = _eight_bits(image)
+        image = image.convert('RGB') if image.mode == 'LAB' else image  # Pillow converts this mode to no other
         return (image if turn is None else image.transpose(turn)).convert(self.mode)
 
 
