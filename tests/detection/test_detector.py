@@ -12,9 +12,12 @@ if importlib.util.find_spec('mmdet') is None:
 import timm_se_plugin.detection  # noqa: F401, I001
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
+from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 from mmengine.structures import InstanceData
+
+from timm_se_plugin.detection import inference
 
 pytestmark = pytest.mark.mmdet
 
@@ -175,3 +178,16 @@ def test_runner_trains_evaluates_resumes_and_tests_on_a_coco_folder(coco_folder)
     metrics = next_runner('tested', resume=False, load_from=str(coco_folder / 'work/epoch_2.pth')).test()
     assert metrics == {name: runner.message_hub.get_scalar(f'val/{name}').current() for name in (
         f'coco/bbox_mAP{kind}' for kind in ('', '_50', '_75', '_s', '_m', '_l'))}
+
+
+def test_a_detector_of_masks_alone_gets_the_boxes_of_its_masks(monkeypatch):
+    masks = torch.zeros(2, 8, 8, dtype=torch.bool)
+    masks[0, 2:5, 1:7] = True  # the other object has no pixel
+    found = DetDataSample(pred_instances=InstanceData(
+        bboxes=torch.zeros(2, 4), masks=masks, scores=torch.tensor([0.9, 0.8]), labels=torch.tensor([0, 0])))
+    monkeypatch.setattr(inference, 'inference_detector', lambda model, picture: found)  # as SOLO gives it
+    model = torch.nn.Module()
+    model.cfg = Config({'test_dataloader': {'dataset': {'pipeline': [{'type': 'LoadImageFromFile'}]}}})
+    model.dataset_meta = {'classes': ('cell',)}
+    boxes = inference.detector_of(model).find(torch.zeros(8, 8, 3).byte().numpy(), 0.).boxes
+    assert boxes.tolist() == [[1, 2, 7, 5], [0, 0, 0, 0]]

@@ -144,6 +144,14 @@ def test_what_cannot_be_exported_or_checked_says_why(case, tmp_path):
         main(['detect', 'predict', str(folder / 'pictures'), '--model', str(folder / 'a.onnx'), '--device', 'cuda:0'])
 
 
+@pytest.mark.parametrize(('name', 'parts'), [
+    ('SOLO', {'bbox_head': None}), ('Mask2Former', {}), ('FastRCNN', {'roi_head': torch.nn.Identity()})])
+def test_a_detector_without_a_head_for_boxes_is_refused_by_its_name(name, parts):
+    detector = type(name, (torch.nn.Module,), parts)()
+    with pytest.raises(ValueError, match=f'a {name} cannot be exported; a Faster R-CNN, Mask R-CNN or RetinaNet can'):
+        ExportedDetector(detector)
+
+
 def test_a_detector_of_another_kind_is_refused(tmp_path):
     config = on_folder(tmp_path, 'cascade-rcnn_se-r50_fpn_1x_coco', False, **{'model.backbone': dict(
         _delete_=True, type='TimmAttentionBackbone', model_name='resnet18', attn='se')})

@@ -8,8 +8,10 @@ from typing import Any
 
 import cv2
 import numpy as np
+import torch
 from mmdet.apis import inference_detector
 from mmdet.registry import DATASETS, MODELS
+from mmdet.structures.mask import mask2bbox
 from mmdet.utils import get_test_pipeline_cfg
 from mmengine.config import Config
 from mmengine.logging import print_log
@@ -69,7 +71,9 @@ def detector_of(model: Any, checkpoint: str = 'the detector') -> Detector:
         found = inference_detector(model, np.ascontiguousarray(picture)).pred_instances.cpu()
         found = found[found.scores >= score]
         masks = np.asarray(found.masks).astype(bool) if 'masks' in found else None
-        return Found(found.bboxes.numpy(), found.scores.numpy(), found.labels.numpy(), masks)
+        # SOLO finds masks alone, and gives boxes of zeros beside them.
+        boxes = found.bboxes if masks is None or found.bboxes.any() else mask2bbox(torch.from_numpy(masks))
+        return Found(boxes.numpy(), found.scores.numpy(), found.labels.numpy(), masks)
 
     names = [str(name) for name in model.dataset_meta.get('classes', [])]
     if not names:

@@ -86,7 +86,9 @@ class ExportedDetector(nn.Module):
 def _check(detector: Any) -> None:
     """Raise ValueError unless every part is one whose results are computed here."""
     is_two_stage = hasattr(detector, 'roi_head')
-    first = detector.rpn_head if is_two_stage else detector.bbox_head
+    first = getattr(detector, 'rpn_head' if is_two_stage else 'bbox_head', None)
+    if first is None:  # SOLO, which finds masks alone, for example
+        raise ValueError(f'a {type(detector).__name__} cannot be exported; a Faster R-CNN, Mask R-CNN or RetinaNet can')
     parts: list[tuple[Any, tuple[type, ...]]] = [(first, (RPNHead, RetinaHead))]
     if is_two_stage:
         head = detector.roi_head
