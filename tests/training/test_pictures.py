@@ -13,6 +13,7 @@ from spoiled import PICTURES, save_colours, saved_anew, sixteen_bits
 from timm_se_plugin.files.pictures import Picture
 from timm_se_plugin.sharing.push import push_to_hub
 from timm_se_plugin.training import evaluate_classifier, parse_evaluation, parse_options, train_classifier
+from timm_se_plugin.training.augmentation import train_transforms
 from timm_se_plugin.training.checkpoint import read_checkpoint
 from timm_se_plugin.training.config import different_options, options_of
 from timm_se_plugin.training.data import eval_loader, open_split
@@ -138,6 +139,9 @@ def test_a_size_and_a_network_of_other_channels_are_refused(colours, tmp_path):
         run(colours, tmp_path / 'run', '--input-size', '3', '32', '32', '--model-kwargs', 'in_chans=1')
     with pytest.raises(ValueError, match='takes 5 channels, and pictures are read with 1, 3 or 4'):
         run(colours, tmp_path / 'run', '--model-kwargs', 'in_chans=5')
+    four = {**CONFIG, 'input_size': (4, 32, 32), 'mean': (0.5,) * 4, 'std': (0.5,) * 4}
+    with pytest.raises(ValueError, match='--aa rand-m9 is for 1 or 3 channels, and the network takes 4; leave out'):
+        train_transforms(parse_options(['--data-dir', str(colours), '--aa', 'rand-m9']), four)
 
 
 @pytest.mark.parametrize('channels', [1, 3])

@@ -40,8 +40,12 @@ def train_transforms(options: Namespace, config: dict[str, Any]) -> Transforms:
         config: timm's data configuration of the model, whose ``input_size`` is the full size.
 
     Raises:
-        ValueError: a crop larger than the padded image, or full-size epochs where every epoch has the full size.
+        ValueError: a crop larger than the padded image, full-size epochs where every epoch has the full size, or
+            ``--aa`` for a network that takes four channels.
     """
+    channels = config['input_size'][0]
+    if options.aa and not options.no_aug and channels not in (1, 3):  # Pillow does not solarise or equalise RGBA
+        raise ValueError(f'--aa {options.aa} is for 1 or 3 channels, and the network takes {channels}; leave out --aa')
     if options.full_size_epochs and not options.train_img_size:
         raise ValueError(f'--full-size-epochs {options.full_size_epochs} needs --train-img-size: '
                          'without it, every epoch trains at the full image size')
