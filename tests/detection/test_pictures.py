@@ -20,9 +20,11 @@ from mmengine.fileio import BaseStorageBackend, register_backend
 from PIL import Image
 
 import timm_se_plugin.detection  # noqa: F401  (mmdet needs its operators)
+from timm_se_plugin.boxes.drawing import check_ending
 from timm_se_plugin.detection import picture_check
 from timm_se_plugin.detection.inference import compare, detect
 from timm_se_plugin.detection.picture_check import Picture, check_pictures
+from timm_se_plugin.files.pictures import reason
 
 pytestmark = pytest.mark.mmdet
 
@@ -188,10 +190,21 @@ def test_a_comparison_is_not_drawn_of_pictures_that_were_resized(coco_folder):
     shutil.copy(coco_folder / 'images' / '1.png', coco_folder / 'images' / '0.png')
 
 
+def test_other_errors_of_resizing_are_not_those_of_a_narrow_picture():
+    with pytest.raises(cv2.error) as caught:
+        cv2.resize(np.zeros((4, 4), np.int32), (2, 2))  # integers of 32 bits, which OpenCV does not resize
+    assert 'narrow' not in reason(caught.value)
+
+
 @pytest.mark.parametrize('name', ['pairs.nothing', 'pairs', 'pairs.pgm'])
 def test_a_comparison_that_cannot_be_written_is_refused_before_the_detector_is_loaded(coco_folder, name):
     with pytest.raises(ValueError, match=rf'{name}.* does not end like a picture in colours, such as .*pairs\.png'):
         compare(on_folder(coco_folder), 'absent.pth', coco_folder / name)
+
+
+def test_a_folder_in_the_place_of_a_picture_is_told_a_name():
+    with pytest.raises(ValueError, match=r'^\. does not end like a picture in colours, such as pairs\.png'):
+        check_ending('.')
 
 
 def test_a_picture_one_pixel_wide_is_compared(coco_folder):

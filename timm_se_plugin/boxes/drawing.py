@@ -23,7 +23,7 @@ def check_ending(file: str | Path) -> None:
         ValueError: OpenCV does not write colours into files of this ending.
     """
     if not cv2.haveImageWriter(f'a{Path(file).suffix}') or Path(file).suffix.lower() in COLOURLESS:
-        raise ValueError(f'{file} does not end like a picture in colours, such as {Path(file).with_suffix(".png")}')
+        raise ValueError(f'{file} does not end like a picture in colours, such as {Path(file).stem or "pairs"}.png')
 
 
 def write_picture(file: str | Path, picture: np.ndarray) -> None:

@@ -174,7 +174,7 @@ def _is_picture(file: Path) -> bool:
 
 def reason(error: Exception) -> str:
     """What an error about a picture says, in one line."""
-    if getattr(error, 'func', None) == 'resize':  # of OpenCV, which says "inv_scale_x > 0"
+    if getattr(error, 'err', None) == 'inv_scale_x > 0':  # OpenCV's words
         return 'it is so narrow that resizing leaves nothing of it'
     return f'{type(error).__name__}: {" ".join(str(error).split())}'
 
