@@ -164,10 +164,26 @@ def test_a_training_is_opened_with_its_best_checkpoint_and_the_configuration_of_
     assert 'run.py with best_coco_bbox_mAP_epoch_1.pth' in caplog.text
     (tmp_path / 'best_coco_bbox_mAP_50_epoch_2.pth').write_bytes(best.read_bytes())
     assert trained_detector(tmp_path)[1] == str(last)
-    assert re.search(r'run\.py with epoch_2\.pth, .*of several metrics', caplog.text)
+    assert re.search(r'run\.py with epoch_2\.pth, .*several best ones, best_coco_bbox_mAP_50_epoch_2', caplog.text)
+    continued = f'{model.cfg.pretty_text.rstrip()}\nresume = True\n'  # MMEngine writes its copy again
+    (tmp_path / 'run.py').write_text(continued, encoding='utf-8')
+    assert trained_detector(tmp_path)[0].resume
     (tmp_path / 'run.py').write_text(edited.replace('0.5', '0.4'), encoding='utf-8')
     with pytest.raises(ValueError, match=r'2 configurations, edited\.py and run\.py, .*epoch_2\.pth says of none'):
         trained_detector(tmp_path)
+
+
+def test_the_best_checkpoint_lies_beside_the_last_one_in_the_folder_or_in_another(tmp_path):
+    folder, other = tmp_path / 'run', tmp_path / 'out_dir' / 'run'
+    for path in (folder, other):
+        path.mkdir(parents=True)
+        (path / 'best_coco_bbox_mAP_epoch_1.pth').touch()
+    (folder / 'run.py').touch()
+    (other / 'epoch_2.pth').touch()
+    (folder / 'last_checkpoint').write_text(str(other / 'epoch_2.pth'))
+    assert trained_detector(folder)[1] == str(other / 'best_coco_bbox_mAP_epoch_1.pth')
+    (folder / 'epoch_2.pth').touch()  # a copy of a folder that still exists
+    assert trained_detector(folder)[1] == str(folder / 'best_coco_bbox_mAP_epoch_1.pth')
 
 
 @pytest.mark.parametrize('change', [

@@ -58,7 +58,8 @@ def config_path(name: str | Path) -> Path:
 def last_checkpoint(folder: Path) -> Path:
     """The last checkpoint of the training in a folder, which need not be there, from the file that names it."""
     named = Path((folder / 'last_checkpoint').read_text().strip())
-    return named if named.is_file() else folder / named.name  # the folder may have been moved
+    inside = folder / named.name  # the folder may have been moved or copied
+    return named if named.is_file() and not inside.is_file() else inside
 
 
 def _about_folder(folder: Path) -> str:

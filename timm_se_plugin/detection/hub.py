@@ -3,6 +3,7 @@
 import copy
 import json
 import logging
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ __all__ = ['fetch_detector', 'open_detector', 'pull_detector', 'trained_detector
 
 _logger = logging.getLogger(__name__)
 DETECTOR = 'detector.py'
+# What a detector is used with; a training that is continued, or a test, changes other values of MMEngine's copy.
+_USED = re.compile(r'^(?:model|test_dataloader) = .*(?:\n[ )].*)*', re.MULTILINE)
 
 
 def write_detector(model: nn.Module, folder: str | Path) -> None:
@@ -193,9 +196,10 @@ def open_detector(
 def trained_detector(work_dir: str | Path) -> tuple[Config, str]:
     """MMEngine's copy of the configuration of a training, and its best checkpoint, or the last one.
 
-    A training has a best checkpoint where its configuration has ``save_best``. If this names several metrics, there are
-    several best checkpoints, and the last one is taken. Of several configurations in the folder, the one that the
-    checkpoint was trained with is taken.
+    A training has a best checkpoint where its configuration has ``save_best``. If there are several best checkpoints,
+    as there are where this names several metrics, the last checkpoint of the training is taken. Of several
+    configurations in the folder, the one whose detector and test data are those that the checkpoint was trained with is
+    taken.
 
     Raises:
         FileNotFoundError: the folder lacks a configuration, or the checkpoint that ``last_checkpoint`` names.
@@ -207,19 +211,22 @@ def trained_detector(work_dir: str | Path) -> tuple[Config, str]:
             raise FileNotFoundError(f'{folder} is the folder of a classifier, which timm-se predict takes')
         raise FileNotFoundError(f'{folder} has no {CONFIG}, as a shared detector has, and no last_checkpoint, as a '
                                 'training leaves')
-    configs, best = sorted(folder.glob('*.py')), sorted(folder.glob('best_*.pth'))
-    checkpoint = best[0] if len(best) == 1 else last_checkpoint(folder)
+    configs, last = sorted(folder.glob('*.py')), last_checkpoint(folder)
+    best = sorted(last.parent.glob('best_*.pth'))  # beside the last one, also where out_dir puts them elsewhere
+    checkpoint = best[0] if len(best) == 1 else last
     if not configs or not checkpoint.is_file():
         raise FileNotFoundError(f'{folder} has no {"configuration (*.py)" if not configs else checkpoint.name}')
     if len(configs) > 1:
         text = CheckpointLoader.load_checkpoint(str(checkpoint), map_location='cpu').get('meta', {}).get('cfg')
-        own = [path for path in configs if path.read_text(encoding='utf-8') == text]
+        trained = _USED.findall(text or '')
+        own = [path for path in configs
+               if trained and _USED.findall(path.read_text(encoding='utf-8', errors='replace')) == trained]
         if not own:
             raise ValueError(f'{folder} has {len(configs)} configurations, '
                              f'{" and ".join(path.name for path in configs)}, and {checkpoint.name} says of none of '
                              'them that it was trained with it; move those away that are not to be used')
         configs = own
     _logger.info('%s: %s with %s%s', folder, configs[0].name, checkpoint.name, (
-        f', the last checkpoint, since {" and ".join(path.name for path in best)} are the best ones of several metrics'
+        f', the last checkpoint, since there are several best ones, {" and ".join(path.name for path in best)}'
         if len(best) > 1 else ''))
     return Config.fromfile(configs[0]), str(checkpoint)
