@@ -44,6 +44,12 @@ def test_an_image_size_stands_over_the_recipes_and_the_checkpoints(tmp_path, giv
         assert list(data_config(vars(options), model)['input_size']) == size
 
 
+def test_the_image_size_of_a_vit_is_the_one_that_it_was_made_for():
+    model = timm.create_model('vit_tiny_patch16_224', depth=1, img_size=(32, 64), device='meta')
+    assert data_config(vars(parse_options([])), model)['input_size'] == (3, 32, 64)
+    assert data_config(vars(parse_options(['--img-size', '48'])), model)['input_size'] == (3, 48, 48)
+
+
 def test_a_key_that_is_no_option_is_named_with_what_was_meant(tmp_path):
     with pytest.raises(ValueError, match=r"'weight_decy' in the recipe .* not an option; did you mean weight_decay\?"):
         parse_options(['--config', recipe(tmp_path, 'weight_decy: 1')])

@@ -242,6 +242,8 @@ def test_the_rate_follows_the_global_batch_by_timms_rule(digits, tmp_path, opt, 
     (('--model', 'vit_tiny_patch16_224', '--model-kwargs', 'depth=1'), r'takes no images of 32x32 .*224.*img_size=32'),
     (('--model', 'vit_tiny_patch16_224', '--model-kwargs', 'depth=1', 'img_size=32', '--train-img-size', '16'),
      r'takes no images of 16x16 pixels'),
+    (('--model', 'vit_tiny_patch16_224', '--model-kwargs', 'depth=1', '--input-size', '3', '32', '64'),
+     r"leave out --img-size or --input-size, .* --model-kwargs 'img_size=\(32,64\)'$"),
     pytest.param(('--device', 'cuda'), '--device cuda needs CUDA, .*; --device cpu works', marks=pytest.mark.skipif(
         torch.cuda.is_available(), reason='there is one'))])
 def test_a_mistake_is_named_with_what_is_allowed(digits, tmp_path, options, said):

@@ -16,7 +16,7 @@ __all__ = ['image_size', 'run_structure', 'structure_of']
 def image_size(model: nn.Module) -> tuple[int, int, int]:
     """(C, H, W) of a network's images: ``input_size`` of timm's configuration, or (3, 224, 224) without one.
 
-    An argument ``img_size`` that the network was made with, such as a ViT, stands over the configuration.
+    Where the network was made with an argument ``img_size``, as a ViT can be, this size is taken instead.
     """
     cfg: Any = getattr(model, 'pretrained_cfg', None) or {}
     channels, height, width = cfg.get('input_size') or (3, 224, 224)

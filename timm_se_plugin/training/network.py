@@ -70,7 +70,7 @@ def check_image_size(model: Any, input_size: Sequence[int], train_size: int | No
     if not model.pretrained_cfg.get('fixed_input_size'):
         return
     structure, (channels, *size) = structure_of(model), input_size
-    asked = {'--img-size': size, **({'--train-img-size': [train_size] * 2} if train_size else {})}
+    asked = {'--img-size or --input-size': size, **({'--train-img-size': [train_size] * 2} if train_size else {})}
     own = image_size(model)
     for option, (height, width) in asked.items():
         if (channels, height, width) == own:
@@ -78,9 +78,10 @@ def check_image_size(model: Any, input_size: Sequence[int], train_size: int | No
         try:
             run_structure(structure, (channels, height, width))
         except ValueError as error:
+            needed = f'img_size={height}' if height == width else f"'img_size=({height},{width})'"
             raise ValueError(
                 f'the network takes no images of {height}x{width} pixels, but of {own[1]}x{own[2]}; leave out '
-                f'{option}, or make the network for images of another size, as by --model-kwargs img_size={height}'
+                f'{option}, or make the network for images of another size, as by --model-kwargs {needed}'
             ) from error
 
 

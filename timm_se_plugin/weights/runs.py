@@ -16,6 +16,7 @@ from ..models.names import create_network
 from ..models.state_dicts import Misfit
 from ..placement.record import check_attention_of_weights, record_origin
 from ..placement.spec import applicable, split_attention_kwargs
+from ..placement.structure import image_size
 from .facts import Facts
 from .folders import named_by_number
 from .reading import read_weights
@@ -137,8 +138,8 @@ def build_model(args: Mapping[str, Any], kept: Mapping[str, Any] | None = None) 
 def data_config(args: Mapping[str, Any], model: Any) -> dict[str, Any]:
     """timm's data configuration of a model, in which the options of a run replace the model's own values.
 
-    The number of channels is the model's. A mean or deviation for another number of channels is averaged, as in timm's
-    loader.
+    The number of channels is the model's, and so is the image size of a network for one size where the options have
+    none. A mean or deviation for another number of channels is averaged, as in timm's loader.
 
     Args:
         args: options of the run, as for :func:`build_model`.
@@ -159,7 +160,9 @@ def data_config(args: Mapping[str, Any], model: Any) -> dict[str, Any]:
             numbers = ' '.join(map(str, given))
             raise ValueError(f'--{name} {numbers} needs one number, or one for each of the {channels} channels')
     config = resolve_data_config({**args, 'in_chans': channels}, model=model)
-    config['input_size'] = (channels, *config['input_size'][1:])
+    # timm takes the size of the weights, even if the network was made for another one by img_size.
+    of_model = model.pretrained_cfg.get('fixed_input_size') and not (size or args.get('img_size'))
+    config['input_size'] = (channels, *(image_size(model) if of_model else config['input_size'])[1:])
     for name in ('mean', 'std'):
         if len(config[name]) != channels:
             config[name] = (sum(config[name]) / len(config[name]),) * channels
