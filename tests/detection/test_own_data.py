@@ -165,10 +165,20 @@ def test_a_training_that_goes_on_with_other_data_of_the_same_name_is_logged(mine
     run.mkdir()
     config.dump(config.filename)
     shutil.copytree(mine, other)
-    config_for_folder(name, mine, run, resume=True)
+    for same in (mine, mine / '..' / mine.name):
+        config_for_folder(name, same, run, resume=True)
     assert 'was begun' not in caplog.text
     config_for_folder(name, other, run, resume=True)
     assert f'the training in {run} was begun with the data in {mine}, and goes on with those in {other}' in caplog.text
+
+
+@pytest.mark.parametrize('text', ['', 'train_dataloader = dict(\n    batch_size='])
+def test_a_training_that_was_killed_while_it_wrote_its_configuration_is_continued(mine, tmp_path, text):
+    name, run = 'faster-rcnn_se-r50_fpn_1x_coco', tmp_path / 'run'
+    run.mkdir()
+    file = Path(config_for_folder(name, mine, run).filename)
+    file.write_text(text, encoding='utf-8')
+    assert config_for_folder(name, mine, run, resume=True).filename == str(file)
 
 
 def test_the_folder_of_a_run_may_be_an_option_of_the_configuration(mine, tmp_path, monkeypatch):

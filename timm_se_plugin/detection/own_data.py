@@ -76,11 +76,19 @@ def config_for_folder(
     config.merge_from_dict(copy.deepcopy({**(options or {}), 'work_dir': run}))
     written = Path(run, f'{name}.py')
     if (resume or config.get('resume')) and written.is_file():
-        begun = _innermost(Config.fromfile(written).train_dataloader.dataset).get('data_root')
-        if begun != root.as_posix():
+        begun = _data_root(written)
+        if begun and Path(begun).resolve() != root.resolve():
             _logger.warning('the training in %s was begun with the data in %s, and goes on with those in %s; '
                             '--work-dir names another folder for a training of its own', run, begun, root)
     return Config(config.to_dict(), cfg_text=config.text, filename=str(written))
+
+
+def _data_root(file: Path) -> str | None:
+    """The folder of data in a configuration; None where a training was killed while it wrote the file."""
+    try:
+        return _innermost(Config.fromfile(file).train_dataloader.dataset).get('data_root')
+    except (AttributeError, SyntaxError):
+        return None
 
 
 def _innermost(dataset: Any) -> Any:
