@@ -140,8 +140,9 @@ def test_a_size_and_a_network_of_other_channels_are_refused(colours, tmp_path):
     with pytest.raises(ValueError, match='takes 5 channels, and pictures are read with 1, 3 or 4'):
         run(colours, tmp_path / 'run', '--model-kwargs', 'in_chans=5')
     four = {**CONFIG, 'input_size': (4, 32, 32), 'mean': (0.5,) * 4, 'std': (0.5,) * 4}
-    with pytest.raises(ValueError, match='--aa rand-m9 is for 1 or 3 channels, and the network takes 4; leave out'):
+    with pytest.raises(ValueError, match=r"--aa rand-m9 is for 1 or 3 channels, .* takes 4; --aa '' leaves it out"):
         train_transforms(parse_options(['--data-dir', str(colours), '--aa', 'rand-m9']), four)
+    train_transforms(parse_options(['--config', 'imagenet-a2', '--data-dir', str(colours), '--aa', '']), four)
 
 
 @pytest.mark.parametrize('channels', [1, 3])

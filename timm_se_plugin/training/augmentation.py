@@ -45,7 +45,8 @@ def train_transforms(options: Namespace, config: dict[str, Any]) -> Transforms:
     """
     channels = config['input_size'][0]
     if options.aa and not options.no_aug and channels not in (1, 3):  # Pillow does not solarise or equalise RGBA
-        raise ValueError(f'--aa {options.aa} is for 1 or 3 channels, and the network takes {channels}; leave out --aa')
+        raise ValueError(f'--aa {options.aa} is for 1 or 3 channels, and the network takes {channels}; '
+                         "--aa '' leaves it out")
     if options.full_size_epochs and not options.train_img_size:
         raise ValueError(f'--full-size-epochs {options.full_size_epochs} needs --train-img-size: '
                          'without it, every epoch trains at the full image size')
