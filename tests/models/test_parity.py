@@ -152,6 +152,9 @@ def test_a_legacy_network_without_attention_is_timms_without_its_own(name):
     model = timm.create_model(f'{name}_plugin', attn='none', **options)
     model.load_state_dict(legacy_keys(reference.state_dict()))
     assert_same_network(model, reference, images(2, 3, 72, 50), key_map=legacy_keys)
+    torch.jit.script(model.train())(torch.zeros(2, 3, 64, 64)).sum().backward()
+    exported = torch.export.export(model.eval(), (torch.zeros(1, 3, 64, 64),))
+    assert 'where' not in str(exported.graph)
 
 
 @pytest.mark.parametrize('name', [

@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from timm.layers import BatchNormAct2d
 from timm.models.resnet import BasicBlock, Bottleneck
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ..placement.surgery import vacate_blocks
 from ._architecture import timm_network
@@ -51,6 +52,20 @@ def legacy_network(base: str) -> Callable[..., nn.Module]:
     return create
 
 
+class _SeparateReLU(nn.ReLU):
+    """ReLU whose output may be overwritten, as timm's block does by the sum with the shortcut.
+
+    ReLU's backward pass needs its output. This one keeps where the output is 0, and is exported as a ReLU.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shape: any -> the same."""
+        separate = torch.is_grad_enabled()
+        if not torch.jit.is_scripting():
+            separate = separate and not (torch.jit.is_tracing() or torch.compiler.is_compiling())
+        return torch.where(x <= 0, 0.0, x) if separate else F.relu(x)
+
+
 def _with_act(norm: nn.Module, act_layer: type[nn.Module]) -> BatchNormAct2d:
     if type(norm) is not nn.BatchNorm2d:
         raise ValueError(f'norm_layer={type(norm).__name__} is not possible in a legacy network, whose blocks have an '
@@ -60,7 +75,6 @@ def _with_act(norm: nn.Module, act_layer: type[nn.Module]) -> BatchNormAct2d:
         norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats, act_layer=act_layer,
         inplace=False, device=like.device, dtype=like.dtype)
     norm_act.load_state_dict(norm.state_dict())
-    # timm's block overwrites the output by the sum with the shortcut, which ReLU's backward pass would need.
     if type(norm_act.act) is nn.ReLU:
-        norm_act.act = nn.Threshold(0, 0)  # the same function; its backward pass needs the input
+        norm_act.act = _SeparateReLU()
     return norm_act
