@@ -13,7 +13,7 @@ import numpy as np
 from ..files.pictures import Picture, readable, reason, search
 from ..files.tables import write_table
 from ..files.writing import write_atomically
-from .drawing import COLOURLESS, draw, write_picture
+from .drawing import draw, takes_colours, write_picture
 
 __all__ = ['Detector', 'Found', 'detect', 'found_in', 'pictures_to_detect_in']
 
@@ -65,8 +65,7 @@ def pictures_to_detect_in(pictures: Iterable[str | Path], output: str | Path) ->
     """
     targets: dict[Path, Path] = {}
     for file, name in search(pictures, Path(output)):
-        is_written = cv2.haveImageWriter(name.name) and name.suffix.lower() not in COLOURLESS
-        target = Path(output, name if is_written else f'{name}.png')
+        target = Path(output, name if takes_colours(name) else f'{name}.png')
         if target in targets.values():
             raise ValueError(f'{file} and another picture have the same name {name}, and would be written to one file')
         targets[file] = target

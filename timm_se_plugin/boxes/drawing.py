@@ -9,11 +9,16 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-__all__ = ['check_ending', 'draw', 'write_picture']
+__all__ = ['check_ending', 'draw', 'takes_colours', 'write_picture']
 
 _logger = logging.getLogger(__name__)
-COLOURLESS = ('.pbm', '.pgm')  # endings of files in which the boxes would have no colours
 _COLOURS = ((60, 60, 220), (200, 60, 90), (0, 160, 240), (60, 170, 60), (180, 0, 180), (190, 150, 0))  # BGR
+
+
+def takes_colours(file: str | Path) -> bool:
+    """Whether OpenCV writes pictures in colours into files with the ending of `file`."""
+    ending = Path(file).suffix.lower()
+    return cv2.haveImageWriter(f'a{ending}') and ending not in ('.pbm', '.pgm')
 
 
 def check_ending(file: str | Path) -> None:
@@ -22,7 +27,7 @@ def check_ending(file: str | Path) -> None:
     Raises:
         ValueError: OpenCV does not write colours into files of this ending.
     """
-    if not cv2.haveImageWriter(f'a{Path(file).suffix}') or Path(file).suffix.lower() in COLOURLESS:
+    if not takes_colours(file):
         raise ValueError(f'{file} does not end like a picture in colours, such as {Path(file).stem or "pairs"}.png')
 
 

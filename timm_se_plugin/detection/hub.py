@@ -3,7 +3,6 @@
 import copy
 import json
 import logging
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -28,8 +27,6 @@ __all__ = ['fetch_detector', 'open_detector', 'pull_detector', 'trained_detector
 
 _logger = logging.getLogger(__name__)
 DETECTOR = 'detector.py'
-# What a detector is used with; a training that is continued, or a test, changes other values of MMEngine's copy.
-_USED = re.compile(r'^(?:model|test_dataloader) = .*(?:\n[ )].*)*', re.MULTILINE)
 
 
 def write_detector(model: nn.Module, folder: str | Path) -> None:
@@ -217,10 +214,9 @@ def trained_detector(work_dir: str | Path) -> tuple[Config, str]:
     if not configs or not checkpoint.is_file():
         raise FileNotFoundError(f'{folder} has no {"configuration (*.py)" if not configs else checkpoint.name}')
     if len(configs) > 1:
-        text = CheckpointLoader.load_checkpoint(str(checkpoint), map_location='cpu').get('meta', {}).get('cfg')
-        trained = _USED.findall(text or '')
-        own = [path for path in configs
-               if trained and _USED.findall(path.read_text(encoding='utf-8', errors='replace')) == trained]
+        text = CheckpointLoader.load_checkpoint(str(checkpoint), map_location='cpu').get('meta', {}).get('cfg') or ''
+        used = _used(text)
+        own = [path for path in configs if used and _used(path.read_text(encoding='utf-8', errors='replace')) == used]
         if not own:
             raise ValueError(f'{folder} has {len(configs)} configurations, '
                              f'{" and ".join(path.name for path in configs)}, and {checkpoint.name} says of none of '
@@ -230,3 +226,12 @@ def trained_detector(work_dir: str | Path) -> tuple[Config, str]:
         f', the last checkpoint, since there are several best ones, {" and ".join(path.name for path in best)}'
         if len(best) > 1 else ''))
     return Config.fromfile(configs[0]), str(checkpoint)
+
+
+def _used(text: str) -> list[Any] | None:
+    """What a detector is used with. Continuing a training, or testing, changes other values of MMEngine's copy."""
+    try:
+        values = parse_config(text)
+    except ValueError:
+        return None
+    return [values['model'], values.get('test_dataloader')] if 'model' in values else None
