@@ -102,9 +102,9 @@ def test_a_folder_trains_and_its_configuration_trains_again(mine, small, tmp_pat
 @pytest.mark.filterwarnings('ignore:.* instance named of .* has been created:UserWarning')
 def test_runs_with_other_shares_to_validate_on_are_recorded_beside_one_another(mine, small, tmp_path):
     (mine / 'annotations' / 'val.json').unlink()
-    for share in ('0.25', '0.5'):
-        main(['detect', 'train', '--data', str(mine), '--model', str(small), '--val-share', share, '--work-dir',
-              str(tmp_path / share), '--record', str(tmp_path / 'table.csv')])
+    for share, folder in (('0.25', f'{mine}/'), ('0.5', str(mine)), ('0.5', f'{mine}/../{mine.name}')):
+        main(['detect', 'train', '--data', folder, '--model', str(small), '--val-share', share, '--seed', '0',
+              '--work-dir', str(tmp_path / folder.replace('/', '') / share), '--record', str(tmp_path / 'table.csv')])
     assert [row['options'] for row in read_table(tmp_path / 'table.csv')] == [
         f'data={mine} val_share=0.25', f'data={mine} val_share=0.5']
 

@@ -6,6 +6,7 @@ torchrun --nproc-per-node 8 -m timm_se_plugin detect train faster-rcnn_se-r50_fp
 """
 
 import argparse
+import os
 import sys
 
 from .detector_options import add_config, add_launcher, add_picture_check, launcher, options_text
@@ -82,5 +83,7 @@ def run(args: argparse.Namespace) -> dict[str, str]:
     if args.record and is_main_process():
         names = ('amp', 'auto_scale_lr', 'data', 'val_share')
         own = {name: getattr(args, name) for name in names if getattr(args, name)}
+        if args.data:
+            own['data'] = os.path.normpath(args.data)  # cells, ./cells and cells/ are one
         record_run(runner, args.record, options_text({**args.cfg_options, **own}))
     return {'work_dir': config.work_dir}
