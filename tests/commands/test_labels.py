@@ -99,7 +99,13 @@ def test_a_saved_and_a_shared_model_know_that_a_picture_has_any_number_of_labels
 def test_an_exported_file_predicts_labels(data, trained, printed, tmp_path):
     for name in ('onnx', 'onnxruntime', 'onnxscript'):
         pytest.importorskip(name, reason='needs the [export] extra')
-    printed('export', trained, tmp_path / 'labels.onnx', '--pictures', data / 'val' / '8')
+    small = printed('export', trained, tmp_path / 'labels.onnx', '--pictures', data / 'val', '--int8',
+                    data / 'train')['int8']
+    found = [labels(printed('predict', data / 'val', '--model', tmp_path / name))
+             for name in ('labels.onnx', 'labels-int8.onnx')]
+    other = sum(len(set(a) ^ set(b)) for a, b in zip(*found, strict=True))
+    assert small['same'] == pytest.approx(1 - other / (len(found[0]) * len(NAMES)))
+    assert small['top1_float'] is None
     rows, expected = (printed('predict', data / 'val' / '8', '--model', model, '--threshold', '0')
                       for model in (tmp_path / 'labels.onnx', trained))
     assert [found['score'] for row in rows for found in row['classes']] == pytest.approx(

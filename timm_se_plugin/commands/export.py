@@ -87,7 +87,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.int8:
         check_file(int8_file(args.file))
         pictures_of(args.int8)  # refuses a folder that is missing or empty before the export
-    done = export_onnx(open_classifier(args.model), args.file, args.pictures)
+    classifier = open_classifier(args.model)
+    done = export_onnx(classifier, args.file, args.pictures)
     print(f'{done.file}: {done.bytes:,} bytes, for {"any number of pictures" if done.dynamic_batch else "one picture"} '
           f'at a time; on {done.pictures} pictures the probabilities of ONNX Runtime and PyTorch differ by at most '
           f'{done.largest_difference:.1g}')
@@ -97,7 +98,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from ..training.onnx_int8 import write_int8
 
     small = write_int8(args.file, args.int8, args.pictures)
-    print(f'{small.file}: {small.bytes:,} bytes; on {small.pictures} pictures the best class is the same for '
+    compared = 'each label' if classifier.is_multilabel else 'the best class'
+    print(f'{small.file}: {small.bytes:,} bytes; on {small.pictures} pictures {compared} is the same for '
           f'{small.same:.2%}' + ('' if small.top1_float is None else
                                  f', and right for {small.top1_float:.2%} in float32, {small.top1_int8:.2%} in int8'))
     if args.record:

@@ -27,9 +27,10 @@ class Int8:
         bytes: its size.
         calibration: number of pictures that the ranges of the activations were measured on.
         pictures: number of pictures that both files have classified.
-        same: share of them whose best class is the same.
-        top1_float: share of them that the file in float32 classifies right; None if the pictures do not lie in folders
-            with the names of the classes.
+        same: share of them whose best class is the same; for a network of any number of labels, share of all their
+            labels that are on the same side of a probability of 0.5.
+        top1_float: share of them that the file in float32 classifies right; None for a network of any number of labels,
+            and if the pictures do not lie in folders with the names of the classes.
         top1_int8: the same for the file in 8-bit integers.
     """
 
@@ -81,14 +82,21 @@ def write_int8(file: str | Path, calibration: Iterable[str | Path], pictures: It
     target = int8_file(file)
     write_atomically(target, content)
     files = pictures_of(pictures)
-    best = [{found.file: found.classes[0][0] for found in predict(each, files, 1, threshold=0.)}
-            for each in (classifier, open_onnx(target))]
-    shared = best[0].keys() & best[1].keys()
+    top, threshold = (None, None) if classifier.is_multilabel else (1, 0.)  # all labels from 0.5 on, or the best class
+    found, small_found = (
+        {each.file: {name for name, _ in each.classes} for each in predict(network, files, top, threshold=threshold)}
+        for network in (classifier, open_onnx(target)))
+    shared = sorted(found.keys() & small_found.keys())
     if not shared:
         raise ValueError('none of the pictures to compare the two files on can be read')
-    truth = _truth(sorted(shared), classifier.names)
-    right = [sum(found[name] == truth[name] for name in shared) / len(shared) if truth else None for found in best]
-    same = sum(best[0][name] == best[1][name] for name in shared) / len(shared)
+    if classifier.is_multilabel:
+        other = sum(len(found[file] ^ small_found[file]) for file in shared)
+        return Int8(str(target), len(content), images.count, len(shared),
+                    1 - other / (len(shared) * len(classifier.names)), None, None)
+    truth = _truth(shared, classifier.names)
+    right = [sum(each[file] == {truth[file]} for file in shared) / len(shared) if truth else None
+             for each in (found, small_found)]
+    same = sum(found[file] == small_found[file] for file in shared) / len(shared)
     return Int8(str(target), len(content), images.count, len(shared), same, *right)
 
 
