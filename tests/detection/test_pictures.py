@@ -23,7 +23,7 @@ import timm_se_plugin.detection  # noqa: F401  (mmdet needs its operators)
 from timm_se_plugin.boxes.drawing import check_ending
 from timm_se_plugin.detection import picture_check
 from timm_se_plugin.detection.inference import compare, detect
-from timm_se_plugin.detection.picture_check import Picture, check_pictures
+from timm_se_plugin.detection.picture_check import PictureFile, check_pictures
 from timm_se_plugin.files.pictures import reason
 
 pytestmark = pytest.mark.mmdet
@@ -38,7 +38,7 @@ def said(monkeypatch):
 
 
 def picture(path, size=(96, 80), **loader):
-    return Picture(str(path), 0, size, 'annotations.json', LoadImageFromFile(**loader))
+    return PictureFile(str(path), 0, size, 'annotations.json', LoadImageFromFile(**loader))
 
 
 def photo(path, size=(96, 80)):

@@ -17,7 +17,7 @@ from mmengine.logging import print_log
 from torch import nn
 
 from .coco import CocoDataset, CocoMetric, category_ids, class_names
-from .picture_check import Picture, check_pictures, pictures_of
+from .picture_check import PictureFile, check_pictures, picture_files
 
 __all__ = ['check_data']
 
@@ -42,13 +42,13 @@ def check_data(
         FileNotFoundError: pictures do not exist.
     """
     expected, whose = (None if classes is None else class_names(classes, 'the checkpoint')), 'the checkpoint'
-    pictured: dict[tuple, Picture] = {}  # train and val sets may share pictures
+    pictured: dict[tuple, PictureFile] = {}  # train and val sets may share pictures
     trained_on: dict[str, set[str]] = {}  # paths of the training pictures by file name
     for split, dataset in datasets.items():
-        of_split: list[Picture] = []
+        of_split: list[PictureFile] = []
         for base in _parts(dataset):
             where = f'{split}_dataloader ({getattr(base, "ann_file", "") or type(base).__name__})'
-            of_split += pictures_of(base) if pictures or split in evaluators else ()
+            of_split += picture_files(base) if pictures or split in evaluators else ()
             if getattr(base, 'metainfo', {}).get('classes') is not None:
                 names = class_names(base.metainfo['classes'], where)
                 if expected is None:
@@ -180,7 +180,7 @@ def _check_order(dataset: Any, names: tuple[str, ...]) -> None:
                          'labels are by name')
 
 
-def _check_metric(metric: Any, evaluator: str, classes: Any, pictures: list[Picture], where: str) -> None:
+def _check_metric(metric: Any, evaluator: str, classes: Any, pictures: list[PictureFile], where: str) -> None:
     """Check that the annotations of an evaluator have the classes and the pictures of its data set."""
     coco, file = metric._coco_api, getattr(metric, 'ann_file', None) or f'the annotations of {evaluator}'
     ids = category_ids(coco.dataset, classes, file)

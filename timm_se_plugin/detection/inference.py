@@ -25,7 +25,7 @@ from ..boxes import detect as detect_by
 from ..boxes.detecting import pictures_to_detect_in
 from ..boxes.drawing import check_ending
 from ..measuring.device import check_device
-from .picture_check import check_pictures, load_picture, pictures_of
+from .picture_check import check_pictures, load_picture, picture_files
 from .running import check_fit, saved_meta
 
 __all__ = ['compare', 'detect', 'detector_of', 'load_detector']
@@ -147,7 +147,7 @@ def compare(
         raise ValueError(f'count={count} is not 1 or more')
     count = min(count, len(dataset))
     chosen = np.linspace(0, len(dataset) - 1, count).round().astype(int).tolist()
-    pictures = [picture for i, picture in enumerate(pictures_of(dataset)) if i in chosen]
+    pictures = [picture for i, picture in enumerate(picture_files(dataset)) if i in chosen]
     check_pictures(pictures)
     detector = detector_of(model, checkpoint)
     names, classes = list(dataset.metainfo['classes']), detector.names

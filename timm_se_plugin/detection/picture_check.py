@@ -17,14 +17,14 @@ from tqdm import tqdm
 
 from ..files.pictures import orientation_in_header
 
-__all__ = ['Picture', 'check_pictures', 'is_local', 'load_picture', 'loader_of', 'pictures_of']
+__all__ = ['PictureFile', 'check_pictures', 'is_local', 'load_picture', 'loader_of', 'picture_files']
 
 _END_MARKS = {'JPEG': b'\xff\xd9', 'MPO': b'\xff\xd9', 'PNG': b'IEND'}
 _FETCHED = 100  # the most pictures that are fetched whole for the check, where files are not local
 
 
-class Picture(NamedTuple):
-    """A picture of a data set.
+class PictureFile(NamedTuple):
+    """The file of a picture of a data set.
 
     Args:
         path: the file, as the data set names it.
@@ -53,17 +53,17 @@ def loader_of(dataset: Any) -> Any:
     return next((step for step in steps if hasattr(step, 'imdecode_backend')), None)
 
 
-def pictures_of(dataset: Any) -> Iterator[Picture]:
-    """The pictures of a data set that have a file of their own."""
+def picture_files(dataset: Any) -> Iterator[PictureFile]:
+    """Those of the pictures of a data set that have a file of their own."""
     loader, where = loader_of(dataset), str(getattr(dataset, 'ann_file', ''))
     for i in range(len(dataset) if hasattr(dataset, 'get_data_info') else 0):
         info = dataset.get_data_info(i)
         size = (info['width'], info['height']) if 'width' in info and 'height' in info else None
         if isinstance(info.get('img_path'), str):
-            yield Picture(info['img_path'], info.get('img_id'), size, where, loader)
+            yield PictureFile(info['img_path'], info.get('img_id'), size, where, loader)
 
 
-def load_picture(picture: Picture) -> np.ndarray:
+def load_picture(picture: PictureFile) -> np.ndarray:
     """A picture as the pipeline's loader returns it, (H, W, 3).
 
     Raises:
@@ -76,7 +76,7 @@ def load_picture(picture: Picture) -> np.ndarray:
                          f'{type(error).__name__}: {error}') from error
 
 
-def check_pictures(pictures: list[Picture]) -> None:
+def check_pictures(pictures: list[PictureFile]) -> None:
     """Check that pictures exist, are whole, and are loaded in the size that the annotations say.
 
     Of files that are not local, at most 100 are checked, since each is fetched whole. On a terminal, a bar shows the
@@ -92,9 +92,9 @@ def check_pictures(pictures: list[Picture]) -> None:
         warnings.simplefilter('ignore')  # Pillow's, about large pictures and odd tags
         headers = list(tqdm(threads.map(_header, looked), total=len(looked), unit='', delay=1, disable=None,
                             desc='checking the picture files'))
-    missing: list[tuple[Picture, str]] = []
-    broken: list[tuple[Picture, str]] = []
-    resized: list[tuple[Picture, str]] = []
+    missing: list[tuple[PictureFile, str]] = []
+    broken: list[tuple[PictureFile, str]] = []
+    resized: list[tuple[PictureFile, str]] = []
     unclear = []
     turns: dict[tuple, bool] = {}
     for picture, header in zip(looked, headers, strict=True):
@@ -138,7 +138,7 @@ class _Header(NamedTuple):
         return self.orientation in range(5, 9)
 
 
-def _is_turned(picture: Picture, header: _Header, turns: dict[tuple, bool]) -> bool:
+def _is_turned(picture: PictureFile, header: _Header, turns: dict[tuple, bool]) -> bool:
     """Whether the loader turns pictures of this format and orientation; `turns` keeps what is known."""
     kind = (header.format, header.orientation, repr(picture.loader))
     if kind not in turns:
@@ -146,7 +146,7 @@ def _is_turned(picture: Picture, header: _Header, turns: dict[tuple, bool]) -> b
     return turns[kind]
 
 
-def _other_size(picture: Picture, header: _Header, size: tuple[int, int]) -> str:
+def _other_size(picture: PictureFile, header: _Header, size: tuple[int, int]) -> str:
     """What a picture's size is as it is loaded and in the annotations, and what to do."""
     assert picture.size is not None
     text = f'{picture.path}: {size[0]}x{size[1]} (width x height) as it is loaded, and ' \
@@ -160,12 +160,12 @@ def _other_size(picture: Picture, header: _Header, size: tuple[int, int]) -> str
                    'annotations to these pictures')
 
 
-def _is_local(picture: Picture) -> bool:
+def _is_local(picture: PictureFile) -> bool:
     return not getattr(picture.loader, 'file_client_args', None) and is_local(
         picture.path, getattr(picture.loader, 'backend_args', None))
 
 
-def _header(picture: Picture) -> _Header | Exception:
+def _header(picture: PictureFile) -> _Header | Exception:
     """The header of a picture's file, or an error whose message names the file."""
     try:
         if not _is_local(picture):
