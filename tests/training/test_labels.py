@@ -1,7 +1,9 @@
 """Pictures with any number of labels each."""
 
 import json
+import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -137,7 +139,7 @@ def test_validation_labels_in_another_order_are_the_same_labels(data, own, train
 
 @pytest.mark.parametrize(('line', 'text', 'said'), [
     (1, 'picture', 'has no column for a label on its first line: .*, separated by commas'),
-    (1, 'picture,even,,hole', 'has no name for the column 3'),
+    (1, 'picture,even,,hole', 'has no name for the column 3 on its first line; name the label, or remove the column$'),
     (1, 'picture,even,even,hole', "has several columns named 'even'"),
     (3, 'train/0/nowhere.png,1,0,0', r"1 of 96 pictures that do not exist: 'train/0/nowhere.png'; paths are rel"),
     (3, 'a.png,1,0', 'line 3, has 3 cells, and the first line names 4 columns'),
@@ -158,6 +160,15 @@ def test_cells_are_read_as_pandas_and_spreadsheets_write_them(own, yes, no):
         [header, *(','.join((path, *(words[cell] for cell in cells))) for path, *cells in (
             row.split(',') for row in rows))]))
     assert read_labels(str(own / 'train.csv')).samples == expected
+
+
+def test_the_columns_that_the_page_makes_by_pandas_are_labels(tmp_path, monkeypatch):
+    """pandas 3 with pyarrow makes a column without a name for a picture without a label."""
+    page = Path(__file__).parents[2] / 'docs' / 'classify.md'
+    monkeypatch.chdir(tmp_path)
+    exec(re.search(r'```python\n(import pandas.*?)```', page.read_text(encoding='utf-8'), re.S)[1], {})
+    assert Path('train.csv').read_text(encoding='utf-8').splitlines() == [
+        'picture,beach,sunset', 'photos/0001.jpg,1,1', 'photos/0002.jpg,0,0']
 
 
 @pytest.mark.parametrize('prefix', ['', './', 'val/../'])

@@ -158,7 +158,8 @@ def _names(path: str, header: Sequence[str]) -> list[str]:
         raise ValueError(f'{path} has no column for a label on its first line: a column with the paths of the pictures '
                          'comes first, then a column of 0 and 1 for each label, separated by commas')
     if not all(names):
-        raise ValueError(f'{path} has no name for the column {names.index("") + 2} on its first line')
+        raise ValueError(f'{path} has no name for the column {names.index("") + 2} on its first line; name the label, '
+                         'or remove the column')
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise ValueError(f'{path} has several columns named {", ".join(map(repr, twice))}')
