@@ -67,6 +67,12 @@ def test_a_missing_recipe_is_answered_with_those_there_are():
         read_recipe('cifar')
 
 
+def test_the_folder_of_a_run_in_the_place_of_a_recipe_is_told_its_recipe(tmp_path):
+    (tmp_path / 'args.yaml').write_text('epochs: 1')
+    with pytest.raises(ValueError, match=f'{tmp_path}. is the folder of a run; give {tmp_path}/args.yaml$'):
+        read_recipe(str(tmp_path))
+
+
 @pytest.mark.parametrize(('text', 'said'), [
     ('epochs: 0', '--epochs: .0. is not a positive integer'),
     ('smoothing: 2', '--smoothing: .2. is not a number from 0 to 1'),

@@ -229,7 +229,8 @@ def test_tar_files_of_the_splits_are_found(digits, tmp_path):
 @pytest.mark.parametrize(('left', 'asked'), [('train', 'validation'), ('val', 'train'), ('val', 'tset')])
 def test_a_missing_split_is_not_made_of_the_others(digits, tmp_path, left, asked):
     (tmp_path / left).symlink_to(digits / left)
-    with pytest.raises(ValueError, match=f"has no split '{asked}'; it has {left}"):
+    with pytest.raises(ValueError, match=f"has no split '{asked}'; it has {left}. Give the name of a split that it "
+                                         f"has, or evaluate .* by --data-dir {tmp_path}/{left} --val-share 0.2$"):
         open_split(options(tmp_path), asked, training=False)
 
 

@@ -42,6 +42,9 @@ def read_recipe(name: str) -> dict[str, Any]:
     packaged = RECIPES / f'{name.removesuffix(".yaml")}.yaml'
     file = Path(name) if Path(name).is_file() else packaged
     if not file.is_file():
+        own = Path(name, 'args.yaml')
+        if own.is_file():
+            raise ValueError(f'{name!r} is the folder of a run; give {own}')
         raise ValueError(f'{name!r} is neither a file nor a packaged recipe; '
                          f'the packaged recipes are {", ".join(list_recipes())}')
     try:

@@ -364,7 +364,8 @@ def split_root(root: Path, split: str) -> str:
     others = [name for names in SPLITS for name in names
               if (root / name).is_dir() and any(entry.is_dir() for entry in (root / name).iterdir())]
     if others:
-        raise ValueError(f'{root} has no split {split!r}; it has {", ".join(others)}')
+        raise ValueError(f'{root} has no split {split!r}; it has {", ".join(others)}. Give the name of a split that it '
+                         f'has, or evaluate on a fifth of {others[0]} by --data-dir {root / others[0]} --val-share 0.2')
     return str(root)
 
 
