@@ -129,6 +129,13 @@ def test_a_picture_without_a_class_is_refused(trained, colours, kind, said):
         evaluate(trained, colours)
 
 
+@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')  # timm's reader leaves the file open
+def test_one_tar_file_for_training_and_validation_is_refused(colours, tmp_path):
+    shutil.make_archive(str(tmp_path / 'all'), 'tar', colours / 'train')
+    with pytest.raises(ValueError, match=r'all\.tar is one file, so that .*; unpack it and give --val-share'):
+        train(tmp_path / 'all.tar', tmp_path / 'run')
+
+
 def test_training_and_validation_on_the_same_images_are_refused(colours, tmp_path):
     with pytest.raises(ValueError, match='has no folders or tar files named train and validation, so that the same'):
         train(colours / 'train', tmp_path / 'run')

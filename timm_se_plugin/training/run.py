@@ -368,10 +368,14 @@ def _check_splits(options: Namespace, train_data: Any, val_data: Any) -> None:
         return
     train, validation = train_data.reader, val_data.reader
     if train.root == validation.root:
+        is_file = Path(options.data_dir).is_file()
+        lack = 'is one file' if is_file else (
+            f'has no folders or tar files named {options.train_split} and {options.val_split}')
+        unpack = 'unpack it and ' if is_file and options.task != 'multilabel' else ''  # --val-share takes no tar file
         raise ValueError(
-            f'{options.data_dir} has no folders or tar files named {options.train_split} and {options.val_split}, so '
-            'that the same images would train and validate; give --val-share 0.2 to evaluate on a fifth of each class, '
-            'or by --data-dir the folder that holds both, and by --train-split and --val-split their names')
+            f'{options.data_dir} {lack}, so that the same images would train and validate; {unpack}give --val-share '
+            '0.2 to evaluate on a fifth of each class, or by --data-dir the folder that holds both splits, and by '
+            '--train-split and --val-split their names')
     if isinstance(train, ReaderImageFolder) and isinstance(validation, ReaderImageFolder):
         shared, looked = shared_pictures(train, validation)
         if shared:
