@@ -127,6 +127,8 @@ FOLDERS: dict[str, Callable[[Path], object]] = {
     'a class with a blank': lambda folder: _as_class(folder, 'red '),
     'a folder of a year in each class': lambda folder: [_as_class(folder, f'{name}/2020') for name in COLOURS],
     'a link to the folder above': lambda folder: (folder / 'red' / 'loop').symlink_to(folder),
+    'two links that lead to one another': lambda folder: (
+        (folder / 'red' / 'blue').symlink_to('../blue'), (folder / 'blue' / 'red').symlink_to('../red')),
     'a link to nowhere': lambda folder: (folder / 'pink').symlink_to(folder / 'nowhere'),
     'a link to another class': lambda folder: (folder / 'pink').symlink_to(folder / 'red'),
     'a folder in a class': lambda folder: _as_class(folder, 'red/more'),

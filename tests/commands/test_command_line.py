@@ -215,13 +215,12 @@ def test_completion_knows_the_commands_and_their_options(capsys):
 
 def test_commands_offer_the_choices_of_their_functions():
     from timm_se_plugin.analysis.pruning import CRITERIA
-    from timm_se_plugin.measuring.benchmark import DTYPES, LAYOUTS, MODES
+    from timm_se_plugin.measuring.benchmark import DTYPES, LAYOUTS
     from timm_se_plugin.weights.convert import PADDINGS
 
     groups = next(action.choices for action in command_parser()._actions if isinstance(action.choices, dict))
     choices = {(command, action.dest): action.choices for command in ('bench', 'prune', 'convert')
                for action in groups[command]._actions}
-    assert choices['bench', 'mode'] == MODES
     assert choices['bench', 'layout'] == tuple(LAYOUTS)
     assert choices['bench', 'dtype'] == tuple(DTYPES)
     assert choices['prune', 'criteria'] == CRITERIA

@@ -90,9 +90,11 @@ def test_broken_files_are_named_and_passed_over_and_pictures_of_all_kinds_are_re
         Image.open(picture).convert(mode).save(tmp_path / name)
     (tmp_path / 'broken.png').write_bytes(picture.read_bytes()[:60])
     (tmp_path / 'notes.txt').write_text('no picture')
+    (tmp_path / 'loop').symlink_to(tmp_path.parent)
     rows = printed('predict', tmp_path, '--model', trained)
     assert len(rows) == 5
     assert 'broken.png cannot be read' in caplog.text
+    assert 'loop links to a folder that it lies in, and is not followed' in caplog.text
     with pytest.raises(SystemExit, match='none of the 1 files is a picture that can be read'):
         main(['predict', str(tmp_path / 'broken.png'), '--model', str(trained)])
 
@@ -103,6 +105,10 @@ def test_a_checkpoint_in_the_place_of_a_run_and_a_run_in_that_of_a_checkpoint_ar
         main(['predict', picture, '--model', str(best)])
     with pytest.raises(SystemExit, match=f'{trained} is not a file; it is the folder of a run: give {best}'):
         main(['evaluate', '--checkpoint', str(trained)])
+    with pytest.raises(SystemExit, match=f'give a checkpoint of one of the runs in it, which are {trained}$'):
+        main(['evaluate', '--checkpoint', str(trained.parent)])
+    with pytest.raises(SystemExit, match='gone is unknown; there is no such folder either'):
+        main(['predict', picture, '--model', str(tmp_path / 'gone')])
     (tmp_path / 'last_checkpoint').write_text('epoch_1.pth')
     with pytest.raises(SystemExit, match='is the folder of a detector, which timm-se detect predict takes'):
         main(['predict', picture, '--model', str(tmp_path)])

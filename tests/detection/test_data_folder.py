@@ -161,6 +161,15 @@ def test_paths_with_backslashes_of_windows_are_found(tmp_path):
     assert described(read_folder(data, tmp_path / 'run2')[0]) == SPLITS
 
 
+@pytest.mark.parametrize('save', [save_coco, save_voc, save_yolo])
+def test_a_link_to_the_folder_above_is_not_followed(tmp_path, save, caplog):
+    folder = save(tmp_path / 'mine')
+    (folder / 'loop').symlink_to('.', target_is_directory=True)
+    assert described(read_folder(folder, tmp_path / 'run')[0]) == SPLITS
+    assert [record.getMessage() for record in caplog.records if record.levelname == 'WARNING'] == [
+        f'{folder / "loop"} links to a folder that it lies in, and is not followed']
+
+
 def test_instances_are_chosen_among_the_other_annotations_of_coco(tmp_path):
     folder = save_coco(tmp_path / 'mine')
     write(folder / 'annotations' / 'person_keypoints_train2017.json', coco(SPLITS['train']))

@@ -239,7 +239,8 @@ def test_names_that_differ_in_case_alone_have_one_order(tmp_path):
     ('a folder of a year in each class', "the class '2020' is made of 3 folders, blue/2020, green/2020, red/2020"),
     ('a folder in a class', "the class 'more' lies in the folder of the class 'red'"),
     ('a link to nowhere', 'left out: 1 links to nothing (pink)'),
-    ('a link to the folder above', 'left out: 1 links to a folder that they lie in (loop)'),
+    ('a link to the folder above', 'loop links to a folder that it lies in, and is not followed'),
+    ('two links that lead to one another', 'red links to a folder that it lies in, and is not followed'),
     ('a link to another class', "the classes 'pink' and 'red' are the same folder")])
 def test_folders_that_are_probably_no_classes_are_warned_of(colours, caplog, kind, said):
     spoil(colours / 'train', kind)

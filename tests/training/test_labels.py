@@ -138,7 +138,8 @@ def test_validation_labels_in_another_order_are_the_same_labels(data, own, train
 
 
 @pytest.mark.parametrize(('line', 'text', 'said'), [
-    (1, 'picture', 'has no column for a label on its first line: .*, separated by commas'),
+    (1, 'picture', 'has no column for a label on its first line: .*, separated by commas$'),
+    (1, 'picture;even;hole', "has no column for a label .*, separated by commas, and not by ';' as here$"),
     (1, 'picture,even,,hole', 'has no name for the column 3 on its first line; name the label, or remove the column$'),
     (1, 'picture,even,even,hole', "has several columns named 'even'"),
     (3, 'train/0/nowhere.png,1,0,0', r"1 of 96 pictures that do not exist: 'train/0/nowhere.png'; paths are rel"),

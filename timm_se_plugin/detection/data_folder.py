@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-import os
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ from typing import Any, NamedTuple
 from filelock import FileLock
 
 from ..files.class_names import nearly_equal
-from ..files.pictures import original_name
+from ..files.pictures import original_name, walk
 from ..files.writing import write_atomically
 from .coco import class_names, read_coco
 from .conversion import AnnotatedPicture, to_coco
@@ -24,7 +23,7 @@ __all__ = ['Split', 'read_folder']
 
 _logger = logging.getLogger(__name__)
 _ENDINGS = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
-_DEPTH = 5  # levels of folders that are searched; the limit ends the search of links to a folder above
+_DEPTH = 5  # levels of folders that are searched
 _LOOKED = 50  # the most pictures of a split that are looked for in each folder that may hold them
 _SPLIT = re.compile(r'(?<![a-z])(train|val|test)(?:ing|id|idation)?(?![a-z])')
 
@@ -100,7 +99,7 @@ def read_folder(
 def _below(root: Path, kept_in: Path) -> tuple[list[Path], list[Path]]:
     """The files below a folder, and their folders; hidden ones and those of runs are left out."""
     files, folders = [], []
-    for place, inner, names in os.walk(root, followlinks=True):
+    for place, inner, names in walk(root):
         path = Path(place)
         deep = len(path.relative_to(root).parts) >= _DEPTH
         inner[:] = [] if deep else sorted(name for name in inner if not name.startswith('.') and name != 'work_dirs'

@@ -14,7 +14,7 @@ from PIL import Image
 
 __all__ = [
     'Picture', 'orientation_in_header', 'original_name', 'picture_endings', 'pictures_of', 'readable', 'reason',
-    'search', 'with_slashes']
+    'search', 'walk', 'with_slashes']
 
 _logger = logging.getLogger(__name__)
 _Read = TypeVar('_Read')
@@ -109,6 +109,30 @@ def picture_endings() -> set[str]:
             if kind in Image.OPEN and kind not in _IDENTIFIED_ALONE}
 
 
+def walk(
+        root: str | Path, onerror: Callable[[OSError], object] | None = None,
+) -> Iterator[tuple[str, list[str], list[str]]]:
+    """``os.walk`` through links as well, except those to a folder that they lie in, which are logged: they never end.
+
+    Args:
+        root: where to begin.
+        onerror: receives an error of a folder that cannot be listed, which is passed over otherwise.
+
+    Returns:
+        As ``os.walk``: a folder, and the names of the folders in it, which the caller may reduce, and of the files.
+    """
+    ways: dict[str, set[Path]] = {}
+    for folder, folders, files in os.walk(root, onerror=onerror, followlinks=True):
+        real = Path(folder).resolve()
+        way = {real, *real.parents, *ways.pop(folder, ())}
+        for path in [path for name in folders if (path := Path(folder, name)).is_symlink()]:
+            if path.resolve() in way:
+                _logger.warning('%s links to a folder that it lies in, and is not followed', path)
+                folders.remove(path.name)
+        yield folder, folders, files
+        ways |= {os.path.join(folder, name): way for name in folders}
+
+
 def search(paths: Iterable[str | Path], but: Path | None = None) -> list[tuple[Path, Path]]:
     """Files as they are given, and of a folder the pictures in it and below it, sorted; each with a relative name.
 
@@ -146,7 +170,7 @@ def search(paths: Iterable[str | Path], but: Path | None = None) -> list[tuple[P
 def _inside(path: Path, but: Path | None) -> tuple[list[tuple[Path, Path]], Counter[str]]:
     """The pictures in a folder as in :func:`search`, and the number of other files by their ending."""
     found, others = [], Counter[str]()
-    for folder, folders, files in os.walk(path, followlinks=True):
+    for folder, folders, files in walk(path):
         folders[:] = [name for name in folders if not name.startswith('.') and not (
             but is not None and Path(folder, name).resolve() == but.resolve())]
         for file in (Path(folder, name) for name in files if not name.startswith('.')):

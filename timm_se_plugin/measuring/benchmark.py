@@ -21,7 +21,6 @@ from .turns import time_in_turns
 
 __all__ = ['Case', 'check_rounds', 'measure', 'prepared_step', 'suite']
 
-MODES = ('inference', 'train', 'frozen')
 LAYOUTS = {'nchw': torch.contiguous_format, 'channels_last': torch.channels_last}
 DTYPES = {'float32': None, 'bfloat16': torch.bfloat16, 'float16': torch.float16}  # of autocast; None for no autocast
 _TIMM_SK = {'resnext50_32x4d': 'skresnext50_32x4d', 'resnet50': 'skresnet50', 'resnet50d': 'skresnet50d'}

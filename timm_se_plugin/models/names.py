@@ -14,7 +14,7 @@ import timm
 from timm.models._hub import save_config_for_hf  # private: timm exports only the function that writes weights too
 from torch import nn
 
-from ..files.hub_files import CONFIG, FOLDER, SAVED_AT, WEIGHTS
+from ..files.hub_files import CONFIG, FOLDER, HUB, SAVED_AT, WEIGHTS
 from ..placement.spec import AttentionSpec
 from ._registry import architectures
 
@@ -40,6 +40,8 @@ def check_model(name: str, arguments: Mapping[str, Any] | None = None) -> None:
         own = [f'{plain}_plugin{name.removeprefix(plain)}'] if f'{plain}_plugin' in architectures else []
         close = [*own, *get_close_matches(name, timm.list_models(), 3 - len(own))]
         hint = f'did you mean {", ".join(close)}?' if close else '`timm-se models` lists all names'
+        if '/' in name:
+            hint = f'there is no such folder either, and a model of the Hub is named {HUB}user/repo'
         raise ValueError(f'the model {name} is unknown; {hint}')
     opened, asks = f'{plain}_plugin', any(key.startswith('attn') for key in arguments or ())
     if asks and plain not in architectures and opened in architectures:

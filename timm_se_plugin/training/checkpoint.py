@@ -13,7 +13,7 @@ import torch
 from ..files.writing import is_whole, sync_folder, write_atomically
 from ..weights.reading import reason_of
 
-__all__ = ['BEST', 'LAST', 'CheckpointError', 'newest_whole', 'read_checkpoint', 'save_checkpoint']
+__all__ = ['BEST', 'LAST', 'CheckpointError', 'newest_whole', 'read_checkpoint', 'runs_in', 'save_checkpoint']
 
 _logger = logging.getLogger(__name__)
 
@@ -59,6 +59,11 @@ def newest_whole(folder: Path) -> Path | None:
                 return path
             _logger.warning('%s is not a whole checkpoint; an older one is used if there is one', path)
     return None
+
+
+def runs_in(folder: Path) -> list[Path]:
+    """The first five folders of runs, by name, in a folder and in the folders in it; for messages."""
+    return sorted({path.parent for depth in ('*', '*/*') for path in folder.glob(f'{depth}/{LAST}')})[:5]
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from ..measuring.device import check_device
 from ..models.names import check_model, trained_model
 from ..weights.folders import saved_class_names
 from ..weights.runs import MULTILABEL, data_config, read_run
-from .checkpoint import BEST, LAST
+from .checkpoint import BEST, LAST, runs_in
 from .onnx_file import open_onnx
 from .prediction import Classifier
 
@@ -74,7 +74,7 @@ def _no_classifier(folder: Path) -> str:
     """What a folder without a classifier is instead."""
     if (folder / 'last_checkpoint').is_file():  # MMEngine's
         return f'{folder} is the folder of a detector, which timm-se detect predict takes'
-    runs = sorted({path.parent for depth in ('*', '*/*') for path in folder.glob(f'{depth}/{LAST}')})[:5]
+    runs = runs_in(folder)
     hint = f'; give one of the folders of runs in it: {", ".join(map(str, runs))}' if runs else ''
     return f'{folder} has no {CONFIG}, as a saved model has, and no {BEST} and no {LAST}, as a training leaves{hint}'
 

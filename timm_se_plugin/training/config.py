@@ -13,7 +13,7 @@ from ..files.hub_files import SAVED_AT, read_config_json
 from ..models.names import check_model
 from ..weights.reading import read_weights
 from ..weights.runs import FORMER, MULTILABEL, model_kwargs
-from .checkpoint import BEST, LAST
+from .checkpoint import BEST, LAST, runs_in
 from .options import RECIPES, RUNTIME, evaluation_parser, list_recipes, training_parser
 
 __all__ = [
@@ -158,6 +158,9 @@ def parse_evaluation(
     if checkpoint and not Path(checkpoint).is_file():
         inside = [path for name in (BEST, LAST) if (path := Path(checkpoint, name)).is_file()]
         hint = f'; it is the folder of a run: give {inside[0]}' if inside else ''
+        runs = runs_in(Path(checkpoint))
+        if runs and not inside:
+            hint = f'; give a checkpoint of one of the runs in it, which are {", ".join(map(str, runs))}'
         raise ValueError(f'--checkpoint {checkpoint} is not a file{hint}')
     if checkpoint and not checkpoint.endswith(_WEIGHTS):
         raise ValueError(f'--checkpoint {checkpoint} is not a file of weights, whose name ends in '

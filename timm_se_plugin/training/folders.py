@@ -21,7 +21,7 @@ from timm.data.readers.reader_image_in_tar import ReaderImageInTar
 from timm.utils.misc import natural_key
 
 from ..files.class_names import nearly_equal
-from ..files.pictures import original_name, picture_endings
+from ..files.pictures import original_name, picture_endings, walk
 
 __all__ = ['SPLITS', 'class_key', 'closest', 'read_class_map', 'read_folder', 'read_tar', 'share_of', 'shared_pictures']
 
@@ -207,7 +207,6 @@ class _Listing:
         others: number of other files by their ending.
         empty: folders without pictures.
         broken_links: links to nothing.
-        looped_links: links to a folder that they lie in, whose pictures would be read again and again.
     """
 
     pictures: list[tuple[str, str]] = field(default_factory=list)
@@ -215,7 +214,6 @@ class _Listing:
     others: Counter[str] = field(default_factory=Counter)
     empty: list[str] = field(default_factory=list)
     broken_links: list[str] = field(default_factory=list)
-    looped_links: list[str] = field(default_factory=list)
 
     @classmethod
     def of(cls, root: str) -> '_Listing':
@@ -223,13 +221,10 @@ class _Listing:
 
         def refuse(error: OSError) -> None:  # by default, os.walk silently skips a folder that may not be read
             raise error
-        for folder, folders, files in os.walk(root, onerror=refuse, followlinks=True):
+        for folder, folders, files in walk(root, refuse):
             hidden = [name for name in (*folders, *files) if _is_hidden(name)]
             self.hidden += hidden
-            back = [name for name in folders if os.path.islink(path := os.path.join(folder, name)) and (
-                Path(path).resolve() in (real := Path(folder).resolve(), *real.parents))]
-            self.looped_links += [name for name in back if name not in hidden]
-            folders[:] = [name for name in folders if name not in hidden and name not in back]
+            folders[:] = [name for name in folders if name not in hidden]
             name = normalize('NFC', os.path.basename(folder)) if folder != root else ''  # macOS decomposes accents
             found = 0
             for file in files:
@@ -250,7 +245,7 @@ class _Listing:
     @property
     def deserves_warning(self) -> bool:
         """Whether what is left out may be a mistake."""
-        return bool(self.empty or self.broken_links or self.looped_links)
+        return bool(self.empty or self.broken_links)
 
     def left_out(self, unmapped: Counter[str]) -> str:
         """What is left out, as the end of a message; `unmapped` counts the pictures of classes without an index."""
@@ -259,7 +254,6 @@ class _Listing:
             (self.others.total(), 'files that are no pictures by their ending', self.others),
             (len(self.empty), 'folders without a picture', self.empty),
             (len(self.broken_links), 'links to nothing', self.broken_links),
-            (len(self.looped_links), 'links to a folder that they lie in', self.looped_links),
             (unmapped.total(), 'pictures of classes that are not in --class-map', unmapped)) if count]
         return f'; left out: {", ".join(parts)}' if parts else ''
 

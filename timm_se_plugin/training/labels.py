@@ -155,8 +155,10 @@ def _rows(path: str, text: str) -> Iterator[tuple[int, list[str]]]:
 def _names(path: str, header: Sequence[str]) -> list[str]:
     names = [name.strip() for name in header[1:]]
     if not names:
+        others = [mark for mark in (';', '\t', '|') if mark in ''.join(header)]
         raise ValueError(f'{path} has no column for a label on its first line: a column with the paths of the pictures '
-                         'comes first, then a column of 0 and 1 for each label, separated by commas')
+                         'comes first, then a column of 0 and 1 for each label, separated by commas'
+                         f'{f", and not by {others[0]!r} as here" if others else ""}')
     if not all(names):
         raise ValueError(f'{path} has no name for the column {names.index("") + 2} on its first line; name the label, '
                          'or remove the column')
