@@ -1,5 +1,6 @@
 """Time of a training step of a network with attention, relative to the same network without attention."""
 
+import logging
 import statistics
 from functools import partial
 
@@ -12,6 +13,8 @@ from ..models._registry import architectures
 from .run import Run
 
 __all__ = ['plain_name', 'step_time_ratio']
+
+_logger = logging.getLogger(__name__)
 
 
 def plain_name(model: str) -> str | None:
@@ -45,6 +48,7 @@ def step_time_ratio(run: Run, rounds: int = 15) -> float | None:
     plain = plain_name(run.options.model) or flagged
     if plain is None:
         return None
+    _logger.info('the time of a training step is compared with that of %s', plain)
     without = {key: value for key, value in kwargs.items() if not key.startswith('attn')}
     with torch.random.fork_rng():
         models = {which: run.create_model(name, keywords, pretrained=False).train() for which, name, keywords in (
