@@ -171,8 +171,13 @@ def _losses(table: str) -> dict[tuple[str, ...], float]:
 def training_table(name: str, attn: str | None = None) -> str:
     """Accuracy and training loss of each network over its seeds, and the difference to the plain network's accuracy.
 
-    With `attn`, only the networks with this attention and the plain ones have rows.
+    Short trainings come first, and of each length the plain network. With `attn`, only the networks with this attention
+    and the plain ones have rows.
     """
+    def compared(model: str, options: str, recipe: str, epochs: str) -> tuple[str, str, str, str]:
+        without = ' '.join(part for part in options.split() if not part.startswith('attn'))
+        return plain_name(model) or model, without, recipe, epochs
+
     losses = _losses(name)
     runs: dict[tuple[str, str, str, str], list[Row]] = {}
     for row in read(name):
@@ -182,12 +187,10 @@ def training_table(name: str, attn: str | None = None) -> str:
             runs.setdefault((row['model'], row['options'], row['recipe'], row['epochs']), []).append(row)
     top1 = {key: {row['seed']: 100 * float(row['top1']) for row in rows} for key, rows in runs.items()}
     body = []
-    for (model, options, recipe, epochs), rows in runs.items():
-        own = top1[model, options, recipe, epochs]
-        without = ' '.join(part for part in options.split() if not part.startswith('attn'))
-        compared = plain_name(model) or model, without, recipe, epochs
-        _check_alike(rows, runs.get(compared, []))
-        plain = top1.get(compared, {})
+    for run in sorted(runs, key=lambda run: (int(run[3]), compared(*run), run != compared(*run))):
+        model, options, _, epochs = run
+        rows, own, plain = runs[run], top1[run], top1.get(compared(*run), {})
+        _check_alike(rows, runs.get(compared(*run), []))
         times = [float(row['time_ratio']) for row in rows if row['time_ratio']]
         loss = [losses[_run(row)] for row in rows if _run(row) in losses]
         body.append([
