@@ -109,6 +109,13 @@ def test_files_that_a_page_names_exist(page):
     assert not [name for name in named if name not in elsewhere and not (ROOT / name).exists()]
 
 
+def test_the_map_names_every_public_module_in_the_row_of_its_folder():
+    rows = dict(re.findall(r'^\| `(\w+)/` \| (.*)$', (ROOT / 'docs' / 'package-map.md').read_text('utf-8'), re.M))
+    missing = [module for folder, row in rows.items() if folder != 'commands'
+               for module in (ROOT / 'timm_se_plugin' / folder).glob('[!_]*.py') if f'`{module.name}`' not in row]
+    assert missing == []
+
+
 @pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
 def test_links_and_pictures_of_a_page_exist(page):
     text = BLOCK.sub('', page.read_text(encoding='utf-8'))
