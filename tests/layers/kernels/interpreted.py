@@ -94,6 +94,10 @@ def test_running_statistics_move_as_in_batch_norm(momentum):
         torch.testing.assert_close(a, b)
 
 
+def generator():
+    return torch.Generator(DEVICE).manual_seed(5)
+
+
 class Tail(nn.Module):
     """The end of a block, with as much of it as is asked for."""
 
@@ -350,6 +354,22 @@ def test_norm_act_is_the_modules(act):
                 torch.testing.assert_close(norm_act(x, bn, act, conv), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize('act', [nn.ReLU(), None])
+@pytest.mark.parametrize('layout', LAYOUTS)
+def test_a_frozen_norm_that_is_not_trained_takes_no_sums_in_the_backward_pass(act, layout, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError('nobody needs these sums')
+
+    monkeypatch.setattr(launch, 'reduce', refuse)
+    monkeypatch.setattr(launch, 'parameter_sums', refuse)
+    bn = Tail(6, *TAILS[7]).bn.eval().requires_grad_(False)
+    x = values((3, 6, 5, 4), layout, mean=1.0).requires_grad_()
+    results = []
+    for out in (norm_act(x, bn, act), bn(x) if act is None else act(bn(x))):
+        results.append(torch.autograd.grad(out, x, torch.randn(out.shape, generator=generator()))[0])
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
+
+
 def test_norm_act_calls_a_norm_that_is_hooked_or_another():
     seen = []
     bn = nn.BatchNorm2d(5)
@@ -483,6 +503,8 @@ def test_running_statistics_with_gaps_between_their_values_are_moved():
     for a, b in zip(ours.buffers(), theirs.buffers(), strict=True):
         torch.testing.assert_close(a, b)
     assert (table[:, 1::2] == 1).all()
+    with torch.no_grad():
+        torch.testing.assert_close(norm_act(x, ours.eval()), theirs.eval()(x), rtol=1e-4, atol=1e-5)
 
 
 def test_the_statistics_of_a_later_batch_are_not_mistaken_for_the_saved_ones():

@@ -161,7 +161,10 @@ def test_a_pass_takes_as_many_launches_as_the_count_says(case, forward, backward
 
 
 def as_source(kernel, args, constants):
-    """What Triton compiles for these arguments: integers that are 1 are constants, multiples of 16 marked as such."""
+    """What Triton compiles for these arguments: integers that are 1 are constants, multiples of 16 marked as such.
+
+    Those of ``do_not_specialize`` are neither.
+    """
     from triton.compiler import ASTSource
 
     signature, values, attributes = {}, {}, {}
@@ -171,11 +174,12 @@ def as_source(kernel, args, constants):
             signature[name] = TYPES[arg.dtype]
         elif isinstance(arg, float):
             signature[name] = 'fp32'
-        elif isinstance(arg, int) and not isinstance(arg, bool) and arg != 1 and name not in constants:
+        elif isinstance(arg, int) and name not in constants and (arg != 1 or kernel.params[i].do_not_specialize):
             signature[name] = 'i32'
         if signature[name] == 'constexpr':
             values[(i,)] = arg
-        elif signature[name] != 'fp32' and (isinstance(arg, torch.Tensor) or arg % 16 == 0):
+        elif isinstance(arg, torch.Tensor) or (
+                signature[name] == 'i32' and arg % 16 == 0 and not kernel.params[i].do_not_specialize):
             attributes[(i,)] = [['tt.divisibility', 16]]
     return ASTSource(kernel, signature, values, attributes)
 

@@ -32,8 +32,8 @@ class _Sums(NamedTuple):
     """Results of the backward pass of ``scale_shift_add`` for that of ``normalize``."""
 
     factor: Tensor | None
-    sums: Tensor
-    x_sums: Tensor
+    sums: Tensor | None
+    x_sums: Tensor | None
     relu: int  # whose mask the carrier's gradient still lacks; NO_RELU for none
 
 
@@ -198,14 +198,17 @@ def _gradients(ctx: Any, g: Tensor | None, grad_pooled: Tensor | None) -> tuple[
         return None, None, None
     if grad_pooled is not None:
         grad_pooled = grad_pooled.contiguous()
-    weight_grad, bias_grad = launch.parameter_sums(sums, x_sums, factor, grad_pooled, pooled_sums, pooled_x_sums)
-    dy = None
+    weight_grad = bias_grad = dy = None
+    if sums is not None or grad_pooled is not None:
+        weight_grad, bias_grad = launch.parameter_sums(sums, x_sums, factor, grad_pooled, pooled_sums, pooled_x_sums)
     if ctx.needs_input_grad[0]:
         totals: tuple[Tensor | None, Tensor | None] = (None, None)
         inv_count = 0.0
         if call.batch and call.group is None:
             totals, inv_count = (weight_grad, bias_grad), y.shape[1] / y.numel()
         elif call.batch:
+            assert weight_grad is not None  # the statistics of a batch need the sums
+            assert bias_grad is not None
             totals, inv_count = _averaged(weight_grad, bias_grad, invstd, ctx.total, call.group), 1.0
         dy = launch.apply_backward(
             g, y, weight, bias, mean, invstd, factor, grad_pooled, *totals, inv_count, relu, call.pooling == 'relu')
@@ -272,10 +275,15 @@ class _ScaleShiftAdd(Function):
             return None, *grads, None, None
         layout = torch.channels_last if launch.is_channels_last(y) else torch.contiguous_format
         grad = grad.contiguous(memory_format=layout)
-        g, sums, x_sums, gate_grad = launch.reduce(
-            grad, y, out, shortcut, weight, bias, mean, invstd, factor, ctx.relu)
-        factor_grad = None
+        g = sums = x_sums = factor_grad = gate_grad = None
+        # A norm of running statistics whose weight and bias are not trained needs no sums. The mask of ``out`` is
+        # applied here all the same, since the shortcut's gradient needs it too.
+        if ctx.call.batch or any(ctx.needs_input_grad[2:4]) or any(x is not None for x in (factor, gate, out)):
+            g, sums, x_sums, gate_grad = launch.reduce(
+                grad, y, out, shortcut, weight, bias, mean, invstd, factor, ctx.relu)
         if factor is not None or gate is not None:
+            assert sums is not None
+            assert x_sums is not None
             sums, x_sums, factor_grad, gate_grad = launch.sample_sums(
                 sums, x_sums, gate_grad, weight, bias, torch.float32 if factor is None else factor.dtype,
                 torch.float32 if gate is None else gate.dtype)
@@ -349,7 +357,7 @@ def normalize(y: Tensor, bn: Any, pooling: Pooling = '') -> Normalized:
     mean = invstd = None
     if not batch:
         # A copy, since a training pass may change the running mean before the backward pass reads it.
-        mean = bn.running_mean.to(torch.float32, copy=torch.is_grad_enabled())
+        mean = bn.running_mean.to(torch.float32, copy=torch.is_grad_enabled()).contiguous()
         invstd = (bn.running_var.float() + bn.eps).rsqrt()
     elif y.numel() == y.shape[1] and call.group is None:
         raise ValueError(f'Expected more than 1 value per channel when training, got input size {y.shape}')

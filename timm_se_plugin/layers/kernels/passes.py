@@ -5,6 +5,9 @@ that touch maps owns one sample, BLOCK_C channels and a chunk of at most ``T`` t
 partial result per channel into an array of shape (N, chunks, C). The other three reduce such arrays. Nothing is added
 atomically, and the chunks depend on the shape alone, so equal calls give equal bits. Values are computed in float32.
 
+Triton compiles a kernel again for an integer that is 1 or a multiple of 16. That helps where the integer is a stride, C
+or P; for the others it is switched off, so that images of many sizes do not compile anew.
+
 ``x = (y - mean) * invstd`` is BatchNorm's normalised input, ``u = weight * x + bias`` its output; ``factor`` is the
 gate times stochastic depth, one value per sample and channel.
 """
@@ -50,7 +53,7 @@ def _vector(pointer, offset, channels, mask):
     return tl.load(pointer + offset + channels, mask=mask, other=0.0).to(tl.float32)[None, :]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=['T'])
 def moments(y, means, squares, C, P, T, LAST: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr):
     """``means = mean(y)``, ``squares = sum((y - means)**2)`` of each chunk and channel.
 
@@ -80,7 +83,7 @@ def moments(y, means, squares, C, P, T, LAST: tl.constexpr, BLOCK_P: tl.constexp
     tl.store(squares + out + c0 + channels, tl.where(centred < 0, 0.0, centred), mask=inside)  # NaN stays NaN
 
 
-@triton.jit
+@triton.jit(do_not_specialize=['N', 'P', 'chunks', 'size'])
 def statistics(
         means, squares, weight, bias, mean, invstd, running_mean, running_var, batches, x_mean, u_mean,
         N, C, P, chunks, size, eps, momentum, unbiased,
@@ -149,7 +152,7 @@ def statistics(
             tl.store(u_mean + at, (scale * x + offset).to(u_mean.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=['T'])
 def apply(
         y, out, shortcut, weight, bias, mean, invstd, factor, gate, C, P, T,
         RELU: tl.constexpr, LAST: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr):
@@ -196,7 +199,7 @@ def _masked(g, u, factor, RELU: tl.constexpr):
     return g
 
 
-@triton.jit
+@triton.jit(do_not_specialize=['T'])
 def reduce(
         grad, y, out, g, shortcut, weight, bias, mean, invstd, factor, sums, x_sums, shortcut_sums, C, P, T,
         RELU: tl.constexpr, LAST: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr):
@@ -244,7 +247,7 @@ def reduce(
         tl.store(shortcut_sums + at, tl.sum(shortcut_total, 0), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=['N', 'chunks'])
 def sample_sums(
         sums, x_sums, shortcut_sums, weight, bias, sum_, x_sum, combined, shortcut_sum, N, C, chunks, scale,
         BLOCK: tl.constexpr):
@@ -276,7 +279,7 @@ def sample_sums(
         tl.store(shortcut_sum + at, shortcut_total.to(shortcut_sum.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=['rows'])
 def parameter_sums(
         sums, x_sums, factor, pooled_grad, pooled_sums, pooled_x_sums, weight_grad, bias_grad, rows, C,
         BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr):
@@ -313,7 +316,7 @@ def parameter_sums(
     tl.store(weight_grad + c, tl.sum(x_total, 0), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=['T'])
 def apply_backward(
         g, y, dy, weight, bias, mean, invstd, factor, pooled_grad, weight_grad, bias_grad, C, P, T, inv_count,
         RELU: tl.constexpr, POOLED_RELU: tl.constexpr, LAST: tl.constexpr,
