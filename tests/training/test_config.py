@@ -12,7 +12,7 @@ from timm_se_plugin.training import (
     parse_options,
     train_classifier,
 )
-from timm_se_plugin.training.config import read_recipe, run_columns
+from timm_se_plugin.training.config import own_options, read_recipe, run_columns
 from timm_se_plugin.training.options import RECIPES
 from timm_se_plugin.weights.runs import data_config
 
@@ -137,6 +137,15 @@ def test_a_run_is_named_by_its_checkpoint_when_its_recipe_is_gone(tmp_path):
                      'data': 'cells', 'global_batch': 64}
     (tmp_path / 'mine.yaml').unlink()
     assert run_columns(checkpoint) == {**named, 'options': 'lr=0.3'}
+
+
+def test_a_grey_run_that_its_own_args_yaml_continues_keeps_its_name(tmp_path):
+    given = ['--model', 'resnet18', '--data-dir', str(tmp_path), '--input-size', '1', '28', '28']
+    options = parse_options(given)
+    path = recipe(tmp_path, 'model_kwargs: {in_chans: 1}\ninput_size: [1, 28, 28]\nmodel: resnet18\nconfig: null\n')
+    again = parse_options(['--config', path, '--data-dir', str(tmp_path)])
+    assert again.model_kwargs == {'in_chans': 1}
+    assert own_options(again) == own_options(options) == 'input_size=[1, 28, 28]'
 
 
 @pytest.mark.parametrize(('name', 'before', 'epochs'), [('cifar10', 82, 123), ('cifar100', 150, 225)])

@@ -151,6 +151,13 @@ def test_repeated_augmentation_shows_an_image_several_times_differently(digits):
     assert not torch.equal(first[0], first[1])
 
 
+def test_repeated_augmentation_of_few_images_leaves_out_none_but_its_share(tmp_path):
+    data = save_digits(tmp_path, train=511, val=1)
+    order = loader(data, '--aug-repeats', '3').batches.order
+    assert len(order) == 511
+    assert len(set(order)) == 171  # a third, rounded up
+
+
 @pytest.mark.parametrize('more', [(), ('--aug-repeats', '3')])
 def test_the_order_of_the_images_depends_on_the_seed(digits, more):
     orders = [[loader(digits, '--seed', seed, *more).batches.indices(batch) for batch in range(6)] for seed in '121']
@@ -254,6 +261,18 @@ def test_networks_for_one_channel_see_grey_images(digits):
         grey = next(iter(made()))[0]
         colour, _ = batches(digits, '--val-split', 'train', training=training)[0]
         torch.testing.assert_close(grey, colour[:, :1], rtol=0, atol=0.02)  # the digits are grey
+
+
+@pytest.mark.parametrize(('name', 'said'), [
+    ('torch/cifar10', r'Dataset not found .*; --dataset-download downloads most of these data sets into --data-dir'),
+    ('torch/cifar', r'Unknown torchvision dataset cifar'), ('torch/imagenet', 'not present in the root directory'),
+    ('wds/digits', r'split train not found .*; --train-split, --val-split, --train-num-samples and')])
+def test_data_that_is_not_there_is_named_with_the_option_that_brings_it(tmp_path, name, said):
+    if name.startswith('wds'):
+        pytest.importorskip('webdataset', reason='streams need webdataset: the [train] extra')
+    given = parse_options(['--dataset', name, '--data-dir', str(tmp_path)])
+    with pytest.raises((ValueError, OSError), match=said):
+        open_split(given, 'train', training=True)
 
 
 def test_missing_data_is_an_error_that_says_what_to_give(tmp_path):

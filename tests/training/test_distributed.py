@@ -70,7 +70,8 @@ def torchrun(folder, *arguments):
 
 @pytest.mark.slow
 def test_two_processes_of_torchrun_are_ended_and_continue(digits, tmp_path):
-    arguments = ('--data-dir', str(digits), '--batch-size', '8', '--epochs', '6', '--mixup', '0.2')
+    arguments = ('--data-dir', str(digits), '--batch-size', '8', '--epochs', '6', '--mixup', '0.2', '--model-ema',
+                 '--model-ema-decay', '0.9', '--recovery-interval', '2')
     run(*2 * [job(tmp_path / 'whole', *arguments)])
     folder = tmp_path / 'run'
     process = torchrun(folder, *arguments)
@@ -83,5 +84,6 @@ def test_two_processes_of_torchrun_are_ended_and_continue(digits, tmp_path):
     _, said = process.communicate(timeout=240)
     assert process.returncode == 0, said[-3000:]
     assert equal(weights(folder), weights(tmp_path / 'whole'))
+    assert equal(weights(folder, ema=True), weights(tmp_path / 'whole', ema=True))
     for resumed, whole in zip(summary(folder), summary(tmp_path / 'whole'), strict=True):
         assert all(float(resumed[key]) == pytest.approx(float(whole[key])) for key in whole)

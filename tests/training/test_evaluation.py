@@ -176,7 +176,8 @@ def test_any_model_of_timm_is_evaluated_at_any_size_and_crop(digits):
     assert metrics['input_size'] == '3x160x160'
 
 
-@pytest.mark.parametrize(('size', 'crop', 'resized'), [(224, '224/256', 256), (320, '320/352', 352)])
+@pytest.mark.parametrize(('size', 'crop', 'resized'), [
+    (224, '224/256', 256), (320, '320/352', 352), (224, '224/400', 400), (224, '0.5', 448)])
 def test_the_papers_crops_are_cut_from_the_papers_sizes(digits, size, crop, resized):
     options = parse_evaluation(['--data-dir', str(digits), '--crop-pct', crop])
     made = eval_loader(options, open_split(options, 'validation', False), {

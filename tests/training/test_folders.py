@@ -47,6 +47,12 @@ def colours(tmp_path):
     return save_colours(tmp_path / 'data')
 
 
+def pack(data, split):
+    """Turn the folder of a split into a tar file."""
+    shutil.make_archive(str(data / split), 'tar', data / split)
+    shutil.rmtree(data / split)
+
+
 def test_a_subset_of_the_classes_is_evaluated_as_what_it_is(trained, colours, tmp_path):
     spoil(colours / 'validation', 'a class less')
     metrics = evaluate(trained, colours, '--output', str(tmp_path / 'out'))
@@ -79,12 +85,24 @@ def test_a_class_map_gives_renamed_classes_their_indices(trained, colours, tmp_p
     assert evaluate(trained, colours, '--class-map', str(tmp_path / 'map.txt'))['top1'] == 1
 
 
+@pytest.mark.parametrize('lines', ['red\ngreen\nblue\n', 'blue\nred\n'])
+def test_a_class_map_that_contradicts_the_network_is_refused(trained, colours, tmp_path, lines):
+    (tmp_path / 'map.txt').write_text(lines)
+    with pytest.raises(ValueError, match=r"map\.txt gives the class 'red' the index [01], and the network has it at 2"):
+        evaluate(trained, colours, '--class-map', str(tmp_path / 'map.txt'))
+
+
 @pytest.mark.parametrize('arguments', [(), ('--class-map', 'map.txt')])
-def test_an_accent_is_the_same_in_either_spelling(colours, tmp_path, monkeypatch, arguments):
+@pytest.mark.parametrize('packed', [False, True])
+@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
+def test_an_accent_is_the_same_in_either_spelling(colours, tmp_path, monkeypatch, arguments, packed):
     monkeypatch.chdir(tmp_path)
     (tmp_path / 'map.txt').write_text('blue\ngr\u00fcn\nred\n', encoding='utf-8')
     spoil(colours / 'train', 'a class with an accent of its own')
     spoil(colours / 'validation', 'a class with an accent')
+    if packed:
+        pack(colours, 'train')
+        pack(colours, 'validation')
     assert train(colours, tmp_path / 'run', *arguments)['top1'] == 1
 
 
@@ -188,20 +206,29 @@ def test_an_empty_folder_is_refused_with_what_it_holds(tmp_path):
 
 
 @pytest.mark.parametrize(('lines', 'said'), [
-    ('red\ngren\nblue', r"no class 'green' \(did you mean 'gren'\?\) of .*train, which has no folder 'gren';"),
+    ('red\ngren\nblue', r"no class 'green' \(did you mean 'gren'\?\) of .*train(.tar)?, which has no folder 'gren';"),
     ('Red\nGreen\nBlue', 'has no class'), ('red\nred\nblue', "has 'red' on more than one line")])
-def test_a_class_map_that_does_not_fit_the_folders_is_refused(colours, tmp_path, lines, said):
+@pytest.mark.parametrize('packed', [False, True])
+@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
+def test_a_class_map_that_does_not_fit_the_folders_is_refused(colours, tmp_path, lines, said, packed):
     (tmp_path / 'map.txt').write_text(lines)
+    if packed:
+        pack(colours, 'train')
     with pytest.raises(ValueError, match=f'--class-map .*{said}'):
         train(colours, tmp_path / 'run', '--class-map', str(tmp_path / 'map.txt'))
 
 
-def test_a_class_map_orders_classes_and_chooses_some_of_them(colours, tmp_path, caplog):
+@pytest.mark.parametrize('packed', [False, True])
+@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
+def test_a_class_map_orders_classes_and_chooses_some_of_them(colours, tmp_path, caplog, packed):
+    if packed:
+        pack(colours, 'train')
     (tmp_path / 'map.txt').write_text('\ufeffred\nblue\n\n', encoding='utf-8')
     options = parse_options(['--data-dir', str(colours), '--class-map', str(tmp_path / 'map.txt')])
     data = open_split(options, 'train', training=True)
     assert (class_names(data), len(data)) == (['red', 'blue'], 32)
     assert '16 pictures of classes that are not in --class-map (green)' in caplog.text
+    assert [int(data[i][1]) for i in range(32)].count(0) == 16
 
 
 def test_classes_that_are_called_by_numbers_are_not_those_whose_names_are_these_numbers(tmp_path):

@@ -3,13 +3,18 @@
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
-from digit_runs import TINY, equal, job, said, summary, train, weights
+from digit_runs import TINY, equal, job, said, save_digits, summary, train, weights
 from processes import finish, start
 
 from timm_se_plugin.training import parse_options, train_classifier
+from timm_se_plugin.training.data import open_split
+from timm_se_plugin.training.images import Images
+from timm_se_plugin.training.termination import TerminatedError, Termination
 
 
 @pytest.fixture(scope='module')
@@ -51,6 +56,29 @@ def test_sigterm_to_every_process_saves_and_the_run_continues_to_the_same_weight
     assert 'resumed from' in said(folder)
     assert equal(weights(folder), weights(undisturbed))
     assert summary(folder) == summary(undisturbed)
+
+
+def test_sigterm_while_a_picture_is_read_is_no_corrupt_picture(tmp_path):
+    def interrupted(image):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return image
+    data = open_split(parse_options(['--data-dir', str(save_digits(tmp_path))]), 'train', training=True)
+    images = Images(data, interrupted, lambda epoch: lambda image: image, 0, 'skip', keep=False, replace=True)
+    with Termination() as termination:
+        termination.at_once = True
+        with pytest.raises(TerminatedError):
+            images[0, 0, 0]
+
+
+def test_a_command_that_sigterm_ends_does_not_claim_success(digits, tmp_path):
+    words, _ = job(tmp_path / 'run', *arguments(digits), '--epochs', '1000')
+    process = subprocess.Popen([sys.executable, '-m', 'timm_se_plugin', 'train', *words], stderr=subprocess.PIPE)
+    while process.poll() is None and not (tmp_path / 'run' / 'last.pth.tar').exists():
+        time.sleep(0.02)
+    process.terminate()
+    said = process.communicate(timeout=120)[1].decode()
+    assert 'stopped by SIGTERM in epoch' in said
+    assert process.returncode == 143
 
 
 def test_sigkill_at_ten_random_moments_changes_nothing(digits, undisturbed, tmp_path):

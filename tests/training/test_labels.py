@@ -1,9 +1,11 @@
 """Pictures with any number of labels each."""
 
 import json
+import os
 import re
 import shutil
 from pathlib import Path
+from unicodedata import normalize
 
 import numpy as np
 import pytest
@@ -72,6 +74,17 @@ def test_labels_are_learned_and_the_checkpoint_says_the_task(trained, tmp_path):
     assert np.mean([float(line['average_precision']) for line in classes]) == pytest.approx(row['map'], abs=1e-4)
     best = max(float(epoch['val_map']) for epoch in summary(folder))
     assert read_checkpoint(folder / 'model_best.pth.tar')['best'] == pytest.approx(best)
+
+
+@pytest.mark.parametrize('form', ['NFC', 'NFD'])
+@pytest.mark.parametrize('written', ['NFC', 'NFD'])
+def test_an_accent_in_a_path_is_the_same_in_either_spelling(tmp_path, form, written):
+    (tmp_path / normalize(form, 'café.png')).touch()
+    path = tmp_path / 'train.csv'
+    path.write_text(normalize(written, 'picture,grün\ncafé.png,1\n'), encoding='utf-8')
+    reader = read_labels(str(path))
+    assert [os.path.isfile(file) for file, _ in reader.samples] == [True]
+    assert list(reader.class_to_idx) == [normalize('NFC', 'grün')]
 
 
 def test_metrics_are_scikit_learns_over_the_labels_that_have_pictures():

@@ -1,4 +1,5 @@
 import json
+from argparse import Namespace
 
 import pytest
 import torch
@@ -6,6 +7,7 @@ from digit_runs import TINY, equal, weights
 
 from timm_se_plugin.training import parse_options, train_classifier
 from timm_se_plugin.training.checkpoint import read_checkpoint
+from timm_se_plugin.training.continuing import continued
 from timm_se_plugin.training.data import eval_loader, open_split, train_loader
 from timm_se_plugin.training.process import Process
 from timm_se_plugin.training.run import Run
@@ -91,6 +93,12 @@ def test_a_run_on_a_stream_is_reproducible(shards, tmp_path):
             *TINY, '--dataset', 'wds/digits', '--data-dir', str(shards), '--num-classes', '10', '--workers', '1',
             '--epochs', '1', '--output', str(tmp_path), '--experiment', name]))
     assert equal(weights(tmp_path / 'first'), weights(tmp_path / 'second'))
+    given = options(shards, *TINY, '--workers', '2', '--epochs', '2')
+    path = tmp_path / 'first' / 'last.pth.tar'
+    state = {**read_checkpoint(path), 'args': Namespace(**{**vars(given), 'workers': 0})}
+    assert continued(Namespace(**{**vars(given), 'workers': 1}), state, process(), path).workers == 1
+    with pytest.raises(ValueError, match=r'workers=2 \(was 0; a stream is dealt out to the workers\)'):
+        continued(given, state, process(), path)
 
 
 @pytest.mark.parametrize(('source', 'lengths'), [

@@ -5,6 +5,7 @@ torchrun --nproc-per-node 8 -m timm_se_plugin train --config imagenet-se --data-
 """
 
 import argparse
+import sys
 from typing import Any
 
 from ..training.options import training_parser
@@ -18,7 +19,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     training_parser(parser)
 
 
-def run(args: argparse.Namespace) -> dict[str, Any] | None:
-    """Train, and return the run's row of results."""
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Train, and return the run's row of results; a training that SIGTERM has ended ends the command with 143."""
     from ..training import parse_options, train_classifier
-    return train_classifier(parse_options(args.words))
+    row = train_classifier(parse_options(args.words))
+    if row is None:
+        sys.exit(143)  # what a shell says of a program that SIGTERM has ended
+    return row

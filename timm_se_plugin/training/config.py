@@ -96,7 +96,10 @@ def own_options(options: argparse.Namespace) -> str:
         recipe = vars(parse_options([]))
     changed = {key: value for key, value in vars(options).items()
                if key not in (*RUNTIME, *_COLUMNS) and value != recipe.get(key)}
-    parts = (*sorted(options.model_kwargs.items()), *sorted(changed.items()))
+    kwargs = dict(options.model_kwargs)
+    if options.input_size and kwargs.get('in_chans') == options.input_size[0]:  # a run's own args.yaml has both
+        del kwargs['in_chans']
+    parts = (*sorted(kwargs.items()), *sorted(changed.items()))
     return ' '.join(f'{key}={value!r}' for key, value in parts)
 
 

@@ -66,6 +66,8 @@ def continued(options: Namespace, state: dict[str, Any], process: Process, path:
                  if text.partition('=')[0] not in ignored]
     if is_stream and processes != position['world_size']:
         different.append(f'{processes} processes (was {position["world_size"]}; a stream needs the same number)')
+    if is_stream and max(1, options.workers) != max(1, trained['workers']):
+        different.append(f'workers={options.workers} (was {trained["workers"]}; a stream is dealt out to the workers)')
     if different:
         raise ValueError(f'{path} is of a run with other options than these: {", ".join(different)}; give the earlier '
                          'values, or begin another run with --experiment')

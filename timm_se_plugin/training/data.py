@@ -225,10 +225,16 @@ def _open_dataset(options: Namespace, split: str, training: bool, class_map: Map
     if source == 'hfds':  # before timm casts the column of the images, whatever columns there are
         import datasets
         _check_columns(options, datasets.load_dataset(name, split=split, cache_dir=options.data_dir).column_names)
-    with _turn_to_download(options):
-        dataset = create_dataset(
-            options.dataset, root=options.data_dir, split=split, is_training=training,
-            download=options.dataset_download, class_map=class_map, **arguments)
+    try:
+        with _turn_to_download(options):
+            dataset = create_dataset(
+                options.dataset, root=options.data_dir, split=split, is_training=training,
+                download=options.dataset_download, class_map=class_map, **arguments)
+    except (AssertionError, RuntimeError) as error:  # as torchvision and timm say that there is no such data
+        hint = ('--dataset-download downloads most of these data sets into --data-dir' if source == 'torch' else
+                '--train-split, --val-split, --train-num-samples and --val-num-samples say what the data has')
+        raise ValueError(f'--dataset {options.dataset} has no split {split!r} in {options.data_dir}: {error}; '
+                         f'{hint}') from error
     features: Mapping[str, Any] = {}
     if source == 'hfds':
         features = dataset.reader.dataset.features
@@ -441,7 +447,8 @@ class _Repeats(RepeatAugSampler):
     """timm's order of repeated augmentation, which in timm is the same for every seed."""
 
     def __init__(self, dataset: Any, repeats: int, seed: int) -> None:
-        super().__init__(dataset, num_replicas=1, rank=0, num_repeats=repeats)
+        # By default, timm leaves out images until a multiple of 256 is left, which is half of a set of 511.
+        super().__init__(dataset, num_replicas=1, rank=0, num_repeats=repeats, selected_round=0)
         self.seed = seed
 
     def set_epoch(self, epoch: int) -> None:

@@ -157,24 +157,29 @@ def read_tar(root: str, class_map: Mapping[str, int] | None) -> ReaderImageInTar
         class_map: index of each class by its name; None for the order of the names.
 
     Raises:
-        ValueError: no picture, or a class that `class_map` misspells.
+        ValueError: no picture, a picture outside the folders of the classes, or a class that `class_map` misspells.
     """
     with _endings(picture_endings()):
         try:
-            reader = ReaderImageInTar(root, dict(class_map) if class_map else '')
+            reader = ReaderImageInTar(root)  # its argument class_map silently leaves out what it does not name
         except ValueError as error:  # without images, timm unpacks an empty zip
-            raise ValueError(f'there are no images in {root!r} of a known class') from error
+            raise ValueError(f'there are no images in {root!r}') from error
     shown = [not any(map(_is_hidden, sample[0].path.split('/'))) for sample in reader.samples]
+    if not any(shown):
+        raise ValueError(f'there are no images in {root!r}')
     if not all(shown):
         _logger.info('%s: %d hidden entries are left out', root, shown.count(False))
-    names = [reader.class_idx_to_name[int(target)] for target in reader.targets[shown]]
-    if not class_map:
-        if '' in names:
-            raise ValueError(f'{root} holds pictures outside the folders of the classes, so that they have no class')
-        found = _indices(sorted(set(names), key=class_key), None, root)
-        reader.class_name_to_idx, reader.class_idx_to_name = found, {index: name for name, index in found.items()}
-    reader.samples = reader.samples[shown]
-    reader.targets = np.array([reader.class_name_to_idx[name] for name in names])
+    names = [normalize('NFC', reader.class_idx_to_name[int(target)]) for target in reader.targets[shown]]
+    if '' in names:
+        raise ValueError(f'{root} holds pictures outside the folders of the classes, so that they have no class')
+    indices = _indices(sorted(set(names), key=class_key), class_map, root)
+    unmapped = Counter(name for name in names if name not in indices)
+    if unmapped:
+        _logger.warning('%s: %d pictures%s', root, len(names) - unmapped.total(), _Listing().left_out(unmapped))
+    mapped = [name in indices for name in names]
+    reader.class_name_to_idx, reader.class_idx_to_name = indices, {index: name for name, index in indices.items()}
+    reader.samples = reader.samples[shown][mapped]
+    reader.targets = np.array([indices[name] for name in names if name in indices])
     return reader
 
 

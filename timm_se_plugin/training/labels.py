@@ -80,11 +80,11 @@ def read_labels(path: str) -> LabelReader:
             does not exist.
     """
     try:
-        text = normalize('NFC', Path(path).read_text(encoding='utf-8-sig'))
+        text = Path(path).read_text(encoding='utf-8-sig')
     except UnicodeDecodeError as error:
         raise ValueError(f'{path} is not text in UTF-8; save the file in that encoding') from error
     rows = _rows(path, text)
-    names = _names(path, next(rows, (0, []))[1])
+    names = _names(path, [normalize('NFC', name) for name in next(rows, (0, []))[1]])
     samples: list[tuple[str, tuple[int, ...]]] = []
     lines: dict[str, int] = {}
     missing = []
@@ -100,7 +100,7 @@ def read_labels(path: str) -> LabelReader:
             if value is None:
                 raise ValueError(f'{where} has {cell!r} in the column {name!r}; a picture with a label has 1 in its '
                                  'column, and the others 0')
-        file = os.path.join(os.path.dirname(path), with_slashes(picture))
+        file = _file(os.path.join(os.path.dirname(path), with_slashes(picture)))
         key = os.path.normpath(file)
         if key in lines:
             raise ValueError(f'{where} has the picture {picture} of line {lines[key]} again; a picture has all of '
@@ -139,6 +139,12 @@ def share_of_labels(reader: LabelReader, share: float, seed: int) -> list[bool]:
     inside = share_of([(reader.samples[i][0], rarest[i]) for i in several], os.path.dirname(reader.root), share, seed)
     chosen = {i for i, is_chosen in zip(several, inside, strict=True) if is_chosen}
     return [i in chosen for i in range(len(rarest))]
+
+
+def _file(path: str) -> str:
+    """The file of a path; macOS spells an accent as a character of its own, and other systems tell the two apart."""
+    spellings = (path, *(normalize(form, path) for form in ('NFC', 'NFD')))
+    return next(filter(os.path.isfile, spellings), path)
 
 
 def _rows(path: str, text: str) -> Iterator[tuple[int, list[str]]]:

@@ -136,8 +136,9 @@ def train_epoch(run: Run, termination: Termination) -> None:
     progress.close()
     run.seconds += time.perf_counter() - start
     if process.distributed:  # before the save, since a resumed run evaluates what the checkpoint holds
-        for model in dict.fromkeys((run.model, run.evaluated)):
-            distribute_bn(moving_statistics(model), process.world_size, reduce=True)
+        distribute_bn(moving_statistics(run.model), process.world_size, reduce=True)
+        if run.evaluated is not run.model:  # after a checkpoint inside an epoch, all have this process's averages
+            distribute_bn(moving_statistics(run.evaluated), process.world_size, reduce=False)
     run.save()
 
 

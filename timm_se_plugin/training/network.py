@@ -4,6 +4,7 @@ import logging
 from argparse import Namespace
 from collections.abc import Sequence
 from typing import Any
+from unicodedata import normalize
 
 import torch
 from timm.data import ImageNetInfo, infer_imagenet_subset
@@ -15,6 +16,7 @@ from ..placement.record import check_attention_of_weights
 from ..placement.structure import image_size, run_structure, structure_of
 from ..weights.folders import saved_class_names
 from ..weights.runs import channel_kwargs
+from .folders import read_class_map
 from .process import Process
 
 __all__ = ['check_image_size', 'evaluated_network', 'label_names', 'moved']
@@ -96,13 +98,22 @@ def label_names(options: Namespace, model: Any, found: Sequence[str] | None) -> 
         options: result of :func:`~timm_se_plugin.training.config.parse_evaluation`.
         model: the network.
         found: names of the classes of the data.
+
+    Raises:
+        ValueError: ``--class-map`` gives a class of the network another index than the network has for it.
     """
-    if options.class_map:
-        return None
     saved = saved_class_names(model)
     names = getattr(options, 'label_names', None) or (saved if len(saved) == model.num_classes else None)
     subset = infer_imagenet_subset(model)
     if not names and found and subset:
         synsets = ImageNetInfo(subset).label_names()
         names = synsets if set(found) <= set(synsets) else None
-    return list(names) if names else None
+    if not options.class_map:
+        return list(names) if names else None
+    own = {normalize('NFC', name): index for index, name in reversed([*enumerate(names or ())])}
+    for name, index in read_class_map(options.class_map).items():
+        if own.get(name, index) != index:
+            raise ValueError(f'--class-map {options.class_map} gives the class {name!r} the index {index}, and the '
+                             f'network has it at {own[name]}; give the file the order of the network, or leave out '
+                             '--class-map: without it, classes are known by their names')
+    return None

@@ -1,6 +1,7 @@
 """The options of training and of evaluation, with timm's names where timm has them."""
 
 import argparse
+import math
 from collections.abc import Callable
 from fractions import Fraction
 from functools import partial
@@ -39,8 +40,18 @@ _natural = _number(int, lambda n: n >= 0, 'an integer of 0 or more')
 _seed = _number(int, lambda n: 0 <= n < 2**32, 'an integer from 0 to 4294967295')  # numpy's limit
 _amount = _number(float, lambda x: 0 <= x < float('inf'), 'a number of 0 or more')
 _positive = _number(float, lambda x: 0 < x < float('inf'), 'a positive number')
+
+
+def _quotient(text: str) -> float:
+    value = float(Fraction(text))
+    size, _, whole = text.partition('/')
+    if whole and math.floor(int(size) / value) < int(whole):  # timm's size before the crop, lowered by the rounding
+        return math.nextafter(value, 0)
+    return value
+
+
 _fraction = _number(
-    lambda text: float(Fraction(text)), lambda x: 0 < x <= 1, 'a number above 0 and up to 1, such as 0.875 or 224/256')
+    _quotient, lambda x: 0 < x <= 1, 'a number above 0 and up to 1, such as 0.875 or 224/256')
 share = _number(float, lambda x: 0 <= x <= 1, 'a number from 0 to 1')
 
 

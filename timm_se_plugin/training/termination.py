@@ -8,8 +8,11 @@ from typing import Any
 __all__ = ['TerminatedError', 'Termination']
 
 
-class TerminatedError(Exception):
-    """SIGTERM came; the checkpoint of the run is saved."""
+class TerminatedError(BaseException):
+    """SIGTERM came; the checkpoint of the run is saved.
+
+    As KeyboardInterrupt, it is no Exception, so that code which expects errors of a picture does not catch it.
+    """
 
 
 class Termination:
