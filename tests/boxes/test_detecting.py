@@ -9,6 +9,8 @@ from PIL import Image
 if importlib.util.find_spec('cv2') is None:
     pytest.skip('needs the [export], the [mmdet] or the [onedl] extra', allow_module_level=True)
 
+import cv2
+
 from timm_se_plugin.boxes import Detector, Found, detect, found_in, pictures_to_detect_in
 
 FOUND = Found(np.float32([[1, 2, 30, 20]]), np.float32([0.51239]), np.array([1]))
@@ -19,7 +21,22 @@ def test_a_mask_is_a_polygon_and_a_class_without_a_name_a_number():
     mask[0, 5:11, 3:21] = True
     found, = found_in(Found(FOUND.boxes, FOUND.scores, FOUND.labels, mask), ['only one'])
     assert found == {'label': '1', 'score': 0.5124, 'bbox': [1., 2., 30., 20.],
-                     'segmentation': [[3, 5, 3, 10, 20, 10, 20, 5]]}
+                     'segmentation': [[3, 5, 3, 11, 21, 11, 21, 5]]}
+
+
+# of pycocotools' masks under numpy 2
+@pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")
+def test_the_outlines_of_a_mask_hold_its_pixels():
+    masks = pytest.importorskip('pycocotools.mask', reason='COCO reads polygons by pycocotools: the [mmdet] extra')
+    generator = np.random.default_rng(0)
+    for _ in range(20):
+        mask = np.kron(generator.random((8, 10)) > 0.6, np.ones((2, 3))) > 0
+        mask[:, :6] = False
+        mask[3:9, 1] = True  # one pixel wide
+        whole = cv2.floodFill(np.pad(mask, 1).astype(np.uint8), None, (0, 0), 2)[1][1:-1, 1:-1] != 2  # without holes
+        found, = found_in(Found(FOUND.boxes, FOUND.scores, FOUND.labels, mask[None]), 'ab')
+        drawn = masks.decode(masks.merge(masks.frPyObjects(found['segmentation'], *mask.shape)))
+        assert np.array_equal(drawn, whole)
 
 
 def test_outlines_are_drawn(tmp_path):

@@ -263,6 +263,7 @@ def test_a_list_of_pictures_and_outlines_are_read_from_yolo(tmp_path, place):
     train = read_folder(folder, tmp_path / 'run')[0]['train'].content
     assert len(train['images']) == 2
     assert train['annotations'][0]['bbox'] == [24, 20, 24, 40]
+    assert train['annotations'][0]['area'] == 480  # of the triangle, by which COCO tells small from large
     assert train['annotations'][0]['segmentation'] == [[24, 20, 48, 20, 48, 60]]
 
 

@@ -31,6 +31,10 @@ pytestmark = pytest.mark.mmdet
 
 ROOT = Path(__file__).parents[2]
 BASE = 'timm_se_plugin::{}.py'
+# A backbone without published weights, all of which learns.
+FROM_SCRATCH = {
+    f'model.backbone.{name}': value for name, value in (
+        ('pretrained', False), ('frozen_stages', -1), ('norm_eval', False))}
 
 
 class FirstStepError(Exception):
@@ -156,7 +160,10 @@ def test_the_folder_of_another_training_is_left_as_it_is(mine, tmp_path):
     with pytest.raises(FileExistsError, match='run has the checkpoints of a training, which a new one would overwrite'):
         config_for_folder(name, mine, run)
     assert all(path.read_bytes() == content for path, content in kept.items())
-    assert config_for_folder(name, mine, run, resume=True).work_dir == str(run)
+    with pytest.raises(FileExistsError, match=r'which one that continues from other/epoch_3.pth would overwrite'):
+        config_for_folder(name, mine, run, resume='other/epoch_3.pth')
+    for resume in (True, 'auto', str(run / 'epoch_3.pth')):
+        assert config_for_folder(name, mine, run, resume=resume).work_dir == str(run)
 
 
 def test_a_training_that_goes_on_with_other_data_of_the_same_name_is_logged(mine, tmp_path, caplog):
@@ -200,7 +207,7 @@ def test_the_folder_of_a_run_may_be_an_option_of_the_configuration(mine, tmp_pat
                                   'cascade-rcnn_se-r50_fpn_1x_coco'])
 def test_the_heads_of_every_kind_of_detector_get_the_classes(mine, tmp_path, name):
     config = config_for_folder(name, mine, tmp_path / 'run')
-    config.merge_from_dict({'model.backbone.pretrained': False, 'custom_hooks': [dict(type='EndAtFirstStep')],
+    config.merge_from_dict({**FROM_SCRATCH, 'custom_hooks': [dict(type='EndAtFirstStep')],
                             'log_level': 'ERROR', 'visualizer.name': name, 'train_dataloader.num_workers': 0,
                             'train_dataloader.persistent_workers': False,
                             'val_dataloader.num_workers': 0, 'val_dataloader.persistent_workers': False})
@@ -250,7 +257,7 @@ def test_a_detector_of_masks_refuses_a_folder_without_masks(mine, tmp_path):
             box.pop('segmentation')
         file.write_text(json.dumps(data))
     config = config_for_folder('mask-rcnn_se-r50_fpn_1x_coco', mine, tmp_path / 'run')
-    config.merge_from_dict({'model.backbone.pretrained': False, 'log_level': 'ERROR', 'visualizer.name': 'no masks'})
+    config.merge_from_dict({**FROM_SCRATCH, 'log_level': 'ERROR', 'visualizer.name': 'no masks'})
     with pytest.raises(ValueError, match=r'have no segmentation, .* or train a detector without masks'):
         train_detector(config)
 

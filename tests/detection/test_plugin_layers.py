@@ -81,6 +81,23 @@ def test_basic_blocks_take_plugins_and_stay_mmdet_s_without(depth):
             torch.testing.assert_close(model(x), plain(x), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize('depth', [18, 50])
+def test_blocks_begin_as_mmdets_when_nothing_is_loaded(depth):
+    for zero in (True, False):
+        plain, ours = (last_norms(type=kind, depth=depth, base_channels=8, zero_init_residual=zero)
+                       for kind in ('ResNet', 'AttentionResNet'))
+        assert ours == plain
+        assert (max(ours) == 0) == zero
+
+
+def last_norms(**config):
+    """Sum of the weights of each block's last norm, after a start without trained weights."""
+    model = build(**config)
+    model.init_weights()
+    last = 'bn2' if config['depth'] == 18 else 'bn3'
+    return [float(norm.weight.detach().sum()) for name, norm in model.named_modules() if name.endswith(last)]
+
+
 def test_basic_block_gates_what_conv2_made_before_the_shortcut():
     model = build(type='AttentionResNet', depth=18, base_channels=8, plugins=[plugin('after_conv2')])
     block, x = model.layer1[0], torch.randn(2, 8, 8, 8)

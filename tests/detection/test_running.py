@@ -209,6 +209,34 @@ def test_annotations_without_a_box_to_learn_are_refused(coco_folder, change, sai
         train_detector(on_folder(coco_folder))
 
 
+def test_random_weights_are_not_frozen(coco_folder, monkeypatch):
+    from timm_se_plugin.detection import running
+    with pytest.raises(ValueError, match=r'the backbone resnet18 begins without trained weights, and frozen_stages=1 '):
+        train_detector(on_folder(coco_folder, **{'model.backbone.frozen_stages': 1}))
+    said = []
+    monkeypatch.setattr(running, 'print_log', lambda text, *rest: said.append(text))
+    running._check_start(on_folder(coco_folder, **{'model.backbone.norm_eval': True}))
+    assert 'norm_eval=True keeps the statistics of its BatchNorm layers at 0 and 1' in said[0]
+    for weights in ({'load_from': 'a.pth'}, {'model.backbone.pretrained': True}, {'model.init_cfg': [
+            dict(type='Pretrained', checkpoint='a.pth')]}):
+        running._check_start(on_folder(
+            coco_folder, **{'model.backbone.frozen_stages': 1, 'model.backbone.norm_eval': True, **weights}))
+    assert len(said) == 1
+
+
+def test_another_normalisation_than_the_weights_is_told(coco_folder, monkeypatch):
+    from timm_se_plugin.detection import running
+    said = []
+    monkeypatch.setattr(running, 'print_log', lambda text, *rest: said.append(text))
+    detector = MODELS.build(on_folder(coco_folder).model)
+    running._check_normalisation(detector)  # no published weights
+    for mean, count in (((0.485, 0.456, 0.406), 0), ((0.5, 0.5, 0.5), 1)):
+        detector.backbone.pretrained_cfg = {'mean': mean, 'std': (0.229, 0.224, 0.225)}
+        running._check_normalisation(detector)
+        assert len(said) == count
+    assert 'set mean=[127.5, 127.5, 127.5], for pictures in the order RGB' in said[0]
+
+
 def test_flags_reach_the_configuration(coco_folder, monkeypatch):
     from timm_se_plugin.detection import running
     seen = []
@@ -230,6 +258,12 @@ def test_flags_reach_the_configuration(coco_folder, monkeypatch):
     assert (config.resume, config.load_from, config.launcher) == (True, 'a.pth', 'pytorch')
     assert (config.optim_wrapper.type, config.optim_wrapper.loss_scale) == ('AmpOptimWrapper', 'dynamic')
     assert config.auto_scale_lr.enable
+    train_detector(on_folder(coco_folder, load_from='coco.pth'), resume='auto')
+    assert (seen[1][0].resume, seen[1][0].load_from, seen[1][2]) == (False, 'coco.pth', False)  # nothing to resume yet
+    (coco_folder / 'work').mkdir()
+    (coco_folder / 'work' / 'epoch_1.pth').touch()
+    train_detector(on_folder(coco_folder, load_from='coco.pth'), resume='auto')
+    assert (seen[2][0].resume, seen[2][0].load_from, seen[2][2]) == (True, None, True)
     config = on_folder(coco_folder)
     config.pop('auto_scale_lr')
     with pytest.raises(ValueError, match=r'auto_scale_lr.base_batch_size'):

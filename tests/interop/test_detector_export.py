@@ -160,6 +160,16 @@ def test_a_detector_of_another_kind_is_refused(tmp_path):
         ExportedDetector(MODELS.build(config.model))
 
 
+@pytest.mark.parametrize(('change', 'said'), [
+    ({'type': 'DoubleConvFCBBoxHead', 'num_convs': 1, 'num_fcs': 1}, 'with a DoubleConvFCBBoxHead cannot be exported'),
+    ({'loss_cls': dict(type='SeesawLoss', num_classes=2)}, 'whose scores are computed by SeesawLoss cannot be')])
+def test_a_detector_whose_boxes_are_computed_otherwise_is_refused(change, said, tmp_path):
+    config = on_folder(tmp_path)
+    config.model.roi_head.bbox_head.update(change)
+    with pytest.raises(ValueError, match=said):
+        ExportedDetector(MODELS.build(config.model))
+
+
 @pytest.mark.parametrize(('part', 'usual'), [('rpn', 1000), ('rcnn', 100)])
 def test_a_detector_that_keeps_all_boxes_is_refused(part, usual, tmp_path):
     config = on_folder(tmp_path, **{f'model.test_cfg.{part}.max_per_img': -1})

@@ -335,6 +335,13 @@ def test_a_card_reads_the_output_as_the_model_means_it(tmp_path):
     text = push_to_hub(tmp_path, 'me/a', dry_run=True).texts['README.md']
     assert 'probabilities = model(transform(image)[None]).sigmoid()' in text
     assert '**Classes, of which a picture has any number**: 5' in text
+    write_model(small(), tmp_path, {'problem_type': MULTILABEL, 'upright': False})
+    for classes, kept in ((5, True), (3, False)):
+        model = timm.create_model(f'local-dir:{tmp_path}', num_classes=classes)
+        texts = push_to_hub(model, 'me/a', Facts(license='mit'), dry_run=True).texts
+        assert ('.sigmoid()' in texts['README.md'], '"upright": false' in texts['config.json']) == (kept, kept)
+        write_model(model, tmp_path / 'again')
+        assert ('upright' in (tmp_path / 'again' / 'config.json').read_text()) == kept
     text = push_to_hub(small(num_classes=0), 'me/a', dry_run=True).texts['README.md']
     assert '\nfeatures = model(transform(image)[None])  #' in text
 

@@ -90,7 +90,7 @@ def detect(detector: Detector, targets: dict[Path, Path], output: str | Path, sc
     Returns:
         The content of ``detections.json``: for each picture ``file`` and ``detections``, a list of ``label``,
         ``score``, ``bbox`` (x1, y1, x2, y2 in pixels), and, of a detector that finds masks, ``segmentation``
-        (polygons as in COCO's annotations).
+        (polygons as in COCO's annotations, along the edges of the pixels; a hole is not told).
 
     Raises:
         ValueError: a picture cannot be written, or there is none that can be detected in.
@@ -124,9 +124,18 @@ def found_in(found: Found, names: Sequence[str]) -> list[dict[str, Any]]:
         detections.append({'label': names[label] if label < len(names) else str(label), 'score': round(score, 4),
                            'bbox': [round(v, 2) for v in box]})
         if found.masks is not None:
-            outlines, _ = cv2.findContours(found.masks[i].astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
-            detections[-1]['segmentation'] = [line.reshape(-1).tolist() for line in outlines if len(line) > 2]
+            detections[-1]['segmentation'] = _outlines(found.masks[i])
     return detections
+
+
+def _outlines(mask: np.ndarray) -> list[list[int]]:
+    """Outlines of the parts of a mask (H, W), each (x, y, x, y, …) along the edges of its pixels, as in COCO."""
+    # OpenCV's outlines run through the middle of pixels. With each pixel doubled, the left one of an even and an odd
+    # coordinate has the pixel's left edge, and the right one its right edge.
+    doubled = mask.astype(np.uint8).repeat(2, 0).repeat(2, 1)
+    lines, _ = cv2.findContours(doubled, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    outlines = [(line.reshape(-1, 2) + 1) // 2 for line in lines]
+    return [points[(points != np.roll(points, 1, 0)).any(1)].reshape(-1).tolist() for points in outlines]
 
 
 def _write(picture: np.ndarray, detections: Sequence[dict[str, Any]], target: Path, names: Sequence[str]) -> None:

@@ -37,7 +37,7 @@ _NORMS = ('BN', 'SyncBN', 'FrozenBN')
 @MODELS.register_module()
 @DETECTION_MODELS.register_module()
 class TimmAttentionBackbone(BaseModule):
-    """timm's ``features_only`` network as a backbone, with timm's state-dict keys.
+    """timm's ``features_only`` network as a backbone, with the state-dict keys of that network.
 
     The configuration alone decides which attention the backbone has and what is frozen. Weights are read in
     ``init_weights()`` only, so that building and testing need neither network nor files. A resumed training reads them
@@ -65,7 +65,8 @@ class TimmAttentionBackbone(BaseModule):
             stage are kept for the backward pass, as in a stage that is not frozen.
         with_cp: recompute each block in the backward pass instead of keeping its activations.
         model_args: further arguments of timm's network, such as ``output_stride`` or ``drop_path_rate``.
-        init_cfg: as for MMEngine; ``Pretrained`` takes checkpoints with timm's or torchvision's keys, and ``prefix``.
+        init_cfg: as for MMEngine; ``Pretrained`` takes checkpoints with the backbone's keys, which for a ResNet are
+            timm's and torchvision's, and ``prefix``. `pretrained` takes files with timm's keys for every network.
         **attn_options: options of ``attn``, such as ``attn_gate``, as for a model.
 
     Raises:
@@ -245,13 +246,15 @@ class TimmAttentionBackbone(BaseModule):
         except OSError as error:
             raise ConnectionError(
                 f'pretrained={self.pretrained!r} of {self.model_name}: the weights cannot be fetched ({error}); '
-                '--cfg-options model.backbone.pretrained=False starts without them') from error
+                '--cfg-options model.backbone.pretrained=False model.backbone.frozen_stages=-1 '
+                'model.backbone.norm_eval=False starts without them') from error
         different = attention_misfit(self.attn, AttentionSpec.of(trained))
         if different:
             raise ValueError(
                 f'{place} has other attention than the configuration, whose attn options have to agree: {different}')
         state = trained.state_dict()
         self.load_state_dict({key: state[key.removeprefix('net.')] for key in self.state_dict()})
+        self.pretrained_cfg = trained.pretrained_cfg
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
         """Refuse a checkpoint of another network, of which MMEngine would only log the missing keys."""
@@ -262,7 +265,8 @@ class TimmAttentionBackbone(BaseModule):
         gains_attention = bool(attention) and not attention & given.keys()
         misfit = Misfit.of(given, self.state_dict(), ignored=attention if gains_attention else ())
         if misfit:
-            raise ValueError(f'the checkpoint does not fit {self.model_name}: {misfit}')
+            raise ValueError(f'the checkpoint does not fit {self.model_name}: {misfit}. A file with timm\'s own keys '
+                             'is given by pretrained=FILE')
         if gains_attention:
             restart_identity(self)
             print_log(f'the checkpoint has no attention for {self.model_name}, whose attention starts with attn_init='

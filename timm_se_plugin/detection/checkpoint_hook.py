@@ -13,7 +13,7 @@ from mmengine.runner import Runner
 
 from ..files.writing import is_whole, write_atomically
 
-__all__ = ['AtomicBackend', 'WholeCheckpointHook', 'check_work_dir']
+__all__ = ['AtomicBackend', 'WholeCheckpointHook', 'check_work_dir', 'has_begun']
 
 
 class AtomicBackend(LocalBackend):
@@ -28,14 +28,35 @@ register_backend('atomic', AtomicBackend, force=True)
 
 
 def check_work_dir(work_dir: str | Path, resume: bool | str) -> None:
-    """Refuse to begin a training in the folder of another one, whose checkpoints it would overwrite.
+    """Refuse to train in the folder of another training, whose checkpoints would be overwritten.
+
+    Args:
+        work_dir: the folder to write into.
+        resume: whether the training of the folder is resumed, or the path of the checkpoint that is.
 
     Raises:
-        FileExistsError: the folder has a checkpoint, and the training is not resumed.
+        FileExistsError: the folder has a checkpoint, and the training is not resumed, or from a checkpoint elsewhere.
     """
-    if not resume and Path(work_dir, 'last_checkpoint').is_file():
+    pointer = Path(work_dir, 'last_checkpoint')
+    if not pointer.is_file():
+        return
+    if not resume:
         raise FileExistsError(f'{work_dir} has the checkpoints of a training, which a new one would overwrite; '
                               '--resume continues that training, and --work-dir names another folder for a new one')
+    own = {Path(work_dir).resolve(), Path(pointer.read_text(encoding='utf-8').strip()).resolve().parent}
+    if resume is not True and resume != 'auto' and Path(resume).resolve().parent not in own:
+        raise FileExistsError(f'{work_dir} has the checkpoints of a training, which one that continues from {resume} '
+                              'would overwrite; --resume without a path continues the training of the folder, and '
+                              '--work-dir names another folder')
+
+
+def has_begun(config: Any) -> bool:
+    """Whether the training of a configuration has left a checkpoint to resume from."""
+    folder = Path(config.work_dir)
+    out_dir = ((config.get('default_hooks') or {}).get('checkpoint') or {}).get('out_dir')
+    folders = (folder, *((Path(out_dir, folder.name),) if out_dir else ()))
+    return (folder / 'last_checkpoint').is_file() or any(
+        path for place in folders for kind in ('epoch_*', 'iter_*') for path in place.glob(f'{kind}.pth'))
 
 
 def _step(path: Path) -> int:

@@ -90,10 +90,18 @@ def to_coco(pictures: Iterable[AnnotatedPicture], classes: Sequence[str], root: 
                        'height': picture.size[1]})
         for box in picture.boxes:
             x1, y1, x2, y2 = box.corners
+            area = _area(box.polygon) if box.polygon else (x2 - x1) * (y2 - y1)
             annotations.append({
                 'id': len(annotations) + 1, 'image_id': id_, 'category_id': classes.index(box.label) + 1,
                 'bbox': [round(value, 2) for value in (x1, y1, x2 - x1, y2 - y1)],
-                'area': round((x2 - x1) * (y2 - y1), 2), 'iscrowd': int(box.is_crowd),
+                'area': round(area, 2), 'iscrowd': int(box.is_crowd),
                 **({'segmentation': [[round(value, 2) for value in box.polygon]]} if box.polygon else {})})
     return {'images': images, 'annotations': annotations,
             'categories': [{'id': i, 'name': name} for i, name in enumerate(classes, start=1)]}
+
+
+def _area(polygon: Sequence[float]) -> float:
+    """Area inside an outline, (x, y, x, y, …), in square pixels, by the shoelace formula."""
+    xs, ys = polygon[::2], polygon[1::2]
+    return abs(sum(x * (after - before) for x, before, after in zip(
+        xs, (*ys[-1:], *ys[:-1]), (*ys[1:], *ys[:1]), strict=True))) / 2

@@ -4,7 +4,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from mmdet.models import FCNMaskHead, RetinaHead, RPNHead, SingleRoIExtractor, StandardRoIHead
+from mmdet.models import (
+    BBoxHead,
+    ConvFCBBoxHead,
+    FCNMaskHead,
+    RetinaHead,
+    RPNHead,
+    SingleRoIExtractor,
+    StandardRoIHead,
+)
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import nms, roi_align
@@ -99,6 +107,14 @@ def _check(detector: Any) -> None:
         if type(part) not in kinds:
             raise ValueError(f'a {type(detector).__name__} with a {type(part).__name__} cannot be exported; detectors '
                              f'with a {" or ".join(kind.__name__ for kind in kinds)} in its place can')
+    if is_two_stage:
+        boxes = head.bbox_head
+        if not (isinstance(boxes, ConvFCBBoxHead) or type(boxes) is BBoxHead):
+            raise ValueError(f'a {type(detector).__name__} with a {type(boxes).__name__} cannot be exported; one with '
+                             'a ConvFCBBoxHead or a kind of it in its place can')
+        if boxes.custom_activation:
+            raise ValueError(f'a {type(boxes).__name__} whose scores are computed by {type(boxes.loss_cls).__name__} '
+                             'cannot be exported; one with CrossEntropyLoss can')
     if isinstance(first, RetinaHead) and not first.use_sigmoid_cls:
         raise ValueError('a RetinaNet with a softmax over its classes cannot be exported; one with sigmoids can')
     for part in [first] + ([head] if is_two_stage else []):

@@ -56,7 +56,7 @@ def config_for_folder(
     data = re.sub(r'[^\w-]+', '-', Path(folder).absolute().name).strip('-') or 'data'
     name = f'{source.stem.rpartition("_")[0] or source.stem}_{data}'
     run = str(work_dir or (options or {}).get('work_dir') or Path('work_dirs', name))
-    check_work_dir(run, resume or config.get('resume', False))
+    check_work_dir(run, resume or (config.get('resume') and (config.get('load_from') or True)))
     splits, classes = read_folder(folder, Path(run, 'annotations'), val_share)
     root = Path(folder).absolute()
     for of_config in ('train', 'val', 'test'):
@@ -67,7 +67,8 @@ def config_for_folder(
         config.pop(left, None)  # variables of the file that nothing uses any more
     if 'base_batch_size' in (config.get('auto_scale_lr') or {}):
         config.auto_scale_lr.enable = True
-    batch = config.train_dataloader.get('batch_size', 1) * int(os.environ.get('WORLD_SIZE', 1))
+    batch = config.train_dataloader.get('batch_size', 1) * int(
+        os.environ.get('WORLD_SIZE') or os.environ.get('SLURM_NTASKS') or 1)
     steps = max(len(splits['train'].content['images']) // batch, 2)
     schedules = config.get('param_scheduler') or []
     for schedule in schedules if isinstance(schedules, list) else [schedules]:

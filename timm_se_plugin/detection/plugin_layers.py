@@ -159,6 +159,7 @@ class AttentionResNet(ResNet):
     State-dict keys, arguments and results are those of mmdet's ResNet; therefore the same pretrained weights load.
     """
 
-    arch_settings = {  # noqa: RUF012 (mmdet's class attribute)
-        depth: (PluginBasicBlock if block is BasicBlock else block, stages)
-        for depth, (block, stages) in ResNet.arch_settings.items()}
+    def make_res_layer(self, **kwargs: Any) -> nn.Module:
+        """Make a stage, as mmdet does. Its `arch_settings` stay, by which it chooses how weights begin."""
+        block = kwargs.pop('block')
+        return super().make_res_layer(block=PluginBasicBlock if block is BasicBlock else block, **kwargs)

@@ -25,6 +25,7 @@ from torch import nn
 
 from ..models.state_dicts import Misfit
 from .backbone import TimmAttentionBackbone
+from .checkpoint_hook import has_begun
 from .data_check import check_data
 from .picture_check import is_local
 
@@ -78,6 +79,7 @@ class CheckInputHook(Hook):
         if 'train' in datasets:
             datasets |= _test_set(runner.cfg)
         _check_neck(unwrap_model(runner.model))
+        _check_normalisation(unwrap_model(runner.model))
         check_data(datasets, evaluators, unwrap_model(runner.model), self.classes, self.pictures)
         self.passed = True
 
@@ -90,6 +92,20 @@ def _check_neck(model: nn.Module) -> None:
     if given != taken:
         raise ValueError(f'model.neck.in_channels={taken} do not fit {backbone.model_name}, whose features have '
                          f'{given} channels; set model.neck.in_channels={given}')
+
+
+def _check_normalisation(model: nn.Module) -> None:
+    """Warn where pictures are normalised otherwise than for the weights that the backbone began with."""
+    cfg = getattr(getattr(model, 'backbone', None), 'pretrained_cfg', None)
+    given: Any = getattr(model, 'data_preprocessor', None)
+    if not cfg or not hasattr(given, 'mean'):
+        return
+    for name in ('mean', 'std'):
+        used, own = getattr(given, name).flatten().tolist(), [255 * value for value in cfg[name]]
+        if len(used) == len(own) and any(abs(a - b) > 1 for a, b in zip(used, own, strict=True)):
+            used, own = ([round(value, 2) for value in values] for values in (used, own))
+            print_log(f'model.data_preprocessor.{name}={used} is not what the weights of the backbone were trained '
+                      f'with; set {name}={own}, for pictures in the order RGB', 'current', logging.WARNING)
 
 
 def _test_set(config: Config) -> dict[str, Any]:
@@ -193,6 +209,26 @@ def _empty_data_explained(config: Config) -> Iterator[None]:
                          'have some') from error
 
 
+def _check_start(config: Config) -> None:
+    """Refuse to freeze random weights: a backbone that no weights are loaded into learns in all of its stages."""
+    model = config.get('model') or {}
+    backbone = model.get('backbone') or {}
+    starts = [part.get('init_cfg') or () for part in (model, backbone)]
+    kinds = [start.get('type') for given in starts for start in ([given] if isinstance(given, dict) else given)]
+    if config.get('load_from') or config.get('resume') or backbone.get('pretrained') or 'Pretrained' in kinds:
+        return
+    without = f'the backbone {backbone.get("model_name") or backbone.get("type")} begins without trained weights, and '
+    if backbone.get('frozen_stages', -1) >= 0:
+        raise ValueError(
+            f'{without}frozen_stages={backbone["frozen_stages"]} would keep random ones; give --cfg-options '
+            'model.backbone.frozen_stages=-1 model.backbone.norm_eval=False, or weights by '
+            'model.backbone.pretrained=True, model.backbone.init_cfg or load_from')
+    if backbone.get('norm_eval'):
+        print_log(f'{without}norm_eval=True keeps the statistics of its BatchNorm layers at 0 and 1, so that they '
+                  'normalise nothing; --cfg-options model.backbone.norm_eval=False lets them learn', 'current',
+                  logging.WARNING)
+
+
 def train_detector(
         config: Config, resume: bool | str = False, amp: bool = False, auto_scale_lr: bool = False,
         launcher: str = 'none', check_pictures: bool = True,
@@ -201,8 +237,8 @@ def train_detector(
 
     Args:
         config: the configuration of detector, data and schedule, which is not changed.
-        resume: True or 'auto' resumes from the last complete checkpoint in the work folder, if there is one; a path
-            resumes from that checkpoint.
+        resume: True or 'auto' resumes from the last complete checkpoint in the work folder, and begins as the
+            configuration says if there is none; a path resumes from that checkpoint.
         amp: whether to train in mixed precision.
         auto_scale_lr: whether to scale the learning rate with the batch size.
         launcher: ``'none'``, ``'pytorch'``, ``'slurm'`` or ``'mpi'``.
@@ -216,7 +252,8 @@ def train_detector(
         FileNotFoundError: the annotations or some pictures do not exist.
         ValueError: the data sets, the detector and the checkpoint do not belong together (:mod:`~.data_check`); no
             picture has a box of the classes; the learning rate is to be scaled, and the configuration has no base batch
-            size; mixed precision or a launcher is asked for without a GPU.
+            size; stages of a backbone without trained weights are frozen; mixed precision or a launcher is asked for
+            without a GPU.
         ConnectionError: the weights that the training starts from cannot be fetched.
     """
     config = copy.deepcopy(config)
@@ -233,9 +270,14 @@ def train_detector(
             raise ValueError('the learning rate cannot be scaled: the configuration has no '
                              'auto_scale_lr.base_batch_size, the batch size that its learning rate is for')
         config.auto_scale_lr.enable = True
-    if resume:
+    if resume and (resume not in (True, 'auto') or has_begun(config)):
         config.resume = True
         config.load_from = None if resume in (True, 'auto') else resume
+    elif resume:  # MMEngine would neither resume nor load the weights of load_from
+        begin = f', with the weights of {config.load_from}' if config.get('load_from') else ''
+        print_log(f'{config.work_dir} has no checkpoint to resume from; the training begins{begin}', 'current')
+        config.resume = False
+    _check_start(config)
     kept = _configurations(config.work_dir)
     runner = _runner(config, ('train', 'val'), bool(config.get('resume')), check_pictures)
     try:
@@ -247,7 +289,8 @@ def train_detector(
         if isinstance(error, URLError):
             raise ConnectionError(
                 f'the weights that the configuration starts from cannot be fetched: {error.reason}; --cfg-options '
-                'model.backbone.init_cfg=None starts without them') from error
+                'model.backbone.init_cfg=None model.backbone.frozen_stages=-1 model.backbone.norm_eval=False starts '
+                'without them') from error
         raise
     return runner
 

@@ -11,7 +11,7 @@ from torch import nn
 from ..files.hub_files import CONFIG, FOLDER, read_config_json
 from ..models.names import trained_model
 from ..weights.facts import Facts
-from ..weights.folders import description_in, write_model
+from ..weights.folders import description_in, origin_of_outputs, write_model
 from ..weights.runs import MULTILABEL, read_run
 from .cards import classifier_card, detector_card
 from .upload import Shared, listed, merged_card, upload
@@ -77,7 +77,7 @@ def push_to_hub(
 def _loaded(source: nn.Module | str | Path, facts: Facts) -> tuple[nn.Module, Facts, dict[str, Any]]:
     """The model, the facts about it, and options for :func:`write_model`."""
     if isinstance(source, nn.Module):
-        return source, facts, {}
+        return source, facts, {'model_config': origin_of_outputs(source)}
     path = Path(str(source).removeprefix(FOLDER))
     if path.is_file():
         raise ValueError(f'{path} is a file; give the folder of a training or of a saved model, such as {path.parent}')

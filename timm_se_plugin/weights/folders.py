@@ -15,13 +15,15 @@ from timm.models import save_for_hf
 from timm.utils import unwrap_model
 from torch import nn
 
-from ..files.hub_files import CONFIG, FOLDER, WEIGHTS
+from ..files.hub_files import CONFIG, FOLDER, WEIGHTS, read_config_json
 from ..files.version import __version__
+from ..models._resolution import SAVED_SOURCES
 from ..placement import AttentionSpec
 from ..placement.record import OPEN_NAMES, TIMM_NAMES, began_with_published_weights, record_arguments
 from ..placement.widths import changed_widths
 
-__all__ = ['description_in', 'named_by_number', 'plugin_config', 'saved_class_names', 'write_model']
+__all__ = [
+    'description_in', 'named_by_number', 'origin_of_outputs', 'plugin_config', 'saved_class_names', 'write_model']
 
 # Entries of timm's config.json that describe a model and are not needed to build it.
 _DESCRIBED = (
@@ -44,6 +46,25 @@ def description_in(config: Mapping[str, Any], model: Any) -> dict[str, Any]:
     if isinstance(names, list) and len(names) != model.num_classes:
         del described['label_names']
     return described
+
+
+def origin_of_outputs(model: nn.Module) -> dict[str, Any]:
+    """What the saved model that a network began as says of its outputs and pictures, which the network cannot tell.
+
+    The result is empty for a network that began otherwise or has another number of classes, and where the saved model
+    cannot be read any more.
+    """
+    network: Any = unwrap_model(model)
+    cfg = getattr(network, 'pretrained_cfg', None) or {}
+    if cfg.get('source') not in SAVED_SOURCES:
+        return {}
+    try:
+        config = read_config_json(f'{cfg["source"]}:{cfg.get("hf_hub_id") or cfg.get("file")}')
+    except (OSError, ValueError):
+        return {}
+    if config.get('num_classes') != network.num_classes:
+        return {}
+    return {name: config[name] for name in ('problem_type', 'upright') if name in config}
 
 
 def saved_class_names(model: Any) -> list[str]:
@@ -83,7 +104,8 @@ def write_model(
     Args:
         model: a model that ``timm.create_model`` made, wrapped or not (DDP, ``torch.compile``).
         folder: the folder to write into.
-        model_config: entries of ``config.json``, such as ``label_names``, as for timm's ``save_for_hf``.
+        model_config: entries of ``config.json``, such as ``label_names``, as for timm's ``save_for_hf``. If None, those
+            of :func:`origin_of_outputs`.
         data_config: the preprocessing that the weights were trained with, as for timm's ``save_for_hf``.
 
     Returns:
@@ -99,7 +121,9 @@ def write_model(
         raise ValueError(
             f'{type(network).__name__} cannot be written: it is not a model that timm.create_model made; timm before '
             '1.0.31 does not record the arguments of its own models, so use the name that ends in _plugin there')
-    _check_names((model_config or {}).get('label_names'), network.num_classes)
+    if model_config is None:
+        model_config = origin_of_outputs(network)
+    _check_names(model_config.get('label_names'), network.num_classes)
     network = copy.deepcopy(network).cpu().eval()
     _record_widths(network)
     for tensor in (*network.parameters(), *network.buffers()):
@@ -108,7 +132,7 @@ def write_model(
     with tempfile.TemporaryDirectory(prefix='.', dir=folder) as unchecked:
         save_for_hf(
             network, unchecked, safe_serialization=True,
-            model_config={**(model_config or {}), 'timm_se_plugin': plugin_config(AttentionSpec.of(network))},
+            model_config={**model_config, 'timm_se_plugin': plugin_config(AttentionSpec.of(network))},
             **_timm_arguments(network, dict(data_config or {})))
         _tidy(Path(unchecked, CONFIG), began_with_published_weights(network))
         name = network.pretrained_cfg['architecture']
