@@ -1,6 +1,7 @@
 """Comparing two networks, or two ways through one, in float64."""
 
 import copy
+from collections import Counter
 from inspect import signature
 
 import pytest
@@ -97,3 +98,13 @@ def assert_same_network(model: nn.Module, reference: nn.Module, x: Tensor, key_m
     theirs = reference.state_dict() if key_map is None else key_map(reference.state_dict())
     for name, buffer in model.named_buffers():
         assert relative_error(buffer.double(), theirs[name].double()) < tolerance, name
+
+
+def most_calls(model: nn.Module, x: Tensor) -> int:
+    """How often a forward and a backward pass compute the convolution that they compute most often."""
+    calls: Counter[str] = Counter()
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_pre_hook(lambda module, args, name=name: calls.update([name]))
+    model(x).mean().backward()
+    return max(calls.values())

@@ -175,7 +175,7 @@ def training_table(name: str, attn: str | None = None) -> str:
     and the plain ones have rows.
     """
     def compared(model: str, options: str, recipe: str, epochs: str) -> tuple[str, str, str, str]:
-        without = ' '.join(part for part in options.split() if not part.startswith('attn'))
+        without = ' '.join(part for part in re.split(r' (?=\w+=)', options) if not part.startswith('attn'))
         return plain_name(model) or model, without, recipe, epochs
 
     losses = _losses(name)
@@ -396,7 +396,8 @@ def gates_table() -> str:
     for row in read('gates.csv'):
         gate = row['layer'].rpartition('.')[2]  # several in CBAM and scSE
         name = f'{row["model"]} {row["options"]}'.strip() + ('' if gate == 'se' else f': {gate}')
-        runs.setdefault((name, row['recipe'], row['epochs']), {}).setdefault(row['layer'], []).append(row)
+        branch = f'{row["layer"]} {row["branch"]}'  # several in SK
+        runs.setdefault((name, row['recipe'], row['epochs']), {}).setdefault(branch, []).append(row)
     body = []
     for key, layers in runs.items():
         _check_alike(next(iter(layers.values())))

@@ -176,6 +176,15 @@ def test_a_pruned_network_still_has_the_fused_tail():
     torch.testing.assert_close(fused, pruned(x), rtol=1e-9, atol=1e-9)
 
 
+def test_a_network_that_has_to_run_fused_is_pruned_and_loaded_again(tmp_path):
+    model = network('se_test_resnet_plugin', attn_fused=True)
+    pruned = prune_by_gates(model, statistics(model), 0.25, SIZE)
+    assert [module.fused for module in pruned.modules() if hasattr(module, 'fused')] == [True] * 4
+    again = write_model(pruned, tmp_path)
+    x = images(2, 3, 64, 64)
+    torch.testing.assert_close(again.double()(x), pruned(x), rtol=1e-4, atol=1e-4)
+
+
 def test_what_cannot_be_pruned_is_refused():
     model = network('se_test_resnet_plugin')
     with pytest.raises(ValueError, match="criterion='size' is not one of mean"):

@@ -5,7 +5,8 @@ import timm
 import torch
 from torch import nn
 
-from timm_se_plugin.measuring.complexity import CONVENTION, complexity
+from timm_se_plugin.layers import SqueezeExcite
+from timm_se_plugin.measuring.complexity import CONVENTION, complexity, saved_bytes
 
 
 def params(name, **kwargs):
@@ -135,6 +136,19 @@ def test_the_attention_of_timms_other_families_is_counted(name, part, attention)
 
 def test_a_layer_alone_has_its_macs():
     assert complexity(nn.Conv2d(3, 8, 3), (3, 8, 8)).macs == 7776
+
+
+def test_an_attention_alone_is_all_attention():
+    found = complexity(SqueezeExcite(64), (64, 8, 8))
+    assert found.attention_params == found.params == 2 * 4 * 64 + 4 + 64
+    assert found.attention_macs == found.macs == 2 * 4 * 64
+
+
+def test_the_bytes_are_counted_without_a_change_of_the_network():
+    model = timm.create_model('se_test_resnet_plugin').train()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    assert saved_bytes(model, torch.randn(2, 3, 32, 32)) > 0
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
 def test_a_shared_parameter_counts_once():

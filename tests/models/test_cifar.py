@@ -278,6 +278,7 @@ def test_attention_is_on_three_stages_unless_told_otherwise():
     ('resnetv2_164_cifar_plugin', {'attn': 'sk'}, "attn='sk' is not possible in CifarResNetV2 .*; choose one of se"),
     ('se_resnetv2_164_cifar_plugin', {'attn_integration': 'pre'}, "'pre' is not possible in CifarResNetV2 .*; choose"),
     ('se_wide_resnet16_8_cifar_plugin', {'attn_fused': True}, "=True is not possible .* choose 'auto' or False"),
+    ('shake_shake26_2x96d_cifar_plugin', {'avg_down': True}, 'avg_down=True has no effect .* by Shake-Shake'),
     ('shake_shake26_2x96d_cifar_plugin', {'attn': 'sk+se'}, r"attn='sk\+se' is not possible in ShakeShakeResNet"),
 ])
 def test_what_three_stages_or_a_cifar_stem_cannot_do_is_one_clear_error(name, kwargs, message):

@@ -7,7 +7,7 @@ import pytest
 import timm
 import torch
 from networks import FAMILY_NAMES, family_bases, few_blocks
-from parity import images, randomised, relative_error
+from parity import images, most_calls, randomised, relative_error
 from timm.models import FeatureGraphNet, FeatureHookNet, FeatureListNet, save_for_hf
 from torch import fx
 
@@ -77,6 +77,7 @@ def test_every_parameter_learns_with_and_without_checkpointing(network, base, x)
         gradients.append([p.grad.clone() for p in model.parameters()])
     for grads in gradients[1:]:
         torch.testing.assert_close(grads, gradients[0], rtol=1e-3, atol=1e-4)
+        assert most_calls(model, x) == 2  # in the backward pass, blocks are computed again
 
 
 def test_gates_forced_to_one_give_timms_network(network, base, x):

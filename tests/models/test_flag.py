@@ -108,8 +108,11 @@ def test_options_reach_the_layer():
 def test_user_block_args_are_merged():
     model = timm.create_model('seresnet18_plugin', block_args={})
     assert len(layers(model)) == 8  # timm would build the network without
-    model = timm.create_model('resnet18_plugin', block_args={'attn_layer': 'se'})
-    assert len(layers(model, SEModule)) == 8
+    for fused in ({}, {'attn_fused': 'auto'}, {'attn_fused': False}):
+        model = timm.create_model('resnet18_plugin', block_args={'attn_layer': 'se'}, **fused)
+        assert len(layers(model, SEModule)) == 8
+    with pytest.raises(ValueError, match='attn_fused=True is not possible with attention that timm has built from blo'):
+        timm.create_model('resnet18_plugin', block_args={'attn_layer': 'se'}, attn_fused=True)
 
 
 def test_a_base_keeps_its_attention_unless_the_flag_replaces_it_and_says_so(caplog):

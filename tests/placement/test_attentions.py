@@ -263,6 +263,32 @@ def test_options_of_several_values_come_back_from_a_saved_network(registered, kw
         assert AttentionSpec.of(again) == AttentionSpec.of(model)
 
 
+class DeepGate(nn.Module):
+    """A gate made of several layers, as papers often write it, that begins with the weights of its own choice."""
+
+    def __init__(self, channels, end, device, dtype):
+        super().__init__()
+        self.gate = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1), nn.Conv2d(channels, channels, 1, bias=False, device=device, dtype=dtype), end())
+        nn.init.zeros_(self.gate[1].weight)
+
+    def forward(self, x):
+        return x * self.gate(x)
+
+
+@pytest.mark.parametrize(('end', 'last'), [(nn.Sigmoid, 0), (nn.Softmax2d, 0), (nn.Tanh, 1)])
+def test_a_gate_may_have_several_layers_and_begins_as_its_class_says(registered, end, last):
+    # After norms that begin at 0, a branch whose gate is 0 too would never learn.
+    class Deep(DeepGate):
+        def __init__(self, channels, device=None, dtype=None):
+            super().__init__(channels, end, device, dtype)
+    register_attention('deep', Deep, tags='deep-gate', gates='gate')
+    model = timm.create_model('resnet18_plugin', attn='deep')
+    assert all(not layer.gate[1].weight.any() for layer in attention_modules(model).values())
+    assert float(model.layer1[0].bn2.weight.detach().mean()) == last
+    assert (ATTENTIONS['deep'].tags, ATTENTIONS['deep'].gates) == (('deep-gate',), ('gate',))
+
+
 class NeedsMore(nn.Module):
     def __init__(self, channels, groups, device=None, dtype=None): ...
 

@@ -51,6 +51,17 @@ def test_computes_the_same_at_every_place(integration, options):
         assert relative_error(fused(x), model(x)) < 1e-5
 
 
+@pytest.mark.parametrize(('name', 'options'), [
+    ('se_test_resnet_plugin', {}), ('se_test_resnet_plugin', {'attn_integration': 'post'}),
+    ('sk_test_resnet_plugin', {}), ('resnet18_plugin', {})])
+def test_a_network_that_has_to_run_fused_is_deployed(name, options):
+    model, fused = deployed(name, attn_fused=True, **options)
+    x = images(2, 3, 96, 96, dtype=torch.float32)
+    with torch.no_grad():
+        assert relative_error(fused(x), model(x)) < 1e-5
+    assert any(getattr(module, 'fused', None) is True for module in model.modules())
+
+
 def test_leaves_no_norm_and_leaves_the_model_alone():
     model, fused = deployed('se_resnet50_plugin')
     assert not any(isinstance(module, nn.BatchNorm2d) for module in fused.modules())

@@ -67,6 +67,21 @@ def test_attention_follows_the_activation_or_the_concatenation(base):
         'inception_v4': {'InceptionA': 4, 'ReductionA': 1, 'InceptionB': 7, 'ReductionB': 1, 'InceptionC': 3}}[base]
 
 
+@pytest.mark.parametrize(('base', 'blocks'), [('efficientnet_es', 18), ('mobilenetv4_conv_medium', 22)])
+def test_every_inverted_residual_is_attended_whatever_its_kind(base, blocks):
+    with torch.device('meta'):
+        model = timm.create_model(base)
+    names = ('InvertedResidual', 'UniversalInvertedResidual', 'EdgeResidual')
+    assert len(add_attention(model, 'se')) == blocks == sum(type(block).__name__ in names for block in model.modules())
+
+
+def test_stages_need_feature_levels_that_are_modules():
+    with torch.device('meta'):
+        model = timm.create_model('hrnet_w18_small')
+    with pytest.raises(ValueError, match=r"attn_stages is not possible in \w+, whose feature level 'stem' is not the"):
+        add_attention(model, 'se', stages=2)
+
+
 def test_mobilenet_grows_as_in_table_3():
     counts = [sum(p.numel() for p in on_meta(f'{prefix}mobilenetv1_100_plugin').parameters()) for prefix in ('', 'se_')]
     assert [round(count / 1e6, 1) for count in counts] == [4.2, 4.7]

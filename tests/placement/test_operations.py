@@ -1,20 +1,23 @@
 """Whatever is done with a network, in whatever order: it computes what its modules do, and an error changes nothing."""
 
 import copy
+import random
 import tempfile
+from collections import Counter
 
 import pytest
 import timm
 import torch
-from hypothesis import Phase, given, settings
-from hypothesis import strategies as st
 from parity import images, randomised, relative_error
 from torch import nn
 from torch.ao.quantization import get_default_qconfig_mapping
 from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 
 from timm_se_plugin import add_attention, fuse_for_inference, remove_attention
+from timm_se_plugin.layers import SelectiveKernel
+from timm_se_plugin.placement import AttentionSpec
 from timm_se_plugin.placement.attentions import ATTENTIONS
+from timm_se_plugin.placement.recalibration import attention_in
 from timm_se_plugin.weights import write_model
 
 SIZE = (3, 48, 48)
@@ -27,16 +30,22 @@ NETWORKS = {
     'mobilenetv3_small_050': {'num_classes': 3},
 }
 ADDED = sorted(name for name, record in ATTENTIONS.items() if not record.selects_kernels)
-ADDITIONS = st.fixed_dictionaries({
-    'attn': st.sampled_from(ADDED),
-    'init': st.sampled_from(['default', 'identity']),
-    'sites': st.sampled_from([None, r'layer\d\.0', r'layer[12]\.0\.conv1', r'stages\.\d\.blocks\.0\.conv1', r'nothing',
-                              r'layer1\.0\.bn1', r'blocks\.\d\.0.*']),
-})
-OPERATIONS = st.one_of(
-    st.tuples(st.just('add'), ADDITIONS),
-    st.tuples(st.sampled_from(
-        ['remove', 'fuse', 'save', 'copy', 'hook', 'prune', 'train', 'modules', 'quantise']), st.none()))
+SITES = {'mobilenetv3_small_050': [None, r'blocks\.\d\.0.*'], 'se_resnet20_cifar_plugin': [None, r'layer1\.0\.conv1']}
+OPERATIONS = ['fuse', 'save', 'copy', 'hook', 'prune', 'train', 'modules', 'quantise']
+
+
+def drawn(generator, name, model):
+    """An operation, and its options; attention is added where there is none, and else taken away or refused."""
+    has_attention = AttentionSpec.of(model) is not None
+    operation = generator.choice(OPERATIONS + 3 * ['remove' if has_attention else 'add'] + ['add'])
+    # Torch-Pruning itself follows neither attention that a hook calls nor the branches of a Selective Kernel.
+    if operation == 'prune' and any(
+            attention_in(module) or isinstance(module, SelectiveKernel) for module in model.modules()):
+        operation = 'copy'
+    sites = SITES.get(name, [None, r'layer\d\.0', r'layer[12]\.0\.conv1', r'layer1\.0\.bn1', 'nothing'])
+    attn = generator.choice(ADDED)
+    inits = ['default', 'identity'] if ATTENTIONS[attn].starts_at_identity else ['default']
+    return operation, {'attn': attn, 'init': generator.choice(inits), 'sites': generator.choice(sites)}
 
 
 def outputs(model):
@@ -112,26 +121,34 @@ def perform(model, operation, options):
 
 
 @pytest.mark.filterwarnings('ignore')  # of Torch-Pruning
-@settings(max_examples=8, deadline=None, derandomize=True, phases=[Phase.generate])
-@given(st.sampled_from(sorted(NETWORKS)), st.lists(OPERATIONS, min_size=1, max_size=4))
-def test_any_order_of_operations(name, operations):
-    torch.manual_seed(0)
-    model = randomised(timm.create_model(name, **NETWORKS[name])).double().eval()
-    expected = outputs(model)
-    for operation, options in operations:
-        before = picture(model)
-        try:
-            changed, is_same = perform(model, operation, options)
-        except (ValueError, RuntimeError) as error:
-            if operation == 'train' or (isinstance(error, RuntimeError) and operation != 'prune'):
-                raise
-            assert_unchanged(before, picture(model))
-            torch.testing.assert_close(outputs(model), expected, rtol=0, atol=0)
-            continue
-        if changed is not model:
-            assert_unchanged(before, picture(model))
-        model = changed
-        found = outputs(model)
-        if is_same:
-            torch.testing.assert_close(found, expected, rtol=1e-4 if operation == 'save' else 1e-9, atol=1e-4)
-        expected = found
+def test_any_order_of_operations():
+    done = Counter()
+    for seed in range(3 * len(NETWORKS)):
+        name = sorted(NETWORKS)[seed % len(NETWORKS)]
+        generator = random.Random(seed)
+        torch.manual_seed(0)
+        model = randomised(timm.create_model(name, **NETWORKS[name])).double().eval()
+        expected = outputs(model)
+        for _ in range(4):
+            operation, options = drawn(generator, name, model)
+            before = picture(model)
+            try:
+                changed, is_same = perform(model, operation, options)
+            except Exception as error:
+                # Torch-Pruning ends in errors of many classes where it does not understand a network.
+                if operation == 'train' or not (operation == 'prune' or isinstance(error, ValueError)):
+                    raise
+                assert_unchanged(before, picture(model))
+                torch.testing.assert_close(outputs(model), expected, rtol=0, atol=0)
+                done[f'{operation} refused'] += 1
+                continue
+            if changed is not model:
+                assert_unchanged(before, picture(model))
+            model = changed
+            found = outputs(model)
+            if is_same:
+                tolerance = 1e-4 if operation == 'save' else 1e-9  # files have 32 bits for each weight
+                torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
+            expected = found
+            done[operation] += 1
+    assert {'add', 'add refused', 'remove', *OPERATIONS} <= done.keys(), done

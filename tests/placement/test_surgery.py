@@ -311,8 +311,9 @@ def test_a_site_that_cannot_be_is_one_clear_error_and_changes_nothing(sites, mes
 def test_a_container_that_would_call_attention_by_itself_and_channels_at_the_end_are_refused(sites, message):
     model = Containers()
     keys = list(model.state_dict())
-    with pytest.raises(ValueError, match=message):
-        add_attention(model, sites=sites, input_size=(3, 32, 32))
+    for size in ((3, 32, 32), (3, 32, 64)):
+        with pytest.raises(ValueError, match=message if size[1] == size[2] else message.replace('30, 16', '62, 16')):
+            add_attention(model, sites=sites, input_size=size)
     assert list(model.state_dict()) == keys
     assert not any(m._forward_hooks for m in model.modules())
 

@@ -10,6 +10,7 @@ from timm.layers import GlobalContext
 from torch import Tensor, nn
 
 from ..placement.recalibration import attention_of_output, install, uninstall
+from ..placement.structure import choose_fused
 from ..placement.widths import tell_widths
 from .gates import find_gates
 from .statistics import GateStatistics, check_statistics
@@ -54,6 +55,7 @@ def prune_by_gates(
     model = getattr(model, '_orig_mod', model)  # of torch.compile, which would compile each step of the pruning
     check_statistics(statistics, find_gates(model))
     pruned = copy.deepcopy(model).requires_grad_()
+    choose_fused(pruned)  # Torch-Pruning follows the modules, by hooks
     device = next(pruned.parameters()).device
     gates = {}
     for layer in statistics.layers:
@@ -97,6 +99,8 @@ def prune_by_gates(
         pruned.get_parameter(name).requires_grad_(parameter.requires_grad)
     for name, module in model.named_modules():
         pruned.get_submodule(name).training = module.training
+        if hasattr(module, 'fused'):
+            pruned.get_submodule(name).fused = module.fused
     return pruned
 
 

@@ -94,9 +94,6 @@ def complexity(model: nn.Module, input_size: tuple[int, int, int] | None = None)
     input_size = input_size or image_size(model)
     counted = structure_of(model)
     _separate(counted, set())
-    for module in counted.modules():
-        if getattr(module, 'fused', None) is True:  # True raises on the meta device; 'auto' has equal MACs
-            module.fused = 'auto'  # type: ignore[assignment]
     with FlopCounterMode(display=False) as counter:
         run_structure(counted, input_size)
     root = type(counted).__name__
@@ -111,7 +108,7 @@ def complexity(model: nn.Module, input_size: tuple[int, int, int] | None = None)
         hooked = attention_of_output(module)  # the hook calls it outside the module's count
         return flops[name] + (whole(f'{name}.{hooked}', module.get_submodule(hooked)) if hooked else 0)
 
-    attention = tuple(f'{name}.' for name in counted_attention(counted))
+    attention = tuple(f'{name}.' if name else '' for name in counted_attention(counted))
     costs: list[ModuleCost] = []
     known: set[nn.Parameter] = set()  # modules may share parameters
     for name, module in counted.named_modules():
@@ -140,8 +137,9 @@ def _separate(module: nn.Module, known: set[nn.Module]) -> None:
 def saved_bytes(model: nn.Module, x: Tensor) -> int:
     """Bytes that one forward pass on x keeps for the backward pass, without x, parameters and buffers.
 
-    A storage that several operations keep counts once.
+    A storage that several operations keep counts once. The buffers, such as BatchNorm's statistics, stay as they were.
     """
+    before = [(buffer, buffer.clone()) for buffer in model.buffers()]
     known = {tensor.untyped_storage().data_ptr() for tensor in (x, *model.parameters(), *model.buffers())}
     storages: dict[int, int] = {}
 
@@ -154,4 +152,7 @@ def saved_bytes(model: nn.Module, x: Tensor) -> int:
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         out = model(x)  # keeps the graph alive, so that no address is used twice
     del out
+    with torch.no_grad():
+        for buffer, value in before:
+            buffer.copy_(value)
     return sum(storages.values())

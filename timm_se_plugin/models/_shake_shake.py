@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from timm.models.resnet import BasicBlock
 from torch import Tensor, nn
 
-from ._cifar_networks import CifarResNet
+from ._cifar_networks import CifarResNet, refuse
 
 __all__ = ['ShakeShake', 'ShakeShakeBlock', 'ShakeShakeResNet']
 
@@ -136,6 +136,7 @@ class ShakeShakeResNet(CifarResNet):
     """
 
     def __init__(self, block: type[nn.Module], layers: Sequence[int], **kwargs: Any) -> None:
+        refuse(kwargs, ('avg_down', 'down_kernel_size', 'shortcut'), 'by Shake-Shake, which has a shortcut of its own')
         super().__init__(block, layers, shortcut='B', **kwargs)
         for first in self.first_blocks():
             if first.downsample is not None:

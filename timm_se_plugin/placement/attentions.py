@@ -140,7 +140,7 @@ ATTENTIONS: dict[str, Attention] = {attention.name: attention for attention in (
 )}
 
 
-_OWN = frozenset(ATTENTIONS)
+OWN = frozenset(ATTENTIONS)
 
 
 def register_attention(
@@ -152,7 +152,8 @@ def register_attention(
     Every keyword of the layer's constructor becomes a model keyword ``attn_<keyword>``, which is part of the
     specification and of config.json. For a keyword ``act_layer`` users give timm's name of the activation, and the
     layer receives the class. A sequence of values reaches the layer as a tuple, or as a list if the default is a list.
-    ``gate`` and ``init`` have their meaning in :class:`AttentionSpec`. A saved network can be loaded only after its
+    ``gate`` and ``init`` have their meaning in :class:`AttentionSpec`. The layer begins with the weights that its
+    constructor gives it. A saved network can be loaded only after its
     attention has been registered. Registering a class of the same module and name again, as when a notebook's cell runs
     a second time, takes the place of the former registration::
 
@@ -180,7 +181,7 @@ def register_attention(
             a Selective Kernel.
     """
     former = getattr(ATTENTIONS.get(name), 'layer', None)
-    is_again = name not in _OWN and _full_name(layer) == _full_name(former)
+    is_again = name not in OWN and _full_name(layer) == _full_name(former)
     is_taken = name == 'none' or (name in ATTENTIONS and not is_again)
     if is_taken or not name.isidentifier() or name != name.lower():
         raise ValueError(f'{name!r} cannot name an attention: choose a lower-case word other than '
@@ -200,14 +201,15 @@ def register_attention(
         why = f'has no default for {", ".join(unsuited)}' if unsuited else f'lacks {", ".join(sorted(factory))}'
         raise ValueError(f'{layer.__name__} cannot be an attention: its constructor {why}; it is called as '
                          'layer(channels, option=…, device=…, dtype=…)')
-    last_layers = tuple(last_layers)
+    # A string is one name, and not a sequence of letters.
+    tags, last_layers, gates = ((names,) if isinstance(names, str) else tuple(names)
+                                for names in (tags, last_layers, gates))
     if last_layers:
         options['init'] = 'default'
     if isinstance(options.get('act_layer'), type):
         options['act_layer'] = None  # the layer's own, whose name in timm is not known
     attention = Attention(
-        name, layer, options, paper, tuple(tags) or (name,), last_layers=last_layers, identity_gate=identity_gate,
-        gates=tuple(gates))
+        name, layer, options, paper, tags or (name,), last_layers=last_layers, identity_gate=identity_gate, gates=gates)
     ATTENTIONS[name] = attention
     return attention
 

@@ -17,7 +17,7 @@ from ..layers._bypass import has_hooks
 from ..layers._tail_functions import add_act_
 from ..layers.squeeze_excite import why_not_squeeze_excite
 from .residual import AttentionBasicBlock, AttentionBottleneck
-from .structure import image_size, run_structure, structure_of
+from .structure import choose_fused, image_size, run_structure, structure_of
 
 __all__ = ['fuse_for_inference']
 
@@ -58,6 +58,7 @@ def fuse_for_inference(model: nn.Module, input_size: tuple[int, int, int] | None
                          'model.eval() first')
     pairs = _foldable(model, input_size or image_size(model))
     model = copy.deepcopy(model).requires_grad_(False)
+    choose_fused(model)  # blocks without their norm can't run by the fused path
     for conv_name, norm_name in pairs:
         conv: Any = model.get_submodule(conv_name)
         norm: Any = model.get_submodule(norm_name)

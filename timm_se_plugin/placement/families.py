@@ -157,7 +157,8 @@ FAMILIES: dict[str, Family] = {
     # After the depthwise convolution (MnasNet, arXiv 1807.11626, Figure 7; MobileNetV3, arXiv 1905.02244, Figure 4).
     'mobilenetv2': Family(
         {'standard': (
-            Site(_timm('_efficientnet_blocks', 'InvertedResidual'), 'se', 'slot'),
+            Site(_timm('_efficientnet_blocks', 'InvertedResidual', 'UniversalInvertedResidual', 'EdgeResidual'),
+                 'se', 'slot'),
             Site(_SEPARABLE, 'se', 'slot', where=lambda block, _: not block.has_pw_act))},
         bases=('mobilenetv2_*',), feature_cfg={'flatten_sequential': True}),
     # The branch of a pre-activation unit ends in a convolution.

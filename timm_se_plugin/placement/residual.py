@@ -230,8 +230,18 @@ def starts_closed(layer: nn.Module) -> bool:
     """
     gates = [module for name, module in layer.named_modules() if name.rpartition('.')[2] == 'gate']
     linear = [module for module in layer.modules() if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Linear)]
-    zero = torch.zeros(1, device='cpu')
-    return bool(gates) and all(module.bias is None for module in linear) and not any(gate(zero) for gate in gates)
+    return bool(gates) and all(module.bias is None for module in linear) and all(map(_keeps_zero, gates))
+
+
+def _keeps_zero(gate: nn.Module) -> bool:
+    """Whether the last function of a gate, which may have layers before it, is known to make 0 of 0."""
+    *_, last = gate.modules()
+    if any(True for _ in last.parameters()):
+        return False
+    try:
+        return not last(torch.zeros(1, device='cpu')).any()
+    except (IndexError, RuntimeError, TypeError, ValueError):  # no function of single numbers, such as a softmax
+        return False
 
 
 def start_norms(block: nn.Module) -> None:

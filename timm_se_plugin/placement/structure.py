@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .recalibration import is_attention_hook
 
-__all__ = ['image_size', 'run_structure', 'structure_of']
+__all__ = ['choose_fused', 'image_size', 'run_structure', 'structure_of']
 
 
 def image_size(model: nn.Module) -> tuple[int, int, int]:
@@ -29,7 +29,8 @@ def structure_of(model: nn.Module) -> nn.Module:
     """Copy of a network on the meta device, in evaluation mode, that shares nothing with the network.
 
     A pass through the copy neither changes the network (a counter of batches, a tensor kept in an attribute) nor calls
-    a user's hooks; the package's own hooks, which call attention, stay.
+    a user's hooks; the package's own hooks, which call attention, stay. ``attn_fused=True``, which would refuse a pass
+    without values, is ``'auto'`` in the copy.
 
     Raises:
         ValueError: a network that Python cannot copy.
@@ -44,12 +45,20 @@ def structure_of(model: nn.Module) -> nn.Module:
     except (RuntimeError, TypeError) as error:
         raise ValueError(
             f'{type(model).__name__} cannot be copied ({error}), and its structure is examined in a copy') from error
+    choose_fused(structure)
     for module in structure.modules():
         for hooks in (module._forward_hooks, module._forward_pre_hooks):
             for key in [key for key, hook in hooks.items() if not is_attention_hook(hook)]:
                 del hooks[key]
     structure.eval()  # not chained, since a backbone of MMDetection returns None
     return structure
+
+
+def choose_fused(model: nn.Module) -> None:
+    """Let the blocks that have to run by the fused path run by it only where they can."""
+    for module in model.modules():
+        if getattr(module, 'fused', None) is True:
+            module.fused = 'auto'  # type: ignore[assignment]
 
 
 def _tensors_in_attributes(model: nn.Module) -> list[Tensor]:

@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from itertools import chain
 from typing import Any, NamedTuple
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..layers import SelectiveKernel
-from .attentions import ATTENTIONS, attention_layers
+from .attentions import ATTENTIONS, OWN, attention_layers
 from .families import FAMILIES, RESIDUAL_BLOCKS, Family, KernelSite, Site, is_of, is_of_type
 from .finding import counted_attention
 from .recalibration import attention_in, install, uninstall
@@ -216,7 +217,8 @@ def _refuse_owned(model: nn.Module) -> None:
 def _fill(place: _Place, spec: AttentionSpec, layer: nn.Module) -> str:
     """Put a layer into its place; return its name in the network."""
     if place.tensor == 'block':
-        initialise_as_timm(layer)
+        if spec.attn in OWN:
+            initialise_as_timm(layer)
         attend(place.module, spec, layer)
         return f'{place.name}.se'
     if place.tensor == 'slot':
@@ -254,8 +256,11 @@ def _vacate(block: Any, empty: type[nn.Module] | None) -> None:
 def run_blocks_fused(model: nn.Module, fused: bool | str) -> None:
     """Let the residual blocks of a network without attention run by the fused path.
 
+    Blocks for which timm has built an attention keep it, and run as timm's.
+
     Raises:
-        ValueError: `fused` is not True, False or ``'auto'``; or True for a network without timm's residual blocks.
+        ValueError: `fused` is not True, False or ``'auto'``; or True for a network without residual blocks of timm's,
+            or with attention in them.
     """
     if not isinstance(fused, bool) and fused != 'auto':
         raise ValueError(f"attn_fused={fused!r} is not one of auto, True, False")
@@ -263,8 +268,12 @@ def run_blocks_fused(model: nn.Module, fused: bool | str) -> None:
     if fused is True and not blocks:
         raise ValueError(f"attn_fused={fused!r} without attn concerns timm's residual blocks, and a "
                          f'{type(model).__name__} has none; leave the option out')
+    if fused is True and any(block.se is not None for block in blocks):
+        raise ValueError(f"attn_fused={fused!r} is not possible with attention that timm has built from block_args; "
+                         'name the attention by attn, or leave the option out')
     for block in blocks:
-        run_fused(block, fused)
+        if block.se is None:
+            run_fused(block, fused)
 
 
 def vacate_blocks(model: nn.Module) -> None:
@@ -437,15 +446,27 @@ def _channels(
     except ValueError:
         if not any(None in seen for seen in shapes.values()):  # else this is why, and is said below
             raise
-    for place, seen in shapes.items():
-        obstacle = _why_not_attended(seen, size)
+    found = {place: list(seen) for place, seen in shapes.items()}
+    channels, height, width = size
+    if height != width:
+        for seen in shapes.values():
+            seen.clear()
+        with suppress(ValueError):  # a network for images of one size tells no more
+            run_structure(structure, (channels, width, height))
+    for place, seen in found.items():
+        obstacle = _why_not_attended(seen, shapes[place])
         if obstacle:
             raise ValueError(f'{place.name} cannot carry attention: {obstacle}')
-    return {**known, **{place: seen[0][1] for place, seen in shapes.items() if seen[0] is not None}}
+    return {**known, **{place: seen[0][1] for place, seen in found.items() if seen[0] is not None}}
 
 
-def _why_not_attended(seen: list[torch.Size | None], input_size: tuple[int, int, int]) -> str:
-    """Why attention is impossible where a pass shows tensors of these shapes; an empty string if it is possible."""
+def _why_not_attended(seen: list[torch.Size | None], turned: list[torch.Size | None]) -> str:
+    """Why attention is impossible where a pass shows tensors of these shapes; an empty string if it is possible.
+
+    Args:
+        seen: the shapes for an image.
+        turned: those for an image with height and width exchanged, as far as they are known.
+    """
     if None in seen:
         return 'its result, or what one of its children gets, is no tensor'
     if len(seen) != 1:
@@ -454,8 +475,10 @@ def _why_not_attended(seen: list[torch.Size | None], input_size: tuple[int, int,
     shape = list(seen[0] or ())
     if len(shape) != 4:
         return f'its result has the shape {shape}, not (N, C, H, W)'
-    # Maps of a square image are square, so that two equal numbers before another one are height and width.
-    is_last = input_size[1] == input_size[2] and shape[1] == shape[2] != shape[3]
+    # Maps of a square image are square, so that two equal numbers before another one are height and width; for others,
+    # height and width change places, and the number of channels stays.
+    other = list(turned[0] or ()) if len(turned) == 1 else []
+    is_last = len(other) == 4 and (shape[1] != other[1] or (shape == other and shape[1] == shape[2] != shape[3]))
     return f'its result has the shape {shape} with the channels last, not (N, C, H, W)' if is_last else ''
 
 
@@ -505,7 +528,12 @@ def _stages(model: nn.Module, order: dict[str, int]) -> Callable[['_Place | _Ker
                          'give the part of the network that has the list')
 
     def end(module: str) -> int:
-        return max(order[name] for name in order if f'{name}.'.startswith(f'{module}.'))
+        inside = [order[name] for name in order if f'{name}.'.startswith(f'{module}.')]
+        if not inside:
+            raise ValueError(f'attn_stages is not possible in {type(model).__name__}, whose feature level {module!r} '
+                             'is not the name of a module; leave the option out for all stages, or name modules with '
+                             'attn_sites')
+        return max(inside)
 
     ends = [end(level['module']) for level in info]
 
