@@ -92,13 +92,15 @@ def test_curves_of_trainings_with_other_options_have_names_of_their_own(tables, 
 
 def test_gates_of_one_seed_do_not_count_as_two_seeds(tables):
     module, write = tables
-    gate = {**RUN, 'layer': 'layer1.0.se', 'mean': 0.5, 'channel_std': 0.1, 'std': 0.1, 'specificity': 0.2}
+    gate = {**RUN, 'layer': 'layer1.0.se', 'branch': '', 'mean': 0.5, 'channel_std': 0.1, 'std': 0.1, 'specificity': 0.2}
     earlier = {**gate, 'global_batch': ''}  # as rows from before there was the column
     write('gates', [earlier, {**gate, 'seed': 1, 'data': 'flowers160'}])
     assert [row[:4] for row in cells(module.gates_table())] == [['resnet18_plugin', 'flowers', '15', '2']]
     write('gates', [earlier, {**gate, 'data': 'flowers160'}])
     with pytest.raises(ValueError, match='resnet18_plugin: two rows with the seed 0'):
         module.gates_table()
+    write('gates', [{**gate, 'branch': branch} for branch in ('3x3', '5x5')])  # of a Selective Kernel
+    assert [row[3] for row in cells(module.gates_table())] == ['1']
 
 
 def test_networks_that_were_fine_tuned_with_another_learning_rate_have_rows_of_their_own(tables):

@@ -208,6 +208,7 @@ def test_with_cp_keeps_less_and_changes_no_gradient(attn):
     {}, dict(frozen_stages=1, norm_eval=True), dict(norm_cfg=dict(type='FrozenBN')), dict(out_indices=(1, 2))])
 def test_a_warm_start_gives_the_plain_features(plain, plain_file, cfg):
     attended = build(attn='se', pretrained=plain_file, **cfg)
+    assert not hasattr(attended, 'pretrained_cfg')  # nothing says how the file's pictures were normalised
     assert attended.attn.init == 'identity'
     expected = build(pretrained=plain_file, **cfg)
     for out, theirs in zip(features(attended), features(expected), strict=True):

@@ -151,6 +151,13 @@ def test_tools_of_mmdetection_run_the_written_configuration(mine, small, tmp_pat
     assert (tmp_path / 'theirs' / 'epoch_1.pth').is_file()
 
 
+def test_the_warm_up_lasts_an_epoch_of_as_many_processes_as_the_launcher_starts(mine, tmp_path, monkeypatch):
+    monkeypatch.setenv('SLURM_NTASKS', '2')
+    ends = [config_for_folder('faster-rcnn_se-r50_fpn_1x_coco', mine, tmp_path / launcher, launcher=launcher, options={
+        'train_dataloader.batch_size': 1}).param_scheduler[0].end for launcher in ('none', 'slurm')]
+    assert ends == [4, 2]  # of four pictures; in a shell of Slurm's, one process is one
+
+
 def test_the_folder_of_another_training_is_left_as_it_is(mine, tmp_path):
     name, run = 'faster-rcnn_se-r50_fpn_1x_coco', tmp_path / 'run'
     config_for_folder(name, mine, run)

@@ -19,6 +19,7 @@ if importlib.util.find_spec('mmdet') is None:
 import cv2
 from mmdet.registry import MODELS
 from mmengine.hooks import Hook
+from mmengine.model import PretrainedInit
 from mmengine.registry import HOOKS
 from safetensors.torch import save_file
 
@@ -217,8 +218,9 @@ def test_random_weights_are_not_frozen(coco_folder, monkeypatch):
     monkeypatch.setattr(running, 'print_log', lambda text, *rest: said.append(text))
     running._check_start(on_folder(coco_folder, **{'model.backbone.norm_eval': True}))
     assert 'norm_eval=True keeps the statistics of its BatchNorm layers at 0 and 1' in said[0]
-    for weights in ({'load_from': 'a.pth'}, {'model.backbone.pretrained': True}, {'model.init_cfg': [
-            dict(type='Pretrained', checkpoint='a.pth')]}):
+    for weights in ({'load_from': 'a.pth'}, {'model.backbone.pretrained': True}, {'model.backbone.type': 'MyResNet'},
+                    {'model.init_cfg': [dict(type='mmengine.Pretrained', checkpoint='a.pth')]},
+                    {'model.backbone.init_cfg': dict(type=PretrainedInit, checkpoint='a.pth')}):
         running._check_start(on_folder(
             coco_folder, **{'model.backbone.frozen_stages': 1, 'model.backbone.norm_eval': True, **weights}))
     assert len(said) == 1
@@ -261,9 +263,15 @@ def test_flags_reach_the_configuration(coco_folder, monkeypatch):
     train_detector(on_folder(coco_folder, load_from='coco.pth'), resume='auto')
     assert (seen[1][0].resume, seen[1][0].load_from, seen[1][2]) == (False, 'coco.pth', False)  # nothing to resume yet
     (coco_folder / 'work').mkdir()
-    (coco_folder / 'work' / 'epoch_1.pth').touch()
+    torch.save({}, coco_folder / 'work' / 'epoch_1.pth')
     train_detector(on_folder(coco_folder, load_from='coco.pth'), resume='auto')
     assert (seen[2][0].resume, seen[2][0].load_from, seen[2][2]) == (True, None, True)
+    train_detector(on_folder(coco_folder, resume=True))
+    assert (seen[3][0].resume, seen[3][2]) == (True, True)
+    (coco_folder / 'work' / 'epoch_1.pth').write_bytes(b'killed')
+    train_detector(on_folder(coco_folder, load_from='coco.pth'), resume='auto')
+    train_detector(on_folder(coco_folder, resume=True))
+    assert [seen[i][0].resume for i in (4, 5)] == [False, False]
     config = on_folder(coco_folder)
     config.pop('auto_scale_lr')
     with pytest.raises(ValueError, match=r'auto_scale_lr.base_batch_size'):

@@ -276,7 +276,13 @@ class DeepGate(nn.Module):
         return x * self.gate(x)
 
 
-@pytest.mark.parametrize(('end', 'last'), [(nn.Sigmoid, 0), (nn.Softmax2d, 0), (nn.Tanh, 1)])
+class ForMaps(nn.Module):
+    def forward(self, x):
+        assert x.ndim == 4
+        return x.sigmoid()
+
+
+@pytest.mark.parametrize(('end', 'last'), [(nn.Sigmoid, 0), (nn.Softmax2d, 0), (ForMaps, 0), (nn.Tanh, 1)])
 def test_a_gate_may_have_several_layers_and_begins_as_its_class_says(registered, end, last):
     # After norms that begin at 0, a branch whose gate is 0 too would never learn.
     class Deep(DeepGate):

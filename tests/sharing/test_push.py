@@ -342,6 +342,8 @@ def test_a_card_reads_the_output_as_the_model_means_it(tmp_path):
         assert ('.sigmoid()' in texts['README.md'], '"upright": false' in texts['config.json']) == (kept, kept)
         write_model(model, tmp_path / 'again')
         assert ('upright' in (tmp_path / 'again' / 'config.json').read_text()) == kept
+    with pytest.raises(ValueError, match='FeatureListNet cannot be written'):
+        push_to_hub(timm.create_model(f'local-dir:{tmp_path}', features_only=True), 'me/a', dry_run=True)
     text = push_to_hub(small(num_classes=0), 'me/a', dry_run=True).texts['README.md']
     assert '\nfeatures = model(transform(image)[None])  #' in text
 

@@ -12,7 +12,7 @@ from timm_se_plugin.training import (
     parse_options,
     train_classifier,
 )
-from timm_se_plugin.training.config import own_options, read_recipe, run_columns
+from timm_se_plugin.training.config import different_options, own_options, read_recipe, run_columns
 from timm_se_plugin.training.options import RECIPES
 from timm_se_plugin.weights.runs import data_config
 
@@ -137,6 +137,13 @@ def test_a_run_is_named_by_its_checkpoint_when_its_recipe_is_gone(tmp_path):
                      'data': 'cells', 'global_batch': 64}
     (tmp_path / 'mine.yaml').unlink()
     assert run_columns(checkpoint) == {**named, 'options': 'lr=0.3'}
+
+
+def test_a_run_whose_fraction_was_rounded_otherwise_is_continued():
+    now = parse_options(['--crop-pct', '224/400'])
+    assert now.crop_pct != 0.56
+    assert different_options({**vars(now), 'crop_pct': 0.56}, vars(now)) == []
+    assert different_options({**vars(now), 'crop_pct': 0.57}, vars(now)) == [f'crop_pct={now.crop_pct!r} (was 0.57)']
 
 
 def test_a_grey_run_that_its_own_args_yaml_continues_keeps_its_name(tmp_path):

@@ -9,6 +9,7 @@ from collections import Counter
 from itertools import compress
 
 import pytest
+import timm
 import torch
 from digit_runs import TINY
 from spoiled import COLOURS, FOLDERS, save_colours, spoil
@@ -18,6 +19,7 @@ from timm_se_plugin.training import evaluate_classifier, parse_evaluation, parse
 from timm_se_plugin.training.checkpoint import read_checkpoint
 from timm_se_plugin.training.data import class_names, label_by_name, open_split, split_root
 from timm_se_plugin.training.folders import read_class_map, read_folder, share_of
+from timm_se_plugin.training.network import label_names
 from timm_se_plugin.weights.folders import saved_class_names
 from timm_se_plugin.weights.runs import names_of_all
 
@@ -90,6 +92,15 @@ def test_a_class_map_that_contradicts_the_network_is_refused(trained, colours, t
     (tmp_path / 'map.txt').write_text(lines)
     with pytest.raises(ValueError, match=r"map\.txt gives the class 'red' the index [01], and the network has it at 2"):
         evaluate(trained, colours, '--class-map', str(tmp_path / 'map.txt'))
+
+
+def test_a_class_map_knows_better_than_a_guess(tmp_path):
+    from timm.data import ImageNetInfo
+    model, names = timm.create_model('test_resnet'), ImageNetInfo('imagenet-1k').label_names()
+    (tmp_path / 'map.txt').write_text('\n'.join(names[::-1]))
+    for class_map, known in (('', names), (str(tmp_path / 'map.txt'), None)):
+        options = Namespace(class_map=class_map, label_names=None)
+        assert label_names(options, model, names) == known
 
 
 @pytest.mark.parametrize('arguments', [(), ('--class-map', 'map.txt')])

@@ -79,8 +79,10 @@ def test_labels_are_learned_and_the_checkpoint_says_the_task(trained, tmp_path):
 @pytest.mark.parametrize('form', ['NFC', 'NFD'])
 @pytest.mark.parametrize('written', ['NFC', 'NFD'])
 def test_an_accent_in_a_path_is_the_same_in_either_spelling(tmp_path, form, written):
-    (tmp_path / normalize(form, 'café.png')).touch()
-    path = tmp_path / 'train.csv'
+    folder = tmp_path / normalize('NFD' if form == 'NFC' else 'NFC', 'données')
+    folder.mkdir()
+    (folder / normalize(form, 'café.png')).touch()
+    path = folder / 'train.csv'
     path.write_text(normalize(written, 'picture,grün\ncafé.png,1\n'), encoding='utf-8')
     reader = read_labels(str(path))
     assert [os.path.isfile(file) for file, _ in reader.samples] == [True]

@@ -254,7 +254,8 @@ class TimmAttentionBackbone(BaseModule):
                 f'{place} has other attention than the configuration, whose attn options have to agree: {different}')
         state = trained.state_dict()
         self.load_state_dict({key: state[key.removeprefix('net.')] for key in self.state_dict()})
-        self.pretrained_cfg = trained.pretrained_cfg
+        if 'pretrained_cfg_overlay' not in weights:  # of a file, nothing says how its pictures were normalised
+            self.pretrained_cfg = trained.pretrained_cfg
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
         """Refuse a checkpoint of another network, of which MMEngine would only log the missing keys."""

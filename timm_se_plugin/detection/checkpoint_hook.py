@@ -44,7 +44,8 @@ def check_work_dir(work_dir: str | Path, resume: bool | str) -> None:
         raise FileExistsError(f'{work_dir} has the checkpoints of a training, which a new one would overwrite; '
                               '--resume continues that training, and --work-dir names another folder for a new one')
     own = {Path(work_dir).resolve(), Path(pointer.read_text(encoding='utf-8').strip()).resolve().parent}
-    if resume is not True and resume != 'auto' and Path(resume).resolve().parent not in own:
+    if resume is not True and resume != 'auto' and not {
+            Path(resume).resolve().parent, Path(resume).parent.resolve()} & own:
         raise FileExistsError(f'{work_dir} has the checkpoints of a training, which one that continues from {resume} '
                               'would overwrite; --resume without a path continues the training of the folder, and '
                               '--work-dir names another folder')
@@ -52,11 +53,16 @@ def check_work_dir(work_dir: str | Path, resume: bool | str) -> None:
 
 def has_begun(config: Any) -> bool:
     """Whether the training of a configuration has left a checkpoint to resume from."""
-    folder = Path(config.work_dir)
-    out_dir = ((config.get('default_hooks') or {}).get('checkpoint') or {}).get('out_dir')
-    folders = (folder, *((Path(out_dir, folder.name),) if out_dir else ()))
-    return (folder / 'last_checkpoint').is_file() or any(
-        path for place in folders for kind in ('epoch_*', 'iter_*') for path in place.glob(f'{kind}.pth'))
+    pointer = Path(config.work_dir, 'last_checkpoint')
+    named = pointer.read_text(encoding='utf-8').strip() if pointer.is_file() else ''
+    if '://' in named or Path(named or 'none').is_dir():  # remote storage; DeepSpeed's checkpoints are folders
+        return True
+    hook = (config.get('default_hooks') or {}).get('checkpoint') or {}
+    found = [Path(named)] if named else []
+    if hook.get('type') == WholeCheckpointHook.__name__:  # finds checkpoints that the file does not name
+        folders = [pointer.parent, *([Path(hook['out_dir'], pointer.parent.name)] if hook.get('out_dir') else [])]
+        found += [path for folder in folders for kind in ('epoch_*', 'iter_*') for path in folder.glob(f'{kind}.pth')]
+    return any(path.is_file() and is_whole(path) for path in found)
 
 
 def _step(path: Path) -> int:

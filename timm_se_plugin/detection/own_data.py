@@ -21,7 +21,7 @@ _logger = logging.getLogger(__name__)
 
 def config_for_folder(
         model: str | Path, folder: str | Path, work_dir: str | Path | None = None, val_share: float | None = None,
-        options: Mapping[str, Any] | None = None, resume: bool | str = False,
+        options: Mapping[str, Any] | None = None, resume: bool | str = False, launcher: str = 'none',
 ) -> Config:
     """A complete configuration that trains, validates and tests a detector on the data of a folder.
 
@@ -37,6 +37,8 @@ def config_for_folder(
         val_share: share of the train split to validate on, where the folder has no val split.
         options: values to change, as ``--cfg-options`` has them; they come before those of the data.
         resume: whether a training that the folder of the run has is to be continued.
+        launcher: what started the processes, as for :func:`~.running.train_detector`; their number says how many steps
+            an epoch has.
 
     Returns:
         The configuration, with the file name that the run gives its copy in `work_dir`.
@@ -68,7 +70,7 @@ def config_for_folder(
     if 'base_batch_size' in (config.get('auto_scale_lr') or {}):
         config.auto_scale_lr.enable = True
     batch = config.train_dataloader.get('batch_size', 1) * int(
-        os.environ.get('WORLD_SIZE') or os.environ.get('SLURM_NTASKS') or 1)
+        os.environ.get('SLURM_NTASKS' if launcher == 'slurm' else 'WORLD_SIZE', 1))
     steps = max(len(splits['train'].content['images']) // batch, 2)
     schedules = config.get('param_scheduler') or []
     for schedule in schedules if isinstance(schedules, list) else [schedules]:

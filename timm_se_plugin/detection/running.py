@@ -214,11 +214,15 @@ def _check_start(config: Config) -> None:
     model = config.get('model') or {}
     backbone = model.get('backbone') or {}
     starts = [part.get('init_cfg') or () for part in (model, backbone)]
-    kinds = [start.get('type') for given in starts for start in ([given] if isinstance(given, dict) else given)]
-    if config.get('load_from') or config.get('resume') or backbone.get('pretrained') or 'Pretrained' in kinds:
+    kinds = [_name(start.get('type')) for given in starts for start in ([given] if isinstance(given, dict) else given)]
+    known = {'Pretrained', 'PretrainedInit'} & {*kinds}
+    if config.get('load_from') or config.get('resume') or backbone.get('pretrained') or known:
         return
-    without = f'the backbone {backbone.get("model_name") or backbone.get("type")} begins without trained weights, and '
-    if backbone.get('frozen_stages', -1) >= 0:
+    kind = _name(backbone.get('type'))
+    if kind not in ('TimmAttentionBackbone', 'AttentionResNet', 'ResNet', 'ResNetV1d', 'ResNeXt', 'Res2Net', 'RegNet'):
+        return  # others may have their weights otherwise
+    without = f'the backbone {backbone.get("model_name") or kind} begins without trained weights, and '
+    if isinstance(backbone.get('frozen_stages'), int) and backbone['frozen_stages'] >= 0:
         raise ValueError(
             f'{without}frozen_stages={backbone["frozen_stages"]} would keep random ones; give --cfg-options '
             'model.backbone.frozen_stages=-1 model.backbone.norm_eval=False, or weights by '
@@ -227,6 +231,11 @@ def _check_start(config: Config) -> None:
         print_log(f'{without}norm_eval=True keeps the statistics of its BatchNorm layers at 0 and 1, so that they '
                   'normalise nothing; --cfg-options model.backbone.norm_eval=False lets them learn', 'current',
                   logging.WARNING)
+
+
+def _name(kind: Any) -> str:
+    """Name of a registered class, without its scope, from the name or the class that a configuration gives."""
+    return str(getattr(kind, '__name__', kind)).rpartition('.')[2]
 
 
 def train_detector(
@@ -270,6 +279,7 @@ def train_detector(
             raise ValueError('the learning rate cannot be scaled: the configuration has no '
                              'auto_scale_lr.base_batch_size, the batch size that its learning rate is for')
         config.auto_scale_lr.enable = True
+    resume = resume or bool(config.get('resume') and not config.get('load_from'))
     if resume and (resume not in (True, 'auto') or has_begun(config)):
         config.resume = True
         config.load_from = None if resume in (True, 'auto') else resume

@@ -1,6 +1,7 @@
 """Options of a run, from a recipe and the command line."""
 
 import argparse
+import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
@@ -127,7 +128,13 @@ def data_name(options: argparse.Namespace) -> str:
 def different_options(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Options that change what a run computes and differ from those of an earlier run, as ``lr=0.2 (was 0.1)``."""
     return [f'{key}={value!r} (was {then.get(key)!r})' for key, value in sorted(now.items())
-            if key not in RUNTIME and _as_yaml(then.get(key)) != _as_yaml(value)]
+            if key not in RUNTIME and not _is_same(_as_yaml(then.get(key)), _as_yaml(value))]
+
+
+def _is_same(then: Any, now: Any) -> bool:
+    """Whether two values are equal; numbers may differ by rounding, as fractions of ``--crop-pct`` do by release."""
+    both_floats = isinstance(then, float) and isinstance(now, float)
+    return math.isclose(then, now, rel_tol=1e-12) if both_floats else bool(then == now)
 
 
 def _as_yaml(value: Any) -> Any:

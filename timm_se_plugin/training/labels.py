@@ -100,7 +100,7 @@ def read_labels(path: str) -> LabelReader:
             if value is None:
                 raise ValueError(f'{where} has {cell!r} in the column {name!r}; a picture with a label has 1 in its '
                                  'column, and the others 0')
-        file = _file(os.path.join(os.path.dirname(path), with_slashes(picture)))
+        file = _file(os.path.dirname(path), with_slashes(picture))
         key = os.path.normpath(file)
         if key in lines:
             raise ValueError(f'{where} has the picture {picture} of line {lines[key]} again; a picture has all of '
@@ -141,10 +141,10 @@ def share_of_labels(reader: LabelReader, share: float, seed: int) -> list[bool]:
     return [i in chosen for i in range(len(rarest))]
 
 
-def _file(path: str) -> str:
-    """The file of a path; macOS spells an accent as a character of its own, and other systems tell the two apart."""
-    spellings = (path, *(normalize(form, path) for form in ('NFC', 'NFD')))
-    return next(filter(os.path.isfile, spellings), path)
+def _file(folder: str, name: str) -> str:
+    """Path of a file; macOS spells an accent as a character of its own, and other systems tell the two apart."""
+    paths = [os.path.join(folder, spelling) for spelling in (name, normalize('NFC', name), normalize('NFD', name))]
+    return next(filter(os.path.isfile, paths), paths[0])
 
 
 def _rows(path: str, text: str) -> Iterator[tuple[int, list[str]]]:

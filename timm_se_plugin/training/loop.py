@@ -132,6 +132,7 @@ def train_epoch(run: Run, termination: Termination) -> None:
                 run.save()
                 start = time.perf_counter()
             if stop:
+                process.any(False)  # a process that ends makes torchrun end the one that still writes
                 raise TerminatedError
     progress.close()
     run.seconds += time.perf_counter() - start

@@ -105,7 +105,7 @@ def label_names(options: Namespace, model: Any, found: Sequence[str] | None) -> 
     saved = saved_class_names(model)
     names = getattr(options, 'label_names', None) or (saved if len(saved) == model.num_classes else None)
     subset = infer_imagenet_subset(model)
-    if not names and found and subset:
+    if not names and found and subset and not options.class_map:  # a guess, about which a class map may know better
         synsets = ImageNetInfo(subset).label_names()
         names = synsets if set(found) <= set(synsets) else None
     if not options.class_map:

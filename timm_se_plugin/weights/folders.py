@@ -62,7 +62,7 @@ def origin_of_outputs(model: nn.Module) -> dict[str, Any]:
         config = read_config_json(f'{cfg["source"]}:{cfg.get("hf_hub_id") or cfg.get("file")}')
     except (OSError, ValueError):
         return {}
-    if config.get('num_classes') != network.num_classes:
+    if config.get('num_classes') != getattr(network, 'num_classes', None):
         return {}
     return {name: config[name] for name in ('problem_type', 'upright') if name in config}
 
