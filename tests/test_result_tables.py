@@ -92,7 +92,8 @@ def test_curves_of_trainings_with_other_options_have_names_of_their_own(tables, 
 
 def test_gates_of_one_seed_do_not_count_as_two_seeds(tables):
     module, write = tables
-    gate = {**RUN, 'layer': 'layer1.0.se', 'branch': '', 'mean': 0.5, 'channel_std': 0.1, 'std': 0.1, 'specificity': 0.2}
+    gate = {**RUN, 'layer': 'layer1.0.se', 'branch': '', 'mean': 0.5, 'channel_std': 0.1, 'std': 0.1,
+            'specificity': 0.2}
     earlier = {**gate, 'global_batch': ''}  # as rows from before there was the column
     write('gates', [earlier, {**gate, 'seed': 1, 'data': 'flowers160'}])
     assert [row[:4] for row in cells(module.gates_table())] == [['resnet18_plugin', 'flowers', '15', '2']]
