@@ -310,7 +310,7 @@ def draw_curves(path: Path) -> None:
         if int(epoch['epochs']) >= 45:
             network = f'{epoch["model"].removesuffix("_cifar_plugin")} {epoch["options"]}'.strip()
             curves.setdefault((network, epoch['epochs']), {}).setdefault(epoch['seed'], []).append(epoch)
-    figure = Figure(figsize=(9, 4), layout='constrained')
+    figure = Figure(figsize=(9, 4.6), layout='constrained')
     loss, error = figure.subplots(1, 2)
     runs = sorted(curves.items(), key=lambda item: (int(item[0][1]), item[0][0]))
     for i, ((network, length), seeds) in enumerate(runs):
@@ -328,7 +328,7 @@ def draw_curves(path: Path) -> None:
         axes.set_yticks(ticks, [f'{tick:g}' for tick in ticks])
         axes.minorticks_off()
         axes.grid(alpha=0.3)
-        axes.legend()
+    figure.legend(*loss.get_legend_handles_labels(), loc='outside lower center', ncols=2)  # one for both
     figure.suptitle('ResNet-20 on CIFAR-10, longer trainings of the recipe cifar10-short')
     figure.savefig(path, dpi=110)
 
