@@ -86,7 +86,7 @@ def test_curves_of_trainings_with_other_options_have_names_of_their_own(tables, 
     drawn = []
     monkeypatch.setattr(Figure, 'savefig', lambda figure, *args, **kwargs: drawn.append(figure))
     module.draw_curves('curves.png')
-    assert [text.get_text() for text in drawn[0].axes[0].get_legend().texts] == [
+    assert [text.get_text() for text in drawn[0].legends[0].texts] == [
         'resnet18_plugin, 45 epochs, 1 seed', "resnet18_plugin attn='eca', 45 epochs, 1 seed"]
 
 
