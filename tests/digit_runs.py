@@ -58,8 +58,11 @@ def train_in_pieces(*arguments: str) -> None:
     from timm_se_plugin.training import parse_options, train_classifier
     from timm_se_plugin.training.run import Run
 
+    stops = []
+
     def save_and_stop(run: Run, best: bool = False) -> None:
         save(run, best)
+        stops.append((run.epoch, run.batch))
         raise KeyboardInterrupt
     save, options = Run.save, parse_options([*TINY, '--recovery-interval', '2', *arguments, '--resume', 'auto'])
     with pytest.MonkeyPatch.context() as patch:
@@ -67,6 +70,7 @@ def train_in_pieces(*arguments: str) -> None:
         for _ in range(2):
             with pytest.raises(KeyboardInterrupt):
                 train_classifier(options)
+    assert stops[0] < stops[1]  # the second piece went on where the first ended
     train_classifier(options)
 
 

@@ -76,6 +76,7 @@ def test_predict_and_compare_draw(demo, tmp_path, printed):
     found = printed('detect', 'predict', CONFIG, checkpoint, *pictures, '--score', '0.01', '--output',
                     tmp_path / 'found')
     assert [result['file'] for result in found] == [str(picture) for picture in pictures]
+    assert all(result['detections'] for result in found)
     assert found == json.loads((tmp_path / 'found' / 'detections.json').read_text())
     main(['detect', 'compare', CONFIG, str(checkpoint), '--output', str(tmp_path / 'pairs.png'), '--count', '2',
           *on(folder, 'test')])
@@ -103,8 +104,9 @@ def test_a_pushed_detector_is_predicted_with(demo, tmp_path, printed, hub):
     card = hub.repos['user/digits'].files('main')['README.md'].decode()
     assert 'timm-se detect predict hf-hub:user/digits pictures/ --output found' in card
     picture = next((folder / 'scenes' / 'images').iterdir())
-    found = [printed('detect', 'predict', place, picture, '--output', tmp_path / 'found')
+    found = [printed('detect', 'predict', place, picture, '--score', '0.01', '--output', tmp_path / 'found')
              for place in ('hf-hub:user/digits', f'local-dir:{tmp_path / "pulled"}')]
+    assert found[0][0]['detections']
     assert found[0] == found[1]
 
 

@@ -160,17 +160,18 @@ def test_the_warm_up_lasts_an_epoch_of_as_many_processes_as_the_launcher_starts(
 
 def test_the_folder_of_another_training_is_left_as_it_is(mine, tmp_path):
     name, run = 'faster-rcnn_se-r50_fpn_1x_coco', tmp_path / 'run'
-    config_for_folder(name, mine, run)
-    kept = {path: path.read_bytes() for path in run.rglob('*') if path.is_file()}
-    run.mkdir(exist_ok=True)
+    (mine / 'annotations' / 'val.json').unlink()
+    config_for_folder(name, mine, run, 0.25)
+    kept = {path: path.read_bytes() for path in run.rglob('*.json')}
+    assert len(kept) == 2  # another share would divide the pictures otherwise
     (run / 'last_checkpoint').write_text('epoch_12.pth')
     with pytest.raises(FileExistsError, match='run has the checkpoints of a training, which a new one would overwrite'):
-        config_for_folder(name, mine, run)
-    assert all(path.read_bytes() == content for path, content in kept.items())
+        config_for_folder(name, mine, run, 0.5)
     with pytest.raises(FileExistsError, match=r'which one that continues from other/epoch_3.pth would overwrite'):
-        config_for_folder(name, mine, run, resume='other/epoch_3.pth')
+        config_for_folder(name, mine, run, 0.5, resume='other/epoch_3.pth')
+    assert all(path.read_bytes() == content for path, content in kept.items())
     for resume in (True, 'auto', str(run / 'epoch_3.pth')):
-        assert config_for_folder(name, mine, run, resume=resume).work_dir == str(run)
+        assert config_for_folder(name, mine, run, 0.25, resume=resume).work_dir == str(run)
 
 
 def test_a_training_that_goes_on_with_other_data_of_the_same_name_is_logged(mine, tmp_path, caplog):

@@ -322,6 +322,10 @@ def test_layout_and_checkpointing_do_not_change_what_is_learned(digits, tmp_path
     learned, expected = weights(tmp_path / 'run'), weights(ordinary)
     for key in first_weights():
         torch.testing.assert_close(learned[key], expected[key], rtol=1e-9, atol=1e-12)
+    made = Run(parse_options([*TINY, '--data-dir', str(digits), '--output', str(tmp_path), argument]),
+               Process(torch.device('cpu'))).model
+    assert made.grad_checkpointing == (argument == '--grad-checkpointing')
+    assert any(not p.is_contiguous() for p in made.parameters()) == (argument == '--channels-last')
 
 
 @pytest.mark.parametrize(('precision', 'error'), [

@@ -79,12 +79,13 @@ def test_a_class_that_the_network_does_not_have_is_named(shards, training):
 @pytest.mark.parametrize('world_size', [1, 2])
 def test_every_image_of_a_stream_is_evaluated_once(shards, world_size):
     given = options(shards)
-    seen = 0
+    seen = []
     for rank in range(world_size):
         loader = eval_loader(
             given, open_split(given, 'validation', training=False), CONFIG, process(rank, world_size))
-        seen += sum(len(y) for _, y in loader())
-    assert seen == 50
+        seen += [x.clone() for x, _ in loader()]
+    pictures = torch.cat(seen).flatten(1)
+    assert len(pictures) == len(pictures.unique(dim=0)) == 50
 
 
 def test_a_run_on_a_stream_is_reproducible(shards, tmp_path):
@@ -104,7 +105,8 @@ def test_a_run_on_a_stream_is_reproducible(shards, tmp_path):
 @pytest.mark.parametrize(('source', 'lengths'), [
     ('hfds', ()),
     pytest.param('hfids', ('--train-num-samples', '96', '--val-num-samples', '50'), marks=pytest.mark.slow)])
-def test_data_of_hugging_faces_library_trains_and_is_continued(digits, tmp_path, monkeypatch, source, lengths):
+def test_data_of_hugging_faces_library_trains_and_is_continued(digits, tmp_path, monkeypatch, caplog, source, lengths):
+    caplog.set_level('INFO')
     datasets = pytest.importorskip('datasets', reason='hfds/ and hfids/ need datasets: the [train] extra')
     monkeypatch.setattr(datasets.config, 'HF_HUB_OFFLINE', True)
 
@@ -124,6 +126,7 @@ def test_data_of_hugging_faces_library_trains_and_is_continued(digits, tmp_path,
         with pytest.raises(KeyboardInterrupt):
             train('part')
     train('part', '--resume', 'auto')
+    assert 'resumed from' in caplog.text
     assert equal(weights(tmp_path / 'whole'), weights(tmp_path / 'part'))
 
 

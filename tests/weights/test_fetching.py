@@ -176,7 +176,9 @@ def test_a_cache_of_ones_own_is_the_only_one_that_is_written(hub, model, tmp_pat
     loaded = timm.create_model('hf-hub:me/a', pretrained=True, cache_dir=tmp_path / 'own').eval()
     assert torch.equal(logits(loaded), logits(model))
     assert hub.requests.count(WEIGHTS) == 1
-    assert not list(default.rglob(WEIGHTS))  # timm 1.0.26 itself reads config.json by way of the default cache
+    assert list((tmp_path / 'own').rglob('model.safetensors'))
+    # timm 1.0.26 itself reads config.json by way of the default cache.
+    assert not list(default.rglob('model.safetensors'))
 
 
 def put(hub, **files):
