@@ -58,6 +58,21 @@ def test_a_table_that_takes_no_rows_is_refused_by_name(tmp_path):
     assert not (tmp_path / 'new').exists()
 
 
+@pytest.mark.parametrize(('text', 'said'), [
+    ('model;top1\na;0,5\n', "are separated by ';'; save the table with commas"),
+    ('model\ttop1\na\t0.5\n', "are separated by '.t'; save the table with commas"),
+    ('model,note,note\na,1,2\n', "has several columns named 'note'; rename all but one of them"),
+    ('model,top1\nb,0.4\na,0.5,a note\n', 'row 2 of .* has another number of values than the header has columns'),
+    ('model,note\na,"' + 'x' * 200_000, 'is not CSV: .*; a cell with a quotation mark at its beginning needs one')])
+def test_a_table_whose_cells_would_get_lost_or_mixed_is_refused_and_left_as_it_is(tmp_path, text, said):
+    path = tmp_path / 'table.csv'
+    path.write_text(text)
+    for add in (check_table, lambda path: replace_rows(path, [{'model': 'a', 'top1': 0.6}], ['model'])):
+        with pytest.raises(ValueError, match=said):
+            add(path)
+    assert path.read_text() == text
+
+
 @pytest.mark.skipif(sys.platform != 'linux', reason='needs a folder that even root cannot write into')
 def test_a_table_in_a_folder_that_takes_no_files_is_refused():
     with pytest.raises(UnwritableFileError, match=r'/proc cannot be a folder of results: .*; give another name'):

@@ -2,6 +2,7 @@
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,19 +33,35 @@ def read_table(path: Path) -> list[dict[str, str]]:
     """Rows of a CSV file; an empty list if the file does not exist.
 
     Raises:
-        ValueError: the file is not in UTF-8.
+        ValueError: the file is not in UTF-8, or no table with commas and one column for each value.
     """
+    if not path.exists():
+        return []
     try:  # Excel writes a byte order mark, which would otherwise become a part of the first column's name
-        return list(csv.DictReader(io.StringIO(path.read_text(encoding='utf-8-sig')))) if path.exists() else []
+        reader = csv.DictReader(io.StringIO(path.read_text(encoding='utf-8-sig')))
+        rows = list(reader)
     except UnicodeDecodeError as error:
         raise ValueError(f'{path} is not in UTF-8: {error}; save the table as "CSV UTF-8"') from error
+    except csv.Error as error:
+        raise ValueError(f'{path} is not CSV: {error}; a cell with a quotation mark at its beginning needs one at its '
+                         'end too') from error
+    columns = list(reader.fieldnames or ())
+    if len(columns) == 1 and (mark := next((mark for mark in ';\t' if mark in columns[0]), None)):
+        raise ValueError(f'the columns of {path} are separated by {mark!r}; save the table with commas')
+    twice = [name for name, count in Counter(columns).items() if count > 1]
+    if twice:
+        raise ValueError(f'{path} has several columns named {", ".join(map(repr, twice))}; rename all but one of them')
+    for number, row in enumerate(rows, 1):
+        if None in row:
+            raise ValueError(f'row {number} of {path} has another number of values than the header has columns')
+    return rows
 
 
 def check_table(path: str | Path) -> None:
     """Refuse a table to which no rows can be added, before the work that the rows come from.
 
     Raises:
-        ValueError: `path` is a folder, or a file that is not in UTF-8.
+        ValueError: `path` is a folder, or a file that :func:`read_table` refuses.
         UnwritableFileError: the folder of the table cannot be made, or is read-only.
     """
     path = Path(path)

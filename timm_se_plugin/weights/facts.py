@@ -37,8 +37,8 @@ def csv_row(path: str | Path, row: int | None = None) -> dict[str, str]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is not UTF-8, has no such row, or has another number of values there than of columns; or
-            `row` is None and the file has several.
+        ValueError: the file is no table in UTF-8 with commas, has no such row, or has another number of values there
+            than of columns; or `row` is None and the file has several.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f'there is no file {path}')
@@ -51,6 +51,6 @@ def csv_row(path: str | Path, row: int | None = None) -> dict[str, str]:
         raise ValueError(f'{path} has {len(rows)} rows, and row={row} is none of them; give a number from 1 to '
                          f'{len(rows)}, or from -1 to -{len(rows)} to count from the end')
     found: dict = rows[row - 1 if row > 0 else row]
-    if None in found or None in found.values():
+    if None in found.values():
         raise ValueError(f'row {row} of {path} has another number of values than the header has columns')
     return found
