@@ -1,6 +1,7 @@
 """What a detector finds, as values and files; and pictures in folders."""
 
 import importlib.util
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -56,7 +57,28 @@ def test_nothing_found_is_a_result_too(tmp_path):
     results = detect(detector, pictures_to_detect_in([tmp_path], tmp_path / 'found'), tmp_path / 'found')
     assert results == [{'file': str(tmp_path / 'a.png'), 'detections': []}]
     text = (tmp_path / 'found' / 'detections.csv').read_text(encoding='utf-8')
-    assert text.startswith('file,label,score,x1,y1,x2,y2\n')
+    assert text == 'file,label,score,x1,y1,x2,y2\n'
+
+
+def test_two_pictures_that_would_be_written_to_one_file_are_both_named_and_one_given_twice_is_one(tmp_path):
+    for name in 'ab':
+        (tmp_path / name).mkdir()
+        Image.new('RGB', (32, 24)).save(tmp_path / name / 'same.png')
+    one, other = (tmp_path / name / 'same.png' for name in 'ab')
+    with pytest.raises(ValueError, match=f'{other} and {one} would be written to one file, .*found/same.png; give'):
+        pictures_to_detect_in([one, other], tmp_path / 'found')
+    assert pictures_to_detect_in([tmp_path / 'a', one, tmp_path / 'b' / '..' / 'a'], tmp_path / 'found') == {
+        one: tmp_path / 'found' / 'same.png'}
+
+
+def test_the_time_for_the_names_of_results_does_not_grow_with_the_square_of_the_pictures(monkeypatch):
+    compared = []
+    equal = Path.__eq__
+    monkeypatch.setattr(Path, '__eq__', lambda self, other: compared.append(1) or equal(self, other))
+    monkeypatch.setattr('timm_se_plugin.boxes.detecting.search', lambda paths, but: [
+        (Path('in', f'{i}.png'), Path(f'{i}.png')) for i in range(200)])
+    pictures_to_detect_in(['in'], 'found')
+    assert len(compared) < 2000
 
 
 def test_boxes_in_pictures_without_colours_are_drawn_into_png_files(tmp_path):

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import pickle
 import re
+import shutil
 import sys
 from functools import partial
 
@@ -375,9 +376,11 @@ def test_pictures_are_not_written_over(coco_folder):
 @pytest.mark.parametrize(('pictures', 'error', 'message'), [
     (['gone.png'], FileNotFoundError, r'there is no file or folder .*gone.png'),
     (['empty'], FileNotFoundError, 'there are no pictures in'),
-    (['images', 'images/0.png'], ValueError, 'have the same name'),
+    (['images', 'other/0.png'], ValueError, 'would be written to one file'),
 ])
 def test_pictures_that_cannot_be_are_named(coco_folder, pictures, error, message):
     (coco_folder / 'empty').mkdir()
+    (coco_folder / 'other').mkdir()
+    shutil.copy(coco_folder / 'images' / '0.png', coco_folder / 'other')
     with pytest.raises(error, match=message):
         detect(on_folder(coco_folder), 'any.pth', [coco_folder / p for p in pictures], coco_folder / 'found')

@@ -18,6 +18,7 @@ from .drawing import draw, takes_colours, write_picture
 __all__ = ['Detector', 'Found', 'detect', 'found_in', 'pictures_to_detect_in']
 
 _logger = logging.getLogger(__name__)
+_COLUMNS = ('file', 'label', 'score', 'x1', 'y1', 'x2', 'y2')
 
 
 @dataclass(frozen=True)
@@ -63,15 +64,16 @@ def pictures_to_detect_in(pictures: Iterable[str | Path], output: str | Path) ->
         FileNotFoundError: a picture does not exist, or a folder has none.
         ValueError: a picture would be written over a given one or another result.
     """
-    targets: dict[Path, Path] = {}
+    files: dict[Path, Path] = {}
     for file, name in search(pictures, Path(output)):
         target = Path(output, name if takes_colours(name) else f'{name}.png')
-        if target in targets.values():
-            raise ValueError(f'{file} and another picture have the same name {name}, and would be written to one file')
-        targets[file] = target
-    if {file.resolve() for file in targets} & {target.resolve() for target in targets.values()}:
+        other = files.setdefault(target, file)
+        if other.resolve() != file.resolve():
+            raise ValueError(f'{file} and {other} would be written to one file, {target}; give them in two commands '
+                             'with two folders for --output')
+    if {file.resolve() for file in files.values()} & {target.resolve() for target in files}:
         raise ValueError(f'output={str(output)!r} holds the pictures, which would be overwritten; give another folder')
-    return targets
+    return {file: target for target, file in files.items()}
 
 
 def detect(detector: Detector, targets: dict[Path, Path], output: str | Path, score: float = 0.3,
@@ -148,7 +150,6 @@ def _write(picture: np.ndarray, detections: Sequence[dict[str, Any]], target: Pa
 def _write_results(results: Sequence[dict[str, Any]], folder: Path) -> None:
     write_atomically(folder / 'detections.json', json.dumps(results, indent=1, ensure_ascii=False).encode(
         errors='backslashreplace'))  # JSON's own escape of bytes in names that are not UTF-8
-    rows = [{'file': result['file'], 'label': found['label'], 'score': found['score'],
-             **dict(zip(('x1', 'y1', 'x2', 'y2'), found['bbox'], strict=True))}
-            for result in results for found in result['detections']]
-    write_table(folder / 'detections.csv', rows or [dict.fromkeys(('file', 'label', 'score', 'x1', 'y1', 'x2', 'y2'))])
+    write_table(folder / 'detections.csv', (
+        dict(zip(_COLUMNS, (result['file'], found['label'], found['score'], *found['bbox']), strict=True))
+        for result in results for found in result['detections']), _COLUMNS)

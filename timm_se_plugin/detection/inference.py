@@ -100,8 +100,8 @@ def detect(
 
     Raises:
         FileNotFoundError: a picture does not exist, or a folder has none.
-        ValueError: no picture can be detected in, or one cannot be written; two pictures have the same name; `output`
-            holds one of the pictures; the checkpoint is of another detector.
+        ValueError: no picture can be detected in, or one cannot be written; two pictures would be written to one file;
+            `output` holds one of the pictures; the checkpoint is of another detector.
     """
     targets = pictures_to_detect_in(pictures, output)
     detector = detector_of(load_detector(config, checkpoint, device), checkpoint)

@@ -14,10 +14,10 @@ from .writing import check_file, write_atomically
 __all__ = ['check_table', 'read_table', 'replace_rows', 'table', 'write_table']
 
 
-def table(rows: Iterable[Mapping[str, Any]]) -> str:
-    """Rows as CSV text. The columns are those of all rows together; floats are rounded to ten significant digits."""
+def table(rows: Iterable[Mapping[str, Any]], columns: Iterable[str] = ()) -> str:
+    """Rows as CSV text. The first columns are as given, then come others; floats have ten significant digits."""
     rows = [{column: _text(cell) for column, cell in row.items()} for row in rows]
-    columns = list(dict.fromkeys(column for row in rows for column in row))
+    columns = list(dict.fromkeys((*columns, *(column for row in rows for column in row))))
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, restval='', lineterminator='\n')
     writer.writeheader()
@@ -69,12 +69,12 @@ def check_table(path: str | Path) -> None:
     read_table(path)
 
 
-def write_table(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    r"""Write a CSV file completely, or leave the one that exists as it is.
+def write_table(path: Path, rows: Iterable[Mapping[str, Any]], columns: Iterable[str] = ()) -> None:
+    r"""Write a CSV file completely, or leave the one that exists as it is; the columns are as in :func:`table`.
 
     A byte of a file's name that is not UTF-8, as old archives have, is written as ``\udcXX``.
     """
-    write_atomically(path, table(rows).encode(errors='backslashreplace'))
+    write_atomically(path, table(rows, columns).encode(errors='backslashreplace'))
 
 
 def replace_rows(path: str | Path, rows: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> None:
