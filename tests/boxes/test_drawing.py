@@ -5,12 +5,11 @@ import importlib.util
 import numpy as np
 import pytest
 
-if importlib.util.find_spec('mmdet') is None:
-    pytest.skip('needs the [mmdet] or the [onedl] extra', allow_module_level=True)
+if importlib.util.find_spec('cv2') is None:
+    pytest.skip('needs the [export], the [mmdet] or the [onedl] extra', allow_module_level=True)
 
 from timm_se_plugin.boxes.drawing import draw, write_picture
 
-pytestmark = pytest.mark.mmdet
 BLACK = np.zeros((40, 160, 3), np.uint8)
 
 

@@ -117,18 +117,47 @@ def test_a_checkpoint_in_the_place_of_a_run_and_a_run_in_that_of_a_checkpoint_ar
 
 
 def test_an_ending_of_the_sheet_that_is_no_picture_is_refused_before_the_work(trained, digits, tmp_path, capsys):
-    for name in ('sheet', 'sheet.csv'):
-        with pytest.raises(SystemExit, match=f'--sheet .*{name} does not end like a picture, such as sheet.jpg'):
+    for name in ('sheet', 'sheet.csv', 'sheet.psd', 'sheet.xbm', 'sheet.h5'):
+        with pytest.raises(SystemExit, match=f'{name} does not end like a picture in colours, such as sheet.jpg'):
             main(['predict', str(digits / 'val'), '--model', str(trained), '--sheet', str(tmp_path / name)])
     assert not capsys.readouterr().out
 
 
-def test_a_sheet_of_very_many_pictures_is_not_higher_than_jpeg_allows(digits, tmp_path):
+def test_a_sheet_is_not_written_over_a_picture(trained, digits, tmp_path):
+    picture = tmp_path / 'a.png'
+    shutil.copy(next((digits / 'val' / '3').iterdir()), picture)
+    content = picture.read_bytes()
+    for sheet in (picture, tmp_path / '..' / tmp_path.name / 'a.png'):
+        with pytest.raises(SystemExit, match='is one of the pictures, which would be overwritten; give another'):
+            main(['predict', str(tmp_path), '--model', str(trained), '--sheet', str(sheet)])
+    assert picture.read_bytes() == content
+
+
+@pytest.mark.parametrize(('ending', 'rows'), [('jpg', 200), ('webp', 80)])
+def test_a_sheet_of_very_many_pictures_is_not_higher_than_its_format_allows(digits, tmp_path, ending, rows):
     from timm_se_plugin.training.prediction import Prediction, draw_sheet
     picture = Prediction(str(next((digits / 'val' / '3').iterdir())), (('3', 0.9),))
-    draw_sheet([picture] * 400, tmp_path / 'sheet.jpg', columns=1)
-    with Image.open(tmp_path / 'sheet.jpg') as sheet:
-        assert sheet.size == (2 * 160, 200 * 178)
+    draw_sheet([picture] * 400, tmp_path / f'sheet.{ending}', columns=1)
+    with Image.open(tmp_path / f'sheet.{ending}') as sheet:
+        assert sheet.size == (400 // rows * 160, rows * 178)
+
+
+@pytest.mark.parametrize('names', [('Öl', 'Ül'), ('мяч', 'шар')])
+def test_names_in_a_sheet_have_their_own_letters(digits, tmp_path, names):
+    from timm_se_plugin.training.prediction import Prediction, draw_sheet
+    for name in names:
+        draw_sheet([Prediction(str(next((digits / 'val' / '3').iterdir())), ((name, 0.9),))], tmp_path / f'{name}.png')
+    first, second = (Image.open(tmp_path / f'{name}.png').tobytes() for name in names)
+    assert first != second
+
+
+def test_without_matplotlib_a_sheet_is_drawn_and_the_log_says_what_its_names_lack(monkeypatch, caplog):
+    from timm_se_plugin.files.fonts import font_for
+    monkeypatch.setitem(sys.modules, 'matplotlib.ft2font', None)
+    assert font_for('cat', 13).getlength('cat') > 0
+    assert not caplog.text
+    assert font_for('мяч', 13).getlength('a') > 0
+    assert 'install matplotlib, which brings a font with many alphabets' in caplog.text
 
 
 def test_predictions_are_kept_when_a_later_picture_ends_the_work(trained, digits, monkeypatch, tmp_path):

@@ -68,7 +68,7 @@ def pictures_to_detect_in(pictures: Iterable[str | Path], output: str | Path) ->
     for file, name in search(pictures, Path(output)):
         target = Path(output, name if takes_colours(name) else f'{name}.png')
         other = files.setdefault(target, file)
-        if other.resolve() != file.resolve():
+        if other is not file and other.resolve() != file.resolve():
             raise ValueError(f'{file} and {other} would be written to one file, {target}; give them in two commands '
                              'with two folders for --output')
     if {file.resolve() for file in files.values()} & {target.resolve() for target in files}:

@@ -1,17 +1,16 @@
 """Draws boxes and their names into pictures, and writes picture files."""
 
-import functools
-import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
+
+from ..files.fonts import font_for
 
 __all__ = ['check_ending', 'draw', 'takes_colours', 'write_picture']
 
-_logger = logging.getLogger(__name__)
 _COLOURS = ((60, 60, 220), (200, 60, 90), (0, 160, 240), (60, 170, 60), (180, 0, 180), (190, 150, 0))  # BGR
 
 
@@ -52,31 +51,6 @@ def write_picture(file: str | Path, picture: np.ndarray) -> None:
     Path(file).write_bytes(data.tobytes())
 
 
-def _fonts() -> Iterator[str]:
-    import matplotlib
-    from matplotlib.font_manager import findSystemFonts
-
-    yield str(Path(matplotlib.get_data_path(), 'fonts', 'ttf', 'DejaVuSans.ttf'))
-    yield from sorted(findSystemFonts())
-
-
-@functools.cache
-def _font(characters: frozenset[str]) -> ImageFont.FreeTypeFont:
-    """The first font with ASCII and `characters`: DejaVu Sans, which comes with matplotlib, or a system font."""
-    from matplotlib.ft2font import FT2Font
-
-    codes = {*range(32, 127), *map(ord, characters)}
-    for path in _fonts():
-        try:
-            if codes <= FT2Font(path).get_charmap().keys():
-                return ImageFont.truetype(path, 10)
-        except (RuntimeError, OSError):
-            continue  # matplotlib or Pillow does not read this font
-    _logger.warning('no installed font has all of the characters %r, and some are drawn as empty boxes; install a font '
-                    'that has them, such as Noto Sans CJK', ''.join(sorted(characters)))
-    return ImageFont.truetype(next(_fonts()), 10)
-
-
 def draw(
         picture: np.ndarray, boxes: Iterable[Iterable[float]], labels: Sequence[str], scores: Sequence[float] = (),
         classes: Sequence[str] = (), outlines: Sequence[Sequence[np.ndarray]] = (),
@@ -101,7 +75,7 @@ def draw(
         for line in outlines[i] if len(outlines) else ():
             cv2.polylines(out, [line.round().astype(np.int32)], True, colour, 1)
         text = ' '.join(label.split()) + (f' {scores[i]:.2f}' if len(scores) else '')
-        font = _font(frozenset(character for character in text if not character.isascii()))
+        font = font_for(text, 10)
         top = max(y1 - 12, 0)
         cv2.rectangle(out, (x1, top), (x1 + round(font.getlength(text)) + 1, top + 12), colour, cv2.FILLED)
         texts.append(((x1 + 1, top), text, font))

@@ -43,26 +43,25 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Predict, print and write, and return the predictions.
 
     Raises:
-        ValueError: an ending that is not written, a folder in the place of a file to write, or no file is a picture.
+        ValueError: an ending that is not written, a folder or a picture in the place of a file to write, or no file is
+            a picture.
         UnwritableFileError: a file cannot be written where it is to lie.
     """
     import json
-
-    from PIL import Image
 
     from ..files.pictures import pictures_of
     from ..files.tables import write_table
     from ..files.writing import check_file, write_atomically
     from ..training.classifiers import open_classifier
-    from ..training.prediction import draw_sheet, predict
+    from ..training.prediction import check_sheet, draw_sheet, predict
 
     if args.output and args.output.suffix not in ('.csv', '.json'):
         raise ValueError(f'--output {args.output} ends in neither .csv nor .json')
-    if args.sheet and Image.registered_extensions().get(args.sheet.suffix.lower()) not in Image.SAVE:
-        raise ValueError(f'--sheet {args.sheet} does not end like a picture, such as sheet.jpg')
     for path in filter(None, (args.output, args.sheet)):
         check_file(path)
     files = pictures_of(args.pictures)
+    if args.sheet:
+        check_sheet(args.sheet, files)
     predictions = []
     try:
         for found in predict(open_classifier(args.model, args.device), files, args.top, args.batch_size, args.device,

@@ -1,5 +1,6 @@
 """The classes of pictures: of any files, by any classifier."""
 
+import io
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -7,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from timm.data import create_transform
 from torch import Tensor
 
+from ..files.fonts import font_for
 from ..files.pictures import Picture, readable
+from ..files.writing import write_atomically
 
-__all__ = ['Classifier', 'Prediction', 'draw_sheet', 'predict']
+__all__ = ['Classifier', 'Prediction', 'check_sheet', 'draw_sheet', 'predict']
 
 
 @dataclass(frozen=True)
@@ -94,20 +97,41 @@ def predict(
                 (classifier.names[i], score) for i, score in zip(best, row, strict=True) if score >= threshold))
 
 
+def check_sheet(path: str | Path, pictures: Iterable[Path]) -> None:
+    """Refuse a file for :func:`draw_sheet`, before the work that the sheet comes from.
+
+    Raises:
+        ValueError: Pillow does not write colours into files of this ending, or the file is one of the pictures.
+    """
+    try:
+        _encoded(Image.new('RGB', (8, 8)), path)
+    except Exception as error:  # Pillow raises exceptions of many classes
+        raise ValueError(f'{path} does not end like a picture in colours, such as sheet.jpg') from error
+    if Path(path).exists() and any(picture.samefile(path) for picture in pictures):
+        raise ValueError(f'{path} is one of the pictures, which would be overwritten; give another name')
+
+
+def _encoded(image: Image.Image, path: str | Path) -> bytes:
+    """The image in the format of the file's ending."""
+    file = io.BytesIO()
+    image.save(file, Image.registered_extensions()[Path(path).suffix.lower()])
+    return file.getvalue()
+
+
 def draw_sheet(predictions: Sequence[Prediction], path: str | Path, columns: int = 6, side: int = 160) -> None:
     """Draw the pictures with their best class and its probability into one image file.
 
     Args:
         predictions: of :func:`predict`.
         path: the file, in the format of its ending.
-        columns: number of pictures in a row, or more where the file would be higher than JPEG allows.
+        columns: number of pictures in a row, or more where the file would be higher than JPEG or WebP allow.
         side: width and height of a picture in pixels.
     """
-    # A JPEG file has at most 65,500 rows of pixels.
-    most = 65_500 // (side + 18)
+    # A JPEG file has at most 65,500 rows of pixels, and a WebP file 16,383.
+    most = (16_383 if Path(path).suffix.lower() == '.webp' else 65_500) // (side + 18)
     columns = min(max(columns, -(-len(predictions) // most)), max(len(predictions), 1))
     sheet = Image.new('RGB', (columns * side, -(-len(predictions) // columns) * (side + 18)), 'white')
-    pen, font, picture = ImageDraw.Draw(sheet), ImageFont.load_default(12), Picture('RGB')
+    pen, picture = ImageDraw.Draw(sheet), Picture('RGB')
     for i, prediction in enumerate(predictions):
         x, y = i % columns * side, i // columns * (side + 18)
         with Image.open(prediction.file) as image:
@@ -115,9 +139,8 @@ def draw_sheet(predictions: Sequence[Prediction], path: str | Path, columns: int
         small.thumbnail((side - 4, side - 4))
         sheet.paste(small, (x + (side - small.width) // 2, y + (side - small.height) // 2))
         label, score = prediction.classes[0] if prediction.classes else ('', None)
-        text = '' if score is None else f' {score:.0%}'
+        text, font = '' if score is None else f' {score:.0%}', font_for(label, 12)
         while label and font.getlength(label + text) > side - 4:
             label = label[:-2] + '…' if len(label) > 2 else ''
         pen.text((x + 2, y + side + 1), label + text, 'black', font)
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path)
+    write_atomically(Path(path), _encoded(sheet, path))
