@@ -20,9 +20,10 @@ from mmengine.fileio import BaseStorageBackend, register_backend
 from PIL import Image
 
 import timm_se_plugin.detection  # noqa: F401  (mmdet needs its operators)
+from timm_se_plugin.boxes import Detector
 from timm_se_plugin.boxes.drawing import check_ending
 from timm_se_plugin.detection import picture_check
-from timm_se_plugin.detection.inference import compare, detect
+from timm_se_plugin.detection.inference import compare, detect, is_upright
 from timm_se_plugin.detection.picture_check import PictureFile, check_pictures
 from timm_se_plugin.files.pictures import reason
 
@@ -217,3 +218,21 @@ def test_a_picture_one_pixel_wide_is_compared(coco_folder):
     change_annotations(coco_folder / 'annotations.json', lambda data: data['images'][0].update(width=1))
     compare(config, checkpoint, coco_folder / 'pairs.png')
     assert (coco_folder / 'pairs.png').is_file()
+
+
+def test_pictures_that_are_loaded_in_float32_are_compared_like_others(coco_folder):
+    config, checkpoint = on_folder(coco_folder), untrained(on_folder(coco_folder), coco_folder)
+    expected = compare(config, checkpoint, coco_folder / 'pairs.png')
+    config.test_dataloader.dataset.pipeline[0].to_float32 = True
+    assert np.array_equal(compare(config, checkpoint, coco_folder / 'pairs.png'), expected)
+
+
+@pytest.mark.parametrize('color_type', ['color', 'unchanged', 'color_ignore_orientation'])
+def test_pictures_are_turned_where_the_test_pipeline_turns_them(tmp_path, color_type):
+    file = tmp_path / 'a.jpg'
+    red = Image.new('RGB', (40, 20), 'red')
+    red.getexif()[0x0112] = 6
+    red.save(file, exif=red.getexif())
+    expected = LoadImageFromFile(color_type=color_type).transform({'img_path': str(file)})['img']
+    (_, found), = Detector(None, (), is_upright({'color_type': color_type})).pictures([file])
+    assert found.shape == expected.shape

@@ -2,7 +2,7 @@
 
 import copy
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from ..measuring.device import check_device
 from .picture_check import check_pictures, load_picture, picture_files
 from .running import check_fit, saved_meta
 
-__all__ = ['compare', 'detect', 'detector_of', 'load_detector']
+__all__ = ['compare', 'detect', 'detector_of', 'is_upright', 'load_detector']
 
 
 def load_detector(config: Config, checkpoint: str, device: str = 'cpu') -> nn.Module:
@@ -79,8 +79,13 @@ def detector_of(model: Any, checkpoint: str = 'the detector') -> Detector:
     if not names:
         print_log(f'{checkpoint} has no names of classes, and its detections are labelled by their numbers',
                   logger='current', level=logging.WARNING)
-    color_type = get_test_pipeline_cfg(model.cfg)[0].get('color_type', 'color')
-    return Detector(find, names, 'ignore_orientation' not in color_type)
+    return Detector(find, names, is_upright(get_test_pipeline_cfg(model.cfg)[0]))
+
+
+def is_upright(load: Mapping[str, Any]) -> bool:
+    """Whether the step of a pipeline that loads pictures turns them as their EXIF orientation says."""
+    color_type = load.get('color_type', 'color')
+    return color_type != 'unchanged' and 'ignore_orientation' not in color_type
 
 
 def detect(
@@ -154,7 +159,7 @@ def compare(
     colours = [*names, *(name for name in classes if name not in names)]
     pairs = []
     for index, source in zip(chosen, pictures, strict=True):
-        info, picture = dataset.get_data_info(index), load_picture(source)
+        info, picture = dataset.get_data_info(index), load_picture(source).astype(np.uint8)  # some load float32
         found = found_in(detector.find(picture, score), classes)
         boxes, labels, scores = ([one[key] for one in found] for key in ('bbox', 'label', 'score'))
         half = [max(v // 2, 1) for v in picture.shape[:2]]

@@ -18,7 +18,7 @@ from ..files.onnx_files import DETECTOR, described, onnx_session
 from ..files.packages import require
 from ..files.pictures import pictures_of
 from ..files.writing import write_atomically
-from .inference import detector_of
+from .inference import detector_of, is_upright
 from .onnx_network import ExportedDetector
 
 __all__ = ['DetectorExport', 'export_detector']
@@ -121,7 +121,7 @@ def _description(detector: Any) -> dict[str, Any]:
     return {
         'detector': type(detector).__name__,
         'label_names': [str(name) for name in detector.dataset_meta.get('classes', [])],
-        'upright': 'ignore_orientation' not in load.get('color_type', 'color'),
+        'upright': is_upright(load),
         'resize': [size, size] if isinstance(size, int) else size and list(size),
         'keep_ratio': resize.get('keep_ratio', False),
         'interpolation': 'bilinear', 'channel_order': 'RGB' if swaps else 'BGR',
