@@ -1,4 +1,5 @@
 import json
+import os
 
 import pytest
 import timm
@@ -127,3 +128,12 @@ def test_what_is_no_file_of_export_is_refused(digits, tmp_path):
                       verbose=False)
     with pytest.raises(SystemExit, match='does not say what its pictures need; timm-se export writes files that do'):
         main(['predict', picture, '--model', str(tmp_path / 'other.onnx')])
+
+
+def test_names_of_classes_that_are_not_utf8_are_kept(tmp_path):
+    from timm_se_plugin.files.onnx_files import CLASSIFIER, described, open_onnx_file
+    torch.onnx.export(torch.nn.Flatten(), (torch.zeros(1, 3, 4, 4),), str(tmp_path / 'a.onnx'), dynamo=True,
+                      verbose=False)
+    names = ['größer', '球', os.fsdecode(b'caf\xe9')]
+    (tmp_path / 'b.onnx').write_bytes(described(tmp_path / 'a.onnx', CLASSIFIER, {'label_names': names}))
+    assert open_onnx_file(tmp_path / 'b.onnx', CLASSIFIER)[1]['label_names'] == names

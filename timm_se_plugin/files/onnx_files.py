@@ -26,7 +26,8 @@ def described(path: Path, task: str, description: Mapping[str, Any]) -> bytes:
     import onnx
 
     model = onnx.load(path)
-    text = json.dumps({'task': task, **description, 'version': __version__}, ensure_ascii=False)
+    # In ASCII, since a class name with a byte that is not UTF-8, as old archives have, has no other encoding.
+    text = json.dumps({'task': task, **description, 'version': __version__})
     onnx.helper.set_model_props(model, {_KEY: text})
     return model.SerializeToString()
 
