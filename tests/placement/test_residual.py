@@ -109,6 +109,25 @@ def test_replaced_norms_are_noticed(convert):
     assert relative_error(fused(x), plain(x)) < 1e-10
 
 
+class FrozenBatchNorm2d(nn.Module):
+    """DETR's, which has no attribute ``eps``."""
+
+    def __init__(self, channels: int, device=None, dtype=None) -> None:
+        super().__init__()
+        for name, value in dict(weight=1.0, bias=0.0, running_mean=0.1, running_var=2.0).items():
+            self.register_buffer(name, torch.full((channels,), value, device=device, dtype=dtype))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Normalise by constants."""
+        return nn.functional.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=1e-3)
+
+
+def test_a_frozen_norm_of_the_users_own_is_called():
+    fused, plain = twins(norm_layer=FrozenBatchNorm2d)
+    x = images(2, 3, 32, 32)
+    assert relative_error(fused(x), plain(x)) < 1e-10
+
+
 def test_hooks_see_the_gate_on_both_paths_and_the_attention_on_the_plain_one(fused_calls):
     gates = {}
     networks = twins()

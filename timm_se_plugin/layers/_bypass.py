@@ -28,9 +28,13 @@ def is_plain_conv(conv: Any) -> bool:
     return type(conv) is nn.Conv2d and not has_hooks(conv)
 
 
+# By name, since this package imports only torch here. Other classes of the last name may have no ``eps``, as DETR's.
+_FROZEN = ('torchvision.ops.misc.FrozenBatchNorm2d', 'mmdet.models.layers.brick_wrappers.FrozenBatchNorm2d')
+
+
 def is_frozen(bn: nn.Module) -> bool:
-    """Whether this is a ``FrozenBatchNorm2d`` of torchvision or timm, whose parameters and statistics are constants."""
-    return type(bn).__name__ == 'FrozenBatchNorm2d'
+    """Whether this is torchvision's or MMDetection's BatchNorm whose parameters and statistics are constants."""
+    return f'{type(bn).__module__}.{type(bn).__name__}' in _FROZEN
 
 
 def why_not_batch_norm(bn: Any, synchronised: bool = False) -> str:
