@@ -263,6 +263,15 @@ class RunsBackwards(nn.Module):
         return self.bn2(self.conv2(self.bn1(self.conv1(x))))
 
 
+def test_networks_whose_branches_timm_has_merged_are_folded():
+    model = timm.utils.reparameterize_model(randomised(timm.create_model('repghostnet_050', num_classes=5)).eval())
+    x = images(1, 3, 64, 64)
+    fused = fuse_for_inference(model.double())  # timm's merged convolutions are in training mode
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in fused.modules())
+    with torch.no_grad():
+        assert relative_error(fused(x), model(x)) < 1e-5
+
+
 class KeepsWhatItConvolved(nn.Module):
     """A convolution whose output has another reader than its norm."""
 

@@ -47,12 +47,11 @@ def fuse_for_inference(model: nn.Module, input_size: tuple[int, int, int] | None
         The copy.
 
     Raises:
-        ValueError: `model`, or a convolution or norm in it, is in training mode, so that it can't be folded, or the
-            network does not accept such an image.
+        ValueError: `model`, or a BatchNorm in it, is in training mode, so that it can't be folded, or the network does
+            not accept such an image.
     """
-    folded = nn.Conv2d | nn.BatchNorm2d
     name = next((name for name, module in model.named_modules()
-                 if module.training and (module is model or isinstance(module, folded))), None)
+                 if module.training and (module is model or isinstance(module, nn.BatchNorm2d))), None)
     if name is not None:
         raise ValueError(f'{name or "the network"} is in training mode, whose BatchNorm cannot be folded; call '
                          'model.eval() first')
@@ -60,7 +59,7 @@ def fuse_for_inference(model: nn.Module, input_size: tuple[int, int, int] | None
     model = copy.deepcopy(model).requires_grad_(False)
     choose_fused(model)  # blocks without their norm can't run by the fused path
     for conv_name, norm_name in pairs:
-        conv: Any = model.get_submodule(conv_name)
+        conv: Any = model.get_submodule(conv_name).eval()  # timm's reparameterize_model leaves it in training mode
         norm: Any = model.get_submodule(norm_name)
         model.set_submodule(conv_name, fuse_conv_bn_eval(conv, norm))
         model.set_submodule(norm_name, norm.act if isinstance(norm, BatchNormAct2d) else nn.Identity().eval())
