@@ -1,6 +1,6 @@
 """Analyse the gates of a trained network: a table, the papers' figures and a report in one HTML file.
 
-timm-se analyze --checkpoint work_dirs/run/last.pth.tar --output work_dirs/analysis
+timm-se analyze --checkpoint work_dirs/RUN/last.pth.tar --output work_dirs/analysis
 timm-se analyze --model seresnet50 --pretrained --data-dir imagenet --output work_dirs/analysis
 """
 

@@ -59,7 +59,9 @@ def command_parser() -> argparse.ArgumentParser:
     for command in COMMANDS:
         group, _, name = command.rpartition(' ')
         if group not in groups:
-            inner = groups[''].add_parser(group, help=_sentence(_GROUPS[group]), description=_GROUPS[group])
+            inner = groups[''].add_parser(
+                group, help=_sentence(_GROUPS[group]), description=_GROUPS[group],
+                epilog=f'timm-se {group} COMMAND --help lists the options of a command.')
             groups[group] = inner.add_subparsers(metavar='COMMAND', required=True)
         module = _module(command)
         parser = groups[group].add_parser(

@@ -1,7 +1,7 @@
-"""Convert weights that circulate into a model of the plugin, or a saved model back into timm's.
+"""Convert weights in a file into a saved model of the plugin, or a saved model back into timm's.
 
-Known are the keys of timm, torchvision, Cadene, Caffe's SENet, mmpretrain, MMDetection and the public CIFAR
-repositories; --rename translates others.
+The file is a checkpoint of timm-se train, or has the keys of timm, torchvision, Cadene, Caffe's SENet, mmpretrain,
+MMDetection or the public CIFAR repositories; --rename translates other keys.
 
 timm-se convert se_resnet50-ce0d4300.pth legacy_seresnet50_plugin converted
 timm-se convert resnet50.pth resnet50_plugin converted --model-kwargs attn=se attn_init=identity

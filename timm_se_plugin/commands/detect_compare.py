@@ -1,6 +1,6 @@
 """Draw pictures of a test set, with the annotated boxes on the left and the detected ones on the right.
 
-timm-se detect compare faster-rcnn_se-r18_fpn_bccd <checkpoint> --output results/bccd-detections.jpg
+timm-se detect compare faster-rcnn_se-r18_fpn_bccd work_dirs/RUN/epoch_8.pth
 """
 
 import argparse

@@ -3,7 +3,7 @@
 timm-se detect predict pictures/ --model work_dirs/RUN --output found
 timm-se detect predict cells.jpg more/ --model hf-hub:user/repo --output found
 timm-se detect predict pictures/ --model cells.onnx --output found
-timm-se detect predict faster-rcnn_se-r18_fpn_bccd work_dirs/.../epoch_8.pth cells.jpg more/ --output found
+timm-se detect predict faster-rcnn_se-r18_fpn_bccd work_dirs/RUN/epoch_8.pth cells.jpg more/ --output found
 
 Folders are searched with the folders in them. A file that is no whole picture is named and passed over.
 """
@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                              'configuration (a file, or the name of one in mmdet_configs) and its weights, or '
                              'hf-hub:user/repo, local-dir:folder, or an .onnx file')
     parser.add_argument('--model', metavar='NAME',
-                        help='folder of a training or of a shared detector, hf-hub:user/repo, local-dir:folder, or an '
+                        help='folder of a run or of a shared detector, hf-hub:user/repo, local-dir:folder, or an '
                              '.onnx file of timm-se export, which needs no MMDetection')
     parser.add_argument('--cfg-options', nargs='+', action=ConfigOptions, default={}, metavar='KEY=VALUE',
                         help='change values of the configuration, as in model.test_cfg.rcnn.score_thr=0.2')

@@ -27,7 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--work-dir', help='folder for logs and checkpoints; by default work_dirs/<config>, with '
                                            '--data ending in the name of its folder')
     parser.add_argument('--resume', nargs='?', const=True, default=False, metavar='CHECKPOINT',
-                        help='resume from a checkpoint, or from the last complete one in the work folder')
+                        help='continue from a checkpoint; without a value, or with auto, from the last complete one in '
+                             '--work-dir, if there is one')
     parser.add_argument('--record', metavar='CSV',
                         help='table to add the finished run to, with its options; its curve goes to '
                              '<name>-curves.csv beside it')

@@ -1,6 +1,6 @@
 r"""Evaluate a classifier of timm or of the plugin, or a checkpoint of timm-se train.
 
-timm-se evaluate --checkpoint work_dirs/.../model_best.pth.tar --output work_dirs/evaluation
+timm-se evaluate --checkpoint work_dirs/RUN/model_best.pth.tar --output work_dirs/evaluation
 timm-se evaluate --model seresnet50.a2_in1k --pretrained --data-dir imagenet --img-size 320 --crop-pct 320/352 \
     --real-labels
 """

@@ -1,10 +1,10 @@
 """Export a classifier or a detector to an ONNX file, checked against PyTorch on pictures before it is written.
 
-timm-se export work_dirs/run digits.onnx --pictures pictures/
+timm-se export work_dirs/RUN digits.onnx --pictures pictures/
 timm-se predict pictures/ --model digits.onnx
-timm-se export work_dirs/run digits.onnx --pictures pictures/ --int8 training/
+timm-se export work_dirs/RUN digits.onnx --pictures pictures/ --int8 training/
 
-timm-se export faster-rcnn_se-r18_fpn_bccd cells.onnx --checkpoint work_dirs/.../epoch_8.pth --pictures pictures/
+timm-se export faster-rcnn_se-r18_fpn_bccd cells.onnx --checkpoint work_dirs/RUN/epoch_8.pth --pictures pictures/
 timm-se detect predict pictures/ --model cells.onnx
 
 The file takes any number of pictures at once where the network allows. Its metadata say how pictures are prepared and

@@ -1,6 +1,6 @@
 """Predict the classes of pictures by a trained, saved, shared or published classifier.
 
-timm-se predict pictures/ --model work_dirs/run
+timm-se predict pictures/ --model work_dirs/RUN
 timm-se predict cat.jpg dog.webp --model hf-hub:user/repo --top 3 --json
 timm-se predict pictures/ --model seresnet50.a2_in1k --output predictions.csv --sheet sheet.jpg
 

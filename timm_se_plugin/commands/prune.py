@@ -1,6 +1,6 @@
 """Remove the channels that a trained network's gates use least, fine-tune, and tabulate accuracy against MACs.
 
-timm-se prune work_dirs/run/last.pth.tar --shares 0.25 0.5 --epochs 3
+timm-se prune work_dirs/RUN/last.pth.tar --shares 0.25 0.5 --epochs 3
 """
 
 import argparse

@@ -13,7 +13,7 @@ __all__ = ['add_arguments', 'run']
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
-    parser.add_argument('source', help='folder of a saved model, or the work folder of a training')
+    parser.add_argument('source', help='folder of a saved model, or of a run of timm-se train or timm-se detect train')
     parser.add_argument('repository', help='repository on the Hub, user/name')
     parser.add_argument('--revision', help='branch, which is created if it does not exist')
     parser.add_argument('--private', action='store_true', help='make the repository private')

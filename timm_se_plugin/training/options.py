@@ -229,7 +229,7 @@ def _add_optimisation(root: argparse.ArgumentParser) -> None:
     add('--epochs', type=count, default=100, metavar='N',
         help='number of epochs; --cooldown-epochs come in addition, and so do --warmup-epochs with --warmup-prefix')
     add('--opt', default='sgd', metavar='NAME',
-        help="optimizer by its name in timm, whose sgd has Nesterov's momentum and whose momentum has the plain one")
+        help="optimizer by its name in timm, where sgd has Nesterov's momentum and momentum the plain one")
     add('--opt-kwargs', nargs='*', default={}, action=KeyValues, metavar='KEY=VALUE',
         help='further keywords of the optimizer')
     add('--lr', type=_positive, metavar='X', help='learning rate, not scaled; used instead of --lr-base')
@@ -320,9 +320,9 @@ def evaluation_parser(root: argparse.ArgumentParser | None = None) -> argparse.A
         description='Evaluate a classifier of timm or of the plugin, or a checkpoint of timm-se train.')
     add, switch = _adders(root)
     add('--checkpoint', metavar='FILE',
-        help='weights to evaluate; a checkpoint of timm-se train brings its options of model and data, unless they '
-             'are given here')
-    switch('--use-ema', default=True, help='evaluate the averaged weights of the checkpoint, if it has some')
+        help='weights of the network; a checkpoint of timm-se train brings its options of model and data, unless '
+             'they are given here')
+    switch('--use-ema', default=True, help='take the averaged weights of the checkpoint, if it has some')
     _add_data(root)
     _add_model(root)
     _add_machine(root)
