@@ -486,7 +486,7 @@ def _check_update(batches: int, dataset: Any, options: Namespace, process: Proce
     if not batches:
         step = options.batch_size * options.grad_accum_steps * process.world_size
         raise ValueError(f'{len(dataset)} training images are fewer than the {step} of one update '
-                         '(--batch-size times --grad-accum-steps times processes)')
+                         '(--batch-size times --grad-accum-steps times processes); give a smaller --batch-size')
 
 
 def eval_loader(options: Namespace, dataset: Any, config: dict[str, Any], process: Process) -> Loader:
