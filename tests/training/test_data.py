@@ -289,7 +289,7 @@ def test_missing_data_is_an_error_that_says_what_to_give(tmp_path):
 
 
 def test_a_step_larger_than_the_data_is_refused(digits):
-    with pytest.raises(ValueError, match='96 training images are fewer than the 400 of one update .*; give a smaller --batch-size'):
+    with pytest.raises(ValueError, match=r'96 training images are fewer than the 400 .*; give a smaller --batch-size'):
         loader(digits, '--batch-size', '100', '--grad-accum-steps', '2', world_size=2)
 
 
