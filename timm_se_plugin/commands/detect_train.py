@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> dict[str, str]:
             args.model, args.data, args.work_dir, args.val_share, args.cfg_options, args.resume, launcher(args))
     elif args.config and not (args.data or args.model or args.val_share):
         config = read_config(args.config, args.cfg_options, args.work_dir)
-        check_work_dir(config.work_dir, args.resume or (config.get('resume') and (config.get('load_from') or True)))
+        check_work_dir(config, args.resume)
     else:
         given = [option for option, value in (
             (args.config, args.config), ('--data', args.data), ('--model', args.model),

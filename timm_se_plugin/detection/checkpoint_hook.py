@@ -27,19 +27,20 @@ class AtomicBackend(LocalBackend):
 register_backend('atomic', AtomicBackend, force=True)
 
 
-def check_work_dir(work_dir: str | Path, resume: bool | str) -> None:
+def check_work_dir(config: Any, resume: bool | str) -> None:
     """Refuse to train in the folder of another training, whose checkpoints would be overwritten.
 
     Args:
-        work_dir: the folder to write into.
+        config: the configuration, which names the folder, and may ask to resume as `resume` does.
         resume: whether the training of the folder is resumed, or the path of the checkpoint that is.
 
     Raises:
         FileExistsError: the folder has a checkpoint, and the training is not resumed, or from a checkpoint elsewhere.
     """
-    pointer = Path(work_dir, 'last_checkpoint')
+    work_dir, pointer = config.work_dir, Path(config.work_dir, 'last_checkpoint')
     if not pointer.is_file():
         return
+    resume = resume or (config.get('resume') and (config.get('load_from') or True))
     if not resume:
         raise FileExistsError(f'{work_dir} has the checkpoints of a training, which a new one would overwrite; '
                               '--resume continues that training, and --work-dir names another folder for a new one')

@@ -57,8 +57,8 @@ def config_for_folder(
                          'give --model a configuration that trains, validates and tests, or one with such a _base_')
     data = re.sub(r'[^\w-]+', '-', Path(folder).absolute().name).strip('-') or 'data'
     name = f'{source.stem.rpartition("_")[0] or source.stem}_{data}'
-    run = str(work_dir or (options or {}).get('work_dir') or Path('work_dirs', name))
-    check_work_dir(run, resume or (config.get('resume') and (config.get('load_from') or True)))
+    config.work_dir = run = str(work_dir or (options or {}).get('work_dir') or Path('work_dirs', name))
+    check_work_dir(config, resume)
     splits, classes = read_folder(folder, Path(run, 'annotations'), val_share)
     root = Path(folder).absolute()
     for of_config in ('train', 'val', 'test'):
