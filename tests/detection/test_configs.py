@@ -19,6 +19,7 @@ from mmengine.registry import init_default_scope
 from timm_se_plugin.measuring import turns
 from timm_se_plugin.detection.configs import read_config
 from timm_se_plugin.detection.cost import TrainingLoss, detector_cost, plain_twin, sample_batch
+from timm_se_plugin.weights.mm_config import backbone_attention
 
 pytestmark = pytest.mark.mmdet
 
@@ -105,6 +106,7 @@ def test_bccd_is_found_by_the_environment(monkeypatch):
 
 @pytest.mark.parametrize(('name', 'options'), [
     ('faster-rcnn_se-r50_fpn_1x_coco', {}), ('faster-rcnn_r50-se-r16-c2-c5_fpn_1x_coco', {}),
+    ('faster-rcnn_r50-se-r16-c2-c5_fpn_1x_coco', {'model.backbone.plugins.0.cfg.type': 'mmengine.SEPlugin'}),
     ('faster-rcnn_sk-r50_fpn_1x_coco', {}),
     ('faster-rcnn_se-r50_fpn_1x_coco', {'model.backbone.model_name': 'seresnet50', 'model.backbone.attn': None,
                                         'model.backbone.pretrained': 'a1_in1k'})])
@@ -118,6 +120,13 @@ def test_the_plain_twin_differs_in_attention_alone(name, options):
     assert sum(p.numel() for p in plain.values()) == MMDET_PARAMS
     with pytest.raises(ValueError, match='has no attention, so there is nothing to compare'):
         plain_twin(plain_twin(config))
+
+
+def test_the_attention_of_a_plugin_is_known_with_its_scope():
+    backbone = read_config('faster-rcnn_r50-se-r16-c2-c5_fpn_1x_coco').model.backbone
+    expected = backbone_attention(backbone)
+    backbone.plugins[0].cfg.type = 'mmengine.SEPlugin'
+    assert backbone_attention(backbone) == expected
 
 
 def test_the_cost_of_a_detector_is_compared_with_its_twin_s(monkeypatch):

@@ -158,6 +158,14 @@ def test_the_warm_up_lasts_an_epoch_of_as_many_processes_as_the_launcher_starts(
     assert ends == [4, 2]  # of four pictures; in a shell of Slurm's, one process is one
 
 
+def test_a_configuration_may_name_its_classes_with_their_scope(mine, tmp_path):
+    config = config_for_folder('faster-rcnn_se-r50_fpn_1x_coco', mine, tmp_path, options={
+        'param_scheduler.0.type': 'mmengine.LinearLR',
+        **{f'{split}_evaluator': {'type': 'mmdet.CocoMetric', 'metric': 'proposal'} for split in ('val', 'test')}})
+    assert config.param_scheduler[0].end == 2
+    assert config.val_evaluator.metric == config.test_evaluator.metric == 'proposal'
+
+
 def test_the_folder_of_another_training_is_left_as_it_is(mine, tmp_path):
     name, run = 'faster-rcnn_se-r50_fpn_1x_coco', tmp_path / 'run'
     (mine / 'annotations' / 'val.json').unlink()

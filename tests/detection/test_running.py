@@ -21,10 +21,12 @@ import cv2
 from mmdet.registry import MODELS
 from mmengine.hooks import Hook
 from mmengine.model import PretrainedInit
+from mmengine.optim import AmpOptimWrapper
 from mmengine.registry import HOOKS
 from safetensors.torch import save_file
 
 from timm_se_plugin.boxes.drawing import draw
+from timm_se_plugin.detection import WholeCheckpointHook
 from timm_se_plugin.detection.configs import config_path, read_config
 from timm_se_plugin.detection.cost import detector_cost
 from timm_se_plugin.detection.hub import open_detector
@@ -225,6 +227,11 @@ def test_random_weights_are_not_frozen(coco_folder, monkeypatch):
         running._check_start(on_folder(
             coco_folder, **{'model.backbone.frozen_stages': 1, 'model.backbone.norm_eval': True, **weights}))
     assert len(said) == 1
+    for backbone in ({'model.backbone.type': 'mmengine.TimmAttentionBackbone'},
+                     {'model.backbone': dict(_delete_=True, type='ResNeSt', depth=50)},
+                     {'model.backbone': dict(_delete_=True, type=MODELS.get('ResNet'), depth=18)}):
+        with pytest.raises(ValueError, match=r'begins without trained weights, and frozen_stages=1 '):
+            running._check_start(on_folder(coco_folder, **backbone, **{'model.backbone.frozen_stages': 1}))
 
 
 def test_another_normalisation_than_the_weights_is_told(coco_folder, monkeypatch):
@@ -251,8 +258,9 @@ def test_flags_reach_the_configuration(coco_folder, monkeypatch):
     monkeypatch.setattr(running, 'get_device', lambda: 'cpu')
     with pytest.raises(ValueError, match='needs a GPU, and this training would run on cpu; leave out --amp'):
         train_detector(on_folder(coco_folder), amp=True)
-    with pytest.raises(ValueError, match="would run on cpu; in the configuration, set type='OptimWrapper'"):
-        train_detector(on_folder(coco_folder, **{'optim_wrapper.type': 'AmpOptimWrapper'}))
+    for kind in ('AmpOptimWrapper', 'mmengine.AmpOptimWrapper', AmpOptimWrapper):
+        with pytest.raises(ValueError, match="would run on cpu; in the configuration, set type='OptimWrapper'"):
+            train_detector(on_folder(coco_folder, **{'optim_wrapper.type': kind}))
     monkeypatch.setattr(running, 'get_device', lambda: 'cuda')
     train_detector(on_folder(coco_folder), resume='a.pth', amp=True, auto_scale_lr=True, launcher='pytorch',
                    check_pictures=False)
@@ -269,10 +277,13 @@ def test_flags_reach_the_configuration(coco_folder, monkeypatch):
     assert (seen[2][0].resume, seen[2][0].load_from, seen[2][2]) == (True, None, True)
     train_detector(on_folder(coco_folder, resume=True))
     assert (seen[3][0].resume, seen[3][2]) == (True, True)
+    for kind in ('mmengine.WholeCheckpointHook', WholeCheckpointHook):
+        train_detector(on_folder(coco_folder, resume=True, **{'default_hooks.checkpoint.type': kind}))
+        assert seen[-1][0].resume is True
     (coco_folder / 'work' / 'epoch_1.pth').write_bytes(b'killed')
     train_detector(on_folder(coco_folder, load_from='coco.pth'), resume='auto')
     train_detector(on_folder(coco_folder, resume=True))
-    assert [seen[i][0].resume for i in (4, 5)] == [False, False]
+    assert [config.resume for config, *_ in seen[-2:]] == [False, False]
     config = on_folder(coco_folder)
     config.pop('auto_scale_lr')
     with pytest.raises(ValueError, match=r'auto_scale_lr.base_batch_size'):

@@ -15,7 +15,7 @@ if any(importlib.util.find_spec(name) is None for name in ('mmdet', 'onnx', 'onn
 
 import cv2
 import onnx
-from mmdet.registry import MODELS
+from mmdet.registry import MODELS, TRANSFORMS
 
 import timm_se_plugin.detection  # noqa: F401  (mmdet needs its operators)
 from timm_se_plugin.boxes import open_onnx_detector
@@ -207,8 +207,11 @@ def test_pictures_are_padded_as_before_the_detector(case, monkeypatch):
 def test_a_number_is_both_sides_of_the_size(case, monkeypatch):
     detector, _, _ = case
     steps = detector.cfg.test_dataloader.dataset.pipeline
-    monkeypatch.setitem(next(step for step in steps if step['type'].endswith('Resize')), 'scale', 64)
-    assert _description(detector)['resize'] == [64, 64]
+    resize = next(step for step in steps if step['type'].endswith('Resize'))
+    monkeypatch.setitem(resize, 'scale', 64)
+    for kind in (resize['type'], TRANSFORMS.get('mmdet.Resize')):
+        monkeypatch.setitem(resize, 'type', kind)
+        assert _description(detector)['resize'] == [64, 64]
 
 
 def test_a_mask_fills_its_box():

@@ -12,6 +12,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
 from ..files.writing import is_whole, write_atomically
+from ..weights.mm_config import type_name
 
 __all__ = ['AtomicBackend', 'WholeCheckpointHook', 'check_work_dir', 'has_begun']
 
@@ -60,7 +61,7 @@ def has_begun(config: Any) -> bool:
         return True
     hook = (config.get('default_hooks') or {}).get('checkpoint') or {}
     found = [Path(named)] if named else []
-    if hook.get('type') == WholeCheckpointHook.__name__:  # finds checkpoints that the file does not name
+    if type_name(hook) == WholeCheckpointHook.__name__:  # finds checkpoints that the file does not name
         folders = [pointer.parent, *([Path(hook['out_dir'], pointer.parent.name)] if hook.get('out_dir') else [])]
         found += [path for folder in folders for kind in ('epoch_*', 'iter_*') for path in folder.glob(f'{kind}.pth')]
     return any(path.is_file() and is_whole(path) for path in found)

@@ -18,7 +18,7 @@ from ..measuring.complexity import CONVENTION, complexity, saved_bytes
 from ..measuring.device import check_device
 from ..measuring.turns import time_in_turns
 from ..models._registry import architectures
-from ..weights.mm_config import registered_backbone
+from ..weights.mm_config import registered_backbone, type_name
 
 __all__ = ['CONVENTION', 'TrainingLoss', 'detector_cost', 'plain_twin', 'sample_batch']
 
@@ -32,7 +32,7 @@ def plain_twin(config: Config) -> Config:
     twin = copy.deepcopy(config)
     backbone = twin.model.backbone
     plugins = backbone.get('plugins') or []
-    kept = [plugin for plugin in plugins if plugin['cfg']['type'] not in ('SEPlugin', 'SKPlugin')]
+    kept = [plugin for plugin in plugins if type_name(plugin['cfg']) not in ('SEPlugin', 'SKPlugin')]
     name, _ = registered_backbone(str(backbone.get('model_name')))
     arch = architectures.get(name)
     attn = backbone.get('attn') or (arch and arch.attn and arch.attn.attn) or 'none'

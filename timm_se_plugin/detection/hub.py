@@ -17,7 +17,7 @@ from torch import nn
 
 from ..files.hub_files import CONFIG, FOLDER, SAVED_AT, WEIGHTS, read_config_json, saved_file, tensor_shapes
 from ..weights.folders import plugin_config
-from ..weights.mm_config import parse_config
+from ..weights.mm_config import parse_config, type_name
 from .backbone import TimmAttentionBackbone
 from .configs import last_checkpoint, read_config
 from .inference import load_detector
@@ -74,7 +74,7 @@ def write_detector(model: nn.Module, folder: str | Path) -> None:
 def _pipeline(config: Config) -> list[dict[str, Any]]:
     steps = [step.to_dict() for step in get_test_pipeline_cfg(config)]
     for step in steps:
-        if str(step['type']).endswith('LoadImageFromNDArray'):  # as inference_detector leaves it after an array
+        if type_name(step) == 'LoadImageFromNDArray':  # as inference_detector leaves it after an array
             step['type'] = 'LoadImageFromFile'
     return steps
 

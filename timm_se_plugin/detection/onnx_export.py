@@ -18,6 +18,7 @@ from ..files.onnx_files import DETECTOR, described, onnx_session
 from ..files.packages import require
 from ..files.pictures import pictures_of
 from ..files.writing import write_atomically
+from ..weights.mm_config import type_name
 from .inference import detector_of, is_upright
 from .onnx_network import ExportedDetector
 
@@ -105,7 +106,7 @@ def _write(network: ExportedDetector, path: Path) -> None:
 
 def _description(detector: Any) -> dict[str, Any]:
     """What the file's metadata say of the detector; its test pipeline has to be of steps that they can say."""
-    steps = {str(step['type']).rpartition('.')[2]: step for step in get_test_pipeline_cfg(detector.cfg)}
+    steps = {type_name(step): step for step in get_test_pipeline_cfg(detector.cfg)}
     unknown = steps.keys() - {'LoadImageFromFile', 'LoadImageFromNDArray', 'Resize', 'LoadAnnotations', 'PackDetInputs'}
     resize = steps.get('Resize', {})
     if unknown or (resize and ('scale' not in resize or resize.get('interpolation', 'bilinear') != 'bilinear')):

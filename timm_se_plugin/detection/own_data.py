@@ -10,6 +10,7 @@ from typing import Any
 
 from mmengine.config import Config
 
+from ..weights.mm_config import type_name
 from .checkpoint_hook import check_work_dir
 from .configs import read_config
 from .data_folder import Split, read_folder
@@ -74,7 +75,7 @@ def config_for_folder(
     steps = max(len(splits['train'].content['images']) // batch, 2)
     schedules = config.get('param_scheduler') or []
     for schedule in schedules if isinstance(schedules, list) else [schedules]:
-        if schedule.type == 'LinearLR' and not schedule.get('by_epoch', True) and 'end' in schedule:
+        if type_name(schedule) == 'LinearLR' and not schedule.get('by_epoch', True) and 'end' in schedule:
             schedule.end = min(schedule.end, steps)
     config.merge_from_dict(copy.deepcopy({**(options or {}), 'work_dir': run}))
     written = Path(run, f'{name}.py')
@@ -116,8 +117,8 @@ def _set_data(config: Config, of_config: str, split: Split, classes: tuple[str, 
         data_prefix={'img': '' if pictures == root else f'{pictures.relative_to(root).as_posix()}/'})
     if of_config != 'train':
         evaluator = config.get(f'{of_config}_evaluator')
-        known = isinstance(evaluator, dict) and evaluator.get('type') == 'CocoMetric'
-        config[f'{of_config}_evaluator'] = {**(evaluator if known else {'type': 'CocoMetric', 'metric': 'bbox'}),
+        known = type_name(evaluator) == 'CocoMetric'
+        config[f'{of_config}_evaluator'] = {**(evaluator if known else {'metric': 'bbox'}), 'type': 'CocoMetric',
                                             'ann_file': file.as_posix()}
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from urllib.error import URLError
 
 from mmdet.models import FPN
-from mmdet.registry import DATASETS
+from mmdet.registry import DATASETS, MODELS
 from mmdet.utils import setup_cache_size_limit_of_dynamo
 from mmengine.config import Config
 from mmengine.device import get_device
@@ -24,6 +24,7 @@ from timm.utils import unwrap_model
 from torch import nn
 
 from ..models.state_dicts import Misfit
+from ..weights.mm_config import type_name
 from .backbone import TimmAttentionBackbone
 from .checkpoint_hook import has_begun
 from .data_check import check_data
@@ -214,14 +215,15 @@ def _check_start(config: Config) -> None:
     model = config.get('model') or {}
     backbone = model.get('backbone') or {}
     starts = [part.get('init_cfg') or () for part in (model, backbone)]
-    kinds = [_name(start.get('type')) for given in starts for start in ([given] if isinstance(given, dict) else given)]
-    known = {'Pretrained', 'PretrainedInit'} & {*kinds}
+    kinds = {type_name(start) for given in starts for start in ([given] if isinstance(given, dict) else given)}
+    known = kinds & {'Pretrained', 'PretrainedInit'}
     if config.get('load_from') or config.get('resume') or backbone.get('pretrained') or known:
         return
-    kind = _name(backbone.get('type'))
-    if kind not in ('TimmAttentionBackbone', 'AttentionResNet', 'ResNet', 'ResNetV1d', 'ResNeXt', 'Res2Net', 'RegNet'):
-        return  # others may have their weights otherwise
-    without = f'the backbone {backbone.get("model_name") or kind} begins without trained weights, and '
+    kind: Any = backbone.get('type')
+    kind = MODELS.get(kind) if isinstance(kind, str) else kind
+    if not str(getattr(kind, '__module__', '')).startswith(('mmdet.', 'timm_se_plugin.')):
+        return  # backbones of others may have their weights otherwise
+    without = f'the backbone {backbone.get("model_name") or kind.__name__} begins without trained weights, and '
     if isinstance(backbone.get('frozen_stages'), int) and backbone['frozen_stages'] >= 0:
         raise ValueError(
             f'{without}frozen_stages={backbone["frozen_stages"]} would keep random ones; give --cfg-options '
@@ -231,11 +233,6 @@ def _check_start(config: Config) -> None:
         print_log(f'{without}norm_eval=True keeps the statistics of its BatchNorm layers at 0 and 1, so that they '
                   'normalise nothing; --cfg-options model.backbone.norm_eval=False lets them learn', 'current',
                   logging.WARNING)
-
-
-def _name(kind: Any) -> str:
-    """Name of a registered class, without its scope, from the name or the class that a configuration gives."""
-    return str(getattr(kind, '__name__', kind)).rpartition('.')[2]
 
 
 def train_detector(
@@ -267,7 +264,7 @@ def train_detector(
     """
     config = copy.deepcopy(config)
     config.launcher = launcher
-    is_mixed = amp or (config.get('optim_wrapper') or {}).get('type') == 'AmpOptimWrapper'
+    is_mixed = amp or type_name(config.get('optim_wrapper')) == 'AmpOptimWrapper'
     if is_mixed and get_device() in ('cpu', 'mps'):  # MMEngine's wrapper would end in an AssertionError
         raise ValueError(f'mixed precision needs a GPU, and this training would run on {get_device()}; ' + (
             'leave out --amp' if amp else "in the configuration, set type='OptimWrapper' in optim_wrapper in the place "

@@ -10,7 +10,7 @@ from ..models._registry import architecture_of, architectures
 from ..models._resolution import requested, resolve_unseen
 from ..placement import AttentionSpec
 
-__all__ = ['backbone_attention', 'backbone_config', 'parse_config', 'registered_backbone']
+__all__ = ['backbone_attention', 'backbone_config', 'parse_config', 'registered_backbone', 'type_name']
 
 
 def parse_config(text: str) -> dict[str, Any]:
@@ -36,6 +36,15 @@ def _literal(node: ast.expr) -> Any:
     if isinstance(node, ast.Dict):
         return {_literal(key): _literal(value) for key, value in zip(node.keys, node.values, strict=True) if key}
     return ast.literal_eval(node)
+
+
+def type_name(config: Any) -> str:
+    """Name of the class that a part of a configuration builds, without its scope; empty for what is no such part.
+
+    ``type`` may be ``'ResNet'``, ``'mmdet.ResNet'`` or the class itself.
+    """
+    kind = config.get('type', '') if isinstance(config, Mapping) else ''
+    return str(getattr(kind, '__name__', kind)).rpartition('.')[2]
 
 
 def backbone_config(meta: Mapping[str, Any]) -> dict[str, Any]:
@@ -79,7 +88,7 @@ def backbone_attention(backbone: Mapping[str, Any]) -> AttentionSpec:
     if arch:
         attn = requested(arch, resolve_unseen(arch, options, weights)[0])
         options = attn.to_kwargs() if attn else {}
-    plugins = [plugin for plugin in backbone.get('plugins') or [] if plugin['cfg'].get('type') == 'SEPlugin']
+    plugins = [plugin for plugin in backbone.get('plugins') or [] if type_name(plugin['cfg']) == 'SEPlugin']
     if len(plugins) == 1:
         cfg = {key: value for key, value in plugins[0]['cfg'].items() if key not in ('type', 'postfix')}
         position = 'after_conv2' if backbone.get('depth') in (18, 34) else 'after_conv3'
