@@ -45,6 +45,23 @@ def test_a_variant_is_measured_with_what_it_refers_to(dtype, measured, clock):
     assert (fused['device'], fused['torch']) == (plain['device'], torch.__version__)
 
 
+def test_variants_are_compiled_beyond_the_number_of_programs_that_torch_allows_one_class(clock, monkeypatch):
+    compiled, programs = torch.compile, []
+
+    def counted(model):
+        def backend(program, inputs):
+            programs.append(model)
+            return program.forward
+        return compiled(model, backend=backend)
+
+    monkeypatch.setattr(torch, 'compile', counted)
+    case = Case('test_resnet', batch=2, height=32, width=32, compiled=True)
+    with torch._dynamo.config.patch(recompile_limit=1):
+        for _ in range(2):
+            measure(case, rounds=2, warmup=1, variants=['fused'])
+    assert len(set(programs)) == 4      # the plain network and the one with attention, in each of the two measurements
+
+
 def test_the_suite_has_every_case_of_the_speed_table():
     cases = [{name: str(value) for name, value in asdict(case).items()} for case in suite()]
     rows = read_table(Path(__file__).parents[2] / 'results' / 'speed-cpu.csv')
@@ -73,9 +90,17 @@ def test_a_network_a_size_and_a_device_that_do_not_exist_are_refused():
     for case, device, said in (
             (Case('resnetfoo'), 'cpu', 'the model resnetfoo_plugin is unknown; did you mean'),
             (Case(batch=0), 'cpu', 'batch=0 is not 1 or more'), (Case(width=-1), 'cpu', 'width=-1 is not 1 or more'),
-            (Case(), 'gpu', 'gpu is not a device of torch, such as cpu or cuda:1')):
+            (Case(), 'gpu', 'gpu is not a device of torch, such as cpu or cuda:1'),
+            (Case(), 'meta', '--device meta computes nothing; give cpu or cuda')):
         with pytest.raises(ValueError, match=said):
             measure(case, device=device)
+
+
+def test_a_gpu_that_the_machine_does_not_have_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 1)
+    with pytest.raises(ValueError, match='--device cuda:1 is not here: torch finds 1 CUDA devices'):
+        measure(Case(), device='cuda:1')
 
 
 def test_all_attentions_of_the_flag_are_measured_in_turns(clock):

@@ -20,21 +20,22 @@ def time_in_turns(
             another one has warmed.
         rounds: number of measured turns.
         warmup: number of turns before them.
-        device: the device that the steps compute on; a clock is read only when CUDA has computed everything.
+        device: the device that the steps compute on; a clock is read only when a GPU has computed everything.
         report: called after each turn with its number, which is 1 or more for measured turns.
     """
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     names = list(steps)
-    is_cuda = device is not None and device.type == 'cuda'
+    accelerator = torch.accelerator.current_accelerator()      # CUDA, MPS, XPU, ...; None on a CPU
+    is_asynchronous = device is not None and accelerator is not None and device.type == accelerator.type
     for turn in range(1 - warmup, rounds + 1):
         first = turn % len(names)
         for name in names[first:] + names[:first]:
-            if is_cuda:
-                torch.cuda.synchronize(device)
+            if is_asynchronous:
+                torch.accelerator.synchronize(device)
             start = time.perf_counter()
             steps[name]()
-            if is_cuda:
-                torch.cuda.synchronize(device)
+            if is_asynchronous:
+                torch.accelerator.synchronize(device)
             if turn >= 1:
                 seconds[name].append(time.perf_counter() - start)
         report(turn)
