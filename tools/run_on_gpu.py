@@ -1,7 +1,8 @@
 """Run the tests that need a GPU, measure the speed table and take a profile, within a given time.
 
 Finished cases are kept when the time runs out; the most informative ones come first in results/speed-cuda.csv.
-`--device cpu` rehearses the command with tiny images. The package need not be installed.
+`--device cpu` rehearses the command with tiny images. The package need not be installed. The last line says what
+failed, and the exit status is then 1.
 """
 
 import argparse
@@ -14,8 +15,8 @@ import timm_se_plugin  # noqa: F401  (registers the models)
 from timm_se_plugin.measuring.gpu_run import run
 
 
-def main() -> None:
-    """Read the options and run."""
+def main() -> int:
+    """Read the options and run. Returns 1 if something fails."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--device', default='cuda', help='cuda, or cpu for a rehearsal')
     parser.add_argument('--minutes', type=float, default=9.5, help='time for everything (default: %(default)s)')
@@ -26,10 +27,10 @@ def main() -> None:
     args = parser.parse_args()
     tests = None if args.no_tests else Path(__file__).parents[1] / 'tests'
     try:
-        run(args.device, args.minutes, args.output, tests, args.rounds)
-    except ValueError as error:
+        return int(bool(run(args.device, args.minutes, args.output, tests, args.rounds)))
+    except (ValueError, OSError) as error:
         parser.error(str(error))
 
 
 if __name__ == '__main__':
-    main()
+    sys.exit(main())

@@ -1,7 +1,10 @@
 """The command for a borrowed GPU, rehearsed on the CPU."""
 
 import os
+import runpy
+import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -30,6 +33,30 @@ def test_what_has_finished_is_kept(minutes, measured, tmp_path, monkeypatch, cap
         profile = read_table(tmp_path / 'profile-cpu.csv')
         assert {row['variant'] for row in profile} == {'plain', 'plain fused', 'timm', 'fused'}
         assert any('convolution' in row['kernel'] for row in profile)
+        assert {(row['base'], row['dtype'], row['torch']) for row in profile} == {
+            ('resnet18', 'float32', torch.__version__)}
+
+
+@pytest.mark.parametrize(('test', 'cases', 'said', 'status'), [
+    ('assert False', [Case('resnetfoo', batch=1)], 'failed: tests: exit code 1; case 1', 1),
+    ('pass', [], 'nothing failed', 0)])
+def test_what_fails_is_said_in_the_last_line_and_by_the_exit_status(
+        test, cases, said, status, tmp_path, monkeypatch, capsys):
+    (tmp_path / 'tests' / 'gpu').mkdir(parents=True)
+    (tmp_path / 'tests' / 'gpu' / 'test_one.py').write_text(f'def test_one(): {test}')
+    monkeypatch.setattr(gpu_run, 'cases', lambda: cases)
+    monkeypatch.setattr(sys, 'argv', ['run_on_gpu.py', '--device', 'cpu', '--output', str(tmp_path)])
+    main = runpy.run_path(str(Path(__file__).parents[2] / 'tools' / 'run_on_gpu.py'))['main']
+    monkeypatch.setitem(main.__globals__, '__file__', str(tmp_path / 'tools' / 'run_on_gpu.py'))
+    assert main() == status
+    assert capsys.readouterr().out.splitlines()[-1] == said
+
+
+def test_a_folder_that_takes_no_table_is_refused_before_the_tests_run(tmp_path, monkeypatch):
+    (tmp_path / 'results').write_text('a file')
+    monkeypatch.setattr(gpu_run, '_tests', lambda *args: pytest.fail('the tests ran'))
+    with pytest.raises(OSError, match='results cannot be a folder of results'):
+        gpu_run.run('cpu', 1, tmp_path / 'results', tmp_path)
 
 
 HANGING = """

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from ..files.tables import replace_rows, write_table
+from ..files.tables import check_table, replace_rows, write_table
 from .benchmark import Case, check_rounds, measure, prepared_step
 from .device import check_device
 from .provenance import provenance
@@ -85,16 +85,17 @@ def _profile(case: Case, device: str, variant: str) -> list[dict[str, Any]]:
     with torch.profiler.profile(activities=activities) as profiler:
         step()
         if device != 'cpu':
-            torch.cuda.synchronize()
-    rows = []
+            torch.cuda.synchronize(device)
+    rows, measured_on = [], provenance(torch.device(device))
     for event in profiler.key_averages():
         microseconds = event.self_cpu_time_total if device == 'cpu' else event.self_device_time_total
         if microseconds:
-            rows.append({'variant': variant, 'kernel': event.key, 'calls': event.count, 'microseconds': microseconds})
+            rows.append({**asdict(case), 'variant': variant, 'kernel': event.key, 'calls': event.count,
+                         'microseconds': microseconds, **measured_on})
     return sorted(rows, key=lambda row: -row['microseconds'])
 
 
-def run(device: str, minutes: float, output: Path, tests: Path | None = None, rounds: int = 9) -> None:
+def run(device: str, minutes: float, output: Path, tests: Path | None = None, rounds: int = 9) -> list[str]:
     """Run tests, one profile, and as many cases of the speed table as the time allows; each is written when it ends.
 
     Args:
@@ -104,11 +105,26 @@ def run(device: str, minutes: float, output: Path, tests: Path | None = None, ro
         tests: folder of the tests; None to run no tests.
         rounds: number of measured turns of each case.
 
+    Returns:
+        What failed: the tests, cases, the profile. It is printed at the end too, since what a failure has printed may
+        be far above.
+
     Raises:
         ValueError: there is no such device, or there are fewer than two rounds.
+        UnwritableFileError: no table can be written into the folder.
     """
     check_device(device)
     check_rounds(rounds)
+    speed, profile = (output / f'{name}-{device.partition(":")[0]}.csv' for name in ('speed', 'profile'))
+    for table in (speed, profile):
+        check_table(table)
+    failed = list(_run(device, minutes, speed, profile, tests, rounds))
+    print(f'failed: {"; ".join(failed)}' if failed else 'nothing failed', flush=True)
+    return failed
+
+
+def _run(device: str, minutes: float, speed: Path, profile: Path, tests: Path | None, rounds: int) -> Iterator[str]:
+    """As :func:`run`; yields what has failed."""
     deadline = time.monotonic() + 60 * minutes
     rehearsal = device == 'cpu'
     chosen = list(cases())
@@ -118,31 +134,35 @@ def run(device: str, minutes: float, output: Path, tests: Path | None = None, ro
     print(provenance(torch.device(device)), flush=True)
     if tests is not None:
         code = _tests(device, tests, 24 * minutes)
-        print(f'tests: exit code {code}' + (', the time ran out' if code == 124 else ''), flush=True)
+        said = f'tests: exit code {code}' + (', the time ran out' if code == 124 else '')
+        print(said, flush=True)
+        if code:
+            yield said
     keys = [*(field.name for field in fields(Case)), 'variant']
-    profiled = False
+    measured = 0
     for i, case in enumerate(chosen, start=1):
         if deadline - time.monotonic() < (0 if rehearsal else _SECONDS_FOR_A_CASE[case.compiled]):
-            print(f'{i - 1} of {len(chosen)} cases measured before the time ran out', flush=True)
+            print(f'{measured} of {len(chosen)} cases measured before the time ran out', flush=True)
             return
         try:
-            torch._dynamo.reset()
             if not rehearsal:
                 torch.cuda.empty_cache()
             rows = measure(case, rounds, device=device, variants=('plain fused', 'timm', 'unfused', 'fused'))
         except Exception:  # one case without memory or with a defect leaves the time to the others
             print(f'[{i}/{len(chosen)}] {asdict(case)}:\n{traceback.format_exc(limit=-8)}', flush=True)
+            yield f'case {i}'
             continue
-        replace_rows(output / f'speed-{device}.csv', rows, keys)
+        replace_rows(speed, rows, keys)
+        measured += 1
         ratios = '  '.join(f"{row['variant']} {row['milliseconds']} ms x{row['ratio']}" for row in rows)
         print(f'[{i}/{len(chosen)}] {case.base} {case.attn} {case.mode} {case.batch} {case.layout} {case.dtype}'
               f'{" compiled" if case.compiled else ""}: {ratios}', flush=True)
-        if not profiled:
-            profiled = True
+        if measured == 1:
             try:
                 profiles = [row for variant in ('plain', 'plain fused', 'timm', 'fused')
                             for row in _profile(case, device, variant)]
             except Exception:
                 print(f'no profile:\n{traceback.format_exc(limit=-8)}', flush=True)
+                yield 'profile'
             else:
-                write_table(output / f'profile-{device}.csv', profiles)
+                write_table(profile, profiles)
