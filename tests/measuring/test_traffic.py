@@ -1,6 +1,7 @@
 """The count of bytes against figures worked out by hand and against the operators that autograd runs."""
 
 import pytest
+import timm
 import torch
 from timm.layers import SEModule
 from torch import Tensor, nn
@@ -10,7 +11,8 @@ from torch.utils._pytree import tree_leaves
 from timm_se_plugin.commands import main
 from timm_se_plugin.layers.residual_tail import residual_tail
 from timm_se_plugin.layers.squeeze_excite import SqueezeExcite
-from timm_se_plugin.measuring.traffic import PATHS, block_units, count, middle, tail
+from timm_se_plugin.measuring.traffic import PATHS, _maps, _moved, block_units, count, middle, tail
+from timm_se_plugin.placement import residual
 
 
 @pytest.mark.parametrize(('path', 'layout', 'forward', 'backward'), [
@@ -46,6 +48,34 @@ def test_a_network_is_its_blocks_and_what_surrounds_them():
     values = 32 * (3 * 256 * 56**2 + 4 * 512 * 28**2 + 6 * 1024 * 14**2 + 3 * 2048 * 7**2)
     total = of['plain']['forward_gb'] + of['plain']['backward_gb']
     assert of['plain']['tail_share'] == pytest.approx(16 * 4 * values / 1e9 / total, abs=1e-3)
+
+
+@pytest.mark.parametrize('base', ['resnet18', 'resnet50d'])
+def test_the_kernels_save_what_the_network_gives_to_them(base, monkeypatch):
+    """Five units of each BatchNorm with ReLU inside a block; the stem is not the plugin's."""
+    sizes = []
+
+    def recorded(function, is_saved):
+        def run(x, *args, **kwargs):
+            sizes.append(x.numel() if is_saved(args) else 0)
+            return function(x, *args, **kwargs)
+        return run
+
+    monkeypatch.setattr(residual, 'norm_act', recorded(residual.norm_act, lambda args: args[1] is not None))
+    monkeypatch.setattr(residual, 'residual_tail', recorded(residual.residual_tail, lambda args: True))
+    timm.create_model(f'{base}_plugin', attn='se').train()(torch.randn(2, 3, 32, 32))
+    moved = {row['path']: row['forward_gb'] + row['backward_gb'] for row in count(base, batch=8192, size=32)
+             if (row['layout'], row['dtype']) == ('nchw', 'float32')}    # as many images as the three digits need
+    assert moved['plain'] - moved['plain by kernels'] == pytest.approx(8192 / 2 * 4 * 5 * sum(sizes) / 1e9, abs=3e-3)
+
+
+def test_the_first_convolution_computes_no_gradient_of_the_images():
+    """And its BatchNorm and ReLU are timm's on every path. By hand, in numbers of values."""
+    model = timm.create_model('resnet18', device='meta').train()
+    conv, norm, *_ = _maps(model, torch.empty(2, 3, 64, 64, device='meta'))
+    images, weights, out = 2 * 3 * 64 * 64, 64 * 3 * 7 * 7, 2 * 64 * 32 * 32
+    assert _moved([conv], 'plain', 'nchw')['backward'] == out + images + weights
+    assert _moved([norm], 'kernels', 'nchw') == {'forward': 5 * out, 'backward': 8 * out, 'tail': 0}
 
 
 def test_a_network_of_other_blocks_is_refused():

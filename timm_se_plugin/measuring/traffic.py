@@ -13,8 +13,8 @@ __all__ = ['CONVENTION', 'LAUNCHES', 'PATHS', 'Step', 'Units', 'block_units', 'c
 
 CONVENTION = (
     'A model, not a measurement: reads and writes of feature maps and convolution weights in eager mode, none of '
-    'which a cache serves; one unit is one read or write of one map; (N, C) tensors, the classifier and the optimiser '
-    'count zero'
+    'which a cache serves; one unit is one read or write of one map; (N, C) tensors, the partial sums of the kernels, '
+    'the indices of the pooling, the classifier and the optimiser count zero'
 )
 PATHS = ('plain', 'timm', 'operators', 'tail by kernels', 'kernels', 'plain by kernels')
 
@@ -140,24 +140,26 @@ def block_units(path: str) -> float:
 class _Map:
     """Number of values that a module reads and writes."""
 
-    kind: str  # 'conv', 'tail', 'middle', 'norm', 'pool', 'sum'
+    kind: str  # 'conv', 'tail', 'middle', 'norm', 'stem', 'pool', 'sum'
     read: int
     written: int
     weights: int = 0
+    is_first: bool = False  # its input are the images, which need no gradient
 
 
 def _maps(model: nn.Module, x: Tensor) -> list[_Map]:
-    """The maps of a plain residual network, which keeps the hooks, in the order in which its modules are registered."""
+    """The maps of a plain residual network, which keeps the hooks, in the order in which they are computed."""
     kinds: dict[nn.Module, str] = {}
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             kinds[module] = 'conv'
         elif isinstance(module, nn.BatchNorm2d):
-            kinds.setdefault(module, 'middle')
-        elif isinstance(module, nn.MaxPool2d):
+            kinds.setdefault(module, 'stem')  # outside of the blocks, where timm's modules run on every path
+        elif isinstance(module, nn.MaxPool2d | nn.AvgPool2d):
             kinds[module] = 'pool'
         elif isinstance(module, BasicBlock | Bottleneck):
             kinds[module] = 'sum'
+            kinds.update({norm: 'middle' for norm in module.modules() if isinstance(norm, nn.BatchNorm2d)})
             kinds[module.bn3 if isinstance(module, Bottleneck) else module.bn2] = 'tail'
             if module.downsample is not None:
                 kinds.update({norm: 'norm' for norm in module.downsample.modules() if isinstance(norm, nn.BatchNorm2d)})
@@ -165,7 +167,7 @@ def _maps(model: nn.Module, x: Tensor) -> list[_Map]:
 
     def record(module: Any, args: tuple[Tensor, ...], out: Tensor) -> None:
         weights = module.weight.numel() if kinds[module] == 'conv' else 0
-        maps.append(_Map(kinds[module], args[0].numel(), out.numel(), weights))
+        maps.append(_Map(kinds[module], args[0].numel(), out.numel(), weights, not args[0].requires_grad))
 
     for module in kinds:
         module.register_forward_hook(record)
@@ -185,7 +187,7 @@ def _moved(maps: Iterable[_Map], path: str, layout: str) -> dict[str, float]:
     for each in maps:
         if each.kind == 'conv':
             moved['forward'] += each.read + each.written + each.weights
-            moved['backward'] += 2 * (each.read + each.written + each.weights)
+            moved['backward'] += (1 if each.is_first else 2) * (each.read + each.written + each.weights)
         elif each.kind == 'tail':
             units = tail(path, layout)
             add(each.written, units)
@@ -195,6 +197,8 @@ def _moved(maps: Iterable[_Map], path: str, layout: str) -> dict[str, float]:
             moved['backward'] += each.read + each.written
         elif each.kind == 'sum':
             moved['backward'] += 3 * each.read
+        elif each.kind == 'stem':
+            add(each.written, middle('plain'))
         else:
             add(each.written, middle(path, each.kind == 'middle'))
     return moved
