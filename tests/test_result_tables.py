@@ -149,3 +149,14 @@ def test_a_table_of_times_names_every_machine_and_version_and_has_one_size_of_im
     assert '| resnet50 se | eager | 1.50 | 1.50 |' in table
     write('runtimes-cpu', [row, {**row, 'size': 64, 'ratio': 3}])
     assert '| 1.50 |' in module.runtimes_table()
+
+
+def test_a_table_without_its_end_takes_no_text_with_it(tables):
+    module, _ = tables
+    with pytest.raises(ValueError, match='the table int8 has no <!-- end --> before speed-cuda'):
+        module.filled('<!-- table: int8 -->\nold\n\nA paragraph.\n\n<!-- table: speed-cuda -->\nold\n<!-- end -->\n')
+    with pytest.raises(ValueError, match='the table speed-cuda has no <!-- end --> before the end of the page'):
+        module.filled('<!-- table: speed-cuda -->\nold\n')
+    assert module.filled('A page without tables.') == 'A page without tables.'
+    filled = module.filled('<!-- table: speed-cuda -->\nold\n<!-- end -->\n\nA paragraph.\n')
+    assert filled == '<!-- table: speed-cuda -->\nNot yet run.\n<!-- end -->\n\nA paragraph.\n'

@@ -9,6 +9,7 @@ import re
 import statistics
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 from timm_se_plugin.analysis.ablations import summary
@@ -518,9 +519,17 @@ TABLES: dict[str, Callable[[], str]] = {
 
 
 def filled(text: str) -> str:
-    """The text with every marked table replaced by that of its CSV file."""
+    """The text with every marked table replaced by that of its CSV file.
+
+    Raises:
+        ValueError: a table has no end; the text up to the end of the next one would be lost.
+    """
     def table(match: re.Match[str]) -> str:
         return f'{match[1]}\n{TABLES[match[2]]()}\n{match[3]}'
+    marks = re.findall(r'<!-- (?:table: (\S+)|end) -->', text)
+    for name, following in pairwise([*marks, 'the end of the page']):
+        if name and following:
+            raise ValueError(f'the table {name} has no <!-- end --> before {following}')
     return re.sub(r'(<!-- table: (\S+) -->)\n.*?(<!-- end -->)', table, text, flags=re.DOTALL)
 
 
