@@ -237,7 +237,7 @@ def test_two_epochs_in_mixed_precision_learn(tmp_path):
     else:
         pytest.importorskip('sklearn')
         from digit_runs import TINY, save_digits
-        arguments, floor = [*TINY, '--data-dir', str(save_digits(tmp_path / 'digits', 960, 200))], 0.3
+        arguments, floor = [*TINY, '--data-dir', str(save_digits(tmp_path / 'digits', 960, 200))], 0.2    # twice chance
     from timm_se_plugin.training import parse_options, train_classifier
     row = train_classifier(parse_options([
         *arguments, '--epochs', '2', '--device', DEVICE, '--amp', '--amp-dtype', 'bfloat16', '--output', str(tmp_path),
