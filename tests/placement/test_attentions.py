@@ -191,7 +191,7 @@ def test_a_network_takes_its_own_weights_whatever_its_options_are(registered):
     model = timm.create_model('test_resnet_plugin', attn='nested')
     model.load_state_dict(model.state_dict())
     other = timm.create_model('test_resnet_plugin', attn='nested', attn_sizes=((1, 2), (3, 5)))
-    with pytest.raises(ValueError, match='another attention than that of this ResNet: attn_sizes='):
+    with pytest.raises(ValueError, match='another attention than that of this network: attn_sizes='):
         model.load_state_dict(other.state_dict())
 
 

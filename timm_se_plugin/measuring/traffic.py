@@ -140,7 +140,7 @@ def block_units(path: str) -> float:
 class _Map:
     """Number of values that a module reads and writes."""
 
-    kind: str  # 'conv', 'tail', 'middle', 'norm', 'stem', 'pool', 'sum'
+    kind: str  # 'conv', 'tail', 'middle', 'norm', 'pool', 'sum'
     read: int
     written: int
     weights: int = 0
@@ -154,12 +154,11 @@ def _maps(model: nn.Module, x: Tensor) -> list[_Map]:
         if isinstance(module, nn.Conv2d):
             kinds[module] = 'conv'
         elif isinstance(module, nn.BatchNorm2d):
-            kinds.setdefault(module, 'stem')  # outside of the blocks, where timm's modules run on every path
+            kinds.setdefault(module, 'middle')
         elif isinstance(module, nn.MaxPool2d | nn.AvgPool2d):
             kinds[module] = 'pool'
         elif isinstance(module, BasicBlock | Bottleneck):
             kinds[module] = 'sum'
-            kinds.update({norm: 'middle' for norm in module.modules() if isinstance(norm, nn.BatchNorm2d)})
             kinds[module.bn3 if isinstance(module, Bottleneck) else module.bn2] = 'tail'
             if module.downsample is not None:
                 kinds.update({norm: 'norm' for norm in module.downsample.modules() if isinstance(norm, nn.BatchNorm2d)})
@@ -197,8 +196,6 @@ def _moved(maps: Iterable[_Map], path: str, layout: str) -> dict[str, float]:
             moved['backward'] += each.read + each.written
         elif each.kind == 'sum':
             moved['backward'] += 3 * each.read
-        elif each.kind == 'stem':
-            add(each.written, middle('plain'))
         else:
             add(each.written, middle(path, each.kind == 'middle'))
     return moved

@@ -9,6 +9,8 @@ from timm.models._features import feature_take_indices  # private: timm exports 
 from timm.models.resnet import ResNet
 from torch import Tensor, nn
 
+from ..placement.stem import WITH_FUSED_STEM, FusedStemResNet
+
 __all__ = ['CifarLevels', 'CifarResNet', 'PaddedShortcut', 'as_timm_counts', 'keep_size_in_stem', 'refuse']
 
 # timm's constructor assumes a stem that divides the size by 4, and these stems keep the size. From 8 on no stride is
@@ -155,3 +157,10 @@ class CifarResNet(CifarLevels, ResNet):
         """The first block of each stage."""
         levels: Any = self.feature_info
         return [self.get_submodule(f'{info["module"]}.0') for info in levels[1:]]
+
+
+class FusedStemCifarResNet(FusedStemResNet, CifarResNet):
+    """A ``CifarResNet`` with a fused stem."""
+
+
+WITH_FUSED_STEM[CifarResNet] = FusedStemCifarResNet

@@ -101,7 +101,7 @@ def check_attention_of_weights(module: nn.Module, told: str | None) -> None:
     by_shapes = ('attn_groups',) if network.record.selects_kernels else ()
     different = attention_misfit(network, weights, ignored=(*SHOWN_BY_WEIGHTS, *by_shapes))
     if different:
-        raise ValueError(f'the weights belong to another attention than that of this {type(module).__name__}: '
+        raise ValueError('the weights belong to another attention than that of this network: '
                          f'{different}; build the network with the options of the weights, or load '
                          'dict(state_dict), which does not tell its attention')
 

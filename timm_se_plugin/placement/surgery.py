@@ -29,6 +29,7 @@ from .residual import (
 )
 from .selective import select_kernels
 from .spec import INTEGRATIONS, AttentionSpec
+from .stem import run_stems
 from .structure import image_size, run_structure, structure_of
 
 __all__ = ['add_attention', 'check_stages', 'last_stage', 'place_attention', 'remove_attention', 'run_blocks_fused',
@@ -143,6 +144,7 @@ def place_attention(
     for kernel in kernels:
         if is_of_type(kernel.module, RESIDUAL_BLOCKS):
             run_fused(kernel.module, spec.fused)
+    run_stems(model)
     record_attention(model, spec)
     return added
 
@@ -177,6 +179,7 @@ def remove_attention(model: nn.Module) -> dict[str, nn.Module]:
                 if is_of_type(block, RESIDUAL_BLOCKS) and any(isinstance(m, SelectiveKernel) for m in block.children()):
                     run_fused(block, left.fused)
         record_attention(part, left)
+    run_stems(model)
     return removed
 
 
@@ -274,6 +277,7 @@ def run_blocks_fused(model: nn.Module, fused: bool | str) -> None:
     for block in blocks:
         if block.se is None:
             run_fused(block, fused)
+    run_stems(model)
 
 
 def vacate_blocks(model: nn.Module) -> None:

@@ -7,6 +7,7 @@ import copy
 import os
 
 import pytest
+import timm
 import torch
 import torch.multiprocessing as mp
 from parity import set_mode
@@ -14,6 +15,7 @@ from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import timm_se_plugin  # noqa: F401  (registers the models)
 from timm_se_plugin.layers.kernels import available, functions, launch
 from timm_se_plugin.layers.norm_act import norm_act
 from timm_se_plugin.layers.residual_tail import can_fuse, residual_tail
@@ -352,6 +354,20 @@ def test_norm_act_is_the_modules(act):
                 x = conv(values((2, 5, 4, 3)))
                 expected = copy.deepcopy(bn)(x) if act is None else act(copy.deepcopy(bn)(x))
                 torch.testing.assert_close(norm_act(x, bn, act, conv), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(('stem_type', 'norms'), [('', 1), ('deep', 3)])
+def test_the_stem_of_a_network_is_its_modules(stem_type, norms, monkeypatch):
+    calls, original = [], functions.scale_shift_add
+    monkeypatch.setattr(functions, 'scale_shift_add', lambda *args, **kw: (calls.append(1), original(*args, **kw))[1])
+    model = timm.create_model('se_test_resnet_plugin', stem_type=stem_type, stem_width=4)
+    x, results = values((2, 3, 16, 16)), []
+    for stem in (model._stem, lambda x: model.act1(model.bn1(model.conv1(x)))):
+        out = stem(x)
+        results.append([out, *torch.autograd.grad(
+            out.square().sum(), [*model.conv1.parameters(), *model.bn1.parameters()])])
+    assert len(calls) == norms
+    torch.testing.assert_close(*results, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize('act', [nn.ReLU(), None])
