@@ -1,8 +1,9 @@
 """Run the tests that need a GPU, measure the speed table and take a profile, within a given time.
 
-Finished cases are kept when the time runs out; the most informative ones come first in results/speed-cuda.csv.
-`--device cpu` rehearses the command with tiny images. The package need not be installed. The last line says what
-failed, and the exit status is then 1.
+Finished cases are kept in results/speed-cuda.csv when the time runs out. The most informative ones come first, and in a
+later run those that the table does not have yet; `--no-tests` leaves all of the time to them. `--device cpu` rehearses
+the command with tiny images. The package need not be installed. The last line says what failed, and the exit status is
+then 1.
 """
 
 import argparse

@@ -4,21 +4,40 @@ import os
 import runpy
 import sys
 import time
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 import torch
 
 import timm_se_plugin  # noqa: F401  (registers the models)
-from timm_se_plugin.files.tables import read_table
+from timm_se_plugin.files.tables import read_table, write_table
 from timm_se_plugin.measuring import gpu_run
 from timm_se_plugin.measuring.benchmark import Case
 
 
 def test_the_table_has_every_network_mode_layout_type_and_batch_and_the_most_telling_first():
-    cases = list(gpu_run.cases())
+    cases = gpu_run.cases()
     assert len(set(cases)) == len(cases) == 3 * 2 * 2 * 3 * 4 * 2
     assert cases[0] == Case(mode='train', batch=128, layout='channels_last', dtype='float16')
+    assert [i for i, case in enumerate(cases) if case.compiled][:3] == [18, 19, 146]
+
+
+def test_what_an_earlier_run_has_measured_comes_last(tmp_path, monkeypatch):
+    chosen = [Case(base, batch=1) for base in ('resnet18', 'resnet34', 'resnet50')]
+    measured = []
+
+    def measure(case, *args, **kwargs):
+        measured.append(case.base)
+        return [{**asdict(case), 'variant': 'plain', 'milliseconds': 1, 'ratio': 1}]
+
+    monkeypatch.setattr(gpu_run, 'cases', lambda: chosen)
+    monkeypatch.setattr(gpu_run, 'measure', measure)
+    monkeypatch.setattr(gpu_run, '_profile', lambda *args: [{'kernel': 'none'}])
+    write_table(tmp_path / 'speed-cpu.csv', measure(replace(chosen[1], batch=2, height=32, width=32)))
+    measured.clear()
+    assert gpu_run.run('cpu', 1, tmp_path, rounds=2) == []
+    assert measured == ['resnet18', 'resnet50', 'resnet34']
 
 
 @pytest.mark.parametrize(('minutes', 'measured'), [
@@ -28,7 +47,7 @@ def test_what_has_finished_is_kept(minutes, measured, tmp_path, monkeypatch, cap
     gpu_run.run('cpu', minutes, tmp_path, rounds=2)
     rows = read_table(tmp_path / 'speed-cpu.csv')
     assert [row['variant'] for row in rows] == measured * ['plain', 'plain fused', 'timm', 'unfused', 'fused']
-    assert ('0 of 1 cases measured before the time ran out' in capsys.readouterr().out) == (not measured)
+    assert ('0 of 1 cases measured; the time was too short for 1, which' in capsys.readouterr().out) == (not measured)
     if measured:
         profile = read_table(tmp_path / 'profile-cpu.csv')
         assert {row['variant'] for row in profile} == {'plain', 'plain fused', 'timm', 'fused'}

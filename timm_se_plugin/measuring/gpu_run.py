@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from ..files.tables import check_table, replace_rows, write_table
+from ..files.tables import check_table, read_table, replace_rows, write_table
 from .benchmark import Case, check_rounds, measure, prepared_step
 from .device import check_device
 from .provenance import provenance
@@ -25,21 +25,31 @@ __all__ = ['cases', 'run']
 _SECONDS_FOR_A_CASE = {False: 30, True: 240}  # if compiled; with less time left, the case is not begun
 
 
-def cases() -> Iterator[Case]:
+def cases() -> list[Case]:
     """The cases of the speed table for a GPU, the most informative first.
 
-    Small batches come early: there the processor that launches the kernels may be what takes the time.
+    Small batches come early: there the processor that launches the kernels may be what takes the time. Compiled cases
+    take minutes each; two of them come before the other layouts and types.
     """
     networks: list[dict[str, Any]] = [
         {}, {'base': 'resnext50_32x4d'}, {'base': 'resnet50', 'attn': 'sk', 'split_input': True}]
-    for compiled in (False, True):
+    every = [
+        Case(mode=mode, batch=batch, layout=layout, dtype=dtype, compiled=compiled, **network)
+        for compiled in (False, True)
         for layout, dtype in (
-                ('channels_last', 'float16'), ('channels_last', 'bfloat16'), ('nchw', 'float32'),
-                ('channels_last', 'float32'), ('nchw', 'float16'), ('nchw', 'bfloat16')):
-            for batch in (128, 32, 1, 256):
-                for mode in ('train', 'inference'):
-                    for network in networks:
-                        yield Case(mode=mode, batch=batch, layout=layout, dtype=dtype, compiled=compiled, **network)
+            ('channels_last', 'float16'), ('channels_last', 'bfloat16'), ('nchw', 'float32'),
+            ('channels_last', 'float32'), ('nchw', 'float16'), ('nchw', 'bfloat16'))
+        for batch in (128, 32, 1, 256)
+        for mode in ('train', 'inference')
+        for network in networks]
+
+    def wave(case: Case) -> int:
+        is_first = (case.layout, case.dtype) == ('channels_last', 'float16')
+        if case.compiled:
+            return 1 if is_first and case.batch == 128 and case.base == 'resnet50' and case.attn == 'se' else 4
+        return 0 if is_first and case.batch != 256 else 2 if case.batch == 128 else 3
+
+    return sorted(every, key=wave)
 
 
 def _tests(device: str, tests: Path, seconds: float) -> int:
@@ -98,6 +108,8 @@ def _profile(case: Case, device: str, variant: str) -> list[dict[str, Any]]:
 def run(device: str, minutes: float, output: Path, tests: Path | None = None, rounds: int = 9) -> list[str]:
     """Run tests, one profile, and as many cases of the speed table as the time allows; each is written when it ends.
 
+    Cases that the table lacks come before those that an earlier run has measured.
+
     Args:
         device: ``'cuda'``, or ``'cpu'`` for a rehearsal with tiny images and batches.
         minutes: time for everything; the tests get at most 40 %.
@@ -127,7 +139,7 @@ def _run(device: str, minutes: float, speed: Path, profile: Path, tests: Path | 
     """As :func:`run`; yields what has failed."""
     deadline = time.monotonic() + 60 * minutes
     rehearsal = device == 'cpu'
-    chosen = list(cases())
+    chosen = cases()
     if rehearsal:
         # A CPU takes ten times as long in float16.
         small = [case for case in chosen if case.batch == 1 and not case.compiled and case.dtype != 'float16']
@@ -139,12 +151,14 @@ def _run(device: str, minutes: float, speed: Path, profile: Path, tests: Path | 
         print(said, flush=True)
         if code:
             yield said
-    keys = [*(field.name for field in fields(Case)), 'variant']
-    measured = 0
+    options = [field.name for field in fields(Case)]
+    earlier = {tuple(row[name] for name in options) for row in read_table(speed)}
+    chosen.sort(key=lambda case: tuple(str(getattr(case, name)) for name in options) in earlier)
+    measured = left_out = 0
     for i, case in enumerate(chosen, start=1):
         if deadline - time.monotonic() < (0 if rehearsal else _SECONDS_FOR_A_CASE[case.compiled]):
-            print(f'{measured} of {len(chosen)} cases measured before the time ran out', flush=True)
-            return
+            left_out += 1
+            continue
         try:
             if not rehearsal:
                 torch.cuda.empty_cache()
@@ -153,7 +167,7 @@ def _run(device: str, minutes: float, speed: Path, profile: Path, tests: Path | 
             print(f'[{i}/{len(chosen)}] {asdict(case)}:\n{traceback.format_exc(limit=-8)}', flush=True)
             yield f'case {i}'
             continue
-        replace_rows(speed, rows, keys)
+        replace_rows(speed, rows, [*options, 'variant'])
         measured += 1
         ratios = '  '.join(f"{row['variant']} {row['milliseconds']} ms x{row['ratio']}" for row in rows)
         print(f'[{i}/{len(chosen)}] {case.base} {case.attn} {case.mode} {case.batch} {case.layout} {case.dtype}'
@@ -167,3 +181,6 @@ def _run(device: str, minutes: float, speed: Path, profile: Path, tests: Path | 
                 yield 'profile'
             else:
                 write_table(profile, profiles)
+    if left_out:
+        print(f'{measured} of {len(chosen)} cases measured; the time was too short for {left_out}, which another run '
+              'measures first', flush=True)
