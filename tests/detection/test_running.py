@@ -280,7 +280,14 @@ def test_flags_reach_the_configuration(coco_folder, monkeypatch):
     for kind in ('mmengine.WholeCheckpointHook', WholeCheckpointHook):
         train_detector(on_folder(coco_folder, resume=True, **{'default_hooks.checkpoint.type': kind}))
         assert seen[-1][0].resume is True
+    torch.save({}, coco_folder / 'work' / 'after-2.pth')
+    named = {'default_hooks.checkpoint.filename_tmpl': 'after-{}.pth'}
     (coco_folder / 'work' / 'epoch_1.pth').write_bytes(b'killed')
+    train_detector(on_folder(coco_folder, resume=True, **named))
+    assert seen[-1][0].resume is True
+    (coco_folder / 'work' / 'after-2.pth').write_bytes(b'killed')
+    train_detector(on_folder(coco_folder, resume=True, **named))
+    assert seen[-1][0].resume is False
     train_detector(on_folder(coco_folder, load_from='coco.pth'), resume='auto')
     train_detector(on_folder(coco_folder, resume=True))
     assert [config.resume for config, *_ in seen[-2:]] == [False, False]

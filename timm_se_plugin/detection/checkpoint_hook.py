@@ -62,8 +62,9 @@ def has_begun(config: Any) -> bool:
     hook = (config.get('default_hooks') or {}).get('checkpoint') or {}
     found = [Path(named)] if named else []
     if type_name(hook) == WholeCheckpointHook.__name__:  # finds checkpoints that the file does not name
+        names = [hook['filename_tmpl'].format('*')] if hook.get('filename_tmpl') else ['epoch_*.pth', 'iter_*.pth']
         folders = [pointer.parent, *([Path(hook['out_dir'], pointer.parent.name)] if hook.get('out_dir') else [])]
-        found += [path for folder in folders for kind in ('epoch_*', 'iter_*') for path in folder.glob(f'{kind}.pth')]
+        found += [path for folder in folders for name in names for path in folder.glob(name)]
     return any(path.is_file() and is_whole(path) for path in found)
 
 
