@@ -16,7 +16,7 @@ from .attentions import ATTENTIONS, OWN, attention_layers
 from .families import FAMILIES, RESIDUAL_BLOCKS, Family, KernelSite, Site, is_of, is_of_type
 from .finding import counted_attention
 from .recalibration import attention_in, install, uninstall
-from .record import is_recorded, record_attention
+from .record import OPEN_NAMES, TIMM_NAMES, is_recorded, record_attention
 from .residual import (
     AttentionBlock,
     attend,
@@ -391,12 +391,18 @@ def _refuse_second_attention(model: nn.Module, places: Iterable[_Place]) -> None
     if any(isinstance(module, SelectiveKernel) for module in model.modules()):
         raise ValueError(f"{type(model).__name__} has Selective Kernels; build it with attn='sk+se' instead")
     carriers = [name for name, _ in _carriers(model)]
-    carriers += [place.name for place in places if place.tensor in ('slot', 'block')
-                 and counted_attention(place.module if place.module is not None else nn.Identity())]
     carriers += [name or 'its blocks' for name, module in model.named_modules() if is_recorded(module)]
     if carriers:
         raise ValueError(f'{type(model).__name__} carries attention already, at {carriers[0]}; call remove_attention '
-                         "first, if the attention is the plugin's")
+                         'first')
+    carriers = [place.name for place in places if place.tensor in ('slot', 'block')
+                and counted_attention(place.module if place.module is not None else nn.Identity())]
+    if carriers:
+        name = (getattr(model, 'pretrained_cfg', None) or {}).get('architecture')
+        opened = name if name in OPEN_NAMES else TIMM_NAMES.get(name or '')
+        instead = f'build {opened} with another attn, or name' if opened else 'name'
+        raise ValueError(f"{type(model).__name__} carries attention already, timm's own, at {carriers[0]}; {instead} "
+                         "modules with sites='a regular expression for module names'")
 
 
 def _carriers(model: nn.Module) -> list[tuple[str, Any]]:
