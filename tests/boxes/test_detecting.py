@@ -82,11 +82,11 @@ def test_the_time_for_the_names_of_results_does_not_grow_with_the_square_of_the_
 
 
 def test_boxes_in_pictures_without_colours_are_drawn_into_png_files(tmp_path):
-    for name in ('a.pgm', 'b.pbm', 'c.ppm'):
-        Image.new('RGB', (64, 48)).convert({'a': 'L', 'b': '1', 'c': 'RGB'}[name[0]]).save(tmp_path / name)
+    for name in ('a.pgm', 'b.pbm', 'c.ppm', 'd.jp2'):  # OpenCV writes no small pictures as .jp2
+        Image.new('RGB', (64, 48)).convert({'a': 'L', 'b': '1'}.get(name[0], 'RGB')).save(tmp_path / name)
     found = tmp_path / 'found'
     detect(Detector(lambda picture, score: FOUND, 'ab'), pictures_to_detect_in([tmp_path], found), found)
-    assert {path.name for path in found.glob('?.*')} == {'a.pgm.png', 'b.pbm.png', 'c.ppm'}
+    assert {path.name for path in found.glob('?.*')} == {'a.pgm.png', 'b.pbm.png', 'c.ppm', 'd.jp2.png'}
 
 
 def test_a_picture_is_upright_and_in_the_order_of_opencv(tmp_path):

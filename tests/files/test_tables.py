@@ -73,6 +73,15 @@ def test_a_table_whose_cells_would_get_lost_or_mixed_is_refused_and_left_as_it_i
     assert path.read_text() == text
 
 
+def test_a_link_to_a_table_stays_a_link_and_the_table_gets_the_rows(tmp_path):
+    table, link = tmp_path / 'shared.csv', tmp_path / 'mine.csv'
+    replace_rows(table, [{'model': 'a', 'top1': 0.5}], ['model'])
+    link.symlink_to(table)
+    replace_rows(link, [{'model': 'b', 'top1': 0.6}], ['model'])
+    assert link.is_symlink()
+    assert [row['model'] for row in read_table(table)] == ['a', 'b']
+
+
 @pytest.mark.skipif(sys.platform != 'linux', reason='needs a folder that even root cannot write into')
 def test_a_table_in_a_folder_that_takes_no_files_is_refused():
     with pytest.raises(UnwritableFileError, match=r'/proc cannot be a folder of results: .*; give another name'):

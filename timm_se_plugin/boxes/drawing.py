@@ -15,9 +15,9 @@ _COLOURS = ((60, 60, 220), (200, 60, 90), (0, 160, 240), (60, 170, 60), (180, 0,
 
 
 def takes_colours(file: str | Path) -> bool:
-    """Whether OpenCV writes pictures in colours into files with the ending of `file`."""
+    """Whether OpenCV writes pictures in colours, small ones too, into files with the ending of `file`."""
     ending = Path(file).suffix.lower()
-    return cv2.haveImageWriter(f'a{ending}') and ending not in ('.pbm', '.pgm')
+    return cv2.haveImageWriter(f'a{ending}') and ending not in ('.pbm', '.pgm', '.pfm', '.jp2')
 
 
 def check_ending(file: str | Path) -> None:

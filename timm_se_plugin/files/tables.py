@@ -88,6 +88,7 @@ def replace_rows(path: str | Path, rows: Sequence[Mapping[str, Any]], keys: Sequ
         keys: the columns that identify a row.
     """
     path = Path(path)
+    path = path.resolve() if path.is_symlink() else path  # the link stays, and all who use the table share one lock
     path.parent.mkdir(parents=True, exist_ok=True)
     new = {tuple(_text(row[key]) for key in keys) for row in rows}
     with FileLock(path.with_name(f'.{path.name}.lock')):
