@@ -20,6 +20,7 @@ from timm_se_plugin.analysis.figures import (
     sampled_channels,
     shown_layers,
 )
+from timm_se_plugin.analysis.options import analysis_parser
 from timm_se_plugin.analysis.pictures import gate_maps
 from timm_se_plugin.analysis.pipeline import analyze, parse_analysis
 from timm_se_plugin.files.tables import read_table
@@ -325,8 +326,7 @@ def test_matplotlib_is_asked_for_before_the_images_are_read(tmp_path, monkeypatc
 @pytest.mark.parametrize(('given', 'said'), [
     (['--classes', '0', 'zero'], "no class is called 'zero'; the data has 0, 1, 2"),
     (['--table', 'parquet'], 'needs the package pyarrow'),
-    (['--record', 'gates.csv'], 'give --checkpoint a checkpoint of timm-se train, not a network without one'),
-    (['--real-labels'], '--real-labels is for timm-se evaluate')])
+    (['--record', 'gates.csv'], 'give --checkpoint a checkpoint of timm-se train, not a network without one')])
 def test_mistakes_are_found_before_the_images_are_read(given, said, tmp_path, monkeypatch):
     pytest.importorskip('sklearn', reason='the digits come with scikit-learn: the [train] extra')
     from digit_runs import save_digits
@@ -338,3 +338,9 @@ def test_mistakes_are_found_before_the_images_are_read(given, said, tmp_path, mo
         analyze(parse_analysis([
             '--model', 'se_test_resnet_plugin', '--num-classes', '10', '--data-dir', str(folder), '--img-size', '32',
             '--workers', '0', '--device', 'cpu', '--output', str(tmp_path / 'out'), *given]))
+
+
+def test_the_analysis_offers_no_option_that_it_refuses():
+    offered = {option for action in analysis_parser()._actions for option in action.option_strings}
+    assert '--classes' in offered
+    assert '--real-labels' not in offered

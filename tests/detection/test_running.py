@@ -109,6 +109,12 @@ def test_a_coco_configuration_trains_validates_tests_resumes_and_detects(coco_fo
         train_detector(other)
 
 
+def test_a_checkpoint_that_is_not_there_is_named_before_a_runner_is_built(coco_folder, monkeypatch):
+    monkeypatch.setattr('timm_se_plugin.detection.running._runner', lambda *args: pytest.fail('pages of logs'))
+    with pytest.raises(FileNotFoundError, match=r'there is no checkpoint none\.pth'):
+        test_detector(on_folder(coco_folder), 'none.pth')
+
+
 def test_a_configuration_is_left_as_it_was_given(coco_folder):
     for run in (lambda config: test_detector(config, 'none.pth'),
                 lambda config: train_detector(config, resume='none.pth', auto_scale_lr=True)):

@@ -35,7 +35,7 @@ def test_tree_shows_equal_neighbours_once_and_the_share_of_each():
     assert [line for line in lines if 'layer1' in line or '0 to 1' in line][1].split() == [
         # 2 * 3 * 3 * 64 * 64 + 4 * 64 weights, and SE's 2 * 64 * 4 + 64 + 4
         '│', '└─', '0', 'to', '1,', 'each:', 'AttentionBasicBlock', '+', 'se', '74,564', '18,874,880', '0.78', '%',
-        '0.00', '%']
+        '0.003', '%']
 
 
 def bars(path, colour):
@@ -53,8 +53,8 @@ def test_tool_prints_the_tree_and_draws_it(tmp_path, monkeypatch, capsys):
     runpy.run_path(str(TOOL), run_name='__main__')
     printed = capsys.readouterr().out
     assert 'layer3: Sequential + 0.se' in printed
-    assert printed.startswith('1 attention layers, image 3x64x64')
-    assert '>test_resnet_plugin  (1 attention layers, ●)<' in re.sub('<!-- (.*?) -->', r'>\1<',
+    assert printed.startswith('1 attention layer, image 3x64x64')
+    assert '>test_resnet_plugin  (1 attention layer, ●)<' in re.sub('<!-- (.*?) -->', r'>\1<',
                                                                    (tmp_path / 'new' / 'sites.svg').read_text())
 
 

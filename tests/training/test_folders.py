@@ -195,7 +195,7 @@ def test_hidden_entries_are_passed_over(trained, colours, caplog, kind, packed):
     caplog.set_level('INFO')
     metrics = evaluate(trained, colours)
     assert (metrics['images'], metrics['top1']) == (48, 1)
-    left = '1 hidden entries are left out' if packed else '48 pictures of 3 classes; left out: 1 hidden entries ('
+    left = '; left out: 1 hidden entry' if packed else '48 pictures of 3 classes; left out: 1 hidden entry ('
     assert caplog.text.count(left) == 1
 
 
@@ -205,14 +205,14 @@ def test_what_is_left_out_is_counted_by_reason(colours, caplog):
         spoil(colours / 'train', kind)
     assert class_names(open_split(parse_options(['--data-dir', str(colours)]), 'train', training=True)) == [
         'blue', 'red']
-    assert ('left out: 1 hidden entries (.ipynb_checkpoints), 3 files that are no pictures by their ending '
-            '(.csv, .txt), 1 folders without a picture (green)') in caplog.text
+    assert ('left out: 1 hidden entry (.ipynb_checkpoints), 3 files that are no pictures by their ending '
+            '(.csv, .txt), 1 folder without a picture (green)') in caplog.text
 
 
 def test_an_empty_folder_is_refused_with_what_it_holds(tmp_path):
     (tmp_path / 'red').mkdir()
     (tmp_path / 'red' / 'a.txt').touch()
-    with pytest.raises(ValueError, match=r'there are no images in .*; left out: 1 files .* \(\.txt\)'):
+    with pytest.raises(ValueError, match=r'there are no images in .*; left out: 1 file that is .* \(\.txt\)'):
         read_folder(str(tmp_path), None)
 
 
@@ -276,7 +276,7 @@ def test_names_that_differ_in_case_alone_have_one_order(tmp_path):
     ('a class with a blank', "'red' and 'red ' differ only in letter case or blanks"),
     ('a folder of a year in each class', "the class '2020' is made of 3 folders, blue/2020, green/2020, red/2020"),
     ('a folder in a class', "the class 'more' lies in the folder of the class 'red'"),
-    ('a link to nowhere', 'left out: 1 links to nothing (pink)'),
+    ('a link to nowhere', 'left out: 1 link to nothing (pink)'),
     ('a link to the folder above', 'loop links to a folder that it lies in, and is not followed'),
     ('two links that lead to one another', 'red links to a folder that it lies in, and is not followed'),
     ('a link to another class', "the classes 'pink' and 'red' are the same folder")])

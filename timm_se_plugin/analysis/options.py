@@ -9,7 +9,7 @@ __all__ = ['analysis_parser']
 
 def analysis_parser(root: argparse.ArgumentParser | None = None) -> argparse.ArgumentParser:
     """A parser for the options of an evaluation and of an analysis; the options are added to `root` if it is given."""
-    parser = evaluation_parser(root)
+    parser = evaluation_parser(root, real_labels=False)
     if root is None:
         parser.prog, parser.description = 'timm-se analyze', (
             "Analyse the gates of a classifier, of timm or of the plugin: write a table, the papers' figures and a "

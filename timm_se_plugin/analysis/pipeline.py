@@ -46,7 +46,7 @@ def analyze(options: Namespace) -> GateStatistics:
 
     Raises:
         ModuleNotFoundError: matplotlib is not installed.
-        ValueError: no output folder, ``--real-labels``, ``--record`` without a checkpoint of ``timm-se train``, an
+        ValueError: no output folder, ``--record`` without a checkpoint of ``timm-se train``, an
             unknown class, a table that cannot be written, or as :func:`~timm_se_plugin.analysis.gate_statistics`.
     """
     from ..training.data import class_names, eval_loader, label_by_name, open_split
@@ -57,8 +57,6 @@ def analyze(options: Namespace) -> GateStatistics:
         raise ValueError('--output is missing; give the folder for the table, the figures and the report')
     if options.task == 'multilabel':
         raise ValueError('the analysis compares classes, and a picture of --task multilabel has any number of labels')
-    if options.real_labels is not None:
-        raise ValueError('--real-labels is for timm-se evaluate; the analysis uses the labels of the data')
     require('analysis', 'matplotlib')  # so that its absence does not end a long analysis
     run = _name_of_run(options.checkpoint) if options.record else {}
     folder = Path(options.output)

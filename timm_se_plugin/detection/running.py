@@ -326,6 +326,8 @@ def test_detector(
 
     config = copy.deepcopy(config)
     config.launcher, config.load_from, config.resume = launcher, checkpoint, False
+    if '://' not in checkpoint and not Path(checkpoint).exists():  # MMEngine looks for it after pages of logs
+        raise FileNotFoundError(f'there is no checkpoint {checkpoint}')
     kept = _configurations(config.work_dir)
     runner = _runner(config, ('test',), True, check_pictures)
     _restore(kept)

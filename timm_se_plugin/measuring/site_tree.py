@@ -54,7 +54,7 @@ class Node:
                 + (f'{_share(node.attention_params, node.params):>12}{_share(node.attention_macs, node.macs):>10}'
                    if node.sites else '') for label, node in self._lines()]
         size = 'x'.join(map(str, self.input_size))
-        return '\n'.join([f'{len(self.sites)} attention layers, image {size}; {CONVENTION}', head, *body])
+        return '\n'.join([f'{self.counted_sites()}, image {size}; {CONVENTION}', head, *body])
 
     def _lines(self, prefix: str = '', label: str = '') -> Iterator[tuple[str, 'Node']]:
         yield f'{label}{self.type}' + (f' + {self.site_names()}' if self.sites and not self.children else ''), self
@@ -69,6 +69,10 @@ class Node:
         """Neighbours with equal values here are shown as one line."""
         inner = tuple(site.removeprefix(self.name) for site in self.sites)
         return self.type, self.params, self.macs, inner
+
+    def counted_sites(self) -> str:
+        """How many attention layers are inside, in words."""
+        return f'{len(self.sites)} attention layer{"" if len(self.sites) == 1 else "s"}'
 
     def site_names(self) -> str:
         """Names of the attention layers within the module."""
@@ -99,7 +103,8 @@ def _node(module: nn.Module, name: str, cost: Complexity, sites: tuple[str, ...]
 
 
 def _share(part: int, whole: int) -> str:
-    return f'{100 * part / whole:.2f} %' if whole else '0 %'
+    share = 100 * part / whole if whole else 0.0
+    return f'{share:.2f} %' if share >= 0.1 or not share else f'{share:.1g} %'
 
 
 def draw_sites(tree: Node, path: str | Path, title: str = '') -> None:
@@ -130,7 +135,7 @@ def draw_sites(tree: Node, path: str | Path, title: str = '') -> None:
         axes.set_yticks(range(len(units)), labels)
         axes.margins(y=0.01)
     axes.invert_yaxis()
-    axes.legend(fontsize=7, loc='lower right')
-    figure.suptitle(f'{title}  ({len(tree.sites)} attention layers, ●)', fontsize=10)
+    figure.legend(*axes.get_legend_handles_labels(), fontsize=7, loc='outside lower center', ncols=2)
+    figure.suptitle(f'{title}  ({tree.counted_sites()}, ●)', fontsize=10)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)

@@ -26,6 +26,8 @@ from ..files.pictures import original_name, picture_endings, walk
 __all__ = ['SPLITS', 'class_key', 'closest', 'read_class_map', 'read_folder', 'read_tar', 'share_of', 'shared_pictures']
 
 _logger = logging.getLogger(__name__)
+
+_HIDDEN = 'hidden entry', 'hidden entries'
 _OF_SYSTEMS = ('__MACOSX', '__pycache__', '@eaDir')  # folders that macOS, Python and Synology leave behind
 _COMPARED = 1000  # the most validation pictures that are compared with training pictures
 # Names that mean the same split; timm looks for any of them.
@@ -168,7 +170,7 @@ def read_tar(root: str, class_map: Mapping[str, int] | None) -> ReaderImageInTar
     if not any(shown):
         raise ValueError(f'there are no images in {root!r}')
     if not all(shown):
-        _logger.info('%s: %d hidden entries are left out', root, shown.count(False))
+        _logger.info('%s; left out: %s', root, _counted(shown.count(False), *_HIDDEN))
     names = [normalize('NFC', reader.class_idx_to_name[int(target)]) for target in reader.targets[shown]]
     if '' in names:
         raise ValueError(f'{root} holds pictures outside the folders of the classes, so that they have no class')
@@ -254,13 +256,19 @@ class _Listing:
 
     def left_out(self, unmapped: Counter[str]) -> str:
         """What is left out, as the end of a message; `unmapped` counts the pictures of classes without an index."""
-        parts = [f'{count} {what} ({", ".join(sorted(set(names))[:5])})' for count, what, names in (
-            (len(self.hidden), 'hidden entries', self.hidden),
-            (self.others.total(), 'files that are no pictures by their ending', self.others),
-            (len(self.empty), 'folders without a picture', self.empty),
-            (len(self.broken_links), 'links to nothing', self.broken_links),
-            (unmapped.total(), 'pictures of classes that are not in --class-map', unmapped)) if count]
+        parts = [f'{_counted(count, *what)} ({", ".join(sorted(set(names))[:5])})' for count, what, names in (
+            (len(self.hidden), _HIDDEN, self.hidden),
+            (self.others.total(), ('file that is no picture by its ending',
+                                   'files that are no pictures by their ending'), self.others),
+            (len(self.empty), ('folder without a picture', 'folders without a picture'), self.empty),
+            (len(self.broken_links), ('link to nothing', 'links to nothing'), self.broken_links),
+            (unmapped.total(), ('picture of a class that is not in --class-map',
+                                'pictures of classes that are not in --class-map'), unmapped)) if count]
         return f'; left out: {", ".join(parts)}' if parts else ''
+
+
+def _counted(count: int, one: str, several: str) -> str:
+    return f'{count} {one if count == 1 else several}'
 
 
 def _warn_of_doubtful_classes(pictures: list[tuple[str, str]], root: str) -> None:

@@ -313,8 +313,9 @@ def _add_records(root: argparse.ArgumentParser) -> None:
         help='table that gets a row when the run has finished; the curves go into <table>-curves.csv beside it')
 
 
-def evaluation_parser(root: argparse.ArgumentParser | None = None) -> argparse.ArgumentParser:
-    """Options of an evaluation, in a parser of their own or added to `root`."""
+def evaluation_parser(
+        root: argparse.ArgumentParser | None = None, real_labels: bool = True) -> argparse.ArgumentParser:
+    """Options of an evaluation, in a parser of their own or added to `root`, with or without ``--real-labels``."""
     root = root or argparse.ArgumentParser(
         prog='timm-se evaluate', allow_abbrev=False,
         description='Evaluate a classifier of timm or of the plugin, or a checkpoint of timm-se train.')
@@ -327,8 +328,9 @@ def evaluation_parser(root: argparse.ArgumentParser | None = None) -> argparse.A
     _add_model(root)
     _add_machine(root)
     add = root.add_argument_group('records').add_argument
-    add('--real-labels', nargs='?', const='', metavar='JSON',
-        help="evaluate with ImageNet's real labels too, from this file, or from timm's copy if no file is named")
+    if real_labels:
+        add('--real-labels', nargs='?', const='', metavar='JSON',
+            help="evaluate with ImageNet's real labels too, from this file, or from timm's copy if no file is named")
     add('--output', metavar='DIR',
         help='folder for metrics.json, classes.csv and confusion.png, with more than 1,000 classes confusion.csv')
     return _with_defaults(root)
