@@ -66,6 +66,7 @@ def _draw_classes(
     figure, charts = _charts(len(layers), title)
     for axes, layer in zip(charts, layers, strict=True):
         channels = sampled_channels(layer.means.shape[2])
+        is_sampled = len(channels) < layer.means.shape[2]
         for i, (name, k) in enumerate(zip(classes, indices, strict=True)):
             mean = layer.means[k, -1, channels].numpy()
             # Matplotlib takes what lies between two $ for a formula, and leaves names with _ in front out of legends.
@@ -77,7 +78,8 @@ def _draw_classes(
         if not deviations:
             axes.plot(layer.mean[-1, channels].numpy(), linewidth=1, color='black', linestyle='--', label='all')
         axes.set_title(layer.name + (f': weight of {layer.branches[-1]}' if layer.branches[-1] else ''), fontsize=9)
-        axes.set_xlabel('channel (sampled evenly)', fontsize=8)
+        axes.set_xlabel('channel (sampled evenly)' if is_sampled else 'channel', fontsize=8)
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.set_ylabel('gate', fontsize=8)
         if layer.gate != 'ReLU':
             low, high = axes.get_ylim()
@@ -124,14 +126,17 @@ def draw_scale(
             axes.plot(line.numpy(), linewidth=1, label=f'{scale:g}x')
         axes.set_title(f'{layer.name}: weight of {layer.branches[-1]}', fontsize=9)
         axes.set_xlabel('channels, adjacent ones averaged', fontsize=8)
+        axes.set_ylabel('weight', fontsize=8)
+        axes.xaxis.get_major_locator().set_params(integer=True)
     for scale, line in zip(scales.scales, scales.difference(), strict=True):
         units.plot(line.numpy(), marker='.', linewidth=1, label=f'{scale:g}x')
     branches = layers[0].branches
     units.set_title(f'mean({branches[-1]}) - mean({branches[0]}) by unit', fontsize=9)
     units.set_xticks(range(len(scales.units)), scales.units, rotation=90, fontsize=6)
     units.axhline(0, color='black', linewidth=0.8)
-    for axes in (charts[0], units):
-        axes.legend(fontsize=7)
+    figure.legend(
+        *units.get_legend_handles_labels(), loc='outside lower center', ncols=6, fontsize=8, frameon=False,
+        title='size of the object', title_fontsize=8)
     return _saved(figure, path)
 
 
