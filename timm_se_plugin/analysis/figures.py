@@ -79,7 +79,7 @@ def _draw_classes(
             axes.plot(layer.mean[-1, channels].numpy(), linewidth=1, color='black', linestyle='--', label='all')
         axes.set_title(layer.name + (f': weight of {layer.branches[-1]}' if layer.branches[-1] else ''), fontsize=9)
         axes.set_xlabel('channel (sampled evenly)' if is_sampled else 'channel', fontsize=8)
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.locator_params('x', integer=True)
         axes.set_ylabel('gate', fontsize=8)
         if layer.gate != 'ReLU':
             low, high = axes.get_ylim()
@@ -127,7 +127,7 @@ def draw_scale(
         axes.set_title(f'{layer.name}: weight of {layer.branches[-1]}', fontsize=9)
         axes.set_xlabel('channels, adjacent ones averaged', fontsize=8)
         axes.set_ylabel('weight', fontsize=8)
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.locator_params('x', integer=True)
     for scale, line in zip(scales.scales, scales.difference(), strict=True):
         units.plot(line.numpy(), marker='.', linewidth=1, label=f'{scale:g}x')
     branches = layers[0].branches
