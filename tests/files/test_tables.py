@@ -82,6 +82,14 @@ def test_a_link_to_a_table_stays_a_link_and_the_table_gets_the_rows(tmp_path):
     assert [row['model'] for row in read_table(table)] == ['a', 'b']
 
 
+@pytest.mark.parametrize('text', ['model,top1,,\na,0.5,,\n', 'model,top1\na,0.5,,\n'])
+def test_empty_columns_that_a_spreadsheet_has_left_are_no_obstacle(tmp_path, text):
+    path = tmp_path / 'table.csv'
+    path.write_text(text)
+    replace_rows(path, [{'model': 'b', 'top1': 0.6}], ['model'])
+    assert [(row['model'], row['top1']) for row in read_table(path)] == [('a', '0.5'), ('b', '0.6')]
+
+
 @pytest.mark.skipif(sys.platform != 'linux', reason='needs a folder that even root cannot write into')
 def test_a_table_in_a_folder_that_takes_no_files_is_refused():
     with pytest.raises(UnwritableFileError, match=r'/proc cannot be a folder of results: .*; give another name'):

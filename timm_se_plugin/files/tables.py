@@ -39,20 +39,23 @@ def read_table(path: Path) -> list[dict[str, str]]:
         return []
     try:  # Excel writes a byte order mark, which would otherwise become a part of the first column's name
         reader = csv.DictReader(io.StringIO(path.read_text(encoding='utf-8-sig')))
+        columns = list(reader.fieldnames or ())
+        while columns[-2:] == ['', '']:  # spreadsheets write empty columns at the end
+            columns.pop()
+        reader.fieldnames = columns
         rows = list(reader)
     except UnicodeDecodeError as error:
         raise ValueError(f'{path} is not in UTF-8: {error}; save the table as "CSV UTF-8"') from error
     except csv.Error as error:
         raise ValueError(f'{path} is not CSV: {error}; a cell with a quotation mark at its beginning needs one at its '
                          'end too') from error
-    columns = list(reader.fieldnames or ())
     if len(columns) == 1 and (mark := next((mark for mark in ';\t' if mark in columns[0]), None)):
         raise ValueError(f'the columns of {path} are separated by {mark!r}; save the table with commas')
     twice = [name for name, count in Counter(columns).items() if count > 1]
     if twice:
         raise ValueError(f'{path} has several columns named {", ".join(map(repr, twice))}; rename all but one of them')
     for number, row in enumerate(rows, 1):
-        if None in row:
+        if any(row.pop(None, ())):  # type: ignore[call-overload]  # under None are the values without a column
             raise ValueError(f'row {number} of {path} has another number of values than the header has columns')
     return rows
 
