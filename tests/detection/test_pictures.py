@@ -21,8 +21,9 @@ from PIL import Image
 
 import timm_se_plugin.detection  # noqa: F401  (mmdet needs its operators)
 from timm_se_plugin.boxes import Detector
+from timm_se_plugin.boxes.detecting import Found
 from timm_se_plugin.boxes.drawing import check_ending
-from timm_se_plugin.detection import picture_check
+from timm_se_plugin.detection import inference, picture_check
 from timm_se_plugin.detection.inference import compare, detect, is_upright
 from timm_se_plugin.detection.picture_check import PictureFile, check_pictures
 from timm_se_plugin.files.pictures import reason
@@ -225,6 +226,23 @@ def test_pictures_that_are_loaded_in_float32_are_compared_like_others(coco_folde
     expected = compare(config, checkpoint, coco_folder / 'pairs.png')
     config.test_dataloader.dataset.pipeline[0].to_float32 = True
     assert np.array_equal(compare(config, checkpoint, coco_folder / 'pairs.png'), expected)
+
+
+def test_pictures_of_16_bits_are_detected_in_as_they_are_and_compared_like_others(coco_folder, monkeypatch):
+    config, checkpoint = on_folder(coco_folder), untrained(on_folder(coco_folder), coco_folder)
+    seen = []
+
+    def find(picture, score):
+        seen.append(picture)
+        return Found(np.empty((0, 4)), np.empty(0), np.empty(0, int), None)
+
+    monkeypatch.setattr(inference, 'detector_of', lambda *args: Detector(find, (), True))
+    expected = compare(config, checkpoint, coco_folder / 'pairs.png')
+    load = inference.load_picture
+    monkeypatch.setattr(inference, 'load_picture', lambda source: load(source).astype(np.uint16) * 257)
+    assert np.array_equal(compare(config, checkpoint, coco_folder / 'pairs.png'), expected)
+    pictures, deep = seen[:len(seen) // 2], seen[len(seen) // 2:]
+    assert all(np.array_equal(b, a.astype(np.uint16) * 257) for a, b in zip(pictures, deep, strict=True))
 
 
 @pytest.mark.parametrize('color_type', ['color', 'unchanged', 'color_ignore_orientation'])

@@ -159,8 +159,10 @@ def compare(
     colours = [*names, *(name for name in classes if name not in names)]
     pairs = []
     for index, source in zip(chosen, pictures, strict=True):
-        info, picture = dataset.get_data_info(index), load_picture(source).astype(np.uint8)  # some load float32
+        info, picture = dataset.get_data_info(index), load_picture(source)
         found = found_in(detector.find(picture, score), classes)
+        # To be drawn; some pipelines load float32, or 16 bits a channel.
+        picture = (picture // 257 if picture.dtype == np.uint16 else picture).astype(np.uint8)
         boxes, labels, scores = ([one[key] for one in found] for key in ('bbox', 'label', 'score'))
         half = [max(v // 2, 1) for v in picture.shape[:2]]
         small = cv2.resize(picture, half[::-1], interpolation=cv2.INTER_AREA)
