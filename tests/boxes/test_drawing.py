@@ -26,6 +26,11 @@ def test_names_that_are_not_ascii_are_drawn_with_their_own_letters(names):
     assert (first != second).any()  # both would be question marks, of the same number
 
 
+def test_a_byte_of_a_name_that_is_not_utf8_is_drawn_as_in_tables():
+    first, second = (draw(BLACK, [(5, 15, 120, 35)], [name]) for name in ('B\udcffr', r'B\udcffr'))
+    assert (first == second).all()
+
+
 def test_a_system_without_a_font_for_a_name_says_so(monkeypatch, caplog):
     monkeypatch.setattr('matplotlib.font_manager.findSystemFonts', lambda: [])
     draw(BLACK, [(5, 15, 120, 35)], ['\U00016a38'])  # a letter of the Bamum script

@@ -151,6 +151,14 @@ def test_names_in_a_sheet_have_their_own_letters(digits, tmp_path, names):
     assert first != second
 
 
+def test_a_sheet_has_names_with_bytes_that_are_not_utf8(digits, tmp_path):
+    from timm_se_plugin.training.prediction import Prediction, draw_sheet
+    picture = str(next((digits / 'val' / '3').iterdir()))
+    for file, name in (('a.png', 'B\udcffr'), ('b.png', r'B\udcffr')):
+        draw_sheet([Prediction(picture, ((name, 0.9),))], tmp_path / file)
+    assert (tmp_path / 'a.png').read_bytes() == (tmp_path / 'b.png').read_bytes()
+
+
 def test_without_matplotlib_a_sheet_is_drawn_and_the_log_says_what_its_names_lack(monkeypatch, caplog):
     from timm_se_plugin.files.fonts import font_for
     monkeypatch.setitem(sys.modules, 'matplotlib.ft2font', None)

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw
 
-from ..files.fonts import font_for
+from ..files.fonts import drawable, font_for
 
 __all__ = ['check_ending', 'draw', 'takes_colours', 'write_picture']
 
@@ -74,7 +74,7 @@ def draw(
         cv2.rectangle(out, (x1, y1), (x2, y2), colour, 1)
         for line in outlines[i] if len(outlines) else ():
             cv2.polylines(out, [line.round().astype(np.int32)], True, colour, 1)
-        text = ' '.join(label.split()) + (f' {scores[i]:.2f}' if len(scores) else '')
+        text = ' '.join(drawable(label).split()) + (f' {scores[i]:.2f}' if len(scores) else '')
         font = font_for(text, 10)
         top = max(y1 - 12, 0)
         cv2.rectangle(out, (x1, top), (x1 + round(font.getlength(text)) + 1, top + 12), colour, cv2.FILLED)

@@ -8,9 +8,14 @@ from typing import Any
 
 from PIL import ImageFont
 
-__all__ = ['font_for']
+__all__ = ['drawable', 'font_for']
 
 _logger = logging.getLogger(__name__)
+
+
+def drawable(text: str) -> str:
+    r"""The text with ``\udcXX`` for each byte that is not UTF-8, as old archives have; Pillow draws no such text."""
+    return text.encode(errors='backslashreplace').decode()
 
 
 def font_for(text: str, size: int) -> Any:

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 from timm.data import create_transform
 from torch import Tensor
 
-from ..files.fonts import font_for
+from ..files.fonts import drawable, font_for
 from ..files.pictures import Picture, readable
 from ..files.writing import write_atomically
 
@@ -139,6 +139,7 @@ def draw_sheet(predictions: Sequence[Prediction], path: str | Path, columns: int
         small.thumbnail((side - 4, side - 4))
         sheet.paste(small, (x + (side - small.width) // 2, y + (side - small.height) // 2))
         label, score = prediction.classes[0] if prediction.classes else ('', None)
+        label = drawable(label)
         text, font = '' if score is None else f' {score:.0%}', font_for(label, 12)
         while label and font.getlength(label + text) > side - 4:
             label = label[:-2] + '…' if len(label) > 2 else ''
