@@ -40,6 +40,12 @@ def test_what_an_earlier_run_has_measured_comes_last(tmp_path, monkeypatch):
     assert measured == ['resnet18', 'resnet50', 'resnet34']
 
 
+def test_a_table_without_a_column_for_each_option_is_added_to(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_run, 'cases', lambda: [])
+    (tmp_path / 'speed-cpu.csv').write_text('base,mode\nresnet50,train\n')
+    assert gpu_run.run('cpu', 1, tmp_path, rounds=2) == []
+
+
 @pytest.mark.parametrize(('minutes', 'measured'), [
     (1e-6, 0), pytest.param(10, 1, marks=pytest.mark.slow)])
 def test_what_has_finished_is_kept(minutes, measured, tmp_path, monkeypatch, capsys):

@@ -152,7 +152,7 @@ def _run(device: str, minutes: float, speed: Path, profile: Path, tests: Path | 
         if code:
             yield said
     options = [field.name for field in fields(Case)]
-    earlier = {tuple(row[name] for name in options) for row in read_table(speed)}
+    earlier = {tuple(row.get(name) for name in options) for row in read_table(speed)}
     chosen.sort(key=lambda case: tuple(str(getattr(case, name)) for name in options) in earlier)
     measured = left_out = 0
     for i, case in enumerate(chosen, start=1):
