@@ -63,7 +63,7 @@ def test_wheel_works_in_an_empty_environment(dist, tmp_path):
     versions, files, network = output(binaries / 'python', '-c', CODE, cwd=tmp_path).splitlines()
     assert versions.split() == [__version__, __version__]
     assert files == 'True True'
-    assert network.startswith('ResNet ')
+    assert network.startswith('FusedStemResNet ')
     assert str(tmp_path / 'empty') in network
 
 

@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import timm
+from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 from timm.models._hub import save_config_for_hf  # private: timm exports only the function that writes weights too
 from torch import nn
 
@@ -68,13 +69,26 @@ def trained_model(name: str) -> nn.Module:
 
     Raises:
         ValueError: as :func:`check_model`, or a folder without weights.
+        ConnectionError: the weights cannot be fetched, and are not in the cache.
     """
     check_model(name)
     folder = Path(name.removeprefix(FOLDER))
     if name.startswith(FOLDER) and folder.is_dir() and not any(
             path.name.endswith(_WEIGHTS) for path in folder.iterdir()):
         raise ValueError(f'{folder} has no file of weights, such as {WEIGHTS}; copy or fetch the whole folder again')
-    return timm.create_model(name, pretrained=True)
+    return _built(name, pretrained=True)
+
+
+def _built(name: str, **arguments: Any) -> nn.Module:
+    """``timm.create_model``, with an error that says which weights cannot be fetched."""
+    try:
+        model: nn.Module = timm.create_model(name, **arguments)
+    except LocalEntryNotFoundError as error:
+        is_offline = isinstance(error.__cause__, OfflineModeIsEnabled)
+        raise ConnectionError(f'the weights of {name} are not in the cache, and ' + (
+            'offline mode is on; unset HF_HUB_OFFLINE to download them' if is_offline
+            else f'the Hub could not be reached: {error.__cause__ or error}')) from error
+    return model
 
 
 def create_network(
@@ -90,10 +104,11 @@ def create_network(
 
     Raises:
         ValueError, FileNotFoundError: as :func:`check_model`.
+        ConnectionError: as :func:`trained_model`.
     """
     if not kept or not name.startswith(SAVED_AT):
         check_model(name, arguments)
-        return timm.create_model(name, pretrained=pretrained, **arguments)
+        return _built(name, pretrained=pretrained, **arguments)
     with TemporaryDirectory() as folder:
         Path(folder, CONFIG).write_text(json.dumps(kept), encoding='utf-8')
         model: Any = timm.create_model(f'{FOLDER}{folder}', **arguments)
