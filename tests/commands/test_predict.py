@@ -232,7 +232,7 @@ def test_a_share_is_stratified_stable_and_apart_from_the_training(digits):
     from argparse import Namespace
 
     from timm_se_plugin.training import parse_options
-    from timm_se_plugin.training.data import open_split
+    from timm_se_plugin.training.splits import open_split
 
     def files(split, **changes):
         options = parse_options(['--data-dir', str(digits / 'train'), '--val-share', '0.25'])

@@ -15,9 +15,10 @@ from PIL import Image
 
 from timm_se_plugin.training import parse_options
 from timm_se_plugin.training.augmentation import train_transforms
-from timm_se_plugin.training.data import class_names, eval_loader, open_split, train_loader
 from timm_se_plugin.training.images import UnreadableImageError
+from timm_se_plugin.training.loaders import eval_loader, train_loader
 from timm_se_plugin.training.process import Process
+from timm_se_plugin.training.splits import class_names, open_split
 
 CONFIG = {'input_size': (3, 32, 32), 'mean': (0.5,) * 3, 'std': (0.5,) * 3, 'interpolation': 'bilinear',
           'crop_pct': 1.0, 'crop_mode': 'center'}

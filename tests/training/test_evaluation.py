@@ -13,8 +13,9 @@ from timm_se_plugin import AttentionSpec
 from timm_se_plugin.files.tables import read_table
 from timm_se_plugin.training import evaluate, evaluate_classifier, parse_evaluation, parse_options, train_classifier
 from timm_se_plugin.training.classifiers import open_classifier
-from timm_se_plugin.training.data import eval_loader, open_split
+from timm_se_plugin.training.loaders import eval_loader
 from timm_se_plugin.training.process import Process
+from timm_se_plugin.training.splits import open_split
 from timm_se_plugin.weights.folders import write_model
 
 CONFIG = {'input_size': (3, 32, 32), 'mean': (0.5,) * 3, 'std': (0.5,) * 3, 'interpolation': 'bilinear',

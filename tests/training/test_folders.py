@@ -17,9 +17,9 @@ from spoiled import COLOURS, FOLDERS, save_colours, spoil
 from timm_se_plugin.files.tables import read_table
 from timm_se_plugin.training import evaluate_classifier, parse_evaluation, parse_options, train_classifier
 from timm_se_plugin.training.checkpoint import read_checkpoint
-from timm_se_plugin.training.data import class_names, label_by_name, open_split, split_root
 from timm_se_plugin.training.folders import read_class_map, read_folder, share_of
 from timm_se_plugin.training.network import label_names
+from timm_se_plugin.training.splits import class_names, label_by_name, open_split, split_root
 from timm_se_plugin.weights.folders import saved_class_names
 from timm_se_plugin.weights.runs import names_of_all
 

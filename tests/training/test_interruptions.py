@@ -12,8 +12,8 @@ from digit_runs import TINY, equal, job, said, save_digits, summary, train, weig
 from processes import finish, start
 
 from timm_se_plugin.training import parse_options, train_classifier
-from timm_se_plugin.training.data import open_split
 from timm_se_plugin.training.images import Images
+from timm_se_plugin.training.splits import open_split
 from timm_se_plugin.training.termination import TerminatedError, Termination
 
 

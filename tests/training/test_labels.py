@@ -17,12 +17,12 @@ from sklearn.metrics import average_precision_score, f1_score
 from timm_se_plugin.files.tables import read_table
 from timm_se_plugin.training import evaluate_classifier, parse_evaluation, parse_options, train_classifier
 from timm_se_plugin.training.checkpoint import read_checkpoint
-from timm_se_plugin.training.data import class_names, label_by_name, open_split
 from timm_se_plugin.training.images import UnreadableImageError
 from timm_se_plugin.training.label_evaluation import LabelEvaluation
 from timm_se_plugin.training.labels import read_labels
 from timm_se_plugin.training.process import Process
 from timm_se_plugin.training.run import Run
+from timm_se_plugin.training.splits import class_names, label_by_name, open_split
 
 NAMES = ['even', 'large', 'has a hole']
 LABELS = ('--task', 'multilabel')

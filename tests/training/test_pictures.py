@@ -16,9 +16,10 @@ from timm_se_plugin.training import evaluate_classifier, parse_evaluation, parse
 from timm_se_plugin.training.augmentation import train_transforms
 from timm_se_plugin.training.checkpoint import read_checkpoint
 from timm_se_plugin.training.config import different_options, options_of
-from timm_se_plugin.training.data import eval_loader, open_split
 from timm_se_plugin.training.images import UnreadableImageError
+from timm_se_plugin.training.loaders import eval_loader
 from timm_se_plugin.training.process import Process
+from timm_se_plugin.training.splits import open_split
 from timm_se_plugin.weights.runs import read_run
 
 CONFIG = {'input_size': (3, 32, 32), 'mean': (0.5,) * 3, 'std': (0.5,) * 3, 'interpolation': 'bilinear',

@@ -8,9 +8,10 @@ from digit_runs import TINY, equal, weights
 from timm_se_plugin.training import parse_options, train_classifier
 from timm_se_plugin.training.checkpoint import read_checkpoint
 from timm_se_plugin.training.continuing import continued
-from timm_se_plugin.training.data import eval_loader, open_split, train_loader
+from timm_se_plugin.training.loaders import eval_loader, train_loader
 from timm_se_plugin.training.process import Process
 from timm_se_plugin.training.run import Run
+from timm_se_plugin.training.splits import open_split
 
 CONFIG = {'input_size': (3, 32, 32), 'mean': (0.5,) * 3, 'std': (0.5,) * 3, 'interpolation': 'bilinear',
           'crop_pct': 1.0, 'crop_mode': 'center'}

@@ -49,9 +49,10 @@ def analyze(options: Namespace) -> GateStatistics:
         ValueError: no output folder, ``--record`` without a checkpoint of ``timm-se train``, an
             unknown class, a table that cannot be written, or as :func:`~timm_se_plugin.analysis.gate_statistics`.
     """
-    from ..training.data import class_names, eval_loader, label_by_name, open_split
+    from ..training.loaders import eval_loader
     from ..training.network import evaluated_network, label_names
     from ..training.process import init_process
+    from ..training.splits import class_names, label_by_name, open_split
 
     if not options.output:
         raise ValueError('--output is missing; give the folder for the table, the figures and the report')

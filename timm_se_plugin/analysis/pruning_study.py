@@ -63,9 +63,10 @@ def pruning_study(
     from ..training import evaluate
     from ..training.checkpoint import read_checkpoint
     from ..training.config import options_of, run_columns
-    from ..training.data import class_names, eval_loader, label_by_name, open_split, train_loader
+    from ..training.loaders import eval_loader, train_loader
     from ..training.network import moved
     from ..training.process import init_process
+    from ..training.splits import class_names, label_by_name, open_split
 
     for share, criterion in product(shares, criteria):
         check_cut(share, criterion)

@@ -8,8 +8,8 @@ from typing import Any
 from ..weights.runs import FORMER
 from .checkpoint import newest_whole, read_checkpoint
 from .config import different_options, options_of
-from .data import STREAMS
 from .process import Process
+from .splits import STREAMS
 
 __all__ = ['checkpoint_of', 'continued']
 

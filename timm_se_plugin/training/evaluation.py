@@ -22,11 +22,12 @@ from ..files.writing import check_folder, write_atomically
 from ..measuring.complexity import complexity
 from ..measuring.provenance import provenance
 from ..weights.runs import data_config
-from .data import Loader, class_names, eval_loader, label_by_name, open_split
 from .label_evaluation import LabelEvaluation
+from .loaders import Loader, eval_loader
 from .network import check_image_size, evaluated_network, label_names
 from .process import Process, init_process
 from .records import draw_confusion
+from .splits import class_names, label_by_name, open_split
 
 __all__ = ['Evaluation', 'evaluate', 'evaluate_classifier']
 
@@ -95,7 +96,7 @@ def evaluate(
 
     Args:
         model: maps images (N, C, H, W) to logits (N, classes).
-        loader: result of :func:`~timm_se_plugin.training.data.eval_loader`.
+        loader: result of :func:`~timm_se_plugin.training.loaders.eval_loader`.
         classes: number of the model's classes.
         each_output: called with the logits of each batch.
 

@@ -24,21 +24,15 @@ from ..weights.runs import channel_kwargs, data_config
 from .augmentation import BatchAugmentation
 from .checkpoint import BEST, LAST, newest_whole, save_checkpoint
 from .continuing import checkpoint_of, continued
-from .data import (
-    class_names,
-    eval_loader,
-    label_by_name,
-    number_of_classes,
-    open_split,
-    train_loader,
-)
 from .folders import closest, shared_pictures
 from .freezing import fix_statistics, freeze
 from .images import seed_of
+from .loaders import eval_loader, train_loader
 from .loss import make_loss
 from .network import check_image_size, moved
 from .optimizer import make_optimizer
 from .process import Process
+from .splits import class_names, label_by_name, number_of_classes, open_split
 
 __all__ = ['NonFiniteLossError', 'Run']
 
