@@ -4,14 +4,16 @@ import logging
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 from ..weights.runs import FORMER
 from .checkpoint import newest_whole, read_checkpoint
 from .config import different_options, options_of
+from .folders import closest
 from .process import Process
 from .splits import STREAMS
 
-__all__ = ['checkpoint_of', 'continued']
+__all__ = ['check_data', 'checkpoint_of', 'continued']
 
 _logger = logging.getLogger(__name__)
 
@@ -95,3 +97,39 @@ def continued(options: Namespace, state: dict[str, Any], process: Process, path:
         "update. BatchNorm's statistics, Mixup's partners, dropout and drop path depend on the batch of a process",
         processes, share // steps, steps, global_batch)
     return Namespace(**{**vars(options), 'batch_size': share // steps, 'grad_accum_steps': steps})
+
+
+def check_data(
+        state: dict[str, Any], label_names: list[str] | None, images: int, data_dir: str, path: Any) -> None:
+    """Refuse data that a run did not begin with.
+
+    Args:
+        state: content of the checkpoint that the run continues from.
+        label_names: names of the classes of the data; None where they have none.
+        images: number of training images.
+        data_dir: the folder of the data, for messages.
+        path: path of the checkpoint, for messages.
+
+    Raises:
+        ValueError: the data have other classes or another number of images.
+    """
+    _check_classes(state.get('label_names'), label_names, path)
+    before = state.get('images')
+    if before not in (None, images):
+        raise ValueError(
+            f'{path} is of a run on {before} training images, and {data_dir} has {images}; continue the run on the '
+            'data that it began with, or begin another run in a folder of its own, which --experiment names')
+
+
+def _check_classes(before: list[str] | None, now: list[str] | None, path: Any) -> None:
+    if not before or not now:
+        return
+    before, now = ([normalize('NFC', name) for name in names] for names in (before, now))
+    if before != now:
+        lacking, other = [name for name in before if name not in now], [name for name in now if name not in before]
+        parts = [f'{what} {closest(names, known)}' for what, names, known in (
+            ('lacks', lacking, other), ('has', other, [])) if names]
+        raise ValueError(
+            f'{path} is of a run with other classes: the data '
+            + (', and '.join(parts) + ' instead' * bool(other) if parts else 'has the same classes in another order')
+            + '; continue the run on the classes that it began with, or begin another run')

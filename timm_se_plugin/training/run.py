@@ -6,11 +6,9 @@ from argparse import Namespace
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
-from unicodedata import normalize
 
 import timm
 import torch
-from timm.data.readers.reader_image_folder import ReaderImageFolder
 from timm.layers import convert_sync_batchnorm
 from timm.models import safe_model_name
 from timm.scheduler import create_scheduler
@@ -23,8 +21,7 @@ from ..models.names import create_network, description, keywords_of
 from ..weights.runs import channel_kwargs, data_config
 from .augmentation import BatchAugmentation
 from .checkpoint import BEST, LAST, newest_whole, save_checkpoint
-from .continuing import checkpoint_of, continued
-from .folders import closest, shared_pictures
+from .continuing import check_data, checkpoint_of, continued
 from .freezing import fix_statistics, freeze
 from .images import seed_of
 from .loaders import eval_loader, train_loader
@@ -32,7 +29,7 @@ from .loss import make_loss
 from .network import check_image_size, moved
 from .optimizer import make_optimizer
 from .process import Process
-from .splits import class_names, label_by_name, number_of_classes, open_split
+from .splits import check_splits, class_names, label_by_name, number_of_classes, open_split
 
 __all__ = ['NonFiniteLossError', 'Run']
 
@@ -65,7 +62,7 @@ class Run:
         self.classes, self.label_names = number_of_classes(options, train_data), class_names(train_data)
         val_data = open_split(options, options.val_split, training=False)
         label_by_name(val_data, self.label_names, options.val_split)
-        _check_splits(options, train_data, val_data)
+        check_splits(options, train_data, val_data)
         options = Namespace(**{
             **vars(options), 'num_classes': self.classes, 'model_kwargs': channel_kwargs(vars(options))})
         self.process, self.folder = process, _folder(options)
@@ -74,8 +71,7 @@ class Run:
         batch = {key: getattr(options, key) for key in ('batch_size', 'grad_accum_steps')}
         if state is not None:
             options = continued(options, state, process, path)
-            _check_classes(state.get('label_names'), self.label_names, path)
-            _check_images(state.get('images'), self.images, options.data_dir, path)
+            check_data(state, self.label_names, self.images, options.data_dir, path)
         self.options = options
         # Checkpoints keep the batch size that the command gives, which another number of processes may have changed.
         self.given = Namespace(**{**vars(options), **batch})
@@ -334,47 +330,6 @@ class Run:
 def _with_state(scheduler: Any) -> Any:
     """The scheduler whose ``state_dict`` is complete: for timm's plateau schedule, torch's scheduler inside."""
     return getattr(scheduler, 'lr_scheduler', scheduler)
-
-
-def _check_classes(before: list[str] | None, now: list[str] | None, path: Any) -> None:
-    if not before or not now:
-        return
-    before, now = ([normalize('NFC', name) for name in names] for names in (before, now))
-    if before != now:
-        lacking, other = [name for name in before if name not in now], [name for name in now if name not in before]
-        parts = [f'{what} {closest(names, known)}' for what, names, known in (
-            ('lacks', lacking, other), ('has', other, [])) if names]
-        raise ValueError(
-            f'{path} is of a run with other classes: the data '
-            + (', and '.join(parts) + ' instead' * bool(other) if parts else 'has the same classes in another order')
-            + '; continue the run on the classes that it began with, or begin another run')
-
-
-def _check_images(before: int | None, now: int, data_dir: str, path: Any) -> None:
-    if before not in (None, now):
-        raise ValueError(
-            f'{path} is of a run on {before} training images, and {data_dir} has {now}; continue the run on the data '
-            'that it began with, or begin another run in a folder of its own, which --experiment names')
-
-
-def _check_splits(options: Namespace, train_data: Any, val_data: Any) -> None:
-    if options.dataset or options.val_share or options.train_split == options.val_split:
-        return
-    train, validation = train_data.reader, val_data.reader
-    if train.root == validation.root:
-        is_file = Path(options.data_dir).is_file()
-        lack = 'is one file' if is_file else (
-            f'has no folders or tar files named {options.train_split} and {options.val_split}')
-        unpack = 'unpack it and ' if is_file and options.task != 'multilabel' else ''  # --val-share takes no tar file
-        raise ValueError(
-            f'{options.data_dir} {lack}, so that the same images would train and validate; {unpack}give --val-share '
-            '0.2 to evaluate on a fifth of each class, or by --data-dir the folder that holds both splits, and by '
-            '--train-split and --val-split their names')
-    if isinstance(train, ReaderImageFolder) and isinstance(validation, ReaderImageFolder):
-        shared, looked = shared_pictures(train, validation)
-        if shared:
-            _logger.warning('%d of %d validation pictures that were compared are also trained on, so that the metrics '
-                            'do not say how the network does on new pictures', shared, looked)
 
 
 def _folder(options: Namespace) -> Path:

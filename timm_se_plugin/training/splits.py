@@ -15,12 +15,12 @@ from timm.data import ImageDataset, create_dataset
 from timm.data.readers.reader_image_folder import ReaderImageFolder
 
 from ..weights.folders import named_by_number
-from .folders import SPLITS, closest, read_class_map, read_folder, read_tar, share_of
+from .folders import SPLITS, closest, read_class_map, read_folder, read_tar, share_of, shared_pictures
 from .labels import LabelTarget, read_labels, share_of_labels
 
 __all__ = [
-    'STREAMS', 'batch_size_of', 'class_names', 'label_by_name', 'number_of_classes', 'open_split', 'split_file',
-    'split_root']
+    'STREAMS', 'batch_size_of', 'check_splits', 'class_names', 'label_by_name', 'number_of_classes', 'open_split',
+    'split_file', 'split_root']
 
 _logger = logging.getLogger(__name__)
 _SOURCES = ('torch', 'hfds', 'hfids', 'tfds', 'wds')  # of data sets, in timm
@@ -300,3 +300,33 @@ def number_of_classes(options: Namespace, train_data: Any) -> int:
                          'belongs, so that there is nothing to learn; put the pictures of each class into a folder of '
                          'their own, or train a label that a picture may have or not by --task multilabel')
     return count
+
+
+def check_splits(options: Namespace, train_data: Any, val_data: Any) -> None:
+    """Refuse two splits that are the same images, and warn of pictures that are in both.
+
+    Args:
+        options: the run's options.
+        train_data: of :func:`open_split`.
+        val_data: of :func:`open_split`.
+
+    Raises:
+        ValueError: both splits are the same folder or file, although their names differ.
+    """
+    if options.dataset or options.val_share or options.train_split == options.val_split:
+        return
+    train, validation = train_data.reader, val_data.reader
+    if train.root == validation.root:
+        is_file = Path(options.data_dir).is_file()
+        lack = 'is one file' if is_file else (
+            f'has no folders or tar files named {options.train_split} and {options.val_split}')
+        unpack = 'unpack it and ' if is_file and options.task != 'multilabel' else ''  # --val-share takes no tar file
+        raise ValueError(
+            f'{options.data_dir} {lack}, so that the same images would train and validate; {unpack}give --val-share '
+            '0.2 to evaluate on a fifth of each class, or by --data-dir the folder that holds both splits, and by '
+            '--train-split and --val-split their names')
+    if isinstance(train, ReaderImageFolder) and isinstance(validation, ReaderImageFolder):
+        shared, looked = shared_pictures(train, validation)
+        if shared:
+            _logger.warning('%d of %d validation pictures that were compared are also trained on, so that the metrics '
+                            'do not say how the network does on new pictures', shared, looked)
