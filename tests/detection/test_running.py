@@ -110,7 +110,7 @@ def test_a_coco_configuration_trains_validates_tests_resumes_and_detects(coco_fo
 
 
 def test_a_checkpoint_that_is_not_there_is_named_before_a_runner_is_built(coco_folder, monkeypatch):
-    monkeypatch.setattr('timm_se_plugin.detection.running._runner', lambda *args: pytest.fail('pages of logs'))
+    monkeypatch.setattr('mmengine.runner.Runner.from_cfg', lambda *args: pytest.fail('MMEngine logs its settings'))
     with pytest.raises(FileNotFoundError, match=r'there is no checkpoint none\.pth'):
         test_detector(on_folder(coco_folder), 'none.pth')
 

@@ -176,6 +176,9 @@ def _runner(config: Config, splits: tuple[str, ...], strict: bool, check_picture
             read = '' if split == 'train' else f' {split}_evaluator.ann_file=…, which the evaluation reads'
             raise FileNotFoundError(f'the annotations {path} of {split}_dataloader do not exist; give their place by '
                                     f'--cfg-options {split}_dataloader.dataset.data_root=…{read}')
+    start = str(config.get('load_from') or '')
+    if start and '://' not in start and not Path(start).exists():  # MMEngine looks for it after pages of logs
+        raise FileNotFoundError(f'there is no checkpoint {start}')
     runner = RUNNERS.build(config) if 'runner_type' in config else Runner.from_cfg(config)
     runner.logger.addFilter(_tells_the_user)
     # An entry in custom_hooks would be saved with the configuration, and MMDetection's own tools could not build it.
@@ -326,8 +329,6 @@ def test_detector(
 
     config = copy.deepcopy(config)
     config.launcher, config.load_from, config.resume = launcher, checkpoint, False
-    if '://' not in checkpoint and not Path(checkpoint).exists():  # MMEngine looks for it after pages of logs
-        raise FileNotFoundError(f'there is no checkpoint {checkpoint}')
     kept = _configurations(config.work_dir)
     runner = _runner(config, ('test',), True, check_pictures)
     _restore(kept)
