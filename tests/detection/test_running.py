@@ -181,7 +181,7 @@ def test_every_coco_configuration_trains_validates_and_tests(coco_folder, name):
         replace_everywhere(config.model, {'num_classes': 2, 'score_thr': 0.})  # an untrained one is never sure
         backbone = config.model.backbone  # without published weights, which are a download, and their statistics
         backbone.update({'pretrained': False} if backbone.type == 'TimmAttentionBackbone' else {'init_cfg': None})
-        backbone.norm_eval = False
+        backbone.update(norm_eval=False, frozen_stages=-1)
         return config
     runner = train_detector(configured())
     assert runner.iter == 2

@@ -177,7 +177,7 @@ def _runner(config: Config, splits: tuple[str, ...], strict: bool, check_picture
             raise FileNotFoundError(f'the annotations {path} of {split}_dataloader do not exist; give their place by '
                                     f'--cfg-options {split}_dataloader.dataset.data_root=…{read}')
     start = str(config.get('load_from') or '')
-    if start and '://' not in start and not Path(start).exists():  # MMEngine looks for it after pages of logs
+    if start and '://' not in start and not Path(start).expanduser().exists():  # MMEngine looks after pages of logs
         raise FileNotFoundError(f'there is no checkpoint {start}')
     runner = RUNNERS.build(config) if 'runner_type' in config else Runner.from_cfg(config)
     runner.logger.addFilter(_tells_the_user)
