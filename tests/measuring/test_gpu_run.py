@@ -33,11 +33,15 @@ def test_what_an_earlier_run_has_measured_comes_last(tmp_path, monkeypatch):
 
     monkeypatch.setattr(gpu_run, 'cases', lambda: chosen)
     monkeypatch.setattr(gpu_run, 'measure', measure)
-    monkeypatch.setattr(gpu_run, '_profile', lambda *args: [{'kernel': 'none'}])
+    monkeypatch.setattr(gpu_run, '_profile', lambda case, device, variant: [
+        {**asdict(case), 'variant': variant, 'kernel': 'none'}])
     write_table(tmp_path / 'speed-cpu.csv', measure(replace(chosen[1], batch=2, height=32, width=32)))
     measured.clear()
     assert gpu_run.run('cpu', 1, tmp_path, rounds=2) == []
     assert measured == ['resnet18', 'resnet50', 'resnet34']
+    chosen.insert(0, Case('resnet26', batch=1))
+    gpu_run.run('cpu', 1, tmp_path, rounds=2)
+    assert [row['base'] for row in read_table(tmp_path / 'profile-cpu.csv')][::4] == ['resnet18', 'resnet26']
 
 
 def test_a_table_without_a_column_for_each_option_is_added_to(tmp_path, monkeypatch):

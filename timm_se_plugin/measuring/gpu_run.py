@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from ..files.tables import check_table, read_table, replace_rows, write_table
+from ..files.tables import check_table, read_table, replace_rows
 from .benchmark import Case, check_rounds, measure, prepared_step
 from .device import check_device
 from .provenance import provenance
@@ -180,7 +180,7 @@ def _run(device: str, minutes: float, speed: Path, profile: Path, tests: Path | 
                 print(f'no profile:\n{traceback.format_exc(limit=-8)}', flush=True)
                 yield 'profile'
             else:
-                write_table(profile, profiles)
+                replace_rows(profile, profiles, [*options, 'variant'])  # a later run begins with another case
     if left_out:
         print(f'{measured} of {len(chosen)} cases measured; the time was too short for {left_out}, which another run '
               'measures first', flush=True)

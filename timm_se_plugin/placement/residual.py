@@ -25,7 +25,7 @@ from .finding import restart_identity
 from .spec import AttentionSpec
 
 __all__ = [
-    'AttentionBasicBlock', 'AttentionBlock', 'AttentionBottleneck', 'attend', 'attention_channels', 'detach',
+    'AttentionBasicBlock', 'AttentionBlock', 'AttentionBottleneck', 'attend', 'attention_channels', 'become', 'detach',
     'initialise_as_timm', 'run_fused', 'start_norms', 'starts_closed',
 ]
 
@@ -265,7 +265,7 @@ def run_fused(block: Any, fused: bool | str) -> None:
 def _prepare(block: Any, attention: nn.Module, integration: str, fused: bool | str) -> None:
     block.se, block.integration, block.fused = attention, integration, fused
     if type(block) in _WITH_ATTENTION:
-        _become(block, _WITH_ATTENTION[type(block)])
+        become(block, _WITH_ATTENTION[type(block)])
 
 
 def detach(block: Any) -> nn.Module:
@@ -273,15 +273,15 @@ def detach(block: Any) -> nn.Module:
     attention: nn.Module = block.se
     del block.se, block.fused, block.integration
     block.se = None
-    _become(block, next(plain for plain, attentive in _WITH_ATTENTION.items() if isinstance(block, attentive)))
+    become(block, next(plain for plain, attentive in _WITH_ATTENTION.items() if isinstance(block, attentive)))
     return attention
 
 
-def _become(block: nn.Module, cls: type[nn.Module]) -> None:
-    """Change the class of a block, and with it the forward.
+def become(module: nn.Module, cls: type[nn.Module]) -> None:
+    """Change the class of a block or a network, and with it the forward.
 
-    Code that holds the block would not know a new object in its place: a list that the network keeps beside its
+    Code that holds the module would not know a new object in its place: a list that the network keeps beside its
     modules, a hook's handle, a feature extractor. torch's parametrisations and FSDP2 change classes for the same
     reason.
     """
-    block.__class__ = cls
+    module.__class__ = cls

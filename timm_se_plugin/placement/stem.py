@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ..layers._bypass import has_hooks
 from ..layers.norm_act import norm_act
-from .residual import AttentionBlock
+from .residual import AttentionBlock, become
 
 __all__ = ['WITH_FUSED_STEM', 'FusedStemResNet', 'run_stems']
 
@@ -51,4 +51,4 @@ def run_stems(model: nn.Module) -> None:
         cls = plain.get(type(network), type(network))
         if cls in WITH_FUSED_STEM:
             is_fused = any(isinstance(block, AttentionBlock) and block.fused for block in network.modules())
-            network.__class__ = WITH_FUSED_STEM[cls] if is_fused else cls
+            become(network, WITH_FUSED_STEM[cls] if is_fused else cls)
