@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 import subprocess
 import sys
 
@@ -91,6 +92,26 @@ def test_predict_and_compare_draw(demo, tmp_path, printed):
         main(['export', str(folder / 'detector'), 'a.onnx', '--pictures', 'any', '--int8', 'any'])
 
 
+def test_the_folder_of_a_training_is_tested_and_compared(demo, tmp_path, printed):
+    work = tmp_path / 'run'
+    shutil.copytree(demo[0] / 'detector', work)
+    quiet = [*on(demo[0], 'test'), 'log_level=ERROR']
+    metrics = printed('detect', 'test', work, *quiet, 'visualizer.name=the folder')
+    assert 0 <= metrics['coco/bbox_mAP'] <= 1
+    assert len(list(work.rglob('*.log'))) == 1 + len(list((demo[0] / 'detector').rglob('*.log')))
+    assert metrics == printed('detect', 'test', work / f'{CONFIG}.py', '--work-dir', tmp_path / 'test',
+                              work / 'epoch_1.pth', *quiet, 'visualizer.name=its two files')
+    printed('detect', 'compare', work, '--output', tmp_path / 'pairs.png', '--count', '1', *on(demo[0], 'test'))
+    assert (tmp_path / 'pairs.png').is_file()
+    for words, said in (([CONFIG], f'^timm-se: {CONFIG} is not the folder of a training; the weights of a config'),
+                        ([str(tmp_path)], 'no last_checkpoint, as a training leaves'), ([CONFIG, 'a', 'b'], '^2$')):
+        with pytest.raises(SystemExit, match=said):
+            main(['detect', 'test', *words])
+    (work / 'config.json').write_text('{}')
+    with pytest.raises(SystemExit, match=r'holds a shared detector, which has no test set; .*/model.safetensors$'):
+        main(['detect', 'compare', str(work)])
+
+
 def test_options_of_a_detector_are_not_ignored_for_a_classifier():
     with pytest.raises(SystemExit, match='--cfg-options changes the configuration of a detector, and resnet18 is none'):
         main(['export', 'resnet18', 'a.onnx', '--pictures', 'any', '--cfg-options', 'model.test_cfg.score_thr=0.2'])
@@ -116,7 +137,6 @@ def test_a_dry_run_shows_the_configuration(demo, capsys):
 
 
 def test_a_refused_resume_leaves_the_configuration_of_the_folder(demo, tmp_path):
-    import shutil
     work = tmp_path / 'detector'
     shutil.copytree(demo[0] / 'detector', work)
     (work / 'last_checkpoint').write_text(str(work / 'epoch_1.pth'))

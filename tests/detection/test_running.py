@@ -109,6 +109,13 @@ def test_a_coco_configuration_trains_validates_tests_resumes_and_detects(coco_fo
         train_detector(other)
 
 
+def test_a_checkpoint_in_the_home_folder_is_tested_as_mmengine_names_it(coco_folder, monkeypatch):
+    config = on_folder(coco_folder)
+    torch.save({'state_dict': MODELS.build(config.model).state_dict()}, coco_folder / 'a.pth')
+    monkeypatch.setenv('HOME', str(coco_folder))
+    assert 'coco/bbox_mAP' in test_detector(config, '~/a.pth')
+
+
 def test_a_checkpoint_that_is_not_there_is_named_before_a_runner_is_built(coco_folder, monkeypatch):
     monkeypatch.setattr('mmengine.runner.Runner.from_cfg', lambda *args: pytest.fail('MMEngine logs its settings'))
     with pytest.raises(FileNotFoundError, match=r'there is no checkpoint none\.pth'):

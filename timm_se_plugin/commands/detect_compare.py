@@ -1,12 +1,13 @@
 """Draw pictures of a test set, with the annotated boxes on the left and the detected ones on the right.
 
+timm-se detect compare work_dirs/RUN
 timm-se detect compare faster-rcnn_se-r18_fpn_bccd work_dirs/RUN/epoch_8.pth
 """
 
 import argparse
 
 from ..training.options import count, share
-from .detector_options import add_config
+from .detector_options import add_checkpoint, add_config, given_checkpoint
 
 __all__ = ['add_arguments', 'run']
 
@@ -14,7 +15,7 @@ __all__ = ['add_arguments', 'run']
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
     add_config(parser)
-    parser.add_argument('checkpoint', help='weights of the detector')
+    add_checkpoint(parser)
     parser.add_argument('--output', default='work_dirs/comparison.png',
                         help='picture file to write (default: %(default)s)')
     parser.add_argument('--count', type=count, default=6,
@@ -29,10 +30,10 @@ def run(args: argparse.Namespace) -> dict[str, str]:
     from ..files.writing import check_file
 
     check_file(args.output)
-    from ..detection.configs import read_config
+    from ..detection.hub import given_detector
     from ..detection.inference import compare
 
-    compare(read_config(args.config, args.cfg_options), args.checkpoint, args.output, args.count, args.score,
-            args.device)
+    compare(*given_detector(args.config, given_checkpoint(args), args.cfg_options), args.output, args.count,
+            args.score, args.device)
     print(f'written to {args.output}')
     return {'output': args.output}

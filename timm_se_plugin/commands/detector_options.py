@@ -4,7 +4,9 @@ import argparse
 import os
 from typing import Any
 
-__all__ = ['ConfigOptions', 'add_config', 'add_launcher', 'add_picture_check', 'launcher', 'options_text']
+__all__ = [
+    'ConfigOptions', 'add_checkpoint', 'add_config', 'add_launcher', 'add_picture_check', 'given_checkpoint',
+    'launcher', 'options_text']
 
 
 class ConfigOptions(argparse.Action):
@@ -21,6 +23,23 @@ def add_config(
     parser.add_argument('config', nargs=nargs, help='configuration: a file, or the name of one in mmdet_configs')
     parser.add_argument('--cfg-options', nargs='+', action=ConfigOptions, default={}, metavar='KEY=VALUE',
                         help=f'change values of the configuration, as in {example}')
+
+
+def add_checkpoint(parser: argparse.ArgumentParser) -> None:
+    """Add the weights, which are left out where the folder of a training is given instead of a configuration."""
+    parser.add_argument('checkpoint', nargs='?',
+                        help='weights of the detector; left out where the folder of a training is given instead of a '
+                             'configuration: its configuration and its best or last checkpoint are taken')
+    parser.set_defaults(takes_others=True)
+
+
+def given_checkpoint(args: argparse.Namespace) -> str | None:
+    """The weights. Up to Python 3.12, argparse takes no argument that may be left out from behind an option."""
+    if args.checkpoint is None and len(args.others) == 1 and not args.others[0].startswith('-'):
+        return args.others[0]
+    if args.others:
+        args.parser.error(f'unrecognized arguments: {" ".join(args.others)}')
+    return args.checkpoint
 
 
 def options_text(options: dict[str, Any]) -> str:

@@ -85,6 +85,18 @@ if hasattr(checkpoint, '_safe_torch_load'):
     checkpoint._safe_torch_load = functools.partial(torch.load, weights_only=True)
 
 
+def check_checkpoint(filename: str) -> None:
+    """Raise an error unless a checkpoint is a file, or is fetched from elsewhere, as ``https://…`` is."""
+    if '://' in filename:
+        return
+    path = Path(filename).expanduser()
+    if path.is_dir():
+        inside = sorted(path.glob('*.pth'), key=lambda found: found.stat().st_mtime)
+        raise ValueError(f'{filename} is a folder; give a checkpoint{f", such as {inside[-1]}" if inside else ""}')
+    if not path.is_file():
+        raise FileNotFoundError(f'there is no checkpoint {filename}')
+
+
 @checkpoint.CheckpointLoader.register_scheme(prefixes='', force=True)
 def load_from_local(filename: str, map_location: Any) -> Any:  # MMEngine logs the name from its tenth letter on
     """Load a local checkpoint, as MMEngine does, or weights in safetensors, with errors that name the file.
@@ -93,15 +105,11 @@ def load_from_local(filename: str, map_location: Any) -> Any:  # MMEngine logs t
         FileNotFoundError: there is no such file.
         ValueError: the file is incomplete, is no checkpoint, or would run code.
     """
-    if Path(filename).is_dir():
-        inside = sorted(Path(filename).glob('*.pth'), key=lambda path: path.stat().st_mtime)
-        raise ValueError(f'{filename} is a folder; give a checkpoint{f", such as {inside[-1]}" if inside else ""}')
+    check_checkpoint(filename)
     if filename.endswith('.safetensors'):
         return {'state_dict': read_weights(filename)[0]}
     try:
         return checkpoint.load_from_local(filename, map_location)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f'there is no checkpoint {filename}') from error
     except MemoryError:
         raise
     except Exception as error:  # the errors of pickle, zip and torch have no class in common

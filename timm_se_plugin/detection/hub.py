@@ -23,7 +23,8 @@ from .configs import last_checkpoint, read_config
 from .inference import load_detector
 from .running import check_fit
 
-__all__ = ['fetch_detector', 'open_detector', 'pull_detector', 'trained_detector', 'write_detector']
+__all__ = [
+    'fetch_detector', 'given_detector', 'open_detector', 'pull_detector', 'trained_detector', 'write_detector']
 
 _logger = logging.getLogger(__name__)
 DETECTOR = 'detector.py'
@@ -226,6 +227,34 @@ def trained_detector(work_dir: str | Path) -> tuple[Config, str]:
         f', the last checkpoint, since there are several best ones, {" and ".join(path.name for path in best)}'
         if len(best) > 1 else ''))
     return Config.fromfile(configs[0]), str(checkpoint)
+
+
+def given_detector(
+        place: str, checkpoint: str | None = None, options: Mapping[str, Any] | None = None,
+        work_dir: str | None = None,
+) -> tuple[Config, str]:
+    """Configuration and weights of a detector, for a test on the test set of its configuration.
+
+    Args:
+        place: a configuration's file or name, with `checkpoint`; or the folder of a training.
+        checkpoint: the weights of a configuration.
+        options: changes to the configuration.
+        work_dir: as for :func:`~.configs.read_config`; if None, the folder of the training if there is one.
+
+    Raises:
+        FileNotFoundError: as :func:`~.configs.read_config` and :func:`trained_detector`.
+        ValueError: as :func:`trained_detector`; or without `checkpoint`, `place` is not the folder of a training.
+    """
+    if checkpoint:
+        return read_config(place, options, work_dir), checkpoint
+    if not Path(place).is_dir():
+        raise ValueError(f'{place} is not the folder of a training; the weights of a configuration are needed too, '
+                         'such as work_dirs/RUN/epoch_12.pth')
+    if Path(place, CONFIG).is_file():
+        raise ValueError(f'{place} holds a shared detector, which has no test set; give a configuration with the test '
+                         f'set, and {Path(place, WEIGHTS)}')
+    config, weights = trained_detector(place)
+    return read_config(config.filename, options, work_dir or place), weights
 
 
 def _used(text: str) -> list[Any] | None:

@@ -25,6 +25,7 @@ from torch import nn
 
 from ..models.state_dicts import Misfit
 from ..weights.mm_config import type_name
+from ._compat import check_checkpoint
 from .backbone import TimmAttentionBackbone
 from .checkpoint_hook import has_begun
 from .data_check import check_data
@@ -176,9 +177,8 @@ def _runner(config: Config, splits: tuple[str, ...], strict: bool, check_picture
             read = '' if split == 'train' else f' {split}_evaluator.ann_file=…, which the evaluation reads'
             raise FileNotFoundError(f'the annotations {path} of {split}_dataloader do not exist; give their place by '
                                     f'--cfg-options {split}_dataloader.dataset.data_root=…{read}')
-    start = str(config.get('load_from') or '')
-    if start and '://' not in start and not Path(start).expanduser().exists():  # MMEngine looks after pages of logs
-        raise FileNotFoundError(f'there is no checkpoint {start}')
+    if config.get('load_from'):  # MMEngine would look at it after its environment, configuration and hooks
+        check_checkpoint(str(config.load_from))
     runner = RUNNERS.build(config) if 'runner_type' in config else Runner.from_cfg(config)
     runner.logger.addFilter(_tells_the_user)
     # An entry in custom_hooks would be saved with the configuration, and MMDetection's own tools could not build it.
