@@ -60,6 +60,22 @@ def test_nothing_found_is_a_result_too(tmp_path):
     assert text == 'file,label,score,x1,y1,x2,y2\n'
 
 
+@pytest.mark.parametrize(('highest', 'said'), [
+    (0.29999, 'the highest score of a box is 0.2999, and a lower --score keeps such boxes'),
+    (0.0, 'the detector finds no box with any score')])
+def test_where_no_picture_has_a_box_the_score_is_told_once(highest, said, tmp_path, caplog):
+    for name in 'ab':
+        Image.new('RGB', (32, 24)).save(tmp_path / f'{name}.png')
+    empty = Found(np.zeros((0, 4)), np.zeros(0), np.zeros(0), highest=highest)
+    for results, messages in (([empty, empty], [f'no picture has a box with a score of 0.3 or more; {said}']),
+                              ([FOUND, empty], [])):
+        caplog.clear()
+        left = [*results]
+        detector = Detector(lambda picture, score, left=left: left.pop(0), 'ab')
+        detect(detector, pictures_to_detect_in([tmp_path], tmp_path / 'found'), tmp_path / 'found')
+        assert caplog.messages == messages
+
+
 def test_two_pictures_that_would_be_written_to_one_file_are_both_named_and_one_given_twice_is_one(tmp_path):
     for name in 'ab':
         (tmp_path / name).mkdir()

@@ -70,6 +70,16 @@ def test_a_training_is_resumed_recorded_and_tested(demo, tmp_path, printed):
     assert (tmp_path / 'epoch_1.pth').read_bytes() == before
 
 
+def test_predict_says_the_highest_score_where_it_is_too_low(demo, tmp_path, printed, caplog):
+    words = ['detect', 'predict', next((demo[0] / 'scenes' / 'images').iterdir()), '--model', demo[0] / 'detector',
+             '--output', tmp_path]
+    scores = [box['score'] for box in printed(*words, '--score', '0')[0]['detections']]
+    caplog.clear()
+    assert printed(*words, '--score', '1')[0]['detections'] == []
+    said, = (message for message in caplog.messages if 'no picture has a box' in message)
+    assert float(said.split('the highest score of a box is ')[1].split(',')[0]) == pytest.approx(max(scores), abs=1e-4)
+
+
 def test_predict_and_compare_draw(demo, tmp_path, printed):
     folder, _, _ = demo
     checkpoint = folder / 'detector' / 'epoch_1.pth'

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,12 +31,14 @@ class Found:
         scores: (N,).
         labels: (N,), numbers of the classes.
         masks: (N, H, W), the pixels of each object, if the detector finds them.
+        highest: the highest score, also of a box that is left out because its score is too low.
     """
 
     boxes: np.ndarray
     scores: np.ndarray
     labels: np.ndarray
     masks: np.ndarray | None = None
+    highest: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,7 @@ def detect(detector: Detector, targets: dict[Path, Path], output: str | Path, sc
         ValueError: a picture cannot be written, or there is none that can be detected in.
     """
     results: list[dict[str, Any]] = []
+    highest = 0.0
     try:
         for file, picture in detector.pictures(targets):
             try:
@@ -108,6 +112,7 @@ def detect(detector: Detector, targets: dict[Path, Path], output: str | Path, sc
                 _logger.warning('%s, of %dx%d pixels, cannot be detected in (%s); it is passed over', file,
                                 picture.shape[1], picture.shape[0], reason(error))
                 continue
+            highest = max(highest, found.highest)
             results.append({'file': str(file), 'detections': found_in(found, detector.names)})
             _write(picture, results[-1]['detections'], targets[Path(file)], detector.names)
     finally:
@@ -115,6 +120,11 @@ def detect(detector: Detector, targets: dict[Path, Path], output: str | Path, sc
             _write_results(results, Path(output))
     if not results:
         raise ValueError(f'none of the {len(targets)} files is a picture that can be detected in')
+    if not any(result['detections'] for result in results):
+        below = math.floor(10_000 * highest) / 10_000  # a score that is not above that of the box
+        _logger.warning('no picture has a box with a score of %g or more; %s', score, (
+            f'the highest score of a box is {below:g}, and a lower --score keeps such boxes' if highest else
+            'the detector finds no box with any score'))
     return results
 
 

@@ -38,7 +38,8 @@ def session_detector(session: Any, description: Mapping[str, Any]) -> Detector:
         masks = None
         if 'masks' in found:
             masks = pasted(found['masks'][0][kept], boxes, picture.shape[:2], description['mask_threshold'])
-        return Found(boxes, found['scores'][0][kept], found['labels'][0][kept], masks)
+        return Found(boxes, found['scores'][0][kept], found['labels'][0][kept], masks,
+                     float(found['scores'][0].max(initial=0)))
     return Detector(find, description['label_names'], description['upright'])
 
 

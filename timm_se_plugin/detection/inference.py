@@ -69,11 +69,12 @@ def detector_of(model: Any, checkpoint: str = 'the detector') -> Detector:
     """
     def find(picture: np.ndarray, score: float) -> Found:
         found = inference_detector(model, np.ascontiguousarray(picture)).pred_instances.cpu()
+        highest = float(found.scores.numpy().max(initial=0))
         found = found[found.scores >= score]
         masks = np.asarray(found.masks).astype(bool) if 'masks' in found else None
         # SOLO finds masks alone, and gives boxes of zeros beside them.
         boxes = found.bboxes if masks is None or found.bboxes.any() else mask2bbox(torch.from_numpy(masks))
-        return Found(boxes.numpy(), found.scores.numpy(), found.labels.numpy(), masks)
+        return Found(boxes.numpy(), found.scores.numpy(), found.labels.numpy(), masks, highest)
 
     names = [str(name) for name in model.dataset_meta.get('classes', [])]
     if not names:
