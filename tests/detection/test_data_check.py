@@ -183,7 +183,7 @@ def test_annotations_with_another_meaning_are_refused_with_the_file(coco_folder,
 def test_a_name_that_classes_leaves_out_is_logged_with_its_boxes(coco_folder, said):
     change_annotations(coco_folder / 'annotations.json', 'one category more, with a box')
     assert labels_of(coco_folder) == ['red', 'blue', 'red']
-    assert "classes leaves out 'green' (1 boxes)" in said[0]
+    assert "classes leaves out 'green' (1 box)" in said[0]
 
 
 @pytest.mark.parametrize(('kind', 'count'), [

@@ -42,6 +42,7 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
         UnwritableFileError: nothing can be written into the folder.
     """
     from ..boxes import detect, open_onnx_detector, pictures_to_detect_in
+    from ..files.counting import counted
     from ..files.hub_files import SAVED_AT
     from ..files.writing import check_folder
 
@@ -67,6 +68,6 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
         detector = detector_of(open_detector(place, checkpoint, args.cfg_options, args.device), checkpoint or place)
     results = detect(detector, targets, args.output, args.score)
     for result in results:
-        print(f"{result['file']}: {len(result['detections'])} boxes")
+        print(f"{result['file']}: {counted(len(result['detections']), 'box', 'boxes')}")
     print(f'written to {args.output}')
     return results

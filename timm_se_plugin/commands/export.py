@@ -52,6 +52,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """
     from dataclasses import asdict
 
+    from ..files.counting import counted
     from ..files.onnx_files import int8_file
     from ..files.tables import check_table
     from ..files.writing import check_file
@@ -71,10 +72,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
         detector = export_detector(open_detector(args.model, args.checkpoint, args.cfg_options), args.file,
                                    args.pictures)
-        print(f'{detector.file}: {detector.bytes:,} bytes, for any number of pictures of one size at a time; of the '
-              f'{detector.boxes} boxes that PyTorch finds in {detector.pictures} pictures, ONNX Runtime finds the same '
-              f'within {detector.largest_score_difference:.1g} of the score and {detector.largest_box_difference:.1g} '
-              f'pixels, and {detector.unmatched} boxes are found by one of the two only')
+        print(f'{detector.file}: {detector.bytes:,} bytes, for any number of pictures of one size at a time; PyTorch '
+              f'finds {counted(detector.boxes, "box", "boxes")} in {counted(detector.pictures, "picture")}, and ONNX '
+              f'Runtime the same within {detector.largest_score_difference:.1g} of the score and '
+              f'{detector.largest_box_difference:.1g} pixels; found by one of the two only: '
+              f'{counted(detector.unmatched, "box", "boxes")}')
         return asdict(detector)
 
     if args.cfg_options:
@@ -90,8 +92,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     classifier = open_classifier(args.model)
     done = export_onnx(classifier, args.file, args.pictures)
     print(f'{done.file}: {done.bytes:,} bytes, for {"any number of pictures" if done.dynamic_batch else "one picture"} '
-          f'at a time; on {done.pictures} pictures the probabilities of ONNX Runtime and PyTorch differ by at most '
-          f'{done.largest_difference:.1g}')
+          f'at a time; on {counted(done.pictures, "picture")} the probabilities of ONNX Runtime and PyTorch differ by '
+          f'at most {done.largest_difference:.1g}')
     if not args.int8:
         return asdict(done)
 
@@ -99,7 +101,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     small = write_int8(args.file, args.int8, args.pictures)
     compared = 'each label' if classifier.is_multilabel else 'the best class'
-    print(f'{small.file}: {small.bytes:,} bytes; on {small.pictures} pictures {compared} is the same for '
+    print(f'{small.file}: {small.bytes:,} bytes; on {counted(small.pictures, "picture")} {compared} is the same for '
           f'{small.same:.2%}' + ('' if small.top1_float is None else
                                  f', and right for {small.top1_float:.2%} in float32, {small.top1_int8:.2%} in int8'))
     if args.record:

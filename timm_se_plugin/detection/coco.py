@@ -21,6 +21,7 @@ from mmdet.registry import DATASETS, METRICS
 from mmengine.fileio import get_local_path
 from mmengine.logging import print_log
 
+from ..files.counting import counted
 from ..files.pictures import reason, with_slashes
 
 __all__ = ['CocoDataset', 'CocoMetric', 'category_ids', 'class_names', 'read_coco']
@@ -228,8 +229,8 @@ class CocoDataset(mmdet.datasets.CocoDataset):
         left_out = [id_ for id_ in names if id_ not in ids]
         if left_out:
             print_log(f'{self.ann_file}: classes leaves out '
-                      + ', '.join(f'{names[id_]!r} ({boxes[id_]} boxes)' for id_ in left_out), logger='current',
-                      level=logging.WARNING if any(boxes[id_] for id_ in left_out) else logging.INFO)
+                      + ', '.join(f'{names[id_]!r} ({counted(boxes[id_], "box", "boxes")})' for id_ in left_out),
+                      logger='current', level=logging.WARNING if any(boxes[id_] for id_ in left_out) else logging.INFO)
         if [id_ for id_ in names if id_ in ids] != ids:
             print_log(f'{self.ann_file}: the categories have another order than classes; each label is the class of '
                       'the same name. MMDetection itself takes the order of the file: weights that it trained on '

@@ -16,6 +16,7 @@ from mmengine.fileio import get_local_path
 from mmengine.logging import print_log
 from torch import nn
 
+from ..files.counting import counted
 from .coco import CocoDataset, CocoMetric, category_ids, class_names
 from .picture_check import PictureFile, check_pictures, picture_files
 
@@ -119,7 +120,7 @@ def _check_heads(model: nn.Module, dataset: Any, names: tuple[str, ...]) -> None
                 not {'rpn_head', 'backbone'} & set(name.split('.'))):
             key = 'num_things_classes' if hasattr(module, 'num_things_classes') else 'num_classes'
             raise ValueError(
-                f'{name} has num_classes={count}, and the data has {len(names)} classes; set '
+                f'{name} has num_classes={count}, and the data has {counted(len(names), "class", "classes")}; set '
                 f'model.{name}.{key}={len(names)}, and likewise in the other heads of the detector')
 
 

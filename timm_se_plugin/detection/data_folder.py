@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from filelock import FileLock
 
 from ..files.class_names import nearly_equal
+from ..files.counting import counted
 from ..files.pictures import original_name, walk
 from ..files.writing import write_atomically
 from .coco import class_names, read_coco
@@ -90,9 +91,10 @@ def read_folder(
             for split in kept:
                 write_atomically(split.file, json.dumps(split.content).encode())
     classes = _classes_with_boxes(splits, root)
-    _logger.info('%s, in the format of %s: %s; %d classes: %s', root, formats[0], ', '.join(
-        f'{name} {len(split.content["images"])} pictures with {len(split.content["annotations"])} boxes'
-        for name, split in splits.items()), len(classes), ', '.join(classes))
+    _logger.info('%s, in the format of %s: %s; %s: %s', root, formats[0], ', '.join(
+        f'{name} {counted(len(split.content["images"]), "picture")} with '
+        f'{counted(len(split.content["annotations"]), "box", "boxes")}' for name, split in splits.items()),
+        counted(len(classes), 'class', 'classes'), ', '.join(classes))
     return splits, classes
 
 

@@ -14,6 +14,7 @@ from mmdet.utils import get_test_pipeline_cfg
 
 from ..boxes.detecting import Detector, Found
 from ..boxes.onnx_detector import session_detector
+from ..files.counting import counted
 from ..files.onnx_files import DETECTOR, described, onnx_session
 from ..files.packages import require
 from ..files.pictures import pictures_of
@@ -153,10 +154,11 @@ def _compared(
             largest = np.maximum(largest, differences)
     if not boxes:
         raise ValueError(f'{file} is not written, since it cannot be checked: the detector finds nothing in '
-                         f'{len(pictures)} pictures; give pictures of what it was trained on')
+                         f'{counted(len(pictures), "picture")}; give pictures of what it was trained on')
     if unmatched > _UNMATCHED * 2 * boxes:
-        raise ValueError(f'{file} is not written: in {len(pictures)} pictures MMDetection finds {boxes} boxes, and '
-                         f'{unmatched} boxes are found by MMDetection or by ONNX Runtime only')
+        raise ValueError(f'{file} is not written: in {counted(len(pictures), "picture")} MMDetection finds '
+                         f'{counted(boxes, "box", "boxes")}, and {counted(unmatched, "box is", "boxes are")} found '
+                         'by MMDetection or by ONNX Runtime only')
     return boxes, unmatched, float(largest[0]), float(largest[1])
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from ..files.counting import counted
 from ..placement import counted_attention
 from .complexity import CONVENTION, Complexity, complexity
 
@@ -72,7 +73,7 @@ class Node:
 
     def counted_sites(self) -> str:
         """How many attention layers are inside, in words."""
-        return f'{len(self.sites)} attention layer{"" if len(self.sites) == 1 else "s"}'
+        return counted(len(self.sites), 'attention layer')
 
     def site_names(self) -> str:
         """Names of the attention layers within the module."""

@@ -21,14 +21,14 @@ from timm.data.readers.reader_image_in_tar import ReaderImageInTar
 from timm.utils.misc import natural_key
 
 from ..files.class_names import nearly_equal
+from ..files.counting import counted
 from ..files.pictures import original_name, picture_endings, walk
 
 __all__ = ['SPLITS', 'class_key', 'closest', 'read_class_map', 'read_folder', 'read_tar', 'share_of', 'shared_pictures']
 
 _logger = logging.getLogger(__name__)
-
-_HIDDEN = 'hidden entry', 'hidden entries'
 _OF_SYSTEMS = ('__MACOSX', '__pycache__', '@eaDir')  # folders that macOS, Python and Synology leave behind
+_HIDDEN = 'hidden entry', 'hidden entries'
 _COMPARED = 1000  # the most validation pictures that are compared with training pictures
 # Names that mean the same split; timm looks for any of them.
 SPLITS = (('train', 'training'), ('validation', 'val', 'valid', 'eval', 'evaluation'), ('test',))
@@ -93,8 +93,8 @@ def read_folder(root: str, class_map: Mapping[str, int] | None) -> ReaderImageFo
     pictures = listing.pictures
     stray = [os.path.basename(path) for path, name in pictures if not name]
     if stray and len(stray) == len(pictures):
-        raise ValueError(f'{root} holds {len(stray)} pictures and no folders of classes; put the pictures of each '
-                         'class into a folder that has the name of the class')
+        raise ValueError(f'{root} holds {counted(len(stray), "picture")} and no folders of classes; put the pictures '
+                         'of each class into a folder that has the name of the class')
     if stray:
         raise ValueError(f'{stray[0]} lies beside the folders of the classes in {root}, so that it has no class; move '
                          f'it into one of them, or remove it ({len(stray)} such pictures)')
@@ -111,7 +111,8 @@ def read_folder(root: str, class_map: Mapping[str, int] | None) -> ReaderImageFo
     left = listing.left_out(unmapped)
     if left:
         (_logger.warning if listing.deserves_warning or unmapped else _logger.info)(
-            '%s: %d pictures of %d classes%s', root, len(reader.samples), len(names) - len(unmapped), left)
+            '%s: %s of %s%s', root, counted(len(reader.samples), 'picture'),
+            counted(len(names) - len(unmapped), 'class', 'classes'), left)
     return reader
 
 
@@ -170,7 +171,7 @@ def read_tar(root: str, class_map: Mapping[str, int] | None) -> ReaderImageInTar
     if not any(shown):
         raise ValueError(f'there are no images in {root!r}')
     if not all(shown):
-        _logger.info('%s; left out: %s', root, _counted(shown.count(False), *_HIDDEN))
+        _logger.info('%s; left out: %s', root, counted(shown.count(False), *_HIDDEN))
     names = [normalize('NFC', reader.class_idx_to_name[int(target)]) for target in reader.targets[shown]]
     if '' in names:
         raise ValueError(f'{root} holds pictures outside the folders of the classes, so that they have no class')
@@ -256,7 +257,7 @@ class _Listing:
 
     def left_out(self, unmapped: Counter[str]) -> str:
         """What is left out, as the end of a message; `unmapped` counts the pictures of classes without an index."""
-        parts = [f'{_counted(count, *what)} ({", ".join(sorted(set(names))[:5])})' for count, what, names in (
+        parts = [f'{counted(count, *what)} ({", ".join(sorted(set(names))[:5])})' for count, what, names in (
             (len(self.hidden), _HIDDEN, self.hidden),
             (self.others.total(), ('file that is no picture by its ending',
                                    'files that are no pictures by their ending'), self.others),
@@ -265,10 +266,6 @@ class _Listing:
             (unmapped.total(), ('picture of a class that is not in --class-map',
                                 'pictures of classes that are not in --class-map'), unmapped)) if count]
         return f'; left out: {", ".join(parts)}' if parts else ''
-
-
-def _counted(count: int, one: str, several: str) -> str:
-    return f'{count} {one if count == 1 else several}'
 
 
 def _warn_of_doubtful_classes(pictures: list[tuple[str, str]], root: str) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..files.counting import counted
 from ..files.onnx_files import CLASSIFIER, described, onnx_session, open_onnx_file
 from ..files.packages import require
 from ..files.pictures import pictures_of
@@ -83,7 +84,7 @@ def export_onnx(classifier: Classifier, file: str | Path, pictures: Iterable[str
     difference = float((found - expected).abs().max())
     if not difference <= _TOLERANCE:
         raise ValueError(f'{file} is not written: ONNX Runtime gives probabilities that differ by up to '
-                         f'{difference:.2g} from those of PyTorch on {len(x)} pictures')
+                         f'{difference:.2g} from those of PyTorch on {counted(len(x), "picture")}')
     write_atomically(Path(file), content)
     return Export(str(file), len(content), is_dynamic, len(x), difference)
 
