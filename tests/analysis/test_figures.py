@@ -215,10 +215,24 @@ def test_gates_without_ends_do_not_hide_the_saturation_of_others(tmp_path):
     assert draw_depth(mixed, tmp_path / 'a.png').axes[1].get_ylim()[1] > 0.5
 
 
-def test_depth_says_so_where_no_gate_is_near_an_end(tmp_path):
+def test_depth_has_no_empty_chart(tmp_path):
     result = gate_statistics(timm.create_model('se_test_resnet_plugin', num_classes=2), data(), 'ab')
-    saturation = draw_depth(result, tmp_path / 'a.png').axes[1]
-    assert [text.get_text() for text in saturation.texts] == ['no gate is near an end']
+    figure = draw_depth(result, tmp_path / 'a.png')
+    assert [axes.get_ylabel() for axes in figure.axes] == ['variance between classes / within']
+    assert figure.get_suptitle().endswith('no gate is near an end of its range')
+    endless = tuple(replace(layer, **{end: torch.full_like(layer.lows, math.nan) for end in ('lows', 'highs')})
+                    for layer in result.layers)
+    figure = draw_depth(replace(result, layers=endless), tmp_path / 'a.png')
+    assert len(figure.axes) == 1
+    assert figure.get_suptitle() == 'gates by depth'
+
+
+def test_an_axis_of_channels_says_whether_all_are_shown_and_has_whole_numbers(tmp_path):
+    result = gate_statistics(timm.create_model('se_resnet20_cifar_plugin', num_classes=2), data(), 'ab')
+    figure = draw_activations(result, 'ab', tmp_path / 'a.png')
+    assert [axes.get_xlabel() for axes in figure.axes[:3]] == [
+        'channel', 'channel', 'channel (sampled evenly)']
+    assert all(tick == int(tick) for axes in figure.axes for tick in axes.get_xticks())
 
 
 def test_scale_shows_the_largest_kernels_weight_and_its_difference_to_the_smallests(tmp_path, no_pyplot):
@@ -234,6 +248,16 @@ def test_scale_shows_the_largest_kernels_weight_and_its_difference_to_the_smalle
         torch.testing.assert_close(lines(axes), torch.stack(groups, 1))
     torch.testing.assert_close(lines(differences, 2), scales.difference())  # the third line is at 0
     assert (scales.difference() < 0).any()
+    assert [text.get_text() for text in figure.legends[0].texts] == ['1x', '2x']
+    assert figure.legends[0].get_title().get_text() == 'size of the object'
+    figure.draw_without_rendering()
+    assert not any(figure.legends[0].get_window_extent().overlaps(axes.get_window_extent()) for axes in figure.axes)
+    assert {axes.get_ylabel() for axes in units} == {'weight'}
+    assert differences.get_ylabel() == 'difference of weights'
+    small = scale_statistics(network('sk_resnet20_cifar_plugin'), data, 'ab', (1, 2))
+    assert [axes.get_xlabel() for axes in draw_scale(small, tmp_path / 'b.png').axes[:2]] == [
+        'channel', 'channels, adjacent ones averaged']
+    assert all(tick == int(tick) for axes in units for tick in axes.get_xticks())
 
 
 def test_gate_maps_share_one_range(tmp_path, no_pyplot):

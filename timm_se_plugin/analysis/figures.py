@@ -90,24 +90,28 @@ def _draw_classes(
 
 
 def draw_depth(statistics: GateStatistics, path: str | Path, title: str = 'gates by depth') -> 'Figure':
-    """Draw each layer's class specificity with that of chance, and its shares of gates near an end of their range."""
+    """Draw each layer's class specificity with that of chance, and its shares of gates near an end of their range.
+
+    The second chart is left out where no gate is near an end, which the title then says, or no gate has an end.
+    """
     layers = statistics.layers
-    figure, (specificity, saturation) = _charts(2, title, columns=2, size=6)
+    lows, highs = zip(*(layer.saturation for layer in layers), strict=True)
+    shares = [share for share in (*lows, *highs) if not math.isnan(share)]
+    if shares and not any(shares):
+        title = f'{title}\nno gate is near an end of its range'
+    figure, (specificity, *others) = _charts(2 if any(shares) else 1, title, columns=2, size=6)
     specificity.plot([layer.specificity for layer in layers], marker='o', label='of this network')
     specificity.plot([layer.chance for layer in layers], color='black', linestyle='--',
                      label='of gates that ignore the class')
     specificity.set_ylabel('variance between classes / within')
     specificity.set_ylim(bottom=0)
-    lows, highs = zip(*(layer.saturation for layer in layers), strict=True)
-    largest = max((share for share in (*lows, *highs) if not math.isnan(share)), default=math.nan)
     x = np.arange(len(layers))
-    saturation.bar(x - 0.2, lows, 0.4, label='near the lower end')
-    saturation.bar(x + 0.2, highs, 0.4, label='near the upper end')
-    saturation.set_ylim(0, max(0.01, 1.05 * largest))
-    saturation.set_ylabel('share of gates')
-    if not largest:
-        saturation.text(0.5, 0.5, 'no gate is near an end', transform=saturation.transAxes, ha='center')
-    for axes in (specificity, saturation):
+    for saturation in others:
+        saturation.bar(x - 0.2, lows, 0.4, label='near the lower end')
+        saturation.bar(x + 0.2, highs, 0.4, label='near the upper end')
+        saturation.set_ylim(0, max(0.01, 1.05 * max(shares)))
+        saturation.set_ylabel('share of gates')
+    for axes in (specificity, *others):
         axes.set_xticks(x, [layer.name for layer in layers], rotation=90, fontsize=7)
         axes.legend(fontsize=8)
     return _saved(figure, path)
@@ -125,7 +129,8 @@ def draw_scale(
         for scale, line in zip(scales.scales, smooth, strict=True):
             axes.plot(line.numpy(), linewidth=1, label=f'{scale:g}x')
         axes.set_title(f'{layer.name}: weight of {layer.branches[-1]}', fontsize=9)
-        axes.set_xlabel('channels, adjacent ones averaged', fontsize=8)
+        axes.set_xlabel('channel' if smooth.shape[1] == weights.shape[1] else 'channels, adjacent ones averaged',
+                        fontsize=8)
         axes.set_ylabel('weight', fontsize=8)
         axes.locator_params('x', integer=True)
     for scale, line in zip(scales.scales, scales.difference(), strict=True):
@@ -133,6 +138,7 @@ def draw_scale(
     branches = layers[0].branches
     units.set_title(f'mean({branches[-1]}) - mean({branches[0]}) by unit', fontsize=9)
     units.set_xticks(range(len(scales.units)), scales.units, rotation=90, fontsize=6)
+    units.set_ylabel('difference of weights', fontsize=8)
     units.axhline(0, color='black', linewidth=0.8)
     figure.legend(
         *units.get_legend_handles_labels(), loc='outside lower center', ncols=6, fontsize=8, frameon=False,
