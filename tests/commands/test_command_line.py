@@ -76,6 +76,16 @@ def test_the_help_says_each_default(command):
                 and '(default: ' not in action.help]
 
 
+def test_an_analysis_offers_no_option_that_it_refuses(capsys):
+    offered = {}
+    for command in ('analyze', 'evaluate'):
+        with pytest.raises(SystemExit, match=r'^0$'):
+            main([command, '--help'])
+        offered[command] = {line.split()[0] for line in capsys.readouterr().out.splitlines() if '  --' in line}
+    assert offered['evaluate'] - offered['analyze'] == {'--real-labels', '--task'}
+    assert parse(['analyze', '--task', 'classification']).task == 'classification'  # as commands of before may have
+
+
 def test_every_module_of_a_command_is_a_command():
     shared = {'__init__', '_launcher', 'command_line', 'detector_options', 'network_options'}
     modules = {path.stem for path in (PACKAGE / 'commands').glob('*.py')} - shared

@@ -10,7 +10,7 @@ import pytest
 import timm
 
 from timm_se_plugin.measuring.complexity import complexity
-from timm_se_plugin.measuring.site_tree import draw_sites, site_tree
+from timm_se_plugin.measuring.site_tree import _share, draw_sites, site_tree
 from timm_se_plugin.placement import attention_modules
 
 TOOL = Path(__file__).parents[2] / 'tools' / 'draw_sites.py'
@@ -36,6 +36,13 @@ def test_tree_shows_equal_neighbours_once_and_the_share_of_each():
         # 2 * 3 * 3 * 64 * 64 + 4 * 64 weights, and SE's 2 * 64 * 4 + 64 + 4
         '│', '└─', '0', 'to', '1,', 'each:', 'AttentionBasicBlock', '+', 'se', '74,564', '18,874,880', '0.78', '%',
         '0.003', '%']
+
+
+@pytest.mark.parametrize(('part', 'whole', 'said'), [
+    (0, 10, '0 %'), (0, 0, '0 %'), (87_040, 1_814_160_384, '0.005 %'), (89_080, 11_778_592, '0.76 %'),
+    (1, 10**9, '0.0000001 %'), (1, 10_000, '0.01 %'), (997, 10**8, '0.001 %'), (10, 10, '100.00 %')])
+def test_a_small_share_does_not_look_like_none(part, whole, said):
+    assert _share(part, whole) == said
 
 
 def bars(path, colour):

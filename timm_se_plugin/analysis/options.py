@@ -14,8 +14,9 @@ def analysis_parser(root: argparse.ArgumentParser | None = None) -> argparse.Arg
         parser.prog, parser.description = 'timm-se analyze', (
             "Analyse the gates of a classifier, of timm or of the plugin: write a table, the papers' figures and a "
             'report.')
-    output = next(action for action in parser._actions if action.dest == 'output')
-    output.help = 'folder for gates.csv, the figures and report.html'
+    shared = {action.dest: action for action in parser._actions}
+    shared['output'].help = 'folder for gates.csv, the figures and report.html'
+    shared['task'].help = argparse.SUPPRESS  # the analysis compares classes, and refuses --task multilabel
     add = parser.add_argument_group('analysis').add_argument
     add('--classes', nargs='+', metavar='NAME', help='classes to draw (default: the first four that have images)')
     add('--table', choices=('csv', 'parquet'), default='csv',

@@ -1,5 +1,6 @@
 """The places of attention in a network, and its share of parameters and MACs, as a tree and as a picture."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
@@ -104,8 +105,10 @@ def _node(module: nn.Module, name: str, cost: Complexity, sites: tuple[str, ...]
 
 
 def _share(part: int, whole: int) -> str:
-    share = 100 * part / whole if whole else 0.0
-    return f'{share:.2f} %' if share >= 0.1 or not share else f'{share:.1g} %'
+    """A share in percent, with one digit that is not 0 at least."""
+    percent = 100 * part / whole if whole else 0
+    digits = max(2, -math.floor(math.log10(float(f'{percent:.0e}')))) if percent else 0
+    return f'{percent:.{digits}f} %'
 
 
 def draw_sites(tree: Node, path: str | Path, title: str = '') -> None:
