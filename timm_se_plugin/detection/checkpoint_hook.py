@@ -13,6 +13,7 @@ from mmengine.runner import Runner
 
 from ..files.writing import is_whole, write_atomically
 from ..weights.mm_config import type_name
+from .configs import named_checkpoint
 
 __all__ = ['AtomicBackend', 'WholeCheckpointHook', 'check_work_dir', 'has_begun']
 
@@ -38,14 +39,14 @@ def check_work_dir(config: Any, resume: bool | str) -> None:
     Raises:
         FileExistsError: the folder has a checkpoint, and the training is not resumed, or from a checkpoint elsewhere.
     """
-    work_dir, pointer = config.work_dir, Path(config.work_dir, 'last_checkpoint')
-    if not pointer.is_file():
+    work_dir = config.work_dir
+    if not Path(work_dir, 'last_checkpoint').is_file():
         return
     resume = resume or (config.get('resume') and (config.get('load_from') or True))
     if not resume:
         raise FileExistsError(f'{work_dir} has the checkpoints of a training, which a new one would overwrite; '
                               '--resume continues that training, and --work-dir names another folder for a new one')
-    own = {Path(work_dir).resolve(), Path(pointer.read_text(encoding='utf-8').strip()).resolve().parent}
+    own = {Path(work_dir).resolve(), Path(named_checkpoint(work_dir)).resolve().parent}
     if resume is not True and resume != 'auto' and not {
             Path(resume).resolve().parent, Path(resume).parent.resolve()} & own:
         raise FileExistsError(f'{work_dir} has the checkpoints of a training, which one that continues from {resume} '
@@ -55,15 +56,15 @@ def check_work_dir(config: Any, resume: bool | str) -> None:
 
 def has_begun(config: Any) -> bool:
     """Whether the training of a configuration has left a checkpoint to resume from."""
-    pointer = Path(config.work_dir, 'last_checkpoint')
-    named = pointer.read_text(encoding='utf-8').strip() if pointer.is_file() else ''
+    named = named_checkpoint(config.work_dir)
     if '://' in named or Path(named or 'none').is_dir():  # remote storage; DeepSpeed's checkpoints are folders
         return True
     hook = (config.get('default_hooks') or {}).get('checkpoint') or {}
     found = [Path(named)] if named else []
     if type_name(hook) == WholeCheckpointHook.__name__:  # finds checkpoints that the file does not name
         names = [hook['filename_tmpl'].format('*')] if hook.get('filename_tmpl') else ['epoch_*.pth', 'iter_*.pth']
-        folders = [pointer.parent, *([Path(hook['out_dir'], pointer.parent.name)] if hook.get('out_dir') else [])]
+        work_dir = Path(config.work_dir)
+        folders = [work_dir, *([Path(hook['out_dir'], work_dir.name)] if hook.get('out_dir') else [])]
         found += [path for folder in folders for name in names for path in folder.glob(name)]
     return any(path.is_file() and is_whole(path) for path in found)
 
@@ -102,8 +103,7 @@ class WholeCheckpointHook(CheckpointHook):
         barrier()
 
     def _repair(self, runner: Runner) -> None:
-        pointer = Path(runner.work_dir, 'last_checkpoint')
-        named = pointer.read_text(encoding='utf-8').strip() if pointer.exists() else ''
+        pointer, named = Path(runner.work_dir, 'last_checkpoint'), named_checkpoint(runner.work_dir)
         folder = Path(self.out_dir, Path(runner.work_dir).name) if self.out_dir else Path(runner.work_dir)
         found = {path.resolve(): path for path in (Path(named), *folder.glob(self.filename_tmpl.format('*')))
                  if path.is_file()}

@@ -11,7 +11,7 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.runner import Runner
 
-__all__ = ['config_path', 'last_checkpoint', 'read_config', 'shipped_config']
+__all__ = ['config_path', 'innermost', 'last_checkpoint', 'named_checkpoint', 'read_config', 'shipped_config']
 
 _logger = logging.getLogger(__name__)
 # What MMEngine and MMDetection read beside the arguments of the Runner.
@@ -55,9 +55,22 @@ def config_path(name: str | Path) -> Path:
     return path if path.is_file() else shipped_config(str(name))
 
 
+def innermost(dataset: Any) -> Any:
+    """The configuration of the data set in wrappers such as RepeatDataset."""
+    while 'dataset' in dataset:
+        dataset = dataset['dataset']
+    return dataset
+
+
+def named_checkpoint(folder: str | Path) -> str:
+    """What MMEngine's file ``last_checkpoint`` in the folder of a training names; empty without such a file."""
+    pointer = Path(folder, 'last_checkpoint')
+    return pointer.read_text(encoding='utf-8').strip() if pointer.is_file() else ''
+
+
 def last_checkpoint(folder: Path) -> Path:
     """The last checkpoint of the training in a folder, which need not be there, from the file that names it."""
-    named = Path((folder / 'last_checkpoint').read_text().strip())
+    named = Path(named_checkpoint(folder))
     inside = folder / named.name  # the folder may have been moved or copied
     return named if named.is_file() and not inside.is_file() else inside
 

@@ -12,7 +12,7 @@ from mmengine.config import Config
 
 from ..weights.mm_config import type_name
 from .checkpoint_hook import check_work_dir
-from .configs import read_config
+from .configs import innermost, read_config
 from .data_folder import Split, read_folder
 
 __all__ = ['config_for_folder']
@@ -90,21 +90,14 @@ def config_for_folder(
 def _data_root(file: Path) -> str | None:
     """The folder of data in a configuration; None where a training was killed while it wrote the file."""
     try:
-        return _innermost(Config.fromfile(file).train_dataloader.dataset).get('data_root')
+        return innermost(Config.fromfile(file).train_dataloader.dataset).get('data_root')
     except (AttributeError, SyntaxError):
         return None
 
 
-def _innermost(dataset: Any) -> Any:
-    """The data set in wrappers such as RepeatDataset."""
-    while 'dataset' in dataset:
-        dataset = dataset.dataset
-    return dataset
-
-
 def _set_data(config: Config, of_config: str, split: Split, classes: tuple[str, ...], root: Path) -> None:
     """Set the data set and the evaluator of a split."""
-    dataset = _innermost(config[f'{of_config}_dataloader'].dataset)
+    dataset = innermost(config[f'{of_config}_dataloader'].dataset)
     if 'datasets' in dataset:
         raise ValueError(f'{config.filename}: {of_config}_dataloader has several data sets, and --data gives one; give '
                          '--model a configuration with one data set')

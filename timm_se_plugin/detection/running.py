@@ -28,6 +28,7 @@ from ..weights.mm_config import type_name
 from ._compat import check_checkpoint
 from .backbone import TimmAttentionBackbone
 from .checkpoint_hook import has_begun
+from .configs import innermost
 from .data_check import check_data
 from .picture_check import is_local
 
@@ -168,9 +169,7 @@ def _runner(config: Config, splits: tuple[str, ...], strict: bool, check_picture
                          f'and this machine offers {get_device()}; start one process, without torchrun and --launcher')
     setup_cache_size_limit_of_dynamo()
     for split in splits:
-        data = (config.get(f'{split}_dataloader') or {}).get('dataset') or {}
-        while 'dataset' in data:
-            data = data['dataset']
+        data = innermost((config.get(f'{split}_dataloader') or {}).get('dataset') or {})
         path = Path(data.get('data_root') or '', data.get('ann_file') or '')
         if data.get('ann_file') and '://' not in str(data.get('data_root')) and (
                 is_local(str(path), data.get('backend_args')) and not path.is_file()):
