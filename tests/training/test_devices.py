@@ -1,10 +1,12 @@
 """Threads and devices that lack something: signals, float64, CUDA."""
 
 import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
 from digit_runs import TINY, equal, weights
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -16,6 +18,7 @@ from timm_se_plugin.training import evaluate_classifier, loop, parse_evaluation,
 from timm_se_plugin.training.checkpoint import read_checkpoint
 from timm_se_plugin.training.classifiers import open_classifier
 from timm_se_plugin.training.process import Process, init_process
+from timm_se_plugin.training.run import Run
 
 
 def options(digits, folder, *arguments):
@@ -61,6 +64,26 @@ def test_a_step_on_apples_gpu_needs_no_float64(digits, tmp_path, monkeypatch, tr
     monkeypatch.setattr(Process, 'sum_dtype', torch.float32)
     train_classifier(options(digits, tmp_path / 'run'))
     assert equal(weights(tmp_path / 'run'), weights(trained))
+
+
+class WithoutCopies(TorchDispatchMode):
+    """Refuses copies between the CPU and a GPU, for which a process waits until the GPU has computed everything."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        found = function(*args, **(kwargs or {}))
+        if function is torch.ops.aten._to_copy.default:
+            assert found.device.type == args[0].device.type
+        return found
+
+
+@pytest.mark.parametrize('labels', [(), (3,)])
+def test_a_batch_is_counted_without_waiting_for_the_gpu(labels):
+    with FakeTensorMode(), torch.device('cuda'), WithoutCopies():
+        sums = torch.zeros(3, dtype=torch.float64)
+        result = {'loss': torch.zeros(()), 'output': torch.zeros(4, 3)}
+        run = SimpleNamespace(sums=sums, _losses=[], is_multilabel=bool(labels))
+        Run.count(run, result, torch.zeros(4, *labels, dtype=torch.int64))
+        assert run.sums.device.type == 'cuda'
 
 
 def test_float64_weights_are_refused_on_apples_gpu():

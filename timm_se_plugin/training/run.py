@@ -214,7 +214,7 @@ class Run:
         self._losses.append(loss)
         # With several labels, no guess is right or wrong as a whole: only the loss is counted.
         right = self.sums.new_zeros(()) if self.is_multilabel else (result['output'].detach().argmax(1) == y).sum()
-        self.sums += torch.stack([loss.to(self.sums) * len(y), right.to(self.sums), self.sums.new_tensor(len(y))])
+        self.sums += torch.stack([loss.to(self.sums) * len(y), right.to(self.sums), self.sums.new_full((), len(y))])
 
     def check(self) -> None:
         """Check the losses since the last check.
