@@ -1,5 +1,7 @@
 """Golden numbers: parameters and MACs that the papers and independent implementations publish."""
 
+import weakref
+
 import pytest
 import timm
 import torch
@@ -149,6 +151,15 @@ def test_the_bytes_are_counted_without_a_change_of_the_network():
     before = {key: value.clone() for key, value in model.state_dict().items()}
     assert saved_bytes(model, torch.randn(2, 3, 32, 32)) > 0
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize('fused', [True, False])
+def test_the_maps_whose_bytes_are_counted_are_freed(fused):
+    model, x = timm.create_model('se_test_resnet_plugin', attn_fused=fused).train(), torch.randn(2, 3, 32, 32)
+    saved_bytes(model, x)
+    images = weakref.ref(x)
+    del x
+    assert images() is None  # the first convolution keeps them
 
 
 def test_a_shared_parameter_counts_once():

@@ -147,7 +147,7 @@ def saved_bytes(model: nn.Module, x: Tensor) -> int:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in known:
             storages[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        return tensor.detach()  # tensor itself, kept by the operator that computed it, as by a ReLU, is never freed
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         out = model(x)  # keeps the graph alive, so that no address is used twice
