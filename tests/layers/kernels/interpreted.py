@@ -5,6 +5,7 @@ test_kernels.py runs this file in a process with TRITON_INTERPRET=1, tools/run_o
 
 import copy
 import os
+import weakref
 
 import pytest
 import timm
@@ -323,6 +324,15 @@ def test_a_loss_on_the_gate_alone_and_one_on_both_reach_the_block():
         alone = torch.autograd.grad(gates[0].square().sum(), wanted, retain_graph=True)
         results.append([*alone, *torch.autograd.grad(gates[0].square().sum() + out.square().sum(), wanted)])
     torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
+
+
+def test_a_backward_pass_to_the_shortcut_alone_leaves_nothing_behind():
+    net = Tail(6, *TAILS[0])
+    y, r = (values((3, 6, 5, 4)).requires_grad_() for _ in range(2))
+    torch.autograd.grad(net(y, r, True).sum(), r)
+    kept = weakref.ref(y)
+    del y
+    assert kept() is None
 
 
 @pytest.mark.parametrize('layout', LAYOUTS)

@@ -292,7 +292,8 @@ class _ScaleShiftAdd(Function):
             relu = NO_RELU  # g has the mask already
         else:
             g = grad
-        ctx.call.sums = _Sums(factor, sums, x_sums, relu)
+        # Without detach() the call would hold the graph that holds the call, where the backward pass ends here.
+        ctx.call.sums = _Sums(None if factor is None else factor.detach(), sums, x_sums, relu)
         shortcut_grad = None
         if ctx.needs_input_grad[7]:
             shortcut_grad = g if gate is None else g * gate.to(g.dtype)[:, :, None, None]
