@@ -4,6 +4,7 @@ test_kernels.py runs this file in a process with TRITON_INTERPRET=1, tools/run_o
 """
 
 import copy
+import functools
 import os
 import weakref
 
@@ -15,6 +16,7 @@ from parity import set_mode
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
 
 import timm_se_plugin  # noqa: F401  (registers the models)
 from timm_se_plugin.layers.kernels import available, functions, launch
@@ -324,6 +326,20 @@ def test_a_loss_on_the_gate_alone_and_one_on_both_reach_the_block():
         alone = torch.autograd.grad(gates[0].square().sum(), wanted, retain_graph=True)
         results.append([*alone, *torch.autograd.grad(gates[0].square().sum() + out.square().sum(), wanted)])
     torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('use_reentrant', [True, False])
+@pytest.mark.parametrize('mode', ['train', 'frozen'])
+def test_checkpointing_changes_no_gradient(mode, use_reentrant):
+    results = []
+    for run in (functools.partial(checkpoint, use_reentrant=use_reentrant), lambda function, *args: function(*args)):
+        torch.manual_seed(0)
+        nets = set_mode(Tail(6, *TAILS[1]), mode), Wrapped(SelectiveKernel(6, 4))
+        y, r = (values((3, 6, 5, 4)).requires_grad_() for _ in range(2))
+        out = run(nets[1], run(nets[0], y, r, True), torch.float32, 'auto')
+        out.square().sum().backward()
+        results.append([out, y.grad, r.grad, *(p.grad for net in nets for p in net.parameters() if p.requires_grad)])
+    torch.testing.assert_close(*results)
 
 
 def test_a_backward_pass_to_the_shortcut_alone_leaves_nothing_behind():

@@ -9,6 +9,7 @@ gradient from the first to the second as the gradient of an additional output, `
 """
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -167,7 +168,8 @@ class _Normalize(Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor | None, grad_y: Tensor | None, grad_mean: Tensor | None,
                  grad_invstd: Tensor | None, grad_pooled: Tensor | None) -> tuple[Tensor | None, ...]:
-        y, weight, bias, mean, invstd, *_ = ctx.saved_tensors
+        saved = ctx.saved_tensors  # read once: without use_reentrant, a checkpoint gives them only once
+        y, weight, bias, mean, invstd, *_ = saved
         call: _Pass = ctx.call
         second = needs_formulas(g, grad_y, grad_mean, grad_invstd, grad_pooled)
         grads: list[Tensor | None] = [None] * 3
@@ -179,15 +181,17 @@ class _Normalize(Function):
                 lambda y, weight, bias: _formula_of_normalize(y, weight, bias, mean, invstd, call), (y, weight, bias),
                 ctx.needs_input_grad[:3], (grad_y, grad_mean, grad_invstd, grad_pooled if second else None))
         if not second:
-            by_kernels = _gradients(ctx, g, grad_pooled)
+            by_kernels = _gradients(ctx, saved, g, grad_pooled)
             grads = [a if b is None else b.detach() if a is None else a + b.detach()
                      for a, b in zip(by_kernels, grads, strict=True)]
         return *grads, None, None, None
 
 
-def _gradients(ctx: Any, g: Tensor | None, grad_pooled: Tensor | None) -> tuple[Tensor | None, ...]:
+def _gradients(
+        ctx: Any, saved: Sequence[Any], g: Tensor | None, grad_pooled: Tensor | None,
+) -> tuple[Tensor | None, ...]:
     """Gradients of y, weight and bias, by the kernels."""
-    y, weight, bias, mean, invstd, pooled_sums, pooled_x_sums = ctx.saved_tensors
+    y, weight, bias, mean, invstd, pooled_sums, pooled_x_sums = saved
     call: _Pass = ctx.call
     factor = sums = x_sums = None
     relu = NO_RELU
