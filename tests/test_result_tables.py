@@ -1,6 +1,7 @@
 """The tables of the pages put together only trainings that differ in nothing but their seed."""
 
 import importlib.util
+import re
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,32 @@ def test_curves_of_trainings_with_other_options_have_names_of_their_own(tables, 
     module.draw_curves('curves.png')
     assert [text.get_text() for text in drawn[0].legends[0].texts] == [
         'resnet18_plugin, 45 epochs, 1 seed', "resnet18_plugin attn='eca', 45 epochs, 1 seed"]
+
+
+def test_the_first_page_says_of_each_number_whose_network_it_is_and_whether_it_has_attention(tables):
+    module, write = tables
+    ratios = {'plain': 1, 'timm': 1.2, 'plain fused': 0.8, 'fused': 0.9}
+    attn_base = {'SE-resnet50': ('se', 'resnet50'), 'SK-resnext50_32x4d': ('sk', 'resnext50_32x4d')}
+    rows = []
+    for case in module._FACTS:
+        name, mode, batch, height, width, layout = re.fullmatch(r'(.+): (\w+), (\d+)x(\d+)x(\d+), (.+)', case).groups()
+        attn, base = attn_base[name]
+        rows += [{'attn': attn, 'base': base, 'split_input': False, 'mode': mode, 'dtype': 'float32', 'compiled': False,
+                  'batch': batch, 'height': height, 'width': width, 'layout': layout.replace(' ', '_'),
+                  'variant': variant, 'ratio': ratio, 'saved_bytes_ratio': ratio + 1}
+                 for variant, ratio in ratios.items()]
+    write('speed-cpu', rows)
+    write('cifar10', [{**RUN, 'model': f'{se}resnet20_cifar_plugin', 'top1': top1}
+                      for se, top1 in (('', 0.5), ('se_', 0.75))])
+    write('bccd', [{'model': f'faster-rcnn_{se}r18_fpn_bccd', 'options': '', 'seed': 0, 'epochs': 8, 'map': value}
+                   for se, value in (('', 0.25), ('se-', 0.5))])
+    table = module.facts_table()
+    assert table.splitlines()[0] == (
+        "|  | timm's, plain | timm's, with attention | ours, plain | ours, with attention |")
+    found = cells(table)
+    assert [row[1:] for row in found[:6]] == [['1.00', '1.20', '0.80', '0.90']] * 5 + [
+        ['2.000', '2.200', '1.800', '1.900']]
+    assert [row[1:] for row in found[6:]] == [['', '', '50.00', '75.00'], ['', '', '0.250', '0.500']]
 
 
 def test_gates_of_one_seed_do_not_count_as_two_seeds(tables):
