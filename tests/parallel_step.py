@@ -1,4 +1,4 @@
-"""One training step in two processes, by DDP, FSDP1 and FSDP2; run by tests/models/test_distributed.py."""
+"""One training step in two processes, by DDP, FSDP1 and FSDP2; run by tests/interop/test_distributed.py."""
 
 import copy
 import gc

@@ -351,10 +351,8 @@ def test_a_backward_pass_to_the_shortcut_alone_leaves_nothing_behind():
     assert kept() is None
 
 
-@pytest.mark.parametrize('layout', LAYOUTS)
-def test_norm_act_keeps_its_input_alone(layout):
-    conv, bn, act = nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8), nn.ReLU(inplace=True)
-    x = conv(values((4, 8, 16, 16), layout))
+def kept_maps(compute, size):
+    """The memory of each map of at least this size in bytes that autograd keeps for the backward pass."""
     storages = {}
 
     def pack(t):
@@ -362,11 +360,27 @@ def test_norm_act_keeps_its_input_alone(layout):
         return t
 
     with saved_tensors_hooks(pack, lambda t: t):
-        out = norm_act(x, bn, act, conv)
+        out = compute()
     assert out.requires_grad
-    maps = [s for s in storages.values() if s.nbytes() >= x.nbytes]
-    assert len(maps) == 1
-    assert maps[0].data_ptr() == x.untyped_storage().data_ptr()
+    return {pointer for pointer, storage in storages.items() if storage.nbytes() >= size}
+
+
+@pytest.mark.parametrize('layout', LAYOUTS)
+def test_norm_act_keeps_its_input_alone(layout):
+    conv, bn, act = nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8), nn.ReLU(inplace=True)
+    x = conv(values((4, 8, 16, 16), layout))
+    kept = kept_maps(lambda: norm_act(x, bn, act, conv), x.nbytes)
+    assert kept == {x.untyped_storage().data_ptr()}
+
+
+@pytest.mark.parametrize('mode', ['train', 'frozen'])
+@pytest.mark.parametrize('layout', LAYOUTS)
+def test_a_tail_with_attention_keeps_as_many_maps_as_the_modules_of_one_without(layout, mode):
+    x, r = (nn.Conv2d(8, 8, 1)(values((4, 8, 16, 16), layout)) for _ in range(2))
+    plain, with_se = (set_mode(Tail(8, se, True, False, 0.0, True), mode) for se in (False, True))
+    plain.act.inplace = True
+    expected = kept_maps(lambda: plain(x, r, False), x.nbytes)  # BatchNorm's input and the output of ReLU
+    assert len(kept_maps(lambda: with_se(x, r, True), x.nbytes)) == len(expected) == 2
 
 
 @pytest.mark.parametrize('act', [nn.ReLU, nn.SiLU, None])

@@ -210,9 +210,10 @@ def test_every_kernel_compiles_for_a_gpu_and_spills_nothing(arch, monkeypatch, t
     compiled = set()
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
         for layout in LAYOUTS:
-            for kernel, args, constants in launches(monkeypatch, dtype, layout, [TAIL, MIDDLE]):
+            for kernel, args, constants in launches(monkeypatch, dtype, layout, [TAIL, MIDDLE, BRANCH]):
                 touches_maps = 'LAST' in constants
-                key = kernel.__name__, dtype, constants.get('LAST'), args[2] is None
+                given = tuple(arg is None for arg in args)
+                key = kernel.__name__, dtype, given, *(constants.get(name) for name in ('LAST', 'RELU', 'POOLED_RELU'))
                 if key in compiled or (not touches_maps and dtype == torch.bfloat16):
                     continue
                 compiled.add(key)
