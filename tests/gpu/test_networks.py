@@ -11,8 +11,12 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 import timm_se_plugin  # noqa: F401  (registers the models)
@@ -184,6 +188,32 @@ def test_checkpointing_changes_no_gradient():
         out.square().sum().backward()
         results.append({'out': out.detach(), 'maps': maps.grad, **{n: p.grad for n, p in layer.named_parameters()}})
     assert max(distance(*results).values()) < 1e-4
+
+
+@pytest.fixture
+def process_group(tmp_path):
+    store = f'file://{tmp_path}/store'
+    dist.init_process_group('gloo' if REHEARSAL else 'nccl', init_method=store, rank=0, world_size=1)
+    yield init_device_mesh(DEVICE, (1,))
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize('name', NAMES[:1] + NAMES[3:4])
+def test_wrappers_for_several_processes_change_no_gradient(process_group, name):
+    """In one process, which gathers parameters and shares gradients as several do."""
+    x, y = batch()
+    expected = step(network(name).train(), x, y)
+    parallel = DistributedDataParallel(network(name).train())
+    step(parallel, x, y)
+    assert max(distance({n: p.grad for n, p in parallel.module.named_parameters()}, {
+        n: expected[n] for n, _ in parallel.module.named_parameters()}).values()) < 1e-4
+    sharded = network(name).train()
+    for stage in (sharded.layer1, sharded.layer2, sharded.layer3, sharded.layer4):
+        fully_shard(stage[0], mesh=process_group)
+    fully_shard(sharded, mesh=process_group)
+    step(sharded, x, y)
+    assert max(distance({n: p.grad.full_tensor() for n, p in sharded.named_parameters()}, {
+        n: expected[n] for n, _ in sharded.named_parameters()}).values()) < 1e-4
 
 
 @needs_gpu

@@ -11,10 +11,15 @@ import weakref
 import pytest
 import timm
 import torch
+import torch.distributed as dist
 import torch.multiprocessing as mp
 from parity import set_mode
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
@@ -340,6 +345,29 @@ def test_checkpointing_changes_no_gradient(mode, use_reentrant):
         out.square().sum().backward()
         results.append([out, y.grad, r.grad, *(p.grad for net in nets for p in net.parameters() if p.requires_grad)])
     torch.testing.assert_close(*results)
+
+
+@pytest.fixture
+def mesh(tmp_path):
+    backend = 'gloo' if DEVICE == 'cpu' else 'nccl'
+    dist.init_process_group(backend, init_method=f'file://{tmp_path}/store', rank=0, world_size=1)
+    yield init_device_mesh(DEVICE, (1,))
+    dist.destroy_process_group()
+
+
+def test_wrappers_for_several_processes_change_no_gradient(mesh):
+    results = []
+    for wrap in (lambda net: net, DistributedDataParallel, functools.partial(fully_shard, mesh=mesh)):
+        torch.manual_seed(0)
+        nets = wrap(Tail(6, *TAILS[1])), wrap(Wrapped(SelectiveKernel(6, 4)))
+        y, r = (values((3, 6, 5, 4)).requires_grad_() for _ in range(2))
+        out = nets[1](nets[0](y, r, True), torch.float32, 'auto')
+        out.square().sum().backward()
+        grads = [p.grad.full_tensor() if isinstance(p.grad, DTensor) else p.grad
+                 for net in nets for p in net.parameters()]
+        results.append([out, y.grad, r.grad, *grads])
+    torch.testing.assert_close(results[1], results[0])
+    torch.testing.assert_close(results[2], results[0])
 
 
 def test_a_backward_pass_to_the_shortcut_alone_leaves_nothing_behind():
