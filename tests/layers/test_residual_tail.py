@@ -17,7 +17,9 @@ from timm.layers import DropPath
 from timm.models._features_fx import create_feature_extractor
 from timm.models.resnet import BasicBlock, Bottleneck
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from timm_se_plugin.files.tables import read_table
@@ -262,6 +264,27 @@ def test_half_precision_errs_no_more_than_the_modules(call_cost, integration, ho
         if name.endswith('num_batches_tracked'):
             continue
         assert sum(errors[True][name]) <= 1.2 * sum(plain) + 1e-6, name
+
+
+class WithStatistics(TorchDispatchMode):
+    """Refuses None for the batch statistics of BatchNorm's derivative, as the operator of CUDA does."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function is torch.ops.aten.native_batch_norm_backward.default:
+            assert args[5] is not None
+            assert args[6] is not None
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize('needs_y', [False, True])
+@pytest.mark.parametrize('samples', [1, 2])
+@pytest.mark.parametrize('channels_last', [False, True])
+def test_on_a_gpu_without_kernels_the_operators_get_what_they_need(channels_last, samples, needs_y):
+    with FakeTensorMode(), torch.device('cuda'), WithStatistics():
+        grad, y = (layout(torch.randn(samples, 6, 8, 8), channels_last) for _ in range(2))
+        grads = _tail_functions._affine_backward(
+            grad, y, torch.randn(samples, 6), torch.randn(6), torch.rand(6), 1e-5, needs_y)
+        assert [None if g is None else g.shape for g in grads] == [y.shape if needs_y else None, *[(samples, 6)] * 2]
 
 
 @pytest.mark.parametrize('channels_last', [False, True])

@@ -156,9 +156,10 @@ def _affine_backward(
     """Gradients of y, weight and bias."""
     N = y.shape[0]
     if N == 1 or (y.is_contiguous() and g.is_contiguous()):
+        nothing = weight.new_empty(0)  # batch statistics, which are not used here; CUDA's operator does not take None
         gy, gweight, gbias = _native.native_batch_norm_backward(
-            _by_channel(g), _by_channel(y), weight.flatten(), mean.repeat(N), var.repeat(N), None, None, False, eps,
-            [needs_y, True, True])
+            _by_channel(g), _by_channel(y), weight.flatten(), mean.repeat(N), var.repeat(N), nothing, nothing, False,
+            eps, [needs_y, True, True])
         return (gy if N == 1 else gy.view_as(y)) if needs_y else None, gweight.view_as(weight), gbias.view_as(weight)
     invstd = (var + eps).rsqrt()
     if _by_sample(y):
