@@ -239,6 +239,36 @@ def modulated_deform_conv_backward(input: Tensor, weight: Tensor, bias: Tensor, 
         grad_bias += grads[4]
 
 
+def ms_deform_attn_forward(value: Tensor, value_spatial_shapes: Tensor, value_level_start_index: Tensor,
+                           sampling_locations: Tensor, attention_weights: Tensor, im2col_step: int) -> Tensor:
+    """Multi-scale deformable attention (Zhu et al., arXiv 2010.04159), which mmcv computes by itself on the CPU alone.
+
+    ``value_level_start_index`` follows from the shapes, and ``im2col_step`` is mmcv's workspace; neither is used.
+
+    Shape: (N, keys, heads, C), (levels, 2), (levels,), (N, queries, heads, levels, points, 2),
+    (N, queries, heads, levels, points) -> (N, queries, heads * C).
+    """
+    from mmcv.ops.multi_scale_deform_attn import multi_scale_deformable_attn_pytorch  # imports this module
+
+    x, locations, weights = (_float(t) for t in (value, sampling_locations, attention_weights))
+    return multi_scale_deformable_attn_pytorch(x, value_spatial_shapes, locations, weights).to(value.dtype)
+
+
+def ms_deform_attn_backward(value: Tensor, value_spatial_shapes: Tensor, value_level_start_index: Tensor,
+                            sampling_locations: Tensor, attention_weights: Tensor, grad_output: Tensor,
+                            grad_value: Tensor, grad_sampling_loc: Tensor, grad_attn_weight: Tensor,
+                            im2col_step: int) -> None:
+    """Gradients of :func:`ms_deform_attn_forward`, added to the tensors ``grad_…``."""
+    x, locations, weights = inputs = [
+        _float(t.detach()).requires_grad_() for t in (value, sampling_locations, attention_weights)]
+    with torch.enable_grad():
+        out = ms_deform_attn_forward(
+            x, value_spatial_shapes, value_level_start_index, locations, weights, im2col_step)
+    grads = torch.autograd.grad(out, inputs, _float(grad_output))
+    for total, grad in zip((grad_value, grad_sampling_loc, grad_attn_weight), grads, strict=True):
+        total += grad
+
+
 def _focal(input: Tensor, target: Tensor, weight: Tensor, alpha: float) -> tuple[Tensor, Tensor, Tensor]:
     """Logits times the sign of their class (1 if positive, else -1); the sign; and alpha_t times the class's weight."""
     positive = target[:, None] == torch.arange(input.shape[1], device=input.device)
