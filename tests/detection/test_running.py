@@ -349,12 +349,23 @@ def test_metrics_of_masks_and_of_trainings_by_iterations_are_recorded(coco_folde
     assert (float(curve['epoch']), float(curve['segm_map_50'])) == (row['epochs'], row['segm_map_50'])
 
 
-def test_a_run_is_recorded_where_python_does_not_know_its_memory(monkeypatch):
+def test_a_run_is_recorded_where_python_does_not_know_its_memory(monkeypatch, tmp_path):
     from timm_se_plugin.detection import records
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
-    assert 50 < records._peak_memory() < 100_000  # MiB
+    assert 50 < records._peak_memory(tmp_path) < 100_000  # MiB
     monkeypatch.setitem(sys.modules, 'resource', None)  # as on Windows
-    assert records._peak_memory() is None
+    assert records._peak_memory(tmp_path) is None
+
+
+def test_the_peak_on_a_gpu_is_that_of_the_training_though_mmengine_sets_it_back(monkeypatch, tmp_path):
+    from timm_se_plugin.detection import records
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'max_memory_allocated', lambda: 700 * 2**20)  # in the last validation
+    (tmp_path / 'vis_data').mkdir()
+    assert records._peak_memory(tmp_path) == 700
+    (tmp_path / 'vis_data' / 'scalars.json').write_text(
+        '{"loss": 1.0, "memory": 900, "step": 1}\n{"loss": 0.9, "memory": 800, "step": 2}\n{"coco/bbox_mAP": 0.1}\n')
+    assert records._peak_memory(tmp_path) == 900
 
 
 def test_a_folder_in_the_place_of_a_configuration_is_told_what_it_is(tmp_path):

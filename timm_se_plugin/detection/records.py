@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,8 @@ def record_run(runner: Runner, path: str | Path, options: str = '') -> dict[str,
         **(validations.get(epochs[-1], {}) if epochs else {}),
         'seconds_per_step': round(float(np.median(history['train/time'])), 4),
         'seconds_waiting_for_data': round(float(np.median(history['train/data_time'])), 4),
-        'peak_memory_mib': _peak_memory(), 'device': str(next(runner.model.parameters()).device.type),
+        'peak_memory_mib': _peak_memory(Path(runner.work_dir, runner.timestamp)),
+        'device': str(next(runner.model.parameters()).device.type),
         'threads': torch.get_num_threads(), 'torch': torch.__version__, 'mmdet': mmdet.__version__,
         'mmengine': mmengine.__version__,
     }
@@ -82,21 +83,31 @@ def _validations(work_dir: Path) -> dict[float, dict[str, float]]:
     """
     found = {}
     for log in sorted(work_dir.glob('*/vis_data/scalars.json')):
-        for line in log.read_text().splitlines():
-            try:
-                values = json.loads(line)
-            except json.JSONDecodeError:  # a run was killed while it wrote the line
-                continue
+        for values in _logged(log):
             metrics = _metrics(values)
             if metrics:
                 found[values['step']] = metrics
     return found
 
 
-def _peak_memory() -> int | None:
-    """Peak memory in MiB: CUDA's allocations, or the resident memory of the process; None on Windows."""
+def _logged(log: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a log of MMEngine."""
+    for line in log.read_text(encoding='utf-8').splitlines():
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError:  # a run was killed while it wrote the line
+            continue
+
+
+def _peak_memory(log_dir: Path) -> int | None:
+    """Peak memory in MiB: CUDA's allocations, or the resident memory of the process; None on Windows.
+
+    MMEngine sets CUDA's peak back whenever it logs it: the peak of the training is the largest one in the run's log.
+    """
     if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() // 2**20
+        log = log_dir / 'vis_data' / 'scalars.json'
+        logged = [values['memory'] for values in _logged(log) if 'memory' in values] if log.is_file() else []
+        return max([*logged, torch.cuda.max_memory_allocated() // 2**20])
     try:
         import resource
     except ModuleNotFoundError:
