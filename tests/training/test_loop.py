@@ -131,6 +131,7 @@ def test_the_time_ratio_is_the_networks_step_by_that_of_its_plain_network(
         digits, tmp_path, monkeypatch, model, keyword):
     clock = Clock()
     monkeypatch.setattr(turns, 'time', clock)
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)  # where fork_rng warns that it initialises each of them
     made = Run(parse_options([*TINY, '--model', model, '--data-dir', str(digits), '--output', str(tmp_path),
                               '--model-kwargs', keyword]), Process(torch.device('cpu')))
     handle = torch.nn.modules.module.register_module_forward_hook(clock.see)

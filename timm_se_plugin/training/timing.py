@@ -50,7 +50,7 @@ def step_time_ratio(run: Run, rounds: int = 15) -> float | None:
         return None
     _logger.info('the time of a training step is compared with that of %s', plain)
     without = {key: value for key, value in kwargs.items() if not key.startswith('attn')}
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=()):  # networks are made on the CPU
         models = {which: run.create_model(name, keywords, pretrained=False).train() for which, name, keywords in (
             ('plain', plain, without), ('own', run.options.model, kwargs))}
     if run.options.torchcompile:
