@@ -192,10 +192,13 @@ def test_checkpointing_changes_no_gradient():
 
 @pytest.fixture
 def process_group(tmp_path):
+    torch.empty(1, device=DEVICE)  # a mesh made before the process uses the GPU gives a warning, an error here
     store = f'file://{tmp_path}/store'
     dist.init_process_group('gloo' if REHEARSAL else 'nccl', init_method=store, rank=0, world_size=1)
-    yield init_device_mesh(DEVICE, (1,))
-    dist.destroy_process_group()
+    try:
+        yield init_device_mesh(DEVICE, (1,))
+    finally:  # a group that is left would end every later test that makes one
+        dist.destroy_process_group()
 
 
 @pytest.mark.parametrize('name', NAMES[:1] + NAMES[3:4])

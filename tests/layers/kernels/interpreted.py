@@ -349,10 +349,13 @@ def test_checkpointing_changes_no_gradient(mode, use_reentrant):
 
 @pytest.fixture
 def mesh(tmp_path):
+    torch.empty(1, device=DEVICE)  # a mesh made before the process uses the GPU gives a warning, an error here
     backend = 'gloo' if DEVICE == 'cpu' else 'nccl'
     dist.init_process_group(backend, init_method=f'file://{tmp_path}/store', rank=0, world_size=1)
-    yield init_device_mesh(DEVICE, (1,))
-    dist.destroy_process_group()
+    try:
+        yield init_device_mesh(DEVICE, (1,))
+    finally:  # a group that is left would end every later test that makes one
+        dist.destroy_process_group()
 
 
 def test_wrappers_for_several_processes_change_no_gradient(mesh):
