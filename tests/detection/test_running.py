@@ -109,11 +109,26 @@ def test_a_coco_configuration_trains_validates_tests_resumes_and_detects(coco_fo
         train_detector(other)
 
 
-def test_a_checkpoint_in_the_home_folder_is_tested_as_mmengine_names_it(coco_folder, monkeypatch):
+@pytest.mark.parametrize('name', ['a.pth', 'a.safetensors'])
+def test_a_checkpoint_in_the_home_folder_is_tested_as_mmengine_names_it(coco_folder, monkeypatch, name):
     config = on_folder(coco_folder)
-    torch.save({'state_dict': MODELS.build(config.model).state_dict()}, coco_folder / 'a.pth')
+    weights = MODELS.build(config.model).state_dict()
+    (save_file if name.endswith('.safetensors') else torch.save)(weights, coco_folder / name)
     monkeypatch.setenv('HOME', str(coco_folder))
-    assert 'coco/bbox_mAP' in test_detector(config, '~/a.pth')
+    assert 'coco/bbox_mAP' in test_detector(config, f'~/{name}')
+
+
+def test_a_strategy_whose_checkpoints_are_folders_gets_one(coco_folder, monkeypatch):
+    class BuiltError(Exception):
+        pass
+
+    def build(config):
+        raise BuiltError(config.load_from)
+
+    monkeypatch.setattr('mmengine.registry.RUNNERS.build', build)
+    config = on_folder(coco_folder, runner_type='FlexibleRunner', strategy={'type': 'DeepSpeedStrategy'})
+    with pytest.raises(BuiltError, match='images'):
+        test_detector(config, str(coco_folder / 'images'))
 
 
 def test_a_checkpoint_that_is_not_there_is_named_before_a_runner_is_built(coco_folder, monkeypatch):

@@ -107,7 +107,7 @@ def load_from_local(filename: str, map_location: Any) -> Any:  # MMEngine logs t
     """
     check_checkpoint(filename)
     if filename.endswith('.safetensors'):
-        return {'state_dict': read_weights(filename)[0]}
+        return {'state_dict': read_weights(Path(filename).expanduser())[0]}
     try:
         return checkpoint.load_from_local(filename, map_location)
     except MemoryError:

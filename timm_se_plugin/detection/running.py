@@ -176,8 +176,9 @@ def _runner(config: Config, splits: tuple[str, ...], strict: bool, check_picture
             read = '' if split == 'train' else f' {split}_evaluator.ann_file=…, which the evaluation reads'
             raise FileNotFoundError(f'the annotations {path} of {split}_dataloader do not exist; give their place by '
                                     f'--cfg-options {split}_dataloader.dataset.data_root=…{read}')
-    if config.get('load_from'):  # MMEngine would look at it after its environment, configuration and hooks
-        check_checkpoint(str(config.load_from))
+    start = str(config.get('load_from') or '')
+    if start and not (config.get('strategy') and Path(start).is_dir()):  # DeepSpeed's checkpoints are folders
+        check_checkpoint(start)  # MMEngine would look at it after its environment, configuration and hooks
     runner = RUNNERS.build(config) if 'runner_type' in config else Runner.from_cfg(config)
     runner.logger.addFilter(_tells_the_user)
     # An entry in custom_hooks would be saved with the configuration, and MMDetection's own tools could not build it.
