@@ -95,7 +95,7 @@ def test_broken_files_are_named_and_passed_over_and_pictures_of_all_kinds_are_re
     assert len(rows) == 5
     assert 'broken.png cannot be read' in caplog.text
     assert 'loop links to a folder that it lies in, and is not followed' in caplog.text
-    with pytest.raises(SystemExit, match='none of the 1 files is a picture that can be read'):
+    with pytest.raises(SystemExit, match='of 1 file, none is a picture that can be read'):
         main(['predict', str(tmp_path / 'broken.png'), '--model', str(trained)])
 
 

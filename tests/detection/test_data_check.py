@@ -238,7 +238,7 @@ MASKS = {'model.roi_head.mask_head.num_classes': 2, 'model.roi_head.mask_head.in
 def test_a_detector_of_masks_refuses_boxes_without_one(coco_folder, segmentation):
     change_annotations(coco_folder / 'annotations.json', lambda data: data['annotations'][0].update(
         segmentation=segmentation))
-    with pytest.raises(ValueError, match=r'1 boxes of .*annotations.json have no segmentation, .* in .*0\.png'):
+    with pytest.raises(ValueError, match=r'annotations.json has 1 box without a segmentation, .* in .*0\.png'):
         train_detector(stopped(coco_folder, 'mask-rcnn_se-r50_fpn_1x_coco', **MASKS))
     with pytest.raises(FirstStepError):
         train_detector(stopped(coco_folder))
@@ -256,13 +256,13 @@ def test_an_outline_may_lie_outside_a_list_of_outlines(coco_folder):
 
 @pytest.mark.filterwarnings('ignore:__array__ implementation:DeprecationWarning')  # of mmdet's masks
 @pytest.mark.parametrize(('segmentation', 'message'), [
-    ([[1, 1, 2, 2]], 'no polygon of three points'), ([[90, 70, 95, 70, 95, 79]], 'lie outside their box')])
+    ([[1, 1, 2, 2]], 'without a polygon of three points'), ([[90, 70, 95, 70, 95, 79]], 'outside the box')])
 def test_masks_that_are_no_area_or_elsewhere_are_logged(coco_folder, said, segmentation, message):
     change_annotations(coco_folder / 'annotations.json', lambda data: data['annotations'][0].update(
         segmentation=segmentation))
     with pytest.raises(FirstStepError):
         train_detector(stopped(coco_folder, 'mask-rcnn_se-r50_fpn_1x_coco', **MASKS))
-    assert any(re.search(rf'1 segmentations of .*annotations.json .*{message}.* in .*0\.png', text) for text in said)
+    assert any(re.search(rf'annotations.json has 1 segmentation {message}.* in .*0\.png', text) for text in said)
 
 
 def test_validation_pictures_that_are_trained_on_are_logged(coco_folder, said):
@@ -324,7 +324,7 @@ def test_classes_in_another_order_or_number_than_those_of_training_are_refused(c
         train_detector(config)
     config = stopped(coco_folder)
     config.test_dataloader.dataset.metainfo = dict(classes=('blue',))
-    with pytest.raises(ValueError, match=r"test_dataloader .*1 classes of train_dataloader .* are missing \('red'\)"):
+    with pytest.raises(ValueError, match=r"test_dataloader .*1 class of train_dataloader .* is missing \('red'\)"):
         train_detector(config)
 
 

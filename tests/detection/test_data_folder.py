@@ -433,7 +433,7 @@ YOLO_A, VOC_A = 'labels/train/a.txt', 'Annotations/train_a.xml'
     pytest.param(spoil(save_voc, lambda folder: (folder / 'JPEGImages/train_a.jpg').unlink()), ValueError,
                  r"train_a.xml has no picture: there is none named train_a or 'train_a.jpg'", id='XML without picture'),
     pytest.param(spoil(save_voc, lambda folder: (folder / VOC_A).unlink()), FileNotFoundError,
-                 r'name 1 pictures that have no XML file, of which train_a is the first', id='a list without XML'),
+                 r'name 1 picture that has no XML file, of which train_a is the first', id='a list without XML'),
     pytest.param(spoil(save_voc, lambda folder: shutil.copytree(folder / 'ImageSets', folder / 'more' / 'ImageSets')),
                  ValueError, r'both list the pictures of test', id='two lists'),
     pytest.param(spoil(save_yolo, lambda folder: (folder / 'data.yaml').rename(folder / 'classes.txt')),

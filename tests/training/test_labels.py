@@ -201,7 +201,7 @@ def test_labels_without_pictures_and_pictures_without_labels_are_logged(own, cap
     (own / 'train.csv').write_text('\ufeff' + '\n'.join([f'{lines[0]},torn', *(f'{line},0' for line in lines[1:])]),
                                    encoding='utf-8')
     reader = read_labels(str(own / 'train.csv'))
-    assert '1 labels without a picture (torn)' in caplog.text
+    assert '1 label without a picture (torn)' in caplog.text
     empty = sum(not labels for _, labels in reader.samples)
     assert f'{empty} of 96 pictures have no label' in caplog.text
     assert empty

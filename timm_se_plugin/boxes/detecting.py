@@ -11,6 +11,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from ..files.counting import counted
 from ..files.pictures import Picture, readable, reason, search
 from ..files.tables import write_table
 from ..files.writing import write_atomically
@@ -119,7 +120,7 @@ def detect(detector: Detector, targets: dict[Path, Path], output: str | Path, sc
         if results:
             _write_results(results, Path(output))
     if not results:
-        raise ValueError(f'none of the {len(targets)} files is a picture that can be detected in')
+        raise ValueError(f'of {counted(len(targets), "file")}, none is a picture that can be detected in')
     if not any(result['detections'] for result in results):
         below = math.floor(10_000 * highest) / 10_000  # a score that is not above that of the box
         _logger.warning('no picture has a box with a score of %g or more; %s', score, (

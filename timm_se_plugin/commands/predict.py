@@ -49,6 +49,7 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     """
     import json
 
+    from ..files.counting import counted
     from ..files.pictures import pictures_of
     from ..files.tables import write_table
     from ..files.writing import check_file, write_atomically
@@ -79,7 +80,7 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
         if args.sheet and predictions:
             draw_sheet(predictions, args.sheet)
     if not predictions:
-        raise ValueError(f'none of the {len(files)} files is a picture that can be read')
+        raise ValueError(f'of {counted(len(files), "file")}, none is a picture that can be read')
     for path in filter(None, (args.output, args.sheet)):
         print(f'written to {path}')
     return [found.to_dict() for found in predictions]

@@ -93,8 +93,10 @@ def _compare_classes(names: Sequence[str], where: str, expected: Sequence[str], 
     if tuple(names) == tuple(expected):
         return
     lacking, other = ([name for name in a if name not in b] for a, b in ((expected, names), (names, expected)))
-    parts = [f'{len(found)} classes {what} ({", ".join(map(repr, found[:5]))}{", …" if len(found) > 5 else ""})'
-             for found, what in ((lacking, f'of {whose} are missing'), (other, 'are not among them')) if found]
+    parts = [f'{counted(len(found), *what)} ({", ".join(map(repr, found[:5]))}{", …" if len(found) > 5 else ""})'
+             for found, what in (
+                 (lacking, (f'class of {whose} is missing', f'classes of {whose} are missing')),
+                 (other, ('class is not among them', 'classes are not among them'))) if found]
     raise ValueError(f'{where} has other classes than {whose}: '
                      + ('; '.join(parts) or f'the same names in another order, {tuple(names)} and {tuple(expected)}')
                      + '. A label is a position in this list; set the same metainfo.classes everywhere')
@@ -157,14 +159,14 @@ def _check_masks(dataset: Any) -> None:
                 elif min(x) > x2 or max(x) < x1 or min(y) > y2 or max(y) < y1:
                     elsewhere.append(info['img_path'])
     if lacking:
-        raise ValueError(f'{len(lacking)} boxes of {dataset.ann_file} have no segmentation, from which the detector '
-                         f'learns masks, the first of them in {lacking[0]}; add the segmentations, remove the boxes, '
-                         'or train a detector without masks')
-    for found, what in ((thin, 'have no polygon of three points, so that their boxes are not learned'),
-                        (elsewhere, 'lie outside their box')):
+        raise ValueError(f'{dataset.ann_file} has {counted(len(lacking), "box", "boxes")} without a segmentation, from '
+                         f'which the detector learns masks, the first of them in {lacking[0]}; add the segmentations, '
+                         'remove the boxes, or train a detector without masks')
+    for found, what in ((thin, 'without a polygon of three points, so that the box is not learned'),
+                        (elsewhere, 'outside the box')):
         if found:
-            print_log(f'{len(found)} segmentations of {dataset.ann_file} {what}, the first of them in {found[0]}',
-                      logger='current', level=logging.WARNING)
+            print_log(f'{dataset.ann_file} has {counted(len(found), "segmentation")} {what}, the first of them in '
+                      f'{found[0]}', logger='current', level=logging.WARNING)
 
 
 def _check_order(dataset: Any, names: tuple[str, ...]) -> None:

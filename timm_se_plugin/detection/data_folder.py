@@ -202,9 +202,9 @@ def _voc_splits(
     if lists:
         missing = sorted(listed.difference(*map(names_in_lists, files)))
         if missing:
-            raise FileNotFoundError(f'the lists in ImageSets/Main of {root} name {len(missing)} pictures that have no '
-                                    f'XML file, of which {missing[0]} is the first; add the files, or remove the '
-                                    'names from the lists')
+            named = counted(len(missing), 'picture that has', 'pictures that have')
+            raise FileNotFoundError(f'the lists in ImageSets/Main of {root} name {named} no XML file, of which '
+                                    f'{missing[0]} is the first; add the files, or remove the names from the lists')
         left_out = [file for file in files if not names_in_lists(file) & listed]
         if left_out:
             _logger.info('%d XML files, of which %s is the first, are left out, since no list in ImageSets/Main has '

@@ -15,6 +15,7 @@ from mmengine.logging import print_log
 from PIL import Image
 from tqdm import tqdm
 
+from ..files.counting import counted
 from ..files.pictures import orientation_in_header
 
 __all__ = ['PictureFile', 'check_pictures', 'is_local', 'load_picture', 'loader_of', 'picture_files']
@@ -119,9 +120,9 @@ def check_pictures(pictures: list[PictureFile]) -> None:
                         f'{sum(picture.where == where for picture in looked)} pictures of {where} {what}; the first '
                         f'is {found[0][1]}')
     if unclear:
-        print_log(f'{len(unclear)} pictures, of which {unclear[0]} is the first, have an EXIF orientation that turns '
-                  'or mirrors them without a change of size; make sure that their boxes are for the pictures as they '
-                  'are loaded', logger='current', level=logging.WARNING)
+        print_log(f'{counted(len(unclear), "picture has", "pictures have")} an EXIF orientation that turns or mirrors '
+                  f'without a change of size, the first of them {unclear[0]}; make sure that the boxes are for the '
+                  'pictures as they are loaded', logger='current', level=logging.WARNING)
     if len(looked) < len(pictures):
         print_log(f'checked {len(looked)} of {len(pictures)} picture files, since the others are not local',
                   logger='current')

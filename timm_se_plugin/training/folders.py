@@ -178,7 +178,8 @@ def read_tar(root: str, class_map: Mapping[str, int] | None) -> ReaderImageInTar
     indices = _indices(sorted(set(names), key=class_key), class_map, root)
     unmapped = Counter(name for name in names if name not in indices)
     if unmapped:
-        _logger.warning('%s: %d pictures%s', root, len(names) - unmapped.total(), _Listing().left_out(unmapped))
+        _logger.warning('%s: %s%s', root, counted(len(names) - unmapped.total(), 'picture'),
+                        _Listing().left_out(unmapped))
     mapped = [name in indices for name in names]
     reader.class_name_to_idx, reader.class_idx_to_name = indices, {index: name for name, index in indices.items()}
     reader.samples = reader.samples[shown][mapped]

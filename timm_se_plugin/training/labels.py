@@ -17,6 +17,7 @@ from timm.data.readers.reader_image_folder import ReaderImageFolder
 from torch import Tensor
 
 from ..files.class_names import nearly_equal
+from ..files.counting import counted
 from ..files.pictures import original_name, with_slashes
 from .folders import closest, share_of
 
@@ -178,7 +179,7 @@ def _log_doubts(path: str, names: Sequence[str], samples: Sequence[tuple[str, tu
     found = {label for _, labels in samples for label in labels}
     absent = [name for label, name in enumerate(names) if label not in found]
     if absent:
-        _logger.warning('%s: %d labels without a picture (%s)', path, len(absent), ', '.join(absent[:5]))
+        _logger.warning('%s: %s without a picture (%s)', path, counted(len(absent), 'label'), ', '.join(absent[:5]))
     for described in nearly_equal(names):
         _logger.warning('%s: the labels %s; each is a label of its own', path, described)
     empty = sum(not labels for _, labels in samples)
