@@ -274,7 +274,7 @@ def test_a_detector_of_masks_refuses_a_folder_without_masks(mine, tmp_path):
         file.write_text(json.dumps(data))
     config = config_for_folder('mask-rcnn_se-r50_fpn_1x_coco', mine, tmp_path / 'run')
     config.merge_from_dict({**FROM_SCRATCH, 'log_level': 'ERROR', 'visualizer.name': 'no masks'})
-    with pytest.raises(ValueError, match=r'have no segmentation, .* or train a detector without masks'):
+    with pytest.raises(ValueError, match=r'without a segmentation, .* or train a detector without masks'):
         train_detector(config)
 
 
