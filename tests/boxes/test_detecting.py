@@ -62,7 +62,7 @@ def test_nothing_found_is_a_result_too(tmp_path):
 
 @pytest.mark.parametrize(('highest', 'said'), [
     (0.29999, 'the highest score of a box is 0.2999, and a lower --score keeps such boxes'),
-    (0.0, 'the detector finds no box with any score')])
+    (0.0, 'the detector gives no box with a lower score either')])
 def test_where_no_picture_has_a_box_the_score_is_told_once(highest, said, tmp_path, caplog):
     for name in 'ab':
         Image.new('RGB', (32, 24)).save(tmp_path / f'{name}.png')

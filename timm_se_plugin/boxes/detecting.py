@@ -125,7 +125,7 @@ def detect(detector: Detector, targets: dict[Path, Path], output: str | Path, sc
         below = math.floor(10_000 * highest) / 10_000  # a score that is not above that of the box
         _logger.warning('no picture has a box with a score of %g or more; %s', score, (
             f'the highest score of a box is {below:g}, and a lower --score keeps such boxes' if highest else
-            'the detector finds no box with any score'))
+            'the detector gives no box with a lower score either'))
     return results
 
 
