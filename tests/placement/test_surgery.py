@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from timm_se_plugin import AttentionSpec, add_attention, remove_attention
+from timm_se_plugin.analysis import find_gates
 from timm_se_plugin.layers import BottleneckAttention, SqueezeExcite
 from timm_se_plugin.measuring import complexity
 from timm_se_plugin.placement import ATTENTIONS, AttentionBasicBlock, AttentionBottleneck, fuse_for_inference
@@ -357,6 +358,14 @@ def test_what_cannot_be_is_one_clear_error():
     with pytest.raises(ValueError, match=r'ModuleDict does not take an image .* or the part of the network'):
         add_attention(whole, sites='backbone.layer1')
     assert list(add_attention(whole['backbone'], stages=2)) == ['layer2.0.se']
+
+
+@pytest.mark.parametrize('call', [add_attention, remove_attention, fuse_for_inference, complexity, find_gates])
+@pytest.mark.parametrize(('given', 'kind', 'name'), [
+    ('resnet18', 'str', 'resnet18'), (OrderedDict(), 'OrderedDict', 'resnet50'), (None, 'NoneType', 'resnet50')])
+def test_what_is_no_network_is_refused_with_the_way_to_one(call, given, kind, name):
+    with pytest.raises(ValueError, match=rf"a network is needed .*type {kind}; build it .*create_model\('{name}'\)"):
+        call(given)
 
 
 def test_a_class_derived_from_timms_block_is_named():

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..layers.selective_kernel import SelectiveKernelAttn
 from ..placement.attentions import record_of
+from ..placement.structure import check_network
 
 __all__ = ['Gate', 'find_gates', 'kernel_names', 'observed']
 
@@ -91,6 +92,7 @@ def find_gates(model: nn.Module) -> list[Gate]:
     Raises:
         ValueError: the network has no gate.
     """
+    check_network(model)
     model = getattr(model, '_orig_mod', model)
     modules = dict(model.named_modules(remove_duplicate=False))
     gates: dict[str, Gate] = {}

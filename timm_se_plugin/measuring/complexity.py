@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..placement import counted_attention
 from ..placement.recalibration import attention_of_output
-from ..placement.structure import image_size, run_structure, structure_of
+from ..placement.structure import check_network, image_size, run_structure, structure_of
 
 __all__ = ['CONVENTION', 'Complexity', 'ModuleCost', 'complexity', 'saved_bytes']
 
@@ -91,6 +91,7 @@ def complexity(model: nn.Module, input_size: tuple[int, int, int] | None = None)
     Raises:
         ValueError: the network does not accept such an image, or cannot be copied.
     """
+    check_network(model)
     input_size = input_size or image_size(model)
     counted = structure_of(model)
     _separate(counted, set())

@@ -17,7 +17,7 @@ from ..layers._bypass import has_hooks
 from ..layers._tail_functions import add_act_
 from ..layers.squeeze_excite import why_not_squeeze_excite
 from .residual import AttentionBasicBlock, AttentionBottleneck
-from .structure import choose_fused, image_size, run_structure, structure_of
+from .structure import check_network, choose_fused, image_size, run_structure, structure_of
 
 __all__ = ['fuse_for_inference']
 
@@ -50,6 +50,7 @@ def fuse_for_inference(model: nn.Module, input_size: tuple[int, int, int] | None
         ValueError: `model`, or a BatchNorm in it, is in training mode, so that it can't be folded, or the network does
             not accept such an image.
     """
+    check_network(model)
     name = next((name for name, module in model.named_modules()
                  if module.training and (module is model or isinstance(module, nn.BatchNorm2d))), None)
     if name is not None:

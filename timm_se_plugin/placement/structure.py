@@ -10,7 +10,19 @@ from torch import Tensor, nn
 
 from .recalibration import is_attention_hook
 
-__all__ = ['choose_fused', 'image_size', 'run_structure', 'structure_of']
+__all__ = ['check_network', 'choose_fused', 'image_size', 'run_structure', 'structure_of']
+
+
+def check_network(model: object) -> None:
+    """Refuse what is no network, such as its name or its weights.
+
+    Raises:
+        ValueError: `model` is not a ``torch.nn.Module``.
+    """
+    if not isinstance(model, nn.Module):
+        name = repr(model if isinstance(model, str) else 'resnet50')
+        raise ValueError(f'a network is needed (torch.nn.Module), not a value of the type {type(model).__name__}; '
+                         f'build it first, for instance with timm.create_model({name}), and load weights into it')
 
 
 def image_size(model: nn.Module) -> tuple[int, int, int]:

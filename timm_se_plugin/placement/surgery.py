@@ -30,7 +30,7 @@ from .residual import (
 from .selective import select_kernels
 from .spec import INTEGRATIONS, AttentionSpec
 from .stem import run_stems
-from .structure import image_size, run_structure, structure_of
+from .structure import check_network, image_size, run_structure, structure_of
 
 __all__ = ['add_attention', 'check_stages', 'last_stage', 'place_attention', 'remove_attention', 'run_blocks_fused',
            'vacate_blocks']
@@ -85,9 +85,9 @@ def add_attention(
         The new attention layers by name.
 
     Raises:
-        ValueError: an invalid option; a network that has no known place, carries attention there already, computes a
-            place more than once or never, does not accept the image, or whose parameters are owned by a wrapper
-            (parallel training, sharding, compilation, scripting).
+        ValueError: an invalid option; `model` is no network; or a network that has no known place, carries attention
+            there already, computes a place more than once or never, does not accept the image, or whose parameters are
+            owned by a wrapper (parallel training, sharding, compilation, scripting).
     """
     spec = attn if isinstance(attn, AttentionSpec) and not options else _specified(attn, options)
     _refuse_owned(model)
@@ -159,7 +159,7 @@ def remove_attention(model: nn.Module) -> dict[str, nn.Module]:
         The removed layers by name.
 
     Raises:
-        ValueError: the network has no attention of the plugin, or a wrapper owns its parameters.
+        ValueError: `model` is no network, it has no attention of the plugin, or a wrapper owns its parameters.
     """
     _refuse_owned(model)
     carriers = _carriers(model)
@@ -206,6 +206,7 @@ _OWNERS = ('DistributedDataParallel', 'DataParallel', 'FullyShardedDataParallel'
 
 
 def _refuse_owned(model: nn.Module) -> None:
+    check_network(model)
     for module in model.modules():
         kinds = {cls.__name__ for cls in type(module).__mro__}  # by name, since a traced network's class is made anew
         kind = next((kind for kind in _OWNERS if kind in kinds), None)
