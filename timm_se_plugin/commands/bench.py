@@ -18,7 +18,8 @@ __all__ = ['add_arguments', 'run']
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
     parser.add_argument('--base', help="name of the plain network, timm's or the plugin's without _plugin")
-    parser.add_argument('--attn', choices=('se', 'sk', 'all'), help='attention; all measures every attention')
+    parser.add_argument('--attn', choices=('se', 'sk', 'all'),
+                        help='attention; all measures every attention, or those that --variants names')
     parser.add_argument('--mode', choices=('inference', 'train', 'frozen'),
                         help='what is measured; frozen is training with BatchNorm on running statistics')
     parser.add_argument('--batch', type=int, help='number of images')
