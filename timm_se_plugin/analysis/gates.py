@@ -90,7 +90,7 @@ def find_gates(model: nn.Module) -> list[Gate]:
     The names of the gates are those of the network itself, also if `model` is the result of ``torch.compile``.
 
     Raises:
-        ValueError: the network has no gate.
+        ValueError: `model` is no network, or one without a gate.
     """
     check_network(model)
     model = getattr(model, '_orig_mod', model)

@@ -89,7 +89,7 @@ def complexity(model: nn.Module, input_size: tuple[int, int, int] | None = None)
         input_size: (C, H, W) of the image; if None, the size in the network's configuration.
 
     Raises:
-        ValueError: the network does not accept such an image, or cannot be copied.
+        ValueError: `model` is no network, does not accept such an image, or cannot be copied.
     """
     check_network(model)
     input_size = input_size or image_size(model)

@@ -47,8 +47,8 @@ def fuse_for_inference(model: nn.Module, input_size: tuple[int, int, int] | None
         The copy.
 
     Raises:
-        ValueError: `model`, or a BatchNorm in it, is in training mode, so that it can't be folded, or the network does
-            not accept such an image.
+        ValueError: `model` is no network; it or a BatchNorm in it is in training mode, so that it can't be folded; or
+            the network does not accept such an image.
     """
     check_network(model)
     name = next((name for name, module in model.named_modules()

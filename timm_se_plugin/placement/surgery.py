@@ -89,6 +89,7 @@ def add_attention(
             there already, computes a place more than once or never, does not accept the image, or whose parameters are
             owned by a wrapper (parallel training, sharding, compilation, scripting).
     """
+    check_network(model)
     spec = attn if isinstance(attn, AttentionSpec) and not options else _specified(attn, options)
     _refuse_owned(model)
     if spec.record.selects_kernels:
@@ -161,6 +162,7 @@ def remove_attention(model: nn.Module) -> dict[str, nn.Module]:
     Raises:
         ValueError: `model` is no network, it has no attention of the plugin, or a wrapper owns its parameters.
     """
+    check_network(model)
     _refuse_owned(model)
     carriers = _carriers(model)
     if not carriers:
@@ -206,7 +208,6 @@ _OWNERS = ('DistributedDataParallel', 'DataParallel', 'FullyShardedDataParallel'
 
 
 def _refuse_owned(model: nn.Module) -> None:
-    check_network(model)
     for module in model.modules():
         kinds = {cls.__name__ for cls in type(module).__mro__}  # by name, since a traced network's class is made anew
         kind = next((kind for kind in _OWNERS if kind in kinds), None)
