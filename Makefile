@@ -12,8 +12,6 @@ DOCS := .venv-docs/bin
 	test -x $*/bin/python || $(PYTHON) -m venv $*
 	$*/bin/python -m pip install --quiet --upgrade "pip>=24"
 	$*/bin/python -m pip install --quiet --editable ".[$(EXTRAS)]"
-	# yapf writes a cache when mmengine is first imported: not by two test processes at once.
-	$*/bin/python -W ignore -c "import importlib.util as u; u.find_spec('mmengine') and __import__('mmengine')"
 	touch $@
 
 .venv/.interop: .venv/.installed

@@ -1,3 +1,4 @@
+import importlib.util
 import json
 import os
 
@@ -18,6 +19,14 @@ def _register_and_keep(operator, name, register=torch.jit._builtins._register_bu
 
 
 torch.jit._builtins._register_builtin = _register_and_keep
+
+
+def pytest_configure():
+    """yapf, which mmengine imports, writes a cache when it is first imported. This runs before pytest starts its
+    workers, two of which would write that file at once, and read half of it.
+    """
+    if importlib.util.find_spec('yapf'):
+        importlib.import_module('yapf')
 
 
 @pytest.fixture
