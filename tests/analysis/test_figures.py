@@ -327,6 +327,21 @@ def test_the_gates_of_a_run_are_recorded_once_under_its_name(tmp_path, digits):
     assert {(row['data'], row['global_batch']) for row in rows} == {(digits.name, '16')}  # as in the run's own row
 
 
+def test_what_enlarged_images_change_in_selective_kernels_is_recorded_beside_the_gates(tmp_path, digits):
+    from digit_runs import TINY
+    train_classifier(parse_options([
+        *TINY, '--model', 'sk_test_resnet_plugin', '--data-dir', str(digits), '--output', str(tmp_path),
+        '--experiment', 'run', '--seed', '3', '--epochs', '1']))
+    for _ in range(2):
+        analyze(parse_analysis([
+            '--checkpoint', str(tmp_path / 'run' / 'last.pth.tar'), '--output', str(tmp_path / 'analysis'),
+            '--pictures', '1', '--record', str(tmp_path / 'gates.csv')]))
+    recorded = read_table(tmp_path / 'gates-scale.csv')
+    written = read_table(tmp_path / 'analysis' / 'scale.csv')
+    assert [{key: row[key] for key in written[0]} for row in recorded] == written
+    assert {(row['model'], row['seed'], row['epochs']) for row in recorded} == {('sk_test_resnet_plugin', '3', '1')}
+
+
 def test_the_table_is_kept_where_a_class_that_was_to_be_drawn_has_no_images(tmp_path):
     pytest.importorskip('sklearn', reason='the digits come with scikit-learn: the [train] extra')
     from digit_runs import save_digits

@@ -23,7 +23,8 @@ def analysis_parser(root: argparse.ArgumentParser | None = None) -> argparse.Arg
         help='format of the table of statistics; parquet needs pyarrow (default: %(default)s)')
     add('--record', metavar='CSV',
         help='table that gets a row for each attention, named by the run of --checkpoint: the mean of its gates, their '
-             'deviation between images and between channels, dependence on the class and saturation')
+             'deviation between images and between channels, dependence on the class and saturation; what enlarged '
+             'images change in Selective Kernels goes into <table>-scale.csv beside it')
     add('--pictures', type=int, default=12, metavar='N',
         help='number of the most unusual images in the report (default: %(default)s)')
     return parser

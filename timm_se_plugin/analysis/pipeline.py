@@ -90,8 +90,11 @@ def analyze(options: Namespace) -> GateStatistics:
         if process.primary:
             shown = f'{options.model}, {statistics.images:,} images'
             if options.record:
-                replace_rows(options.record, [{**run, **row} for row in statistics.layer_rows()],
-                             (*run, 'layer', 'branch'))
+                table = Path(options.record)
+                replace_rows(table, [{**run, **row} for row in statistics.layer_rows()], (*run, 'layer', 'branch'))
+                if scale:
+                    replace_rows(table.with_name(f'{table.stem}-scale.csv'),
+                                 [{**run, **row} for row in scale.rows()], (*run, 'unit', 'scale', 'branch'))
             _draw(folder, statistics, scale, drawn, shown)
             with process.autocast(options):
                 x = next(loader())[0][:8]
