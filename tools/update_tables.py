@@ -411,6 +411,22 @@ def gates_table() -> str:
                      'class dependence'], body)
 
 
+def scale_table() -> str:
+    """Mean weight of the largest kernel in each Selective Kernel unit, and what enlarged images change in it."""
+    units: dict[tuple[str, ...], dict[str, dict[str, float]]] = {}
+    for row in read('gates-scale.csv'):
+        name = f'{row["model"]} {row["options"]}'.strip(), row['recipe'], row['epochs'], row['unit']
+        # The branches of a unit follow one another from the smallest kernel to the largest, whose weight stays.
+        units.setdefault(name, {}).setdefault(row['scale'], {})[row['seed']] = float(row['mean'])
+    body = []
+    for name, scales in units.items():
+        whole = scales['1.0']
+        body.append([*name, str(len(whole)), _spread(list(whole.values()), 3),
+                     *(_difference(scales[scale], whole, 3) for scale in ('1.5', '2.0'))])
+    return markdown(['model', 'recipe', 'epochs', 'unit', 'seeds', 'weight of the largest kernel',
+                     'change at 1.5x (95 % interval)', 'change at 2x'], body)
+
+
 def pruning_table() -> str:
     """Accuracy against MACs of pruned networks, by the share that was removed and by what chose the channels."""
     groups: dict[tuple[str, float, str, str], dict[str, dict[str, Row]]] = {}
@@ -512,6 +528,7 @@ TABLES: dict[str, Callable[[], str]] = {
     'complexity': complexity_table,
     'ablations': ablation_table,
     'gates': gates_table,
+    'gates-scale': scale_table,
     'pruning': pruning_table,
     'int8': int8_table,
 }

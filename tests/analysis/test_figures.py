@@ -365,6 +365,7 @@ def test_matplotlib_is_asked_for_before_the_images_are_read(tmp_path, monkeypatc
 @pytest.mark.parametrize(('given', 'said'), [
     (['--classes', '0', 'zero'], "no class is called 'zero'; the data has 0, 1, 2"),
     (['--table', 'parquet'], 'needs the package pyarrow'),
+    (['--model', 'coatnet_pico_rw_224'], 'the network takes no images of 32x32 pixels, but of 224x224'),
     (['--record', 'gates.csv'], 'give --checkpoint a checkpoint of timm-se train, not a network without one')])
 def test_mistakes_are_found_before_the_images_are_read(given, said, tmp_path, monkeypatch):
     pytest.importorskip('sklearn', reason='the digits come with scikit-learn: the [train] extra')

@@ -13,7 +13,6 @@ from ..files.packages import require
 from ..files.tables import check_table, replace_rows, write_table
 from ..files.writing import check_folder
 from ..weights.reading import read_weights
-from ..weights.runs import data_config
 from .figures import draw_activations, draw_depth, draw_deviations, draw_gate_maps, draw_scale
 from .gates import find_gates
 from .pictures import gate_maps, unusual_images
@@ -47,12 +46,13 @@ def analyze(options: Namespace) -> GateStatistics:
     Raises:
         ModuleNotFoundError: matplotlib is not installed.
         ValueError: no output folder, ``--record`` without a checkpoint of ``timm-se train``, an
-            unknown class, a table that cannot be written, or as :func:`~timm_se_plugin.analysis.gate_statistics`.
+            unknown class, a table that cannot be written, or as
+            :func:`~timm_se_plugin.training.evaluation.network_and_data` and
+            :func:`~timm_se_plugin.analysis.gate_statistics`.
     """
-    from ..training.loaders import eval_loader
-    from ..training.network import evaluated_network, label_names
+    from ..training.evaluation import network_and_data
     from ..training.process import init_process
-    from ..training.splits import class_names, label_by_name, open_split
+    from ..training.splits import class_names
 
     if not options.output:
         raise ValueError('--output is missing; give the folder for the table, the figures and the report')
@@ -66,12 +66,9 @@ def analyze(options: Namespace) -> GateStatistics:
     if options.record:
         check_table(options.record)
     with init_process(options) as process:
-        dataset = open_split(options, options.val_split, training=False)
-        model = evaluated_network(options, process)
-        label_by_name(dataset, label_names(options, model, class_names(dataset)), options.val_split)
+        model, dataset, loader = network_and_data(options, process)
         find_gates(model)  # refuses a network without attention before data is read
-        config = data_config(vars(options), model)
-        loader = eval_loader(options, dataset, config, process)
+        config = loader.config
         classes = class_names(dataset) or [str(i) for i in range(model.num_classes)]
         unknown = sorted(set(options.classes or ()) - set(classes))
         if unknown:

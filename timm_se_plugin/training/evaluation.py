@@ -29,7 +29,7 @@ from .process import Process, init_process
 from .records import draw_confusion
 from .splits import class_names, label_by_name, open_split
 
-__all__ = ['Evaluation', 'evaluate', 'evaluate_classifier']
+__all__ = ['Evaluation', 'evaluate', 'evaluate_classifier', 'network_and_data']
 
 _logger = logging.getLogger(__name__)
 _DRAWN = 1000  # the most classes for which the confusion matrix is drawn and written into the table of classes
@@ -163,6 +163,26 @@ def _evaluate_classes(outputs: Iterable[tuple[Tensor, Tensor]], process: Process
         int(counts.sum()) / (time.perf_counter() - start))
 
 
+def network_and_data(options: Namespace, process: Process) -> tuple[Any, Any, Loader]:
+    """The network that the options of an evaluation name, and the data that it is evaluated on.
+
+    Returns:
+        The network, the split's data set with its classes numbered as the network knows them, and its loader, which
+        has the data configuration.
+
+    Raises:
+        ValueError: no data, an unknown model, a checkpoint of another model, classes that the network does not have,
+            or images of another size than it takes.
+    """
+    dataset = open_split(options, options.val_split, training=False)
+    model = evaluated_network(options, process)
+    options = Namespace(**{**vars(options), 'num_classes': model.num_classes})
+    label_by_name(dataset, label_names(options, model, class_names(dataset)), options.val_split)
+    config = data_config(vars(options), model)
+    check_image_size(model, config['input_size'])
+    return model, dataset, eval_loader(options, dataset, config, process)
+
+
 def evaluate_classifier(options: Namespace) -> dict[str, Any]:
     """Evaluate the network that the options name, log the metrics, and write them into ``--output`` if that is given.
 
@@ -173,8 +193,7 @@ def evaluate_classifier(options: Namespace) -> dict[str, Any]:
         The metrics: losses and accuracies (0 to 1), input size, parameters, MACs, images per second, and versions.
 
     Raises:
-        ValueError: no data, an unknown model, a checkpoint of another model, labels for which the model has no class,
-            or real labels for other images than ImageNet's.
+        ValueError: as :func:`network_and_data`, or real labels for other images than ImageNet's.
         ModuleNotFoundError: a package that the metrics need is not installed.
     """
     require('train', *(['matplotlib'] if options.output else []),
@@ -182,15 +201,10 @@ def evaluate_classifier(options: Namespace) -> dict[str, Any]:
     if options.output:
         check_folder(options.output)
     with init_process(options) as process:
-        dataset = open_split(options, options.val_split, training=False)
-        model = evaluated_network(options, process)
-        options = Namespace(**{**vars(options), 'num_classes': model.num_classes})
-        label_by_name(dataset, label_names(options, model, class_names(dataset)), options.val_split)
-        config = data_config(vars(options), model)
-        check_image_size(model, config['input_size'])
+        model, dataset, loader = network_and_data(options, process)
+        config = loader.config
         real = _real_labels(options, dataset, process.world_size) if options.real_labels is not None else None
-        evaluation = evaluate(
-            model, eval_loader(options, dataset, config, process), model.num_classes, real.add_result if real else None)
+        evaluation = evaluate(model, loader, model.num_classes, real.add_result if real else None)
         cost = complexity(model, tuple(config['input_size']))
         metrics = {
             'model': options.model, 'checkpoint': options.checkpoint or '', 'split': options.val_split,
