@@ -19,8 +19,9 @@ ROOMS = {
     'timm_se_plugin.layers.kernels.passes': 'triton',   # which torch brings where there are kernels to run
 }
 if IS_OLD_TIMM:
-    ROOMS |= dict.fromkeys(
-        ('timm_se_plugin.training', 'timm_se_plugin.analysis', 'timm_se_plugin.commands'), 'train')
+    ROOMS |= dict.fromkeys((
+        'timm_se_plugin.training', 'timm_se_plugin.analysis',
+        *(f'timm_se_plugin.commands.{name}' for name in ('train', 'evaluate', 'analyze'))), 'train')
 
 CODE = """
 import importlib, json, sys

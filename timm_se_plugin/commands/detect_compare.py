@@ -6,7 +6,7 @@ timm-se detect compare faster-rcnn_se-r18_fpn_bccd work_dirs/RUN/epoch_8.pth
 
 import argparse
 
-from ..training.options import count, share
+from ..files.numbers import count, share
 from .detector_options import add_checkpoint, add_config, given_checkpoint
 
 __all__ = ['add_arguments', 'run']

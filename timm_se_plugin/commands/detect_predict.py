@@ -11,7 +11,7 @@ Folders are searched with the folders in them. A file that is no whole picture i
 import argparse
 from typing import Any
 
-from ..training.options import share
+from ..files.numbers import share
 from .detector_options import ConfigOptions
 
 __all__ = ['add_arguments', 'run']

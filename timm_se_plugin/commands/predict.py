@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..training.options import count, share
+from ..files.numbers import count, share
 
 __all__ = ['add_arguments', 'run']
 

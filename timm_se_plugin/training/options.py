@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from ..files.key_values import KeyValues
+from ..files.numbers import count, number, share
 
-__all__ = ['RECIPES', 'RUNTIME', 'count', 'evaluation_parser', 'list_recipes', 'share', 'training_parser']
+__all__ = ['RECIPES', 'RUNTIME', 'evaluation_parser', 'list_recipes', 'training_parser']
 
 RECIPES = Path(__file__).parent / 'recipes'
 _SCHEDULES = ('cosine', 'tanh', 'step', 'constant', 'multistep', 'plateau', 'poly', 'rsqrt', 'none')  # timm's
@@ -23,23 +24,10 @@ RUNTIME = (
     'tensorboard', 'results')
 
 
-def _number(kind: Callable[[str], Any], test: Callable[[Any], bool], what: str) -> Callable[[str], Any]:
-    def convert(text: str) -> Any:
-        try:
-            value = kind(text)
-        except (ValueError, ZeroDivisionError):
-            value = None
-        if value is None or not test(value):
-            raise argparse.ArgumentTypeError(f'{text!r} is not {what}')
-        return value
-    return convert
-
-
-count = _number(int, lambda n: n >= 1, 'a positive integer')
-_natural = _number(int, lambda n: n >= 0, 'an integer of 0 or more')
-_seed = _number(int, lambda n: 0 <= n < 2**32, 'an integer from 0 to 4294967295')  # numpy's limit
-_amount = _number(float, lambda x: 0 <= x < float('inf'), 'a number of 0 or more')
-_positive = _number(float, lambda x: 0 < x < float('inf'), 'a positive number')
+_natural = number(int, lambda n: n >= 0, 'an integer of 0 or more')
+_seed = number(int, lambda n: 0 <= n < 2**32, 'an integer from 0 to 4294967295')  # numpy's limit
+_amount = number(float, lambda x: 0 <= x < float('inf'), 'a number of 0 or more')
+_positive = number(float, lambda x: 0 < x < float('inf'), 'a positive number')
 
 
 def _quotient(text: str) -> float:
@@ -50,9 +38,8 @@ def _quotient(text: str) -> float:
     return value
 
 
-_fraction = _number(
+_fraction = number(
     _quotient, lambda x: 0 < x <= 1, 'a number above 0 and up to 1, such as 0.875 or 224/256')
-share = _number(float, lambda x: 0 <= x <= 1, 'a number from 0 to 1')
 
 
 def _frozen_part(text: str) -> str:
@@ -119,7 +106,7 @@ def _add_data(root: argparse.ArgumentParser) -> None:
     add('--target-key', metavar='NAME', help='column of the labels in a data set with columns; label if not given')
     switch('--dataset-download', help='download the data set where its source can (torch/…)')
     add('--val-split', default='validation', metavar='NAME', help='split to evaluate on')
-    add('--val-share', type=_number(float, lambda x: 0 <= x < 1, 'a number from 0 to below 1'), default=0.0,
+    add('--val-share', type=number(float, lambda x: 0 <= x < 1, 'a number from 0 to below 1'), default=0.0,
         metavar='X',
         help='share of the pictures of each class to evaluate on, where --data-dir is a folder of classes without '
              'splits, or one CSV file of --task multilabel; few pictures change sides when others are added or '
