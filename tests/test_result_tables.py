@@ -131,6 +131,19 @@ def test_gates_of_one_seed_do_not_count_as_two_seeds(tables):
     assert [row[3] for row in cells(module.gates_table())] == ['1']
 
 
+def test_what_enlarged_images_change_in_selective_kernels_is_that_of_the_largest_kernel_by_seed(tables):
+    module, write = tables
+    write('gates-scale', [
+        {**RUN, 'model': 'sk_resnet18_plugin', 'seed': seed, 'unit': 'layer1.0.conv1', 'scale': scale, 'branch': branch,
+         'mean': mean if branch == '5x5' else 1 - mean}
+        for scale, means in ((1.0, (0.5, 0.4)), (1.5, (0.6, 0.4)), (2.0, (0.75, 0.65)))
+        for branch in ('3x3', '5x5') for seed, mean in enumerate(means)])
+    # Differences of 0.1 and 0 at 1.5x: mean 0.05, half of the interval 12.7062 * 0.0707 / sqrt(2); equal ones at 2x.
+    assert cells(module.scale_table()) == [[
+        'sk_resnet18_plugin', 'flowers', '15', 'layer1.0.conv1', '2', '0.450 ± 0.071', '+0.050 (-0.585 to +0.685)',
+        '+0.250 (+0.250 to +0.250)']]
+
+
 def test_networks_that_were_fine_tuned_with_another_learning_rate_have_rows_of_their_own(tables):
     module, write = tables
     pruned = {'model': 'm', 'checkpoint_seed': 0, 'criterion': 'mean', 'share': 0.25, 'epochs': 1, 'lr': 0.01,
