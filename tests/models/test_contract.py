@@ -184,6 +184,14 @@ def test_fx_graph_is_bitwise_equal_and_scripts(name):
     assert [n for n, p in traced.named_parameters() if p.grad is None] == []
 
 
+@pytest.mark.parametrize('attn', ATTENTIONS)
+def test_a_network_with_each_attention_is_traced_by_fx(attn):
+    model = timm.create_model('test_resnet_plugin', attn=attn).eval()
+    x = batch(model)
+    with torch.no_grad():
+        assert torch.equal(fx.symbolic_trace(model)(x), model(x))
+
+
 @few_names
 def test_exported_program_is_equal(name):
     model = shallow(name).eval()

@@ -9,6 +9,8 @@ from .squeeze_excite import reduced_channels, spatial_mean
 
 __all__ = ['BottleneckAttention']
 
+torch.fx.wrap('spatial_mean')  # fx looks up the name in the module that calls the function
+
 
 class BottleneckAttention(nn.Module):
     """BAM: ``x + x * sigmoid(channel(x) + spatial(x))``.
