@@ -171,6 +171,12 @@ def test_the_legend_has_names_of_classes_that_mean_something_to_matplotlib(tmp_p
     assert [text.get_text().replace(r'\$', '$').strip() for text in figure.legends[0].texts] == [*names, 'all']
 
 
+def test_the_legend_has_a_name_with_a_byte_that_is_not_utf8(tmp_path):
+    names = ['\udce9', 'b']
+    figure = draw_activations(gate_statistics(network(), data(), names), names, tmp_path / 'a.png')
+    assert [text.get_text() for text in figure.legends[0].texts] == [r'\udce9', 'b', 'all']
+
+
 def test_each_of_many_classes_has_a_line_of_its_own(tmp_path):
     names = [str(i) for i in range(25)]
     result = gate_statistics(

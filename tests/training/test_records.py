@@ -2,6 +2,7 @@ import io
 import logging
 import multiprocessing
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -132,3 +133,39 @@ def test_dollars_in_the_names_of_classes_are_no_formulas(tmp_path):
     axes = draw_confusion(torch.eye(3, dtype=torch.int64), names, 'title', tmp_path / 'confusion.png').axes[0]
     for labels in (axes.get_xticklabels(), axes.get_yticklabels()):
         assert [(label.get_text(), label.get_parse_math()) for label in labels] == [(name, False) for name in names]
+
+
+@pytest.fixture
+def with_letters(tmp_path, monkeypatch):
+    """The only font of the system, a copy of DejaVu Sans that has letters of the Bamum script too."""
+    from fontTools.ttLib import TTFont
+    from matplotlib import get_data_path
+    font, path = TTFont(Path(get_data_path(), 'fonts', 'ttf', 'DejaVuSans.ttf')), str(tmp_path / 'letters.ttf')
+    for table in font['cmap'].tables:
+        if table.isUnicode() and table.format == 12:
+            table.cmap |= {code: 'A' for code in range(0x16800, 0x16a39)}
+    font.save(path)
+    monkeypatch.setattr('matplotlib.font_manager.findSystemFonts', lambda: [path])
+    return path
+
+
+def test_names_of_classes_are_drawn_in_a_font_that_has_their_letters(with_letters, tmp_path):
+    figure = draw_confusion(torch.eye(2, dtype=torch.int64), ['cat', '\U00016a01'], '\U00016a01', tmp_path / 'c.png')
+    axes = figure.axes[0]
+    for name, other in (axes.get_xticklabels()[::-1], axes.get_yticklabels()[::-1], (axes.title, axes.xaxis.label)):
+        assert name.get_fontproperties().get_file() == with_letters
+        assert other.get_fontproperties().get_file() is None
+
+
+def test_letters_that_no_font_has_are_named_once_in_the_log(monkeypatch, tmp_path, caplog):
+    monkeypatch.setattr('matplotlib.font_manager.findSystemFonts', lambda: [])
+    for _ in range(2):
+        draw_confusion(torch.eye(2, dtype=torch.int64), ['cat', '\U00016a02'], 'title', tmp_path / 'c.png')
+    assert caplog.text.count('\U00016a02') == 1
+
+
+def test_a_byte_of_a_name_that_is_not_utf8_is_drawn_as_in_tables(tmp_path):
+    draw_curves(HISTORY, 'run \udce9', tmp_path / 'curves.png')
+    axes = draw_confusion(torch.eye(2, dtype=torch.int64), ['\udce9', 'b'], '\udce9', tmp_path / 'c.png').axes[0]
+    for text in (axes.title, axes.get_xticklabels()[0], axes.get_yticklabels()[0]):
+        assert text.get_text() == r'\udce9'

@@ -9,6 +9,7 @@ import numpy as np
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..files.fonts import save_figure
 from .scale import ScaleStatistics
 from .statistics import GateStatistics, LayerStatistics
 
@@ -178,5 +179,5 @@ def _charts(count: int, title: str, columns: int = 3, size: float = 4.2) -> tupl
 
 def _saved(figure: 'Figure', path: str | Path) -> 'Figure':
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path)
     return figure

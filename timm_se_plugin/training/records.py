@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from ..files.fonts import drawable, save_figure
 from ..files.tables import replace_rows
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ def draw_curves(history: list[dict[str, Any]], title: str, path: str | Path) -> 
         axes.grid(alpha=0.3)
         axes.legend()
     figure.suptitle(title)
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path)
     return figure
 
 
@@ -125,8 +126,9 @@ def draw_confusion(confusion: Tensor, names: Sequence[str], title: str, path: st
         axes.text(j, i, str(int(confusion[i, j])), ha='center', va='center', fontsize=8,
                   color='white' if shares[i, j] > 0.5 else 'black')
     shown = range(0, size, -(-size // 30))
-    axes.set_xticks(shown, [names[i] for i in shown], rotation=90, parse_math=False)  # not a formula between two $
-    axes.set_yticks(shown, [names[i] for i in shown], parse_math=False)
+    labels = [drawable(names[i]) for i in shown]
+    axes.set_xticks(shown, labels, rotation=90, parse_math=False)  # not a formula between two $
+    axes.set_yticks(shown, labels, parse_math=False)
     axes.set(xlabel='first guess', ylabel='true class', title=title)
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path)
     return figure
