@@ -245,6 +245,7 @@ def test_the_rate_follows_the_global_batch_by_timms_rule(digits, tmp_path, opt, 
      r'takes no images of 16x16 pixels'),
     (('--model', 'vit_tiny_patch16_224', '--model-kwargs', 'depth=1', '--input-size', '3', '32', '64'),
      r"leave out --img-size or --input-size, .* --model-kwargs 'img_size=\(32,64\)'$"),
+    (('--model', 'se_inception_v3_plugin'), 'takes no images of 32x32 pixels, but of 299x299.* or give a larger one$'),
     pytest.param(('--device', 'cuda'), '--device cuda needs CUDA, .*; --device cpu works', marks=pytest.mark.skipif(
         torch.cuda.is_available(), reason='there is one'))])
 def test_a_mistake_is_named_with_what_is_allowed(digits, tmp_path, options, said):

@@ -59,7 +59,7 @@ def evaluated_network(options: Namespace, process: Process) -> Any:
 
 
 def check_image_size(model: Any, input_size: Sequence[int], train_size: int | None = None) -> None:
-    """Refuse images of another size than a network for one size, such as a ViT, takes.
+    """Refuse images of a size that a network does not take: another one than a ViT is made for, or too small a one.
 
     Args:
         model: the network.
@@ -67,24 +67,30 @@ def check_image_size(model: Any, input_size: Sequence[int], train_size: int | No
         train_size: ``--train-img-size``, the height and width of the images that are trained on at first.
 
     Raises:
-        ValueError: the network does not take such images.
+        ValueError: the network does not take such images, though it takes those of its own size.
     """
-    if not model.pretrained_cfg.get('fixed_input_size'):
-        return
     structure, (channels, *size) = structure_of(model), input_size
     asked = {'--img-size or --input-size': size, **({'--train-img-size': [train_size] * 2} if train_size else {})}
     own = image_size(model)
     for option, (height, width) in asked.items():
-        if (channels, height, width) == own:
+        images = channels, height, width
+        if images == own or _takes(structure, images) or not _takes(structure, own):
             continue
-        try:
-            run_structure(structure, (channels, height, width))
-        except ValueError as error:
+        if model.pretrained_cfg.get('fixed_input_size'):
             needed = f'img_size={height}' if height == width else f"'img_size=({height},{width})'"
-            raise ValueError(
-                f'the network takes no images of {height}x{width} pixels, but of {own[1]}x{own[2]}; leave out '
-                f'{option}, or make the network for images of another size, as by --model-kwargs {needed}'
-            ) from error
+            other = f'make the network for images of another size, as by --model-kwargs {needed}'
+        else:
+            other = 'give a larger one'
+        raise ValueError(f'the network takes no images of {height}x{width} pixels, but of {own[1]}x{own[2]}; leave out '
+                         f'{option}, or {other}')
+
+
+def _takes(structure: nn.Module, input_size: tuple[int, int, int]) -> bool:
+    try:
+        run_structure(structure, input_size)
+    except ValueError:
+        return False
+    return True
 
 
 def label_names(options: Namespace, model: Any, found: Sequence[str] | None) -> list[str] | None:
