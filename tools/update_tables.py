@@ -415,9 +415,9 @@ def scale_table() -> str:
     """Mean weight of the largest kernel in each Selective Kernel unit, and what enlarged images change in it."""
     units: dict[tuple[str, ...], dict[str, dict[str, float]]] = {}
     for row in read('gates-scale.csv'):
-        name = f'{row["model"]} {row["options"]}'.strip(), row['recipe'], row['epochs'], row['unit']
+        key = f'{row["model"]} {row["options"]}'.strip(), row['recipe'], row['epochs'], row['unit']
         # The branches of a unit follow one another from the smallest kernel to the largest, whose weight stays.
-        units.setdefault(name, {}).setdefault(row['scale'], {})[row['seed']] = float(row['mean'])
+        units.setdefault(key, {}).setdefault(row['scale'], {})[row['seed']] = float(row['mean'])
     body = []
     for name, scales in units.items():
         whole = scales['1.0']

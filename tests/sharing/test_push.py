@@ -195,7 +195,7 @@ def test_a_name_that_is_no_repository_is_refused_by_a_dry_run_too(name, message)
 
 
 def test_what_would_not_come_back_is_refused(hub):
-    with pytest.raises(ValueError, match=r'Linear cannot be written: it is not a model that timm.create_model made'):
+    with pytest.raises(ValueError, match=r'Linear cannot be written: it is not a whole model, as timm.create_model'):
         push_to_hub(nn.Linear(1, 1), 'me/a')
     with pytest.raises(ValueError, match=r'would not load from its config.json.*fuse_for_inference'):
         push_to_hub(timm_se_plugin.fuse_for_inference(small()), 'me/a')

@@ -119,8 +119,9 @@ def write_model(
     network: Any = unwrap_model(model)
     if not all(hasattr(network, name) for name in ('pretrained_cfg', '_model_args', 'num_classes')):
         raise ValueError(
-            f'{type(network).__name__} cannot be written: it is not a model that timm.create_model made; timm before '
-            '1.0.31 does not record the arguments of its own models, so use the name that ends in _plugin there')
+            f'{type(network).__name__} cannot be written: it is not a whole model, as timm.create_model makes one '
+            'without features_only; timm before 1.0.31 does not record the arguments of its own models, so use the '
+            'name that ends in _plugin there')
     if model_config is None:
         model_config = origin_of_outputs(network)
     _check_names(model_config.get('label_names'), network.num_classes)
