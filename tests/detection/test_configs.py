@@ -122,6 +122,16 @@ def test_the_plain_twin_differs_in_attention_alone(name, options):
         plain_twin(plain_twin(config))
 
 
+@pytest.mark.parametrize('name', ['se_shufflenetv2_050_plugin', 'legacy_seresnet18_plugin'])
+def test_the_plain_twin_is_of_the_same_family(name):
+    config = read_config('faster-rcnn_se-r50_fpn_1x_coco', {
+        'model.backbone.model_name': name, 'model.backbone.attn': None, 'model.backbone.pretrained': False})
+    own, plain = (MODELS.build(variant.model.backbone) for variant in (config, plain_twin(config)))
+    assert list(plain.state_dict()) == [key for key in own.state_dict() if '.se.' not in key]
+    assert [type(norm) for norm in plain.modules() if isinstance(norm, torch.nn.BatchNorm2d)] == [
+        type(norm) for norm in own.modules() if isinstance(norm, torch.nn.BatchNorm2d)]
+
+
 def test_the_attention_of_a_plugin_is_known_with_its_scope():
     backbone = read_config('faster-rcnn_r50-se-r16-c2-c5_fpn_1x_coco').model.backbone
     expected = backbone_attention(backbone)

@@ -18,6 +18,7 @@ from ..measuring.complexity import CONVENTION, complexity, saved_bytes
 from ..measuring.device import check_device
 from ..measuring.turns import time_in_turns
 from ..models._registry import architectures
+from ..placement.record import OPEN_NAMES
 from ..weights.mm_config import registered_backbone, type_name
 
 __all__ = ['CONVENTION', 'TrainingLoss', 'detector_cost', 'plain_twin', 'sample_batch']
@@ -44,7 +45,7 @@ def plain_twin(config: Config) -> Config:
     if kept:
         backbone.plugins = kept
     if arch and arch.attn:  # the name brings attention, whose weights do not fit the plain network
-        backbone.update(model_name=arch.base, attn='none', pretrained=False)
+        backbone.update(model_name=OPEN_NAMES[name], attn='none', pretrained=False)
     return twin
 
 
