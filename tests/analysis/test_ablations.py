@@ -24,6 +24,7 @@ def test_every_row_builds_and_differs_from_the_others(study):
 
 def test_the_attention_of_a_name_is_opened():
     assert open_network('se_resnet50_plugin') == open_network('resnet50_plugin') == 'resnet50_plugin'
+    assert open_network('sk_resnext26_32x4d_plugin') == 'resnext26_32x4d_plugin'
     for name in ('resnet50', 'se_nothing_plugin'):
         with pytest.raises(ValueError, match='is not a network of the plugin; an ablation needs one'):
             open_network(name)

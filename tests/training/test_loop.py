@@ -439,6 +439,7 @@ def test_a_plugins_name_says_its_plain_network():
     assert timing.plain_name('se_resnet50_plugin') == 'resnet50_plugin'
     assert timing.plain_name('sk_resnet18_plugin') == 'resnet18_plugin'
     assert timing.plain_name('se_resnet50_plugin.tv_in1k') == 'resnet50_plugin'
+    assert timing.plain_name('sk_resnext26_32x4d_plugin') == 'resnext26_32x4d_plugin'
     assert timing.plain_name('resnet18_plugin') is None
     assert timing.plain_name('seresnet50') is None
 

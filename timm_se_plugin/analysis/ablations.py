@@ -17,6 +17,7 @@ import timm
 
 from ..files.tables import check_table, read_table, replace_rows
 from ..models.names import keywords_of
+from ..placement.record import OPEN_NAMES
 from .seeds import paired_difference
 from .studies import CHOSEN, STUDIES, Row, study_network, study_rows
 
@@ -42,10 +43,9 @@ def open_network(model: str) -> str:
     Raises:
         ValueError: `model` is not a network of the plugin.
     """
-    name = re.sub(r'^(se|sk)_', '', model)
-    if not name.endswith('_plugin') or not timm.is_model(name):
+    if model not in OPEN_NAMES:
         raise ValueError(f'{model!r} is not a network of the plugin; an ablation needs one, such as resnet50_plugin')
-    return name
+    return OPEN_NAMES[model]
 
 
 def run_study(

@@ -17,7 +17,7 @@ from ..placement import AttentionSpec
 from ._architecture import Architecture, timm_network
 from ._legacy import LEGACY, legacy_network
 from ._published import TIMM_SE, Source, legacy_keys, published_cfgs, sk_keys, with_warm_starts, without_weights
-from ._registry import register
+from ._registry import register, register_variants
 from ._timm_resnets import timm_resnets
 
 __all__: list[str] = []  # the entrypoints; timm's register_model adds them
@@ -65,11 +65,9 @@ def _register_all() -> None:
                     plain_source=source if warm else None),
                 with_warm_starts(cfgs, base_cfg) if warm else cfgs)
 
-    _register(  # SKNet-26; SKNet-50 and -101 are sk_resnext50_32x4d_plugin and sk_resnext101_32x4d_plugin
-        Architecture(
-            'sk_resnext26_32x4d_plugin', 'resnext50_32x4d', AttentionSpec('sk'), timm_network('resnext50_32x4d'),
-            accepts_attn=False, model_args={'layers': (2, 2, 2, 2)}),
-        without_weights(timm.models.get_pretrained_cfg('resnext50_32x4d')))
+    register_variants(  # SKNet-26; SKNet-50 and -101 are sk_resnext50_32x4d_plugin and sk_resnext101_32x4d_plugin
+        __name__, 'resnext26_32x4d', timm_network('resnext50_32x4d'), (AttentionSpec('sk'),),
+        without_weights(timm.models.get_pretrained_cfg('resnext50_32x4d')), model_args={'layers': (2, 2, 2, 2)})
 
     for name, (base, model_args) in LEGACY.items():
         source = Source(name, AttentionSpec('se'), legacy_keys)

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..measuring.turns import time_in_turns
-from ..models._registry import architectures
+from ..placement.record import OPEN_NAMES
 from .run import Run
 
 __all__ = ['plain_name', 'step_time_ratio']
@@ -23,11 +23,9 @@ def plain_name(model: str) -> str | None:
     Args:
         model: a name, with a tag or without: ``se_resnet50_plugin.tv_in1k`` gives ``resnet50_plugin``.
     """
-    architecture = architectures.get(model.partition('.')[0])
-    if architecture is None or architecture.attn is None or architecture.accepts_attn:
-        return None
-    plain = f'{architecture.base}_plugin'
-    return plain if plain in architectures else None
+    name = model.partition('.')[0]
+    opened = OPEN_NAMES.get(name)
+    return opened if opened != name else None
 
 
 def step_time_ratio(run: Run, rounds: int = 15) -> float | None:
