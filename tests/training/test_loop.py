@@ -126,7 +126,8 @@ class Clock:
 
 
 @pytest.mark.parametrize(('model', 'keyword'), [
-    ('se_test_resnet_plugin', 'attn_integration=pre'), ('test_resnet_plugin', 'attn=se')])
+    ('se_test_resnet_plugin', 'attn_integration=pre'), ('test_resnet_plugin', 'attn=se'),
+    ('seresnet18_plugin', 'attn=eca')])  # which carries SE by itself
 def test_the_time_ratio_is_the_networks_step_by_that_of_its_plain_network(
         digits, tmp_path, monkeypatch, model, keyword):
     clock = Clock()

@@ -48,6 +48,8 @@ def step_time_ratio(run: Run, rounds: int = 15) -> float | None:
         return None
     _logger.info('the time of a training step is compared with that of %s', plain)
     without = {key: value for key, value in kwargs.items() if not key.startswith('attn')}
+    if plain.partition('.')[0] in OPEN_NAMES:  # seresnet50_plugin carries attention by itself
+        without['attn'] = 'none'
     with torch.random.fork_rng(devices=()):  # networks are made on the CPU
         models = {which: run.create_model(name, keywords, pretrained=False).train() for which, name, keywords in (
             ('plain', plain, without), ('own', run.options.model, kwargs))}
