@@ -1,5 +1,7 @@
 """The report, in a real browser where there is one."""
 
+import base64
+import io
 import json
 import re
 import shutil
@@ -12,6 +14,7 @@ from parity import images, randomised
 from PIL import Image
 
 from timm_se_plugin.analysis import gate_statistics, scale_statistics, unusual_images, write_report
+from timm_se_plugin.analysis.pictures import UnusualImage
 from timm_se_plugin.measuring.complexity import complexity
 
 BROWSER = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
@@ -60,6 +63,16 @@ def test_the_report_is_one_file_that_holds_the_statistics(report):
     assert shown['name'] == layer.name
     assert shown['means'][1][0][5] == pytest.approx(layer.means[1, 0, shown['sampled'][5]].item(), abs=1e-5)
     assert all(picture['src'].startswith('data:image/png;base64,') for picture in data['pictures'])
+
+
+def test_a_picture_with_transparency_is_shown_in_its_colours(report, tmp_path):
+    _, model, result = report
+    red = torch.tensor([1.0, 0.0, 0.0, 1.0])[:, None, None].expand(4, 8, 8)
+    write_report(tmp_path / 'report.html', model, result, title='red', input_size=(3, 64, 64),
+                 pictures=[UnusualImage(1.0, result.layers[0].name, red, 0, 0)])
+    found = re.search('data:image/png;base64,([^"]+)', (tmp_path / 'report.html').read_text())[1]
+    with Image.open(io.BytesIO(base64.b64decode(found))) as picture:
+        assert picture.convert('RGB').getpixel((0, 0)) == (255, 0, 0)
 
 
 @browser

@@ -94,7 +94,8 @@ def _picture(
 ) -> dict[str, Any]:
     from torchvision.transforms.functional import to_pil_image
     image = found.image.float() * torch.tensor(std).view(-1, 1, 1) + torch.tensor(mean).view(-1, 1, 1)
-    picture = to_pil_image(image.clamp(0, 1)[:3] if len(image) in (1, 3) else image.mean(0, keepdim=True).clamp(0, 1))
+    shown = image[:3] if len(image) in (1, 3, 4) else image.mean(0, keepdim=True)  # the fourth is transparency
+    picture = to_pil_image(shown.clamp(0, 1))
     picture.thumbnail((224, 224))
     file = io.BytesIO()
     picture.save(file, 'PNG')
