@@ -7,6 +7,7 @@ from torch import Tensor
 from ._bypass import needs_formulas
 from ._running_statistics import update_running_stats
 from ._second_order import differentiable_gradients
+from ._tail_functions import statistics_dtype
 from .norm_act import batch_norm_
 from .squeeze_excite import spatial_mean
 
@@ -15,14 +16,13 @@ __all__ = ['batch_moments', 'batch_norm_relu', 'differentiable_branch', 'recompu
 
 def batch_moments(y: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance per channel, in float32 at least. Shape: (N, C, H, W) -> (C,), (C,)."""
-    dtype = torch.promote_types(y.dtype, torch.float32)
+    dtype = statistics_dtype(y)
     if y.is_cpu and y.is_contiguous():  # here batch_norm_update_stats takes 2.5 times as long
         mean = y.mean((2, 3), dtype=dtype).mean(0)
         deviation = torch.linalg.vector_norm(y - mean.view(-1, 1, 1), dim=(2, 3))
         return mean, deviation.square_().mean(0).div_(y.shape[2] * y.shape[3])
     running = y.new_ones(2, y.shape[1], dtype=dtype)  # unchanged; the operator's results have their type
-    mean, var = torch.batch_norm_update_stats(y, running[0], running[1], 0.0)
-    return mean, var
+    return torch.batch_norm_update_stats(y, running[0], running[1], 0.0)
 
 
 def recompute(recipe: list[Tensor], eps: float) -> Tensor:
@@ -139,7 +139,7 @@ def _batch_norm_relu(
             u = F.batch_norm(y, running_mean, running_var, weight, bias, False, 0.0, eps)
         u = u.relu_()
         return u, spatial_mean(u), []
-    dtype = torch.promote_types(y.dtype, torch.float32)
+    dtype = statistics_dtype(y)
     if training:
         count = y.numel() // y.shape[1]
         if count < 2:
