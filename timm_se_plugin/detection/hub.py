@@ -15,7 +15,7 @@ from mmengine.runner import CheckpointLoader
 from safetensors.torch import save_file
 from torch import nn
 
-from ..files.hub_files import CONFIG, FOLDER, SAVED_AT, WEIGHTS, read_config_json, saved_file, tensor_shapes
+from ..files.hub_files import CONFIG, FOLDER, LAST, SAVED_AT, WEIGHTS, read_config_json, saved_file, tensor_shapes
 from ..weights.folders import plugin_config
 from ..weights.mm_config import parse_config, type_name
 from .backbone import TimmAttentionBackbone
@@ -205,7 +205,7 @@ def trained_detector(work_dir: str | Path) -> tuple[Config, str]:
     """
     folder = Path(work_dir)
     if not (folder / 'last_checkpoint').is_file():
-        if (folder / 'last.pth.tar').is_file():
+        if (folder / LAST).is_file():
             raise FileNotFoundError(f'{folder} is the folder of a classifier, which timm-se predict takes')
         raise FileNotFoundError(f'{folder} has no {CONFIG}, as a shared detector has, and no last_checkpoint, as a '
                                 'training leaves')

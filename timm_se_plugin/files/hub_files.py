@@ -11,11 +11,12 @@ from huggingface_hub.utils.sha import sha_fileobj
 from safetensors import SafetensorError, safe_open
 
 __all__ = [
-    'CONFIG', 'FOLDER', 'HUB', 'SAVED_AT', 'WEIGHTS', 'check_inside', 'check_not_pointer', 'fetch', 'hub_name',
-    'read_config_json', 'saved_file', 'tensor_shapes',
+    'BEST', 'CONFIG', 'FOLDER', 'HUB', 'LAST', 'SAVED_AT', 'WEIGHTS', 'check_inside', 'check_not_pointer', 'fetch',
+    'hub_name', 'read_config_json', 'saved_file', 'tensor_shapes',
 ]
 
 WEIGHTS, CONFIG = 'model.safetensors', 'config.json'
+BEST, LAST = 'model_best.pth.tar', 'last.pth.tar'  # checkpoints in the folder of a run, by timm's names
 # How timm and this package name a saved model: 'hf-hub:user/repo', 'hf-hub:user/repo@revision' or 'local-dir:folder'.
 SAVED_AT = HUB, FOLDER = 'hf-hub:', 'local-dir:'
 _POINTER = b'version https://git-lfs.github.com/spec/'  # how each pointer of Git LFS begins

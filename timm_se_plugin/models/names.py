@@ -15,7 +15,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 from timm.models._hub import save_config_for_hf  # private: timm exports only the function that writes weights too
 from torch import nn
 
-from ..files.hub_files import CONFIG, FOLDER, HUB, SAVED_AT, WEIGHTS
+from ..files.hub_files import BEST, CONFIG, FOLDER, HUB, LAST, SAVED_AT, WEIGHTS
 from ..placement.spec import AttentionSpec
 from ._registry import architectures
 
@@ -55,8 +55,7 @@ def _check_place(name: str, place: Path) -> None:
         if not name.startswith(FOLDER):
             raise ValueError(f'{name} is the folder of a saved model, whose name is {FOLDER}{name}')
         return
-    weights = next((path for path in (place, place / 'model_best.pth.tar', place / 'last.pth.tar') if path.is_file()),
-                   None)
+    weights = next((path for path in (place, place / BEST, place / LAST) if path.is_file()), None)
     if weights:
         raise ValueError(f'{place} has the weights of a training, and no {CONFIG} of a saved model: `timm-se convert '
                          f'{weights} NETWORK folder`, with the name of the network, makes the model {FOLDER}folder')

@@ -8,7 +8,7 @@ from typing import Any
 from huggingface_hub.utils import validate_repo_id
 from torch import nn
 
-from ..files.hub_files import CONFIG, FOLDER, read_config_json
+from ..files.hub_files import BEST, CONFIG, FOLDER, LAST, read_config_json
 from ..models.names import trained_model
 from ..weights.facts import Facts
 from ..weights.folders import description_in, origin_of_outputs, write_model
@@ -96,8 +96,8 @@ def _loaded(source: nn.Module | str | Path, facts: Facts) -> tuple[nn.Module, Fa
     run = read_run(path)
     if run is None:
         raise ValueError(
-            f'{path} has nothing to share: neither the {CONFIG} of a saved model, nor the model_best.pth.tar or '
-            'last.pth.tar of a trained classifier, nor the last_checkpoint of a trained detector')
+            f'{path} has nothing to share: neither the {CONFIG} of a saved model, nor the {BEST} or '
+            f'{LAST} of a trained classifier, nor the last_checkpoint of a trained detector')
     own = run.facts if facts.results is None else replace(run.facts, results_file=None)
     given = {name: value for name, value in vars(facts).items() if value is not None}
     return run.model, replace(own, **given), {

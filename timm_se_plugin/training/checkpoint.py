@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ..files.hub_files import BEST, LAST
 from ..files.writing import is_whole, sync_folder, write_atomically
 from ..weights.reading import reason_of
 
@@ -17,8 +18,7 @@ __all__ = ['BEST', 'LAST', 'CheckpointError', 'newest_whole', 'read_checkpoint',
 
 _logger = logging.getLogger(__name__)
 
-# timm has the first and the third of these names.
-LAST, PREVIOUS, BEST = 'last.pth.tar', 'previous.pth.tar', 'model_best.pth.tar'
+PREVIOUS = 'previous.pth.tar'
 
 
 class CheckpointError(RuntimeError):

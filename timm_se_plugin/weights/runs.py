@@ -8,7 +8,7 @@ from timm.data import resolve_data_config
 from timm.models import PretrainedCfg
 from torch import nn
 
-from ..files.hub_files import SAVED_AT, read_config_json
+from ..files.hub_files import BEST, LAST, SAVED_AT, read_config_json
 from ..files.tables import read_table
 from ..models._registry import architectures
 from ..models._resolution import SAVED_SOURCES, resolve
@@ -70,7 +70,7 @@ def read_run(folder: str | Path) -> TrainedClassifier | None:
         ValueError: the checkpoint is broken, does not say which model it belongs to, or is of another network than it
             says.
     """
-    paths = [path for name in ('model_best.pth.tar', 'last.pth.tar') if (path := Path(folder, name)).is_file()]
+    paths = [path for name in (BEST, LAST) if (path := Path(folder, name)).is_file()]
     if not paths:
         return None
     weights, said = read_weights(paths[0])
