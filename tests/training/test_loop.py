@@ -142,6 +142,19 @@ def test_the_time_ratio_is_the_networks_step_by_that_of_its_plain_network(
     assert clock.passes == [False, True, True, False] * 2  # each is first in every other pair
 
 
+@pytest.mark.parametrize('saved', ['test_resnet_plugin', 'se_test_resnet_plugin'])
+def test_the_plain_network_of_a_saved_model_that_has_been_moved_has_no_attention(digits, tmp_path, monkeypatch, saved):
+    write_model(timm.create_model(saved), tmp_path / 'weights')
+    made = Run(parse_options([
+        *TINY, '--model', f'local-dir:{tmp_path}/weights', '--data-dir', str(digits), '--output', str(tmp_path),
+        '--model-kwargs', 'attn=se']), Process(torch.device('cpu')))
+    (tmp_path / 'weights').rename(tmp_path / 'elsewhere')
+    clock = Clock()
+    monkeypatch.setattr(turns, 'time', clock)
+    with torch.nn.modules.module.register_module_forward_hook(clock.see):
+        assert timing.step_time_ratio(made, rounds=1) == 1.5
+
+
 def test_saved_weights_are_fine_tuned_for_other_classes(digits, tmp_path):
     model = timm.create_model('se_test_resnet_plugin', num_classes=7)
     write_model(model, tmp_path / 'weights')

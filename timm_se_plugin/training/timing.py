@@ -39,22 +39,22 @@ def step_time_ratio(run: Run, rounds: int = 15) -> float | None:
 
     Returns:
         The ratio; None for a network without attention, or whose attention is part of timm's own network, as in
-        ``seresnet50``.
+        ``seresnet50``, or was pruned together with the network.
     """
-    kwargs = run.options.model_kwargs
-    flagged = run.options.model if kwargs.get('attn', 'none') != 'none' else None
-    plain = plain_name(run.options.model) or flagged
-    if plain is None:
+    name, kwargs, kept = run.options.model, run.options.model_kwargs, run.model_config
+    plain = plain_name(name) or (name if kwargs.get('attn', 'none') != 'none' else None)
+    if plain is None or (kept and 'pruned_widths' in kept['model_args']):
         return None
     _logger.info('the time of a training step is compared with that of %s', plain)
-    without = {key: value for key, value in kwargs.items() if not key.startswith('attn')}
-    if plain.partition('.')[0] in OPEN_NAMES:  # seresnet50_plugin carries attention by itself
-        without['attn'] = 'none'
+    # A network such as seresnet50_plugin carries attention by itself, and a saved model may have been moved.
+    without = {**{key: value for key, value in kwargs.items() if not key.startswith('attn')}, 'attn': 'none'}
+    opened = kept and {**kept, 'architecture': OPEN_NAMES[kept['architecture']]}
     with torch.random.fork_rng(devices=()):  # networks are made on the CPU
-        models = {which: run.create_model(name, keywords, pretrained=False).train() for which, name, keywords in (
-            ('plain', plain, without), ('own', run.options.model, kwargs))}
-    if run.options.torchcompile:
-        for model in models.values():
+        models = {'plain': run.create_model(plain, without, False, opened),
+                  'own': run.create_model(name, kwargs, False, kept)}
+    for model in models.values():
+        model.train()
+        if run.options.torchcompile:
             model.compile(backend=run.options.torchcompile)
     x, y = next(iter(run.train_loader(0)))
     y = y if y.ndim == 1 else y.argmax(1)
