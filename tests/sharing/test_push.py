@@ -195,6 +195,8 @@ def test_a_name_that_is_no_repository_is_refused_by_a_dry_run_too(name, message)
 
 
 def test_what_would_not_come_back_is_refused(hub):
+    with pytest.raises(ValueError, match=r'a network is needed .*, not a value of the type OrderedDict'):
+        push_to_hub(small().state_dict(), 'me/a')
     with pytest.raises(ValueError, match=r'Linear cannot be written: it is not a whole model, as timm.create_model'):
         push_to_hub(nn.Linear(1, 1), 'me/a')
     with pytest.raises(ValueError, match=r'would not load from its config.json.*fuse_for_inference'):

@@ -10,6 +10,7 @@ from torch import nn
 
 from ..files.hub_files import BEST, CONFIG, FOLDER, LAST, read_config_json
 from ..models.names import trained_model
+from ..placement.structure import check_network
 from ..weights.facts import Facts
 from ..weights.folders import description_in, origin_of_outputs, write_model
 from ..weights.runs import MULTILABEL, read_run
@@ -76,7 +77,8 @@ def push_to_hub(
 
 def _loaded(source: nn.Module | str | Path, facts: Facts) -> tuple[nn.Module, Facts, dict[str, Any]]:
     """The model, the facts about it, and options for :func:`write_model`."""
-    if isinstance(source, nn.Module):
+    if not isinstance(source, str | Path):
+        check_network(source)
         return source, facts, {'model_config': origin_of_outputs(source)}
     path = Path(str(source).removeprefix(FOLDER))
     if path.is_file():
