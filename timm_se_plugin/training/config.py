@@ -19,7 +19,7 @@ from .options import RECIPES, RUNTIME, evaluation_parser, list_recipes, training
 
 __all__ = [
     'different_options', 'list_recipes', 'options_of', 'own_options', 'parse_evaluation', 'parse_options',
-    'read_recipe', 'run_columns']
+    'read_recipe']
 
 _PICKLED = ('.pth', '.tar', '.pt')
 _WEIGHTS = (*_PICKLED, '.safetensors', '.bin', '.npz')

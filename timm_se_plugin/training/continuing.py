@@ -8,7 +8,7 @@ from unicodedata import normalize
 
 from ..weights.runs import FORMER
 from .checkpoint import newest_whole, read_checkpoint
-from .config import different_options, options_of, run_columns
+from .config import different_options, options_of
 from .folders import closest
 from .process import Process
 from .splits import STREAMS
@@ -53,7 +53,8 @@ def continued(options: Namespace, state: dict[str, Any], process: Process, path:
     if 'position' not in state:
         raise ValueError(f'{path} is a checkpoint of another trainer: it does not hold the epoch and batch of its run')
     trained, position, processes = options_of(state), state['position'], process.world_size
-    global_batch = run_columns(state)['global_batch']
+    global_batch = position.get(
+        'global_batch', trained['batch_size'] * trained['grad_accum_steps'] * position['world_size'])
     batch = ('batch_size', 'grad_accum_steps')
     is_kept = options.batch_size * options.grad_accum_steps * processes == global_batch
     is_same = all(trained[key] == getattr(options, key) for key in batch)
