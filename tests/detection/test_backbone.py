@@ -255,6 +255,12 @@ def test_a_saved_model_loads_with_the_options_it_was_saved_with(plain, tmp_path)
     warm = build(attn='se', pretrained=f'local-dir:{tmp_path / "plain"}')
     for out, theirs in zip(features(warm), features(build(pretrained=f'local-dir:{tmp_path / "plain"}')), strict=True):
         torch.testing.assert_close(out, theirs, rtol=1e-5, atol=1e-5)
+    for name in ('resnet18', 'resnet18_plugin'):
+        write_model(timm.create_model(name), tmp_path / name)
+        with pytest.raises(ValueError, match=(
+                f"holds a {name}, whose weights do not fit se_resnet18_plugin; model_name='resnet18_plugin' with "
+                "attn='se' adds the attention to them$")):
+            build('se_resnet18_plugin', pretrained=f'local-dir:{tmp_path / name}')
 
 
 def test_init_cfg_loads_as_mmengine_users_know_it(plain, tmp_path):

@@ -25,7 +25,7 @@ from ..models._resolution import is_place, resolve_unseen
 from ..models.state_dicts import Misfit
 from ..placement import AttentionSpec, attention_modules
 from ..placement.finding import attention_keys, restart_identity
-from ..placement.record import compare_state_dicts
+from ..placement.record import OPEN_NAMES, compare_state_dicts
 from ..placement.spec import attention_misfit
 from ..weights.mm_config import registered_backbone
 
@@ -229,10 +229,15 @@ class TimmAttentionBackbone(BaseModule):
             read = load_model_config_from_hf if place.startswith(HUB) else load_model_config_from_path
             cfg, name, saved = read(place.partition(':')[2])
             arch = architectures.get(self.model_name)
-            fitting = {self.model_name, *((arch.base, arch.source and arch.source.timm_name) if arch else ())}
+            brought = arch.attn if arch and not arch.accepts_attn else None  # which the base's weights lack
+            fitting = {self.model_name, *((arch.source and arch.source.timm_name, not brought and arch.base)
+                                          if arch else ())}
             if name not in fitting:
-                raise ValueError(f'{place} holds a {name}, whose weights do not fit {self.model_name}; '
-                                 f'model_name={name!r} is the network that they fit')
+                opened = OPEN_NAMES.get(self.model_name, '')
+                way_out = f'model_name={name!r} is the network that they fit'
+                if brought and not brought.record.selects_kernels and name in (opened, opened.removesuffix('_plugin')):
+                    way_out = f'model_name={opened!r} with attn={brought.attn!r} adds the attention to them'
+                raise ValueError(f'{place} holds a {name}, whose weights do not fit {self.model_name}; {way_out}')
             weights: dict[str, Any] = dict(
                 pretrained_cfg=cfg, pretrained_model_args=saved or {}, options=self._asked)
         elif is_place(place):
