@@ -57,7 +57,7 @@ def test_what_has_finished_is_kept(minutes, measured, tmp_path, monkeypatch, cap
     gpu_run.run('cpu', minutes, tmp_path, rounds=2)
     rows = read_table(tmp_path / 'speed-cpu.csv')
     assert [row['variant'] for row in rows] == measured * ['plain', 'plain fused', 'timm', 'unfused', 'fused']
-    assert ('0 of 1 cases measured; the time was too short for 1, which' in capsys.readouterr().out) == (not measured)
+    assert ('the time was too short for 1 of 1 cases, which' in capsys.readouterr().out) == (not measured)
     if measured:
         profile = read_table(tmp_path / 'profile-cpu.csv')
         assert {row['variant'] for row in profile} == {'plain', 'plain fused', 'timm', 'fused'}
@@ -79,6 +79,25 @@ def test_what_fails_is_said_in_the_last_line_and_by_the_exit_status(
     monkeypatch.setitem(main.__globals__, '__file__', str(tmp_path / 'tools' / 'run_on_gpu.py'))
     assert main() == status
     assert capsys.readouterr().out.splitlines()[-1] == said
+
+
+@pytest.mark.slow
+def test_a_case_that_leaves_the_process_without_the_gpu_leaves_the_others_to_a_new_process(
+        tmp_path, monkeypatch, capfd):
+    def lose_the_gpu(case, *args, **kwargs):
+        monkeypatch.setattr(gpu_run, '_is_lost', lambda device: True)
+        raise RuntimeError('CUDA error: an illegal memory access was encountered')
+
+    monkeypatch.setattr(gpu_run, 'measure', lose_the_gpu)
+    monkeypatch.setattr(gpu_run, 'cases', lambda: [Case('resnet18', batch=1), Case('resnetfoo', batch=1)])
+    assert gpu_run.run('cpu', 10, tmp_path, rounds=2) == ['case 1', 'case 2']
+    before, _, after = capfd.readouterr().out.partition('a new one continues')
+    assert 'an illegal memory access' in before
+    assert 'resnetfoo_plugin is unknown' in after  # the new process has the original measure()
+
+
+def test_a_device_that_computes_is_not_lost():
+    assert not gpu_run._is_lost('cpu')
 
 
 def test_a_folder_that_takes_no_table_is_refused_before_the_tests_run(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.util
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -9,6 +10,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
@@ -154,33 +156,62 @@ def _run(device: str, minutes: float, speed: Path, profile: Path, tests: Path | 
     options = [field.name for field in fields(Case)]
     earlier = {tuple(row.get(name) for name in options) for row in read_table(speed)}
     chosen.sort(key=lambda case: tuple(str(getattr(case, name)) for name in options) in earlier)
-    measured = left_out = 0
-    for i, case in enumerate(chosen, start=1):
-        if deadline - time.monotonic() < (0 if rehearsal else _SECONDS_FOR_A_CASE[case.compiled]):
+    yield from _measure_cases(chosen, 0, deadline, device, speed, profile, rounds)
+
+
+def _is_lost(device: str) -> bool:
+    """Whether the device gives this process nothing but errors, as a GPU does after an illegal access to memory."""
+    try:
+        torch.ones(1, device=device).item()
+    except RuntimeError:
+        return True
+    return False
+
+
+def _measure_cases(
+        chosen: list[Case], begun: int, deadline: float, device: str, speed: Path, profile: Path | None, rounds: int,
+) -> list[str]:
+    """Measure all but the first ``begun`` cases, and profile the first that succeeds; returns what has failed.
+
+    If a failure leaves this process without the GPU, a new process continues with the next case. ``profile`` is None if
+    there is a profile.
+    """
+    options = [field.name for field in fields(Case)]
+    failed: list[str] = []
+    left_out = 0
+    for i, case in enumerate(chosen[begun:], start=begun + 1):
+        if failed and _is_lost(device):
+            print('the GPU refuses everything to this process; a new one continues', flush=True)
+            with ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as pool:
+                others = pool.submit(_measure_cases, chosen, i - 1, deadline, device, speed, profile, rounds)
+                return failed + others.result()
+        if deadline - time.monotonic() < (0 if device == 'cpu' else _SECONDS_FOR_A_CASE[case.compiled]):
             left_out += 1
             continue
         try:
-            if not rehearsal:
+            if device != 'cpu':
                 torch.cuda.empty_cache()
             rows = measure(case, rounds, device=device, variants=('plain fused', 'timm', 'unfused', 'fused'))
         except Exception:  # one case without memory or with a defect leaves the time to the others
             print(f'[{i}/{len(chosen)}] {asdict(case)}:\n{traceback.format_exc(limit=-8)}', flush=True)
-            yield f'case {i}'
+            failed.append(f'case {i}')
             continue
         replace_rows(speed, rows, [*options, 'variant'])
-        measured += 1
         ratios = '  '.join(f"{row['variant']} {row['milliseconds']} ms x{row['ratio']}" for row in rows)
         print(f'[{i}/{len(chosen)}] {case.base} {case.attn} {case.mode} {case.batch} {case.layout} {case.dtype}'
               f'{" compiled" if case.compiled else ""}: {ratios}', flush=True)
-        if measured == 1:
-            try:
-                profiles = [row for variant in ('plain', 'plain fused', 'timm', 'fused')
-                            for row in _profile(case, device, variant)]
-            except Exception:
-                print(f'no profile:\n{traceback.format_exc(limit=-8)}', flush=True)
-                yield 'profile'
-            else:
-                replace_rows(profile, profiles, [*options, 'variant'])  # a later run begins with another case
+        if profile is None:
+            continue
+        try:
+            profiles = [row for variant in ('plain', 'plain fused', 'timm', 'fused')
+                        for row in _profile(case, device, variant)]
+        except Exception:
+            print(f'no profile:\n{traceback.format_exc(limit=-8)}', flush=True)
+            failed.append('profile')
+        else:
+            replace_rows(profile, profiles, [*options, 'variant'])  # a later run begins with another case
+        profile = None
     if left_out:
-        print(f'{measured} of {len(chosen)} cases measured; the time was too short for {left_out}, which another run '
-              'measures first', flush=True)
+        print(f'the time was too short for {left_out} of {len(chosen)} cases, which another run measures first',
+              flush=True)
+    return failed
