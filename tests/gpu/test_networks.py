@@ -148,6 +148,7 @@ def test_a_training_step_is_captured_as_a_graph(name):
 
 
 @needs_gpu
+@pytest.mark.filterwarnings('ignore:Synchronization debug mode is a prototype')  # torch warns whenever it is used
 def test_no_step_waits_for_the_gpu():
     x, y = batch()
     model = network().train()
