@@ -160,6 +160,16 @@ def test_a_pass_takes_as_many_launches_as_the_count_says(case, forward, backward
     assert len(names) == forward + backward
 
 
+@pytest.mark.parametrize(('shape', 'last', 'tiles', 'chunks'), [
+    ((256, 256, 56 * 56), True, 49, 2), ((32, 256, 56 * 56), True, 11, 9), ((2, 64, 400 * 608), False, 14, 17)])
+def test_the_programs_of_a_map_have_equal_work(shape, last, tiles, chunks):
+    pytest.importorskip('triton')
+    from timm_se_plugin.layers.kernels import launch
+    cut = launch._tiles(*shape, last, 2)
+    assert (cut.tiles, cut.chunks) == (tiles, chunks)
+    assert chunks == -(-(-(-shape[2] // cut.constants['BLOCK_P'])) // tiles)  # as the kernels count them
+
+
 def as_source(kernel, args, constants):
     """What Triton compiles for these arguments: integers that are 1 are constants, multiples of 16 marked as such.
 

@@ -68,9 +68,9 @@ def _tiles(N: int, C: int, P: int, last: bool, itemsize: int) -> Tiles:
         block_p = min(_power_of_two(P), _TILE // 2)
         block_c = min(_power_of_two(C), _TILE // block_p)
     blocks, tiles = -(-C // block_c), -(-P // block_p)
-    T = max(1, min(_MOST_TILES, N * blocks * tiles // _PROGRAMS))
-    chunks = -(-tiles // T)
-    return Tiles(N, C, P, T, chunks, N * blocks * chunks, {'LAST': last, 'BLOCK_P': block_p, 'BLOCK_C': block_c})
+    most = max(1, min(_MOST_TILES, N * blocks * tiles // _PROGRAMS))
+    chunks = -(-tiles // most)
+    return Tiles(N, C, P, -(-tiles // chunks), chunks, N * blocks * chunks, {'LAST': last, 'BLOCK_P': block_p, 'BLOCK_C': block_c})
 
 
 def tiles(y: Tensor) -> Tiles:
