@@ -70,7 +70,8 @@ def _tiles(N: int, C: int, P: int, last: bool, itemsize: int) -> Tiles:
     blocks, tiles = -(-C // block_c), -(-P // block_p)
     most = max(1, min(_MOST_TILES, N * blocks * tiles // _PROGRAMS))
     chunks = -(-tiles // most)
-    return Tiles(N, C, P, -(-tiles // chunks), chunks, N * blocks * chunks, {'LAST': last, 'BLOCK_P': block_p, 'BLOCK_C': block_c})
+    constants = {'LAST': last, 'BLOCK_P': block_p, 'BLOCK_C': block_c}
+    return Tiles(N, C, P, -(-tiles // chunks), chunks, N * blocks * chunks, constants)
 
 
 def tiles(y: Tensor) -> Tiles:
