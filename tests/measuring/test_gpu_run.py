@@ -132,6 +132,28 @@ def test_a_test_that_hangs_ends_and_leaves_no_process(tmp_path, capfd):
         assert file.read().rpartition(')')[2].split()[0] == 'Z'
 
 
+DEAF = """
+import signal, time
+def test_deaf():
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM])
+    time.sleep(600)
+def test_wrong():
+    assert False, 'this is said'
+"""
+
+
+@pytest.mark.slow
+def test_a_test_that_no_signal_reaches_as_in_a_call_of_cuda_leaves_the_others_their_report(tmp_path, capfd):
+    for folder in ('gpu', 'layers/kernels'):
+        (tmp_path / 'tests' / folder).mkdir(parents=True)
+    (tmp_path / 'tests' / 'gpu' / 'test_deaf.py').write_text(DEAF)
+    (tmp_path / 'tests' / 'layers' / 'kernels' / 'interpreted.py').touch()
+    assert gpu_run._tests('cuda', tmp_path / 'tests', 100) == 1
+    out = capfd.readouterr().out
+    assert 'this is said' in out
+    assert "crashed while running 'tests/gpu/test_deaf.py::test_deaf'" in out
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU')
 def test_a_machine_without_the_device_and_too_few_rounds_are_refused_at_once(tmp_path):
     with pytest.raises(ValueError, match='--device cuda needs CUDA'):

@@ -73,7 +73,8 @@ def _tests(device: str, tests: Path, seconds: float) -> int:
                '-o', 'addopts=--import-mode=importlib', '-o', f'timeout={0.4 * seconds:.0f}',
                '-o', f'session_timeout={0.8 * seconds:.0f}', *map(str, chosen)]
     if device != 'cpu' and importlib.util.find_spec('xdist'):
-        command += ['-n', str(min(16, os.cpu_count() or 1))]
+        # No signal reaches a test that hangs in a call of CUDA: its process is ended, and another one takes its place.
+        command += ['-n', str(min(16, os.cpu_count() or 1)), '-o', 'timeout_method=thread']
     # The working directory is where pytest and its processes find the package if it is not installed.
     process = subprocess.Popen(command, env=environment, cwd=tests.parent, start_new_session=True)
     try:
