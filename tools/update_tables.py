@@ -250,7 +250,7 @@ def starts_table(table: str, base: str, epochs: int) -> str:
 def last_norms_table(table: str, base: str, epochs: int) -> str:
     """Networks whose last norms start at 0 and at 1, and the differences between the two."""
     body = []
-    for attn, start in (('none', ''), ('se', ''), ('se', "attn_init='identity'")):
+    for attn, start in (('none', ''), ('se', ''), ('se', "attn_init='identity'"), ('sk', '')):
         zero, one = (_attention_runs(table, base, epochs, f'{start}{option}').get(attn, [])
                      for option in ('', ' ?zero_init_last=False'))
         if one:
