@@ -256,7 +256,7 @@ def test_a_saved_model_loads_with_the_options_it_was_saved_with(plain, tmp_path)
     for out, theirs in zip(features(warm), features(build(pretrained=f'local-dir:{tmp_path / "plain"}')), strict=True):
         torch.testing.assert_close(out, theirs, rtol=1e-5, atol=1e-5)
     for name in ('resnet18', 'resnet18_plugin'):
-        write_model(timm.create_model(name), tmp_path / name)
+        timm.models.save_for_hf(timm.create_model(name), tmp_path / name, safe_serialization=True)
         with pytest.raises(ValueError, match=(
                 f"holds a {name}, whose weights do not fit se_resnet18_plugin; model_name='resnet18_plugin' with "
                 "attn='se' adds the attention to them$")):
