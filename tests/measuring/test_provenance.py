@@ -1,7 +1,10 @@
 """The commit that a result names, with a real git."""
 
 import importlib
+import os
+import platform
 import subprocess
+import sys
 
 import pytest
 import torch
@@ -43,3 +46,15 @@ def test_no_commit_is_named_that_is_not_the_packages(git):
     git('add', 'results')
     git('commit', '-q', '-m', 'a repository of somebody else, with the package installed inside')
     assert commit() == ''
+
+
+def test_a_result_says_with_which_instructions_the_cpu_computed():
+    """CPUs of one architecture differ; the variable makes PyTorch leave out the newer instructions."""
+    code = 'import torch; from timm_se_plugin.measuring.provenance import provenance; ' \
+        'print(provenance(torch.device("cpu"))["device"])'
+    told = [subprocess.run([sys.executable, '-c', code], env={**os.environ, 'ATEN_CPU_CAPABILITY': name},
+                           check=True, capture_output=True, text=True).stdout.split()
+            for name in ('default', 'avx2')]
+    assert [told[0][0], told[1][0]] == [platform.machine()] * 2
+    if platform.machine() in ('x86_64', 'AMD64'):
+        assert [told[0][1:], told[1][1:]] == [['DEFAULT'], ['AVX2']]

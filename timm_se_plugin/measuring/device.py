@@ -1,8 +1,10 @@
-"""The device that a command is told to compute on."""
+"""The device that a command is told to compute on, and the name of the CPU."""
+
+import platform
 
 import torch
 
-__all__ = ['check_device']
+__all__ = ['check_device', 'processor']
 
 
 def check_device(device: str) -> None:
@@ -18,3 +20,12 @@ def check_device(device: str) -> None:
                          'numbers begin with 0')
     if kind == 'cuda' and not torch.cuda.is_available():
         raise ValueError(f'--device {device} needs CUDA, and torch finds no CUDA device here; --device cpu works')
+
+
+def processor() -> str:
+    """The CPU's architecture and the vector instructions that PyTorch computes with, such as ``'x86_64 AVX512'``.
+
+    Times that were measured with different instructions are not comparable: the quicker the CPU computes, the more
+    of a step is spent on what it moves in memory.
+    """
+    return f'{platform.machine()} {torch.backends.cpu.get_cpu_capability()}'

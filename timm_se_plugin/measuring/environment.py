@@ -10,6 +10,7 @@ import torch
 from packaging.requirements import Requirement
 
 from ..files.version import __version__
+from .device import processor
 
 __all__ = ['environment']
 
@@ -85,7 +86,7 @@ def _requirements_of(extra: str) -> list[Requirement]:
 
 
 def _processors() -> dict[str, str]:
-    found = {'CPU': f'{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads in PyTorch'}
+    found = {'CPU': f'{processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads in PyTorch'}
     for i in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(i)
         found[f'cuda:{i}'] = f'{properties.name}, {properties.total_memory / 2**30:.0f} GiB'

@@ -8,6 +8,8 @@ from typing import Any
 import timm
 import torch
 
+from .device import processor
+
 __all__ = ['provenance']
 
 
@@ -29,6 +31,6 @@ def _commit() -> str:
 def provenance(device: torch.device) -> dict[str, Any]:
     """Columns for a table of results: device, threads, versions, and commit, with '+' if the package has changes."""
     return {
-        'device': torch.cuda.get_device_name(device) if device.type == 'cuda' else platform.machine(),
+        'device': torch.cuda.get_device_name(device) if device.type == 'cuda' else processor(),
         'threads': torch.get_num_threads(), 'python': platform.python_version(), 'torch': str(torch.__version__),
         'timm': timm.__version__, 'commit': _commit()}
