@@ -12,7 +12,7 @@ from timm_se_plugin.commands import main
 from timm_se_plugin.layers.norm_act import norm_act
 from timm_se_plugin.layers.residual_tail import residual_tail
 from timm_se_plugin.layers.squeeze_excite import SqueezeExcite
-from timm_se_plugin.measuring.traffic import PATHS, _maps, _moved, block_units, count, middle, tail
+from timm_se_plugin.measuring.traffic import LAUNCHES, PATHS, _maps, _moved, block_units, count, middle, tail
 from timm_se_plugin.placement import residual, stem
 
 
@@ -129,3 +129,33 @@ def test_the_operators_of_a_backward_pass_are_those_that_autograd_runs(path, lay
         return sorted(step for step in steps if 'batch_norm' not in step[0])
 
     assert elementwise(passes.seen) == elementwise((s.name, s.reads, s.writes) for s in units.backward)
+
+
+class _Operators(TorchDispatchMode):
+    """Names of the operators that run, without views and allocations."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        if not func.is_view and not name.startswith(('new_empty', 'empty', 'detach', '_reshape_alias')):
+            self.names.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(('autocast', 'forward', 'backward'), [(False, 4, 8), (True, 8, 12)])
+def test_the_excitation_takes_as_many_operators_as_the_count_says(autocast, forward, backward):
+    """An activation in place would work on a view of the matrix product, for which autograd copies five times."""
+    se = SqueezeExcite(64)
+    z = torch.randn(4, 64, 1, 1, dtype=torch.bfloat16 if autocast else None, requires_grad=True)
+    with torch.autocast('cpu', torch.bfloat16, enabled=autocast), _Operators() as there:
+        gate = se.excite(z)
+    grad = torch.ones_like(gate)
+    with _Operators() as back:
+        gate.backward(grad)
+    assert (len(there.names), len(back.names)) == (forward, backward), (there.names, back.names)
+    told = next(line.split() for line in LAUNCHES.splitlines()
+                if line.startswith(f'    excitation {"under autocast" if autocast else "in float32"} '))
+    assert told[3:5] == [str(forward), str(backward)]

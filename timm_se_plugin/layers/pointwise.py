@@ -42,7 +42,7 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     matrix = weight.flatten(1) if weight.stride(2) == 1 else weight.permute(0, 2, 3, 1).flatten(1)
     if (torch.jit.is_scripting() or x.shape[0] != 1 or torch.is_grad_enabled() or x.element_size() < 4
             or not x.is_cpu):
-        return F.linear(x.flatten(1), matrix, bias)[:, :, None, None]
+        return F.linear(x.flatten(1), matrix, bias).reshape(x.shape[0], weight.shape[0], 1, 1)
     out = torch.linalg.vecdot(matrix, x.flatten(1))  # for one row it takes three quarters of the time
     return (out if bias is None else out.add_(bias)).view(1, -1, 1, 1)
 

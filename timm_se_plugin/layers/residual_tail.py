@@ -245,7 +245,7 @@ def _by_kernels(
             m = _mean_behind(conv_input, conv_weight, conv_bias)  # type: ignore[arg-type]
             z = (normalized.weight * ((m - normalized.mean) * normalized.invstd) + normalized.bias).to(x.dtype)
         assert z is not None  # it was asked for
-        factor = se.excite(z[..., None, None]).flatten(1)
+        factor = se.excite(z.view(*z.shape, 1, 1)).flatten(1)
     if drop_prob > 0:
         keep = _kept(x, drop_prob, scale_by_keep)
         factor = keep if factor is None else factor * keep

@@ -91,7 +91,7 @@ class SqueezeExcite(nn.Module):
         squeeze: ``'avg'`` or ``'max'`` over H and W (Table 11), or ``'none'``: no pooling, the excitation is computed
             for every position and the gate has shape (N, C, H, W) (NoSqueeze, Table 16).
         bias: bias in both layers. The released weights have it, the paper's ablations have none.
-        act_layer: activation between the layers; called with ``inplace=True``, as timm's activations are.
+        act_layer: activation between the layers.
         gate: a name in ``GATES`` (Table 12).
         init: ``'identity'`` for gates that are exactly 1 at the start, which needs ``gate='double_sigmoid'``.
         device: device of the parameters.
@@ -126,7 +126,7 @@ class SqueezeExcite(nn.Module):
             raise ValueError(f'rd_channels={rd_channels}: the inner width must be a positive integer')
         self.squeeze_type = squeeze
         self.fc1 = nn.Conv2d(channels, rd_channels, 1, bias=bias, device=device, dtype=dtype)
-        self.act = act_layer(inplace=True)
+        self.act = act_layer()  # not in place: of a view of a matrix product, autograd would copy the gradient
         self.fc2 = nn.Conv2d(rd_channels, channels, 1, bias=bias, device=device, dtype=dtype)
         self.gate = GATES[gate]()
         self.init = init

@@ -93,13 +93,12 @@ as traced on a CPU, without allocations and views:
 
     kernels of the tail                 3    4    moments, statistics, apply; reduce, sample_sums, parameter_sums,
                                                   apply_backward
-    excitation in float32               4   13    addmm, relu_, addmm, sigmoid; sigmoid_backward, threshold_backward,
-                                                  two products and a sum for each layer, and five that copy or
-                                                  fill, since relu_ works on a view
-    excitation under autocast           8   17    and a conversion of two weights and two biases each way
+    excitation in float32               4    8    addmm, relu, addmm, sigmoid; sigmoid_backward, threshold_backward,
+                                                  two products and a sum for each layer
+    excitation under autocast           8   12    and a conversion of two weights and two biases each way
 
-One kernel for the excitation's forward pass would save 3 of the 17 launches of the excitation in float32 and 7 of
-the 25 under autocast, but would need a second set of formulas for each gate and activation, and read its
+One kernel for the excitation's forward pass would save 3 of the 12 launches of the excitation in float32 and 7 of
+the 20 under autocast, but would need a second set of formulas for each gate and activation, and read its
 weights once for each sample. A CUDA graph of the training step saves all of them, and those of the convolutions and the
 optimiser. The excitation therefore stays five modules, and small batches are to be run as a graph (a recipe that has
 not been run on a GPU yet):

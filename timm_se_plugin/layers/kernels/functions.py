@@ -327,6 +327,10 @@ def _dense(y: Tensor) -> Tensor:
     return y.contiguous(memory_format=torch.channels_last if y.stride(1) == 1 else torch.contiguous_format)
 
 
+def _expanded(x: Tensor, shape: torch.Size) -> Tensor:
+    return x if x.shape == shape else x.expand(shape)  # autograd would record the call all the same
+
+
 def _check_device(y: Tensor, *others: Tensor | None) -> None:
     """Raise as an operator would, where a kernel would read another GPU's memory."""
     for x in others:
@@ -399,9 +403,9 @@ def scale_shift_add(
     _check_device(y, factor, shortcut, gate)
     if shortcut is not None:
         layout = torch.channels_last if launch.is_channels_last(y) else torch.contiguous_format
-        shortcut = shortcut.expand(y.shape).contiguous(memory_format=layout)
-    factor = factor if factor is None else factor.expand(y.shape[:2]).contiguous()
-    gate = gate if gate is None else gate.expand(y.shape[:2]).contiguous()
+        shortcut = _expanded(shortcut, y.shape).contiguous(memory_format=layout)
+    factor = factor if factor is None else _expanded(factor, y.shape[:2]).contiguous()
+    gate = gate if gate is None else _expanded(gate, y.shape[:2]).contiguous()
     tensors = (*normalized[1:6], factor, shortcut, gate)
     if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors):
         return _ScaleShiftAdd.apply(normalized.carrier, *tensors, relu, normalized.call)

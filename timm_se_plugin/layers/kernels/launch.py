@@ -88,7 +88,7 @@ def _rows(C: int) -> tuple[int, dict[str, int]]:
 def moments(y: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and centred sum of squares of each chunk and channel. Shape: (N, C, H, W) -> (N, chunks, C) twice."""
     cut = tiles(y)
-    means, squares = y.new_empty(2, cut.samples, cut.chunks, cut.channels, dtype=torch.float32)
+    means, squares = y.new_empty(2, cut.samples, cut.chunks, cut.channels, dtype=torch.float32).unbind()
     run(passes.moments, cut.programs, y.device, y, means, squares, *cut.args, **cut.constants)
     return means, squares
 
@@ -103,7 +103,7 @@ def batch_statistics(
     """
     cut = tiles(y)
     count = cut.samples * cut.positions
-    mean, invstd = y.new_empty(2, cut.channels, dtype=torch.float32)
+    mean, invstd = y.new_empty(2, cut.channels, dtype=torch.float32).unbind()
     x_mean, u_mean = _pooled_like(y) if pooled else (None, None)
     programs, constants = _rows(cut.channels)
     run(
@@ -153,7 +153,7 @@ def reduce(
     cut = tiles(y)
     g = None if out is None else torch.empty_like(y)
     shape = (cut.samples, cut.chunks, cut.channels)
-    sums, x_sums = y.new_empty(2, *shape, dtype=torch.float32)
+    sums, x_sums = y.new_empty(2, *shape, dtype=torch.float32).unbind()
     shortcut_sums = None if shortcut is None else y.new_empty(shape, dtype=torch.float32)
     run(
         passes.reduce, cut.programs, y.device, grad, y, out, g, shortcut, weight, bias, mean, invstd, factor,
@@ -167,7 +167,7 @@ def sample_sums(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Of each sample, (N, C): both sums, their combination in ``dtype``, and the shortcut's in ``shortcut_dtype``."""
     N, chunks, C = sums.shape
-    sum_, x_sum = sums.new_empty(2, N, C)
+    sum_, x_sum = sums.new_empty(2, N, C).unbind()
     combined = sums.new_empty(N, C, dtype=dtype)
     shortcut_sum = None if shortcut_sums is None else sums.new_empty(N, C, dtype=shortcut_dtype)
     run(
@@ -184,7 +184,7 @@ def parameter_sums(
     given = sums if sums is not None else pooled_grad
     assert given is not None  # at least one of the two outputs has a gradient
     C = given.shape[-1]
-    weight_grad, bias_grad = given.new_empty(2, C, dtype=torch.float32)
+    weight_grad, bias_grad = given.new_empty(2, C, dtype=torch.float32).unbind()
     programs, constants = _rows(C)
     run(
         passes.parameter_sums, programs, given.device, sums, x_sums, factor, pooled_grad, pooled_sums, pooled_x_sums,
