@@ -102,6 +102,20 @@ class Plain(nn.Module):
         return self.flat(self.body(x))
 
 
+@pytest.mark.parametrize('attn', ATTENTIONS)
+def test_no_attention_works_in_place_on_a_view(attn):
+    """Where an operation does, autograd copies the whole gradient several times in the backward pass."""
+    model = timm.create_model('resnet20_cifar_plugin', attn=attn)
+    open_nodes, found = [model(torch.randn(2, 3, 16, 16)).grad_fn], set()
+    while open_nodes:
+        node = open_nodes.pop()
+        if node is not None and node not in found:
+            found.add(node)
+            open_nodes += [other for other, _ in node.next_functions]
+    assert len(found) > 100
+    assert not [node.name() for node in found if 'CopySlices' in node.name()]
+
+
 @pytest.mark.parametrize('attn', [attn for attn in ATTENTIONS if not attn.startswith('sk')])
 def test_every_attention_goes_in_learns_and_comes_out(attn, x):
     model = resnet()
