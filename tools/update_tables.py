@@ -513,6 +513,7 @@ def runtimes_table() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     'facts': facts_table,
     'speed-cpu': lambda: speed_table('cpu'),
+    'speed-cpu-avx2': lambda: speed_table('cpu-avx2'),
     'runtimes-cpu': runtimes_table,
     'speed-cuda': lambda: speed_table('cuda'),
     'attentions-flowers': lambda: attentions_table('flowers-64.csv', 'resnet18', 15),
