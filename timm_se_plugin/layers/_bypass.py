@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 __all__ = [
-    'can_overwrite', 'has_hooks', 'in_training', 'is_frozen', 'is_plain_conv', 'needs_formulas', 'why_not_batch_norm',
-    'why_not_eager']
+    'can_overwrite', 'has_hooks', 'in_training', 'is_eager_inference', 'is_frozen', 'is_plain_conv', 'needs_formulas',
+    'why_not_batch_norm', 'why_not_eager']
 
 
 def has_hooks(*modules: nn.Module | None) -> bool:
@@ -84,10 +84,14 @@ def in_training(bn: nn.Module, x: Tensor) -> bool:
     return bn.training
 
 
+def is_eager_inference(x: Tensor) -> bool:
+    """Whether no gradient is recorded, and the operators of this package can take x, uncompiled and untraced."""
+    return not (torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing() or why_not_eager(x))
+
+
 def can_overwrite(x: Tensor, conv: Any, bn: nn.Module) -> bool:
     """Whether what follows ``conv`` and ``bn`` may be written into x's memory, which saves allocating a map.
 
     That is at inference on a CPU, in eager mode, where conv has just computed x and no hook sees x or bn's output.
     """
-    return not (torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing() or why_not_eager(x)
-                or not x.is_cpu or not is_plain_conv(conv) or has_hooks(bn))
+    return is_eager_inference(x) and x.is_cpu and is_plain_conv(conv) and not has_hooks(bn)

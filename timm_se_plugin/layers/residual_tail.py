@@ -10,6 +10,7 @@ from ._bypass import (
     can_overwrite,
     has_hooks,
     in_training,
+    is_eager_inference,
     is_frozen,
     is_plain_conv,
     why_not_batch_norm,
@@ -344,8 +345,7 @@ def add_shortcut(x: Tensor, shortcut: Tensor, act: nn.Module) -> Tensor:
 
     Shape: (N, C, H, W) and a shape that can be broadcast to it -> (N, C, H, W).
     """
-    if (torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing() or why_not_eager(x)
-            or type(act) is not nn.ReLU or has_hooks(act)):
+    if not is_eager_inference(x) or type(act) is not nn.ReLU or has_hooks(act):
         x += shortcut
         return act(x)
     return add_act_(x, shortcut, True)
@@ -364,8 +364,7 @@ def can_gate_weights(x: Tensor, conv: Any, bn: Any, se: Any, fused: bool | str =
         fused: as in :func:`can_fuse`; with ``'auto'`` the output has to be so large that the saved passes take more
             time than the additional calls.
     """
-    if (torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing()
-            or torch.is_autocast_enabled('cpu') or why_not_eager(x)):
+    if not is_eager_inference(x) or torch.is_autocast_enabled('cpu'):
         return False
     if not (x.is_cpu and x.shape[0] == 1 and x.element_size() >= 4):
         return False
