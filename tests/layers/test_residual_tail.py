@@ -36,7 +36,6 @@ from timm_se_plugin.layers.residual_tail import (
 )
 from timm_se_plugin.layers.squeeze_excite import SqueezeExcite
 from timm_se_plugin.measuring.benchmark import LAYOUTS
-from timm_se_plugin.placement import AttentionSpec
 from timm_se_plugin.placement.residual import attend
 
 INTEGRATIONS = ('standard', 'pre', 'post', 'identity', '3x3')
@@ -431,7 +430,7 @@ def test_saves_no_more_than_a_block_without_attention(mode, channels_last):
         return sum(s.nbytes() for s in storages.values())
 
     plain, ours = Bottleneck(64, 16), Bottleneck(64, 16)
-    attend(ours, AttentionSpec(fused=True), SqueezeExcite(64))
+    attend(ours, SqueezeExcite(64), 'standard', True)
     ratio = saved(set_mode(ours, mode)) / saved(set_mode(plain, mode))
     assert ratio <= 1.01
 

@@ -22,7 +22,6 @@ from ..layers.residual_tail import (
     why_not_fused,
 )
 from .finding import restart_identity
-from .spec import AttentionSpec
 
 __all__ = [
     'AttentionBasicBlock', 'AttentionBlock', 'AttentionBottleneck', 'attend', 'attention_channels', 'become', 'detach',
@@ -252,20 +251,16 @@ def start_norms(block: nn.Module) -> None:
             nn.init.ones_(weight)
 
 
-def attend(block: Any, attn: AttentionSpec, attention: nn.Module) -> None:
-    """Give a residual block its attention."""
-    _prepare(block, attention, attn.integration, attn.fused)
+def attend(block: Any, attention: nn.Module, integration: str, fused: bool | str) -> None:
+    """Give timm's ``BasicBlock`` or ``Bottleneck`` its attention, at one of ``INTEGRATIONS``."""
+    block.se, block.integration, block.fused = attention, integration, fused
+    if type(block) in _WITH_ATTENTION:
+        become(block, _WITH_ATTENTION[type(block)])
 
 
 def run_fused(block: Any, fused: bool | str) -> None:
     """Let a residual block without ``se``, which may have a Selective Kernel, run by the fused path."""
-    _prepare(block, nn.Identity(), 'none', fused)
-
-
-def _prepare(block: Any, attention: nn.Module, integration: str, fused: bool | str) -> None:
-    block.se, block.integration, block.fused = attention, integration, fused
-    if type(block) in _WITH_ATTENTION:
-        become(block, _WITH_ATTENTION[type(block)])
+    attend(block, nn.Identity(), 'none', fused)
 
 
 def detach(block: Any) -> nn.Module:

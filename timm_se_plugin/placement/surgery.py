@@ -224,7 +224,7 @@ def _fill(place: _Place, spec: AttentionSpec, layer: nn.Module) -> str:
     if place.tensor == 'block':
         if spec.attn in OWN:
             initialise_as_timm(layer)
-        attend(place.module, spec, layer)
+        attend(place.module, layer, spec.integration, spec.fused)
         return f'{place.name}.se'
     if place.tensor == 'slot':
         place.block.se = layer
