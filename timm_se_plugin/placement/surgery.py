@@ -90,7 +90,7 @@ def add_attention(
             owned by a wrapper (parallel training, sharding, compilation, scripting).
     """
     check_network(model)
-    spec = attn if isinstance(attn, AttentionSpec) and not options else _specified(attn, options)
+    spec = _specified(attn, options)
     _refuse_owned(model)
     if spec.record.selects_kernels:
         others = ', '.join(name for name, record in ATTENTIONS.items() if not record.selects_kernels)
