@@ -117,13 +117,13 @@ def place_attention(
     Raises:
         ValueError: as :func:`add_attention`.
     """
-    _refuse_second_attention(model, ())  # blocks that carry attention are no places
+    _refuse_second_attention(model)
     spec = check_stages(spec, last_stage(model))
     places, kernels = _matching(model, spec.sites) if spec.sites is not None else _of_families(model, spec)
     if spec.fused is True and any(place.tensor != 'block' for place in places):
         raise ValueError(f'attn_fused=True is not possible in {type(model).__name__}, whose attention follows no '
                          "BatchNorm of a residual block; choose 'auto' or False")
-    _refuse_second_attention(model, places)
+    _refuse_attention_of_timm(model, places)
     _refuse_shared(model, places)
     channels = _channels(model, spec, places, input_size)
     layers = {place: spec.create(channels[place], **_like(place.holder, model)).train(place.holder.training)
@@ -389,7 +389,8 @@ def _matching(model: nn.Module, pattern: str) -> tuple[list[_Place], list[_Kerne
     return [_Place(name, model.get_submodule(name), 'output') for name in names], []
 
 
-def _refuse_second_attention(model: nn.Module, places: Iterable[_Place]) -> None:
+def _refuse_second_attention(model: nn.Module) -> None:
+    """Raise for a network that carries attention of the plugin."""
     if any(isinstance(module, SelectiveKernel) for module in model.modules()):
         raise ValueError(f"{type(model).__name__} has Selective Kernels; build it with attn='sk+se' instead")
     carriers = [name for name, _ in _carriers(model)]
@@ -397,8 +398,12 @@ def _refuse_second_attention(model: nn.Module, places: Iterable[_Place]) -> None
     if carriers:
         raise ValueError(f'{type(model).__name__} carries attention already, at {carriers[0]}; call remove_attention '
                          'first')
-    carriers = [place.name for place in places if place.tensor in ('slot', 'block')
-                and counted_attention(place.module if place.module is not None else nn.Identity())]
+
+
+def _refuse_attention_of_timm(model: nn.Module, places: Iterable[_Place]) -> None:
+    """Raise for a block that timm has built with attention."""
+    carriers = [place.name for place in places if place.tensor in ('slot', 'block') and place.module is not None
+                and counted_attention(place.module)]
     if carriers:
         name = (getattr(model, 'pretrained_cfg', None) or {}).get('architecture')
         opened = name if name in OPEN_NAMES else TIMM_NAMES.get(name or '')
