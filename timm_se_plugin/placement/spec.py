@@ -340,14 +340,15 @@ def _listed(values: Iterable[Any]) -> str:
     return ', '.join(str(value) for value in values)
 
 
-# For each option a test of its value, and the test in words. A registered attention checks its own options itself.
+# For each option a test of its value, and the test in words; None is allowed wherever it is the attention's default. A
+# registered attention checks its own options itself.
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     'integration': _one_of(*INTEGRATIONS),
     'stages': (_is_stages, "one or more of 1, 2, 3, 4 (timm's layer1 to layer4)"),
     'sites': (_is_pattern, 'a regular expression for module names'),
     'sk_stages': (_is_stages, "one or more of 1, 2, 3, 4 (timm's layer1 to layer4)"),
     'rd_ratio': (_is_fraction, 'a fraction in (0, 1]'),
-    'rd_channels': (lambda value: value is None or _is_count(value), 'a positive integer'),
+    'rd_channels': (_is_count, 'a positive integer'),
     'rd_divisor': (_is_count, 'a positive integer'),
     'squeeze': _one_of(*SQUEEZES),
     'act_layer': (_is_act, 'the name of an activation in timm, such as relu, silu or gelu'),
@@ -358,11 +359,10 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
         'two or more odd sizes'),
     'keep_3x3': _one_of(True, False),
     'groups': (
-        lambda value: value is None or _is_count(value) or _are_counts(value),
-        'a positive integer, or one for each kernel'),
+        lambda value: _is_count(value) or _are_counts(value), 'a positive integer, or one for each kernel'),
     'split_input': _one_of(True, False),
     'select': _one_of(*SELECTS),
-    'rd_min_channels': (lambda value: value is None or _is_count(value), 'a positive integer'),
+    'rd_min_channels': (_is_count, 'a positive integer'),
     'init': _one_of('default', 'identity'),
     'fused': _one_of('auto', True, False),
 }
