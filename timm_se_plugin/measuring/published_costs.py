@@ -30,11 +30,12 @@ class PublishedCost:
 
 
 def _pair(
-        network: str, base: str, plain: float, se: float, before: float | None = None, after: float | None = None,
+        network: str, base: str, gmacs: float, se_gmacs: float,
+        parameters: float | None = None, se_parameters: float | None = None,
 ) -> list[PublishedCost]:
     return [
-        PublishedCost(network, 'SE, Table 2', f'{base}_plugin', before, plain, {'attn': 'none'}),
-        PublishedCost(f'SE-{network}', 'SE, Table 2', f'{base}_plugin', after, se, {'attn': 'se'})]
+        PublishedCost(network, 'SE, Table 2', f'{base}_plugin', parameters, gmacs, {'attn': 'none'}),
+        PublishedCost(f'SE-{network}', 'SE, Table 2', f'{base}_plugin', se_parameters, se_gmacs, {'attn': 'se'})]
 
 
 # The SE paper is arXiv 1709.01507v4; parameters from its Table 10. Its ResNets have the stride in the first 1x1
