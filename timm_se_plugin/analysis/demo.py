@@ -94,14 +94,14 @@ def train(
     return seconds
 
 
-def picture(path: Path, x: Tensor, y: Tensor, probabilities: Tensor, count: int = 24) -> None:
-    """Draw test images with the model's predictions; mistakes come first, in red."""
+def picture(path: Path, x: Tensor, y: Tensor, probabilities: Tensor) -> None:
+    """Draw 24 test images with the model's predictions; mistakes come first, in red."""
     from matplotlib.figure import Figure
 
     confidence, predicted = probabilities.max(1)
-    chosen = torch.argsort((predicted == y).int(), stable=True)[:count]
-    figure = Figure(figsize=(count // 3 * 1.3, 5.2), layout='constrained')
-    for axis, i in zip(figure.subplots(3, count // 3).flat, chosen.tolist(), strict=True):
+    chosen = torch.argsort((predicted == y).int(), stable=True)[:24]
+    figure = Figure(figsize=(10.4, 5.2), layout='constrained')
+    for axis, i in zip(figure.subplots(3, 8).flat, chosen.tolist(), strict=True):
         right = predicted[i] == y[i]
         axis.imshow(x[i, 0].numpy(), cmap='gray_r')
         text = f'{int(predicted[i])}  {float(confidence[i]):.0%}' + ('' if right else f'\nis {int(y[i])}')

@@ -24,9 +24,9 @@ __all__ = [
 _LINES = ('-', ':', '-.', (0, (5, 1)), (0, (3, 1, 1, 1, 1, 1)))  # of each ten classes; matplotlib has ten colours
 
 
-def sampled_channels(channels: int, count: int = 50) -> list[int]:
-    """Evenly spaced channels, as many as the papers show."""
-    return np.linspace(0, channels - 1, min(count, channels)).round().astype(int).tolist()
+def sampled_channels(channels: int) -> list[int]:
+    """Fifty evenly spaced channels, as in the SE paper's Figure 6; all channels where there are fewer."""
+    return np.linspace(0, channels - 1, min(50, channels)).round().astype(int).tolist()
 
 
 def shown_layers(statistics: GateStatistics) -> list[LayerStatistics]:
