@@ -338,14 +338,20 @@ def test_what_enlarged_images_change_in_selective_kernels_is_recorded_beside_the
     train_classifier(parse_options([
         *TINY, '--model', 'sk_test_resnet_plugin', '--data-dir', str(digits), '--output', str(tmp_path),
         '--experiment', 'run', '--seed', '3', '--epochs', '1']))
+    options = parse_analysis([
+        '--checkpoint', str(tmp_path / 'run' / 'last.pth.tar'), '--output', str(tmp_path / 'analysis'),
+        '--pictures', '1', '--record', str(tmp_path / 'gates.csv')])
     for _ in range(2):
-        analyze(parse_analysis([
-            '--checkpoint', str(tmp_path / 'run' / 'last.pth.tar'), '--output', str(tmp_path / 'analysis'),
-            '--pictures', '1', '--record', str(tmp_path / 'gates.csv')]))
+        analyze(options)
     recorded = read_table(tmp_path / 'gates-scale.csv')
     written = read_table(tmp_path / 'analysis' / 'scale.csv')
     assert [{key: row[key] for key in written[0]} for row in recorded] == written
     assert {(row['model'], row['seed'], row['epochs']) for row in recorded} == {('sk_test_resnet_plugin', '3', '1')}
+    (tmp_path / 'gates.csv').unlink()
+    (tmp_path / 'gates-scale.csv').write_text('model;seed')
+    with pytest.raises(ValueError, match=r"gates-scale\.csv are separated by ';'"):
+        analyze(options)
+    assert not (tmp_path / 'gates.csv').exists()  # found before the analysis
 
 
 def test_the_table_is_kept_where_a_class_that_was_to_be_drawn_has_no_images(tmp_path):

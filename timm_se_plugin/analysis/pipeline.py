@@ -67,7 +67,10 @@ def analyze(options: Namespace) -> GateStatistics:
         check_table(options.record)
     with init_process(options) as process:
         model, dataset, loader = network_and_data(options, process)
-        find_gates(model)  # refuses a network without attention before data is read
+        selects = any(gate.selects for gate in find_gates(model))  # refuses a network without attention
+        scale_table = Path(f'{Path(options.record).with_suffix("")}-scale.csv') if options.record else None
+        if selects and scale_table:
+            check_table(scale_table)
         config = loader.config
         classes = class_names(dataset) or [str(i) for i in range(model.num_classes)]
         unknown = sorted(set(options.classes or ()) - set(classes))
@@ -81,17 +84,15 @@ def analyze(options: Namespace) -> GateStatistics:
             drawn = options.classes or statistics.seen_classes[:4]
             for name in drawn:
                 statistics.class_index(name)
-            scale = None
-            if any(gate.selects for gate in find_gates(model)):
-                scale = scale_statistics(model, loader, classes)
+            scale = scale_statistics(model, loader, classes) if selects else None
         if process.primary:
             shown = f'{options.model}, {statistics.images:,} images'
             if options.record:
-                table = Path(options.record)
-                replace_rows(table, [{**run, **row} for row in statistics.layer_rows()], (*run, 'layer', 'branch'))
-                if scale:
-                    replace_rows(table.with_name(f'{table.stem}-scale.csv'),
-                                 [{**run, **row} for row in scale.rows()], (*run, 'unit', 'scale', 'branch'))
+                rows = [{**run, **row} for row in statistics.layer_rows()]
+                replace_rows(Path(options.record), rows, (*run, 'layer', 'branch'))
+            if scale and scale_table:
+                rows = [{**run, **row} for row in scale.rows()]
+                replace_rows(scale_table, rows, (*run, 'unit', 'scale', 'branch'))
             _draw(folder, statistics, scale, drawn, shown)
             with process.autocast(options):
                 x = next(loader())[0][:8]
