@@ -10,6 +10,8 @@ import pytest
 
 from timm_se_plugin.commands import main
 from timm_se_plugin.files.tables import read_table
+from timm_se_plugin.measuring.device import processor
+from timm_se_plugin.measuring.provenance import commit
 
 if importlib.util.find_spec('mmdet') is None:
     pytest.skip('needs the [mmdet] or the [onedl] extra', allow_module_level=True)
@@ -61,6 +63,7 @@ def test_a_training_is_resumed_recorded_and_tested(demo, tmp_path, printed):
     row, = read_table(tmp_path / 'table.csv')
     assert (row['model'], row['seed'], row['epochs']) == (CONFIG, '1', '1')
     assert 'train_cfg.max_epochs=1' in row['options'].split()
+    assert (row['commit'], row['device']) == (commit(), processor())
     metrics = printed('detect', 'test', CONFIG, tmp_path / 'epoch_1.pth', '--work-dir', tmp_path / 'test',
                       *on(folder, 'test'), 'log_level=ERROR', 'visualizer.name=tested by the command')
     assert 0 <= metrics['coco/bbox_mAP'] <= 1

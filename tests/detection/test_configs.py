@@ -19,6 +19,7 @@ from mmengine.registry import init_default_scope
 from timm_se_plugin.measuring import turns
 from timm_se_plugin.detection.configs import read_config
 from timm_se_plugin.detection.cost import TrainingLoss, detector_cost, plain_twin, sample_batch
+from timm_se_plugin.measuring.provenance import provenance
 from timm_se_plugin.weights.mm_config import backbone_attention
 
 pytestmark = pytest.mark.mmdet
@@ -161,6 +162,9 @@ def test_the_cost_of_a_detector_is_compared_with_its_twin_s(monkeypatch):
     assert (attended['step_seconds'], attended['step_ratio']) == (3, 1.5)
     assert attended['saved_bytes_ratio'] == round(attended['saved_bytes'] / plain['saved_bytes'], 4) > 1
     assert lines == ['warm-up 1 of 2', 'warm-up 2 of 2', 'step 1 of 2', 'step 2 of 2']
+    made = provenance(torch.device('cpu'))
+    assert made.items() <= plain.items()
+    assert made.items() <= attended.items()
 
 
 @pytest.mark.parametrize('numbers', [{'batch': 0}, {'height': 0}, {'width': -32}, {'rounds': 0}])

@@ -33,6 +33,7 @@ from timm_se_plugin.detection.hub import open_detector
 from timm_se_plugin.detection.inference import compare, detect
 from timm_se_plugin.detection.records import record_run
 from timm_se_plugin.detection.running import test_detector, train_detector
+from timm_se_plugin.measuring.provenance import provenance
 
 pytestmark = pytest.mark.mmdet
 
@@ -66,7 +67,9 @@ def test_a_coco_configuration_trains_validates_tests_resumes_and_detects(coco_fo
                        for name in ('tiny', 'tiny-curves'))
     assert recorded == [{key: str(value) for key, value in row.items()}]
     assert (row['model'], row['epochs']) == ('faster-rcnn_se-r50_fpn_1x_coco', 2)
-    record_run(runner, coco_folder / 'results' / 'tiny.csv', 'model.backbone.attn=sk')
+    assert provenance(torch.device('cpu')).items() <= row.items()
+    other = record_run(runner, coco_folder / 'results' / 'tiny.csv', 'model.backbone.attn=sk', 'of the start')
+    assert other['commit'] == 'of the start'
     for name, rows in (('tiny', 2), ('tiny-curves', 4)):  # a run with other options has a row beside it
         assert len((coco_folder / 'results' / f'{name}.csv').read_text().splitlines()) == 1 + rows
     last_val = metrics_of(runner)

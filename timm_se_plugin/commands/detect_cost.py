@@ -52,6 +52,6 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
           'need not be the ratio of the two medians')
     if args.output:
         case = {'config': args.config, 'options': options_text(args.cfg_options),
-                'batch': args.batch, 'height': args.height, 'width': args.width, 'device': args.device}
-        replace_rows(args.output, [{**case, **row, 'torch': torch.__version__} for row in rows], [*case, 'model'])
+                'batch': args.batch, 'height': args.height, 'width': args.width}
+        replace_rows(args.output, [{**case, **row} for row in rows], [*case, 'device', 'model'])
     return rows

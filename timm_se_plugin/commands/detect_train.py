@@ -53,9 +53,12 @@ def run(args: argparse.Namespace) -> dict[str, str]:
     from ..detection.records import record_run
     from ..detection.running import train_detector
     from ..files.tables import check_table
+    from ..measuring.provenance import commit
 
+    began = ''
     if args.record:
         check_table(args.record)
+        began = commit()  # the files may change while the detector is trained
     if args.data and args.model and not args.config:
         from ..detection.own_data import config_for_folder
         config = config_for_folder(
@@ -86,5 +89,5 @@ def run(args: argparse.Namespace) -> dict[str, str]:
         own = {name: getattr(args, name) for name in names if getattr(args, name)}
         if args.data:
             own['data'] = os.path.normpath(args.data)  # cells, ./cells and cells/ are one
-        record_run(runner, args.record, options_text({**args.cfg_options, **own}))
+        record_run(runner, args.record, options_text({**args.cfg_options, **own}), began)
     return {'work_dir': config.work_dir}

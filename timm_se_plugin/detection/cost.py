@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..measuring.complexity import CONVENTION, complexity, saved_bytes
 from ..measuring.device import check_device
+from ..measuring.provenance import provenance
 from ..measuring.turns import time_in_turns
 from ..models._registry import architectures
 from ..placement.record import OPEN_NAMES
@@ -121,7 +122,7 @@ def detector_cost(
     Returns:
         A row for the plain detector and a row for the one with attention: parameters, multiply-accumulates of the
         backbone for one picture, bytes kept for the backward pass, median seconds of a training step, and the ratios
-        of bytes and seconds to the plain detector's (of seconds, the median over turns).
+        of bytes and seconds to the plain detector's (of seconds, the median over turns), and the provenance.
 
     Raises:
         ValueError: the backbone has no attention, there is no such device, or a number is less than 1.
@@ -154,4 +155,5 @@ def detector_cost(
         row['saved_bytes_ratio'] = round(row['saved_bytes'] / rows['plain']['saved_bytes'], 4)
         row['backbone_saved_bytes_ratio'] = round(
             row['backbone_saved_bytes'] / rows['plain']['backbone_saved_bytes'], 4)
+        row |= provenance(x.device)
     return list(rows.values())

@@ -13,11 +13,14 @@ import torch
 from mmengine.runner import EpochBasedTrainLoop, Runner
 
 from ..files.tables import replace_rows
+from ..measuring.provenance import provenance
 
 __all__ = ['record_run']
 
 
-def record_run(runner: Runner, path: str | Path, options: str = '') -> dict[str, Any]:
+def record_run(
+        runner: Runner, path: str | Path, options: str = '', commit: str | None = None,
+) -> dict[str, Any]:
     """Add a finished run to a table, and its curve to the table ``<name>-curves.csv`` beside it.
 
     Rows of the same model, options and seed are replaced. All values come from the Runner's history, which checkpoints
@@ -28,12 +31,13 @@ def record_run(runner: Runner, path: str | Path, options: str = '') -> dict[str,
         runner: a Runner whose training has ended.
         path: the CSV file, which is created if it does not exist.
         options: what differs from the configuration, such as ``'model.backbone.attn=sk'``.
+        commit: that of the package when the training began; by default that of now.
 
     Returns:
         The row: model (the configuration's name), options, seed, epochs, the metrics of the last epoch under COCO's
         names (``map`` and ``map_50`` are fractions from 0 to 1; ``segm_map`` is that of masks), the median seconds of a
         training step and of the waiting for its data, the peak memory in MiB (allocated on CUDA, else resident in the
-        process; None on Windows) and the versions.
+        process; None on Windows), and device, threads, versions and commit.
     """
     path = Path(path)
     history = {key: np.asarray(buffer.data[0]) for key, buffer in runner.message_hub.log_scalars.items()}
@@ -53,10 +57,11 @@ def record_run(runner: Runner, path: str | Path, options: str = '') -> dict[str,
         'seconds_per_step': round(float(np.median(history['train/time'])), 4),
         'seconds_waiting_for_data': round(float(np.median(history['train/data_time'])), 4),
         'peak_memory_mib': _peak_memory(Path(runner.work_dir, runner.timestamp)),
-        'device': str(next(runner.model.parameters()).device.type),
-        'threads': torch.get_num_threads(), 'torch': torch.__version__, 'mmdet': mmdet.__version__,
-        'mmengine': mmengine.__version__,
+        'mmdet': mmdet.__version__, 'mmengine': mmengine.__version__,
+        **provenance(next(runner.model.parameters()).device),
     }
+    if commit is not None:
+        row['commit'] = commit
     losses = {key.removeprefix('train/'): values for key, values in history.items()
               if key.startswith('train/') and 'loss' in key}
     curve = [

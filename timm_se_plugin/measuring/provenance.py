@@ -10,7 +10,7 @@ import torch
 
 from .device import processor
 
-__all__ = ['provenance']
+__all__ = ['commit', 'provenance']
 
 
 def _git(*command: str) -> str:
@@ -21,7 +21,7 @@ def _git(*command: str) -> str:
         return ''
 
 
-def _commit() -> str:
+def commit() -> str:
     """Commit of the package, with '+' if the package's files differ from it; empty if they are in no repository."""
     if not _git('ls-files', '/'.join(Path(__file__).parts[-2:])):  # installed, perhaps inside another repository
         return ''
@@ -30,7 +30,8 @@ def _commit() -> str:
 
 def provenance(device: torch.device) -> dict[str, Any]:
     """Columns for a table of results: device, threads, versions, and commit, with '+' if the package has changes."""
+    names = {'cuda': torch.cuda.get_device_name, 'cpu': lambda device: processor()}
     return {
-        'device': torch.cuda.get_device_name(device) if device.type == 'cuda' else processor(),
+        'device': names.get(device.type, str)(device),
         'threads': torch.get_num_threads(), 'python': platform.python_version(), 'torch': str(torch.__version__),
-        'timm': timm.__version__, 'commit': _commit()}
+        'timm': timm.__version__, 'commit': commit()}
