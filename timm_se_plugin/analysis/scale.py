@@ -85,12 +85,12 @@ def scale_statistics(
     Raises:
         ValueError: the network has no Selective Kernel, or as :func:`gate_statistics`.
     """
-    kernels = [gate for gate in find_gates(model) if gate.selects]
+    kernels = {gate.name for gate in find_gates(model) if gate.selects}
     if not kernels:
         raise ValueError(f'{type(model).__name__} has no Selective Kernel')
     statistics = []
     for scale in scales:
         found = gate_statistics(model, ((enlarged(x, scale), y) for x, y in batches()), classes)
-        names = {gate.name for gate in kernels}
-        statistics.append(GateStatistics(tuple(x for x in found.layers if x.name in names), found.classes))
+        layers = tuple(layer for layer in found.layers if layer.name in kernels)
+        statistics.append(GateStatistics(layers, found.classes))
     return ScaleStatistics(tuple(scales), tuple(statistics))
