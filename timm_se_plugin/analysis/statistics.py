@@ -84,7 +84,8 @@ class LayerStatistics:
     def chance(self) -> float:
         """About the mean :attr:`specificity` of gates that do not depend on the class.
 
-        It is (K - 1) / (N - K) for N images of K classes, and NaN if each class has one image.
+        It is (K - 1) / (N - K) for N images of K classes, and NaN if each class has one image. For one channel
+        ``specificity / chance`` is the F statistic of a one-way analysis of variance.
         """
         images, classes = int(self.counts.sum()), int((self.counts > 0).sum())
         return (classes - 1) / (images - classes) if images > classes else math.nan
