@@ -35,3 +35,5 @@ def test_widths_and_options():
     assert BottleneckAttention(64, rd_channels=7).spatial[0].out_channels == 7
     with pytest.raises(ValueError, match='rd_ratio=16 is not a fraction'):
         BottleneckAttention(64, rd_ratio=16)
+    with pytest.raises(ValueError, match='rd_channels=0: the inner width must be a positive integer'):
+        BottleneckAttention(64, rd_channels=0)

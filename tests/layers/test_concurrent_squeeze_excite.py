@@ -47,3 +47,9 @@ def test_half_gates_are_needed_for_a_sum_that_starts_at_identity():
         ConcurrentSqueezeExcite(8, gate='double_sigmoid', init='identity')
     with pytest.raises(ValueError, match="gate='softmax' is not one of sigmoid"):
         SpatialSqueezeExcite(8, gate='softmax')
+
+
+@pytest.mark.parametrize('layer', [ConcurrentSqueezeExcite, SpatialSqueezeExcite])
+def test_an_unknown_start_is_refused(layer):
+    with pytest.raises(ValueError, match="init='identiy' is not one of default, identity"):
+        layer(8, init='identiy')
