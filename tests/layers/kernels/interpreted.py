@@ -225,14 +225,13 @@ def test_any_view_is_read_and_any_gradient_taken(how):
     views = {
         'sliced': lambda x: torch.cat([x, x], 3)[..., ::2], 'transposed': lambda x: x.transpose(2, 3),
         'unaligned': lambda x: torch.cat([x.new_zeros(1), x.flatten()])[1:].view(x.shape)}
-    for view in [views.get(how, lambda x: x)]:
-        results = []
-        for fused in (True, False):
-            inputs = [x.clone(memory_format=torch.preserve_format).requires_grad_() for x in (y, r)]
-            out = net(*map(view, inputs), fused)
-            out = out.sum((2, 3)).square().sum() if how == 'expanded gradient' else out.square().sum()
-            results.append([out, *torch.autograd.grad(out, [*inputs, *net.parameters()])])
-        torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
+    view, results = views.get(how, lambda x: x), []
+    for fused in (True, False):
+        inputs = [x.clone(memory_format=torch.preserve_format).requires_grad_() for x in (y, r)]
+        out = net(*map(view, inputs), fused)
+        out = out.sum((2, 3)).square().sum() if how == 'expanded gradient' else out.square().sum()
+        results.append([out, *torch.autograd.grad(out, [*inputs, *net.parameters()])])
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize('layout', LAYOUTS)
